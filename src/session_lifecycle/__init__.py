@@ -1,0 +1,1 @@
+"""The truth about AI-agent sessions, kept in Postgres."""

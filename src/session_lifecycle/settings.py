@@ -1,0 +1,105 @@
+"""What can be configured, and from where.
+
+Settings are read when a `Settings` is constructed (which `SessionDatabase` does when it is given none), never at import.
+Each field is also an environment variable with the prefix `SESSION_`, except where a field names another.
+"""
+
+import logging
+from datetime import timedelta
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, PositiveInt, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from session_lifecycle.errors import ConfigurationError, shortened
+
+DEFAULT_SCHEMA = "session_lifecycle"
+DEFAULT_ABANDON_AFTER = timedelta(seconds=1800)
+LONGEST_ABANDON_AFTER = timedelta(days=36_500)
+POSTGRES_NAME_BYTES = 63
+
+_logger = logging.getLogger(__name__)
+
+
+def _lenient_seconds(value: Any) -> Any:
+    """The environment's text as seconds; the default, with one warning, when it is not a number (rule R12)."""
+    if not isinstance(value, str):
+        return value
+    if not value.strip():
+        return DEFAULT_ABANDON_AFTER
+    try:
+        return timedelta(seconds=float(value))
+    except (ValueError, OverflowError):
+        _logger.warning(
+            "SESSION_ABANDON_AFTER_SECONDS is %s, which is not a number of seconds; using %d",
+            shortened(value),
+            DEFAULT_ABANDON_AFTER.total_seconds(),
+        )
+        return DEFAULT_ABANDON_AFTER
+
+
+def check_schema_name(name: str) -> str:
+    """The name of a Postgres schema as given, or ValueError: any text Postgres can hold as an identifier."""
+    if not name.strip() or "\x00" in name or len(name.encode("utf-8", "replace")) > POSTGRES_NAME_BYTES:
+        raise ValueError(f"a schema's name is 1..{POSTGRES_NAME_BYTES} bytes, not blank, and has no NUL")
+    if name.startswith("pg_"):
+        raise ValueError("Postgres keeps names that begin with pg_ for itself")
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        raise ValueError("a schema's name is valid Unicode") from None
+    return name
+
+
+class Settings(BaseSettings):
+    """Everything that can be configured; construct it to read the environment.
+
+    `Settings.load(**values)` is the same with our own error instead of Pydantic's.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix="SESSION_LIFECYCLE_", frozen=True, extra="forbid", populate_by_name=True, env_ignore_empty=True
+    )
+
+    database_url: SecretStr | None = Field(
+        default=None, description="`postgresql://…`; used by `SessionDatabase.connect()` when it is given no URL."
+    )
+    database_schema: Annotated[str, AfterValidator(check_schema_name)] = Field(
+        default=DEFAULT_SCHEMA, description="The Postgres schema that holds our tables."
+    )
+    abandon_after: Annotated[timedelta, BeforeValidator(_lenient_seconds), Field(gt=timedelta(0), le=LONGEST_ABANDON_AFTER)] = Field(
+        default=DEFAULT_ABANDON_AFTER,
+        validation_alias=AliasChoices("abandon_after", "SESSION_ABANDON_AFTER_SECONDS"),
+        description="A running session idle for longer reads as abandoned. In the environment: seconds.",
+    )
+    pool_size: PositiveInt = Field(default=10, description="Connections kept open by an engine of ours.")
+    max_overflow: Annotated[int, Field(ge=0)] = Field(
+        default=10, description="Connections opened beyond `pool_size` under load."
+    )
+    pool_timeout_seconds: Annotated[float, Field(gt=0)] = Field(
+        default=10.0, description="How long a call waits for a connection of the pool."
+    )
+    connect_timeout_seconds: Annotated[float, Field(gt=0)] = Field(
+        default=10.0, description="How long opening one connection may take."
+    )
+    statement_timeout_seconds: Annotated[float, Field(gt=0)] | None = Field(
+        default=30.0, description="After this Postgres cancels a statement of an engine of ours; None: never."
+    )
+    application_name: str = Field(default="session-lifecycle", description="As shown in `pg_stat_activity`.")
+    retries: Annotated[int, Field(ge=0, le=100)] = Field(
+        default=5, description="How often a call that failed in passing is repeated, where repeating is safe."
+    )
+
+    @classmethod
+    def load(cls, **values: Any) -> "Settings":
+        """The settings from `values`, the rest from the environment.
+
+        Raises:
+            ConfigurationError: A value is not one its setting can have.
+        """
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = ".".join(str(part) for part in first["loc"])
+            raise ConfigurationError(f"setting {name}: got {shortened(first['input'])}: {first['msg']}") from error
