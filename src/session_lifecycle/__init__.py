@@ -1,1 +1,77 @@
-"""The truth about AI-agent sessions, kept in Postgres."""
+"""The truth about AI-agent sessions, kept in Postgres: who ran what, is it still alive, what did it use and cost."""
+
+from session_lifecycle.database import BoundSessionDatabase, SessionDatabase
+from session_lifecycle.entities import metadata
+from session_lifecycle.errors import (
+    ConfigurationError,
+    DatabaseUnavailableError,
+    InvalidValueError,
+    RecorderClosedError,
+    RecorderFullError,
+    SchemaError,
+    SessionLifecycleError,
+    TransactionConflictError,
+)
+from session_lifecycle.migrations import include_object
+from session_lifecycle.models import (
+    CostByModelRow,
+    EffectiveStatus,
+    End,
+    EndOutcome,
+    Item,
+    Receipt,
+    ReopenOutcome,
+    SessionListFilters,
+    SessionListPage,
+    SessionRecord,
+    SessionRowWithStatus,
+    SessionStats,
+    SessionStatus,
+    Touch,
+    TouchOutcome,
+    UsageEvent,
+    UsageOutcome,
+    UsageReceipt,
+    Viewer,
+)
+from session_lifecycle.pricing import PriceOverride
+from session_lifecycle.repository import SessionLifecycleDb, SessionWriter, SqlAlchemySessionLifecycleDb
+from session_lifecycle.settings import Settings
+
+__all__ = [
+    "BoundSessionDatabase",
+    "ConfigurationError",
+    "CostByModelRow",
+    "DatabaseUnavailableError",
+    "EffectiveStatus",
+    "End",
+    "EndOutcome",
+    "InvalidValueError",
+    "Item",
+    "PriceOverride",
+    "Receipt",
+    "RecorderClosedError",
+    "RecorderFullError",
+    "ReopenOutcome",
+    "SchemaError",
+    "SessionDatabase",
+    "SessionLifecycleDb",
+    "SessionLifecycleError",
+    "SessionListFilters",
+    "SessionListPage",
+    "SessionRecord",
+    "SessionRowWithStatus",
+    "SessionStats",
+    "SessionStatus",
+    "SessionWriter",
+    "Settings",
+    "SqlAlchemySessionLifecycleDb",
+    "Touch",
+    "TouchOutcome",
+    "UsageEvent",
+    "UsageOutcome",
+    "UsageReceipt",
+    "Viewer",
+    "include_object",
+    "metadata",
+]

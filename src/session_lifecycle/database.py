@@ -1,0 +1,284 @@
+"""`SessionDatabase`, the front door: an engine, its migrations, and the roles that work on it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import asyncpg
+from sqlalchemy import exc
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, create_async_engine
+
+from session_lifecycle import migrations
+from session_lifecycle.embedded import EmbeddedPostgres
+from session_lifecycle.errors import ConfigurationError
+from session_lifecycle.execution import BoundExecution, Execution, PoolExecution, check_schema, raise_ours
+from session_lifecycle.pricing import PriceCatalogue, PriceOverride
+from session_lifecycle.repository import SessionLifecycleDb, SqlAlchemySessionLifecycleDb
+from session_lifecycle.settings import Settings, check_schema_name
+
+DRIVER = "postgresql+asyncpg"
+DATABASE_TROUBLE = (exc.SQLAlchemyError, OSError, asyncpg.InterfaceError, asyncpg.PostgresError)
+
+
+class BoundSessionDatabase:
+    """The roles inside a host's transaction, from `SessionDatabase.bind`. Never commits, never rolls back, never repeats."""
+
+    def __init__(self, execution: Execution, prices: PriceCatalogue, settings: Settings) -> None:
+        self.lifecycle: SessionLifecycleDb = SqlAlchemySessionLifecycleDb(execution, prices, settings.abandon_after)
+
+
+class SessionDatabase:
+    """Sessions in a Postgres database.
+
+    Made by `connect`, `embedded` or `from_engine`, and closed by leaving `async with` or by `close()`.
+
+    Example:
+        async with SessionDatabase.connect("postgresql://me@localhost/app") as db:
+            await db.migrate()
+            await db.lifecycle.accumulate_usage("s-1", user_id, "gpt-4o", 120, 40)
+    """
+
+    def __init__(
+        self,
+        engine: AsyncEngine | None,
+        settings: Settings,
+        prices: Sequence[PriceOverride],
+        *,
+        owned: bool,
+        server: "_Server | None" = None,
+    ) -> None:
+        self._settings = settings
+        self._prices = PriceCatalogue(prices)
+        self._owned = owned
+        self._server = server
+        self._engine = engine
+        self._lifecycle: SessionLifecycleDb | None = None
+
+    @classmethod
+    def connect(
+        cls,
+        url: str | URL | None = None,
+        *,
+        schema: str | None = None,
+        settings: Settings | None = None,
+        prices: Sequence[PriceOverride] = (),
+        pgbouncer: bool = False,
+    ) -> Self:
+        """A database at a URL, with an engine of our own. Opens nothing yet.
+
+        Args:
+            url: `postgresql://…` or `postgresql+asyncpg://…`; None: `SESSION_LIFECYCLE_DATABASE_URL`.
+            schema: The Postgres schema of our tables; None: as the settings say.
+            settings: Pool, timeouts, threshold; None: read from the environment now.
+            prices: The host's own prices, which go before the catalogue's.
+            pgbouncer: There is a pgbouncer in transaction mode on the way.
+
+        Raises:
+            ConfigurationError: No URL anywhere, or one of another database or driver.
+        """
+        settings = _settings(settings, schema)
+        if url is None:
+            if settings.database_url is None:
+                raise ConfigurationError(
+                    "no database: pass a URL (postgresql://…) or set SESSION_LIFECYCLE_DATABASE_URL; "
+                    "SessionDatabase.embedded() starts a Postgres of its own"
+                )
+            url = settings.database_url.get_secret_value()
+        return cls(_engine(asyncpg_url(url), settings, pgbouncer=pgbouncer), settings, prices, owned=True)
+
+    @classmethod
+    def embedded(
+        cls,
+        data_dir: str | Path | None = None,
+        *,
+        schema: str | None = None,
+        settings: Settings | None = None,
+        prices: Sequence[PriceOverride] = (),
+    ) -> Self:
+        """A Postgres of our own, started on entering `async with` and stopped by its last user.
+
+        Args:
+            data_dir: Where its data is; None: one place per user of this machine.
+            schema: The Postgres schema of our tables; None: as the settings say.
+            settings: Pool, timeouts, threshold; None: read from the environment now.
+            prices: The host's own prices, which go before the catalogue's.
+
+        Raises:
+            ConfigurationError: On entering, when there are no Postgres binaries, or the data is not for them.
+        """
+        return cls(None, _settings(settings, schema), prices, owned=True, server=_Server(data_dir))
+
+    @classmethod
+    def from_engine(
+        cls,
+        engine: AsyncEngine,
+        *,
+        schema: str | None = None,
+        settings: Settings | None = None,
+        prices: Sequence[PriceOverride] = (),
+    ) -> Self:
+        """A database through the host's own engine, which keeps its options and is never disposed by us.
+
+        Raises:
+            ConfigurationError: The engine is not an `AsyncEngine` with asyncpg.
+        """
+        if not isinstance(engine, AsyncEngine) or engine.dialect.driver != "asyncpg":
+            raise ConfigurationError(f"engine: got {engine!r}, expected an AsyncEngine of {DRIVER}://…")
+        return cls(engine, _settings(settings, schema), prices, owned=False)
+
+    async def __aenter__(self) -> Self:
+        if self._server is not None and self._engine is None:
+            self._engine = _engine(asyncpg_url(await self._server.start()), self._settings, pgbouncer=False)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Closes what is ours: our engine's pool, the embedded server. A host's engine is left alone."""
+        if self._owned and self._engine is not None:
+            await self._engine.dispose()
+        if self._server is not None:
+            self._engine = self._lifecycle = None
+            await self._server.stop()
+
+    @property
+    def engine(self) -> AsyncEngine:
+        """The engine, ours or the host's.
+
+        Raises:
+            ConfigurationError: The embedded server is not running: outside `async with`.
+        """
+        if self._engine is None:
+            raise ConfigurationError("the embedded server is not running: use `async with SessionDatabase.embedded() as db`")
+        return self._engine
+
+    @property
+    def lifecycle(self) -> SessionLifecycleDb:
+        """Writing sessions, and reading them."""
+        if self._lifecycle is None:
+            execution = PoolExecution(self.engine, self._settings.database_schema, self._settings.retries)
+            self._lifecycle = SqlAlchemySessionLifecycleDb(execution, self._prices, self._settings.abandon_after)
+        return self._lifecycle
+
+    def bind(self, host: AsyncConnection | AsyncSession, *, savepoints: bool = True) -> BoundSessionDatabase:
+        """The roles inside the host's transaction, which must be READ COMMITTED.
+
+        Args:
+            host: The host's connection or session.
+            savepoints: Each call runs in a savepoint, so that the host's transaction survives what the database refuses.
+                What we refuse ourselves never reaches the database either way.
+        """
+        if not isinstance(host, AsyncConnection | AsyncSession):
+            raise ConfigurationError(f"bind: got {host!r}, expected an AsyncConnection or an AsyncSession")
+        execution = BoundExecution(host, self._settings.database_schema, savepoints=savepoints)
+        return BoundSessionDatabase(execution, self._prices, self._settings)
+
+    async def migrate(self, *, connection: AsyncConnection | None = None) -> None:
+        """Brings the schema to this version's revision; does nothing where it already is.
+
+        Of several processes at once one migrates and the others wait. Alembic, which has no asynchronous form, runs on
+        this event loop's thread between awaits.
+
+        Args:
+            connection: The host's, whose transaction this is then part of; None: one of ours, committed.
+
+        Raises:
+            DatabaseUnavailableError: The database cannot be reached.
+        """
+        try:
+            if connection is not None:
+                await connection.run_sync(migrations.run, self._settings.database_schema, "upgrade", "head")
+                return
+            async with self.engine.begin() as own:
+                await own.run_sync(migrations.run, self._settings.database_schema, "upgrade", "head")
+        except DATABASE_TROUBLE as error:
+            raise_ours(error)
+
+    async def check(self) -> None:
+        """Looks whether the database's schema is the one this version works with.
+
+        Raises:
+            SchemaError: It is not migrated, or migrated further; names the command to run.
+            DatabaseUnavailableError: The database cannot be reached.
+        """
+        try:
+            async with self.engine.connect() as connection:
+                await check_schema(connection, self._settings.database_schema)
+        except DATABASE_TROUBLE as error:
+            raise_ours(error)
+
+    async def migration_sql(self) -> str:
+        """The SQL that migrates an empty database, for those who run it themselves."""
+        return await migrations.offline_sql(self._settings.database_schema)
+
+
+class _Server:
+    """The embedded server of one `SessionDatabase`, while it is entered."""
+
+    def __init__(self, data_dir: str | Path | None) -> None:
+        self._data_dir = data_dir
+        self._running: EmbeddedPostgres | None = None
+
+    async def start(self) -> str:
+        self._running = await EmbeddedPostgres.start(self._data_dir)
+        return self._running.url
+
+    async def stop(self) -> None:
+        if self._running is not None:
+            await self._running.stop()
+            self._running = None
+
+
+def asyncpg_url(url: str | URL) -> URL:
+    """The URL with asyncpg as its driver.
+
+    Raises:
+        ConfigurationError: It is no URL, or of another database or driver.
+    """
+    try:
+        parsed = make_url(url)
+    except exc.ArgumentError as error:
+        raise ConfigurationError("the database URL cannot be read, expected postgresql://user:password@host/name") from error
+    if parsed.drivername not in {"postgresql", "postgres", DRIVER}:
+        raise ConfigurationError(
+            f"the database URL is for {parsed.drivername!r}, expected postgresql:// or {DRIVER}://: "
+            f"{parsed.set(drivername=DRIVER).render_as_string(hide_password=True)}"
+        )
+    return parsed.set(drivername=DRIVER)
+
+
+def _settings(settings: Settings | None, schema: str | None) -> Settings:
+    settings = Settings.load() if settings is None else settings
+    if schema is None:
+        return settings
+    try:
+        return settings.model_copy(update={"database_schema": check_schema_name(schema)})
+    except (ValueError, AttributeError, TypeError) as error:
+        raise ConfigurationError(f"schema: got {schema!r}, expected the name of a Postgres schema: {error}") from error
+
+
+def _engine(url: URL, settings: Settings, *, pgbouncer: bool) -> AsyncEngine:
+    arguments: dict[str, object] = {"timeout": settings.connect_timeout_seconds}
+    timeout = settings.statement_timeout_seconds
+    if pgbouncer:
+        # A statement prepared on one connection of the pooler is unknown on the next, and it refuses server settings.
+        arguments["statement_cache_size"] = 0
+        # The client's own clock then; a cancelled statement is told as a lost answer.
+        arguments["command_timeout"] = timeout
+    else:
+        arguments["server_settings"] = {
+            "application_name": settings.application_name,
+            "statement_timeout": "0" if timeout is None else str(round(timeout * 1000)),
+        }
+    return create_async_engine(
+        url,
+        pool_size=settings.pool_size,
+        max_overflow=settings.max_overflow,
+        pool_timeout=settings.pool_timeout_seconds,
+        connect_args=arguments,
+    )

@@ -1,0 +1,182 @@
+"""The tables. They are never handed to a caller: what goes out are the values of `models`.
+
+Every key begins with `user_id`, so that the tables can be distributed by it. There are no foreign keys between them:
+a child is only ever written under its session's row lock, and a check of the parent would cost a lookup on every write.
+"""
+
+from datetime import datetime
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import BigInteger, Boolean, CheckConstraint, Computed, DateTime, Index, Integer, MetaData, Numeric, Text, text
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.types import Uuid
+
+from session_lifecycle.settings import DEFAULT_SCHEMA
+
+metadata = MetaData(
+    schema=DEFAULT_SCHEMA,
+    naming_convention={
+        "pk": "pk_%(table_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    },
+)
+"""Our tables. A host that uses Alembic itself adds it to its `target_metadata`, or leaves us out by `include_object`."""
+
+# Equal to Python's order of the same texts, one lock order everywhere, and indexes no system update can break.
+SessionKey = Text(collation="C")
+Zero = text("0")
+Instant = DateTime(timezone=True)
+Money = Numeric()
+
+
+class Base(DeclarativeBase):
+    """The declarative base of our tables."""
+
+    metadata = metadata
+
+
+def _never_negative(*columns: str) -> CheckConstraint:
+    return CheckConstraint(" AND ".join(f"{column} >= 0" for column in columns), name="never_negative")
+
+
+class SessionRecordEntity(Base):
+    """One session, with its totals."""
+
+    __tablename__ = "session_records"
+
+    user_id: Mapped[UUID] = mapped_column(Uuid, primary_key=True)
+    session_id: Mapped[str] = mapped_column(SessionKey, primary_key=True)
+    dataset_id: Mapped[UUID | None] = mapped_column(Uuid)
+    status: Mapped[str] = mapped_column(Text, server_default=text("'running'"))
+    started_at: Mapped[datetime] = mapped_column(Instant, server_default=text("statement_timestamp()"))
+    last_activity_at: Mapped[datetime] = mapped_column(Instant, server_default=text("statement_timestamp()"))
+    ended_at: Mapped[datetime | None] = mapped_column(Instant)
+    tokens_in: Mapped[int] = mapped_column(BigInteger, server_default=Zero)
+    tokens_out: Mapped[int] = mapped_column(BigInteger, server_default=Zero)
+    cost_usd: Mapped[Decimal] = mapped_column(Money, server_default=Zero)
+    error_count: Mapped[int] = mapped_column(BigInteger, server_default=Zero)
+    last_model: Mapped[str | None] = mapped_column(Text)
+    last_model_at: Mapped[datetime | None] = mapped_column(Instant)
+    agent_name: Mapped[str | None] = mapped_column(Text)
+    title: Mapped[str | None] = mapped_column(Text)
+    # `metadata` is taken by the declarative base.
+    session_metadata: Mapped[dict[str, Any]] = mapped_column("metadata", JSONB, server_default=text("'{}'"))
+    cache_read_tokens: Mapped[int] = mapped_column(BigInteger, server_default=Zero)
+    cache_write_tokens: Mapped[int] = mapped_column(BigInteger, server_default=Zero)
+    reasoning_tokens: Mapped[int] = mapped_column(BigInteger, server_default=Zero)
+    unpriced_events: Mapped[int] = mapped_column(BigInteger, server_default=Zero)
+    unmeasured_events: Mapped[int] = mapped_column(BigInteger, server_default=Zero)
+    late_events: Mapped[int] = mapped_column(BigInteger, server_default=Zero)
+    late_cost_usd: Mapped[Decimal] = mapped_column(Money, server_default=Zero)
+    # What the indexes name instead of the instant: as long as the minute stays the same, touching is a HOT update.
+    activity_minute: Mapped[datetime] = mapped_column(
+        Instant, Computed("date_bin('1 minute', last_activity_at, '2000-01-01 00:00:00+00')", persisted=True)
+    )
+
+    __table_args__ = (
+        CheckConstraint("status IN ('running', 'completed', 'failed')", name="status"),
+        CheckConstraint("(status = 'running') = (ended_at IS NULL)", name="ended_at"),
+        _never_negative(
+            "tokens_in",
+            "tokens_out",
+            "cost_usd",
+            "error_count",
+            "cache_read_tokens",
+            "cache_write_tokens",
+            "reasoning_tokens",
+            "unpriced_events",
+            "unmeasured_events",
+            "late_events",
+            "late_cost_usd",
+        ),
+        # list_session_rows and aggregate_stats over a viewer's own sessions, newest activity first.
+        Index(None, "user_id", "activity_minute"),
+        # The same over the sessions shared through a data set.
+        Index(None, "dataset_id", "activity_minute", postgresql_where=text("dataset_id IS NOT NULL")),
+        # get_session_row, when the id is visible through a data set and not the viewer's own.
+        Index(None, "session_id"),
+    )
+
+
+class SessionModelUsageEntity(Base):
+    """What one model used in one session: the session's totals by model."""
+
+    __tablename__ = "session_model_usage"
+
+    user_id: Mapped[UUID] = mapped_column(Uuid, primary_key=True)
+    session_id: Mapped[str] = mapped_column(SessionKey, primary_key=True)
+    # Empty for usage that named no model, so that it can be part of the key.
+    model: Mapped[str] = mapped_column(Text(collation="C"), primary_key=True)
+    tokens_in: Mapped[int] = mapped_column(BigInteger, server_default=Zero)
+    tokens_out: Mapped[int] = mapped_column(BigInteger, server_default=Zero)
+    cost_usd: Mapped[Decimal] = mapped_column(Money, server_default=Zero)
+    cache_read_tokens: Mapped[int] = mapped_column(BigInteger, server_default=Zero)
+    cache_write_tokens: Mapped[int] = mapped_column(BigInteger, server_default=Zero)
+    reasoning_tokens: Mapped[int] = mapped_column(BigInteger, server_default=Zero)
+    events: Mapped[int] = mapped_column(BigInteger, server_default=Zero)
+    unpriced_events: Mapped[int] = mapped_column(BigInteger, server_default=Zero)
+    unmeasured_events: Mapped[int] = mapped_column(BigInteger, server_default=Zero)
+
+    __table_args__ = (
+        _never_negative(
+            "tokens_in",
+            "tokens_out",
+            "cost_usd",
+            "cache_read_tokens",
+            "cache_write_tokens",
+            "reasoning_tokens",
+            "events",
+            "unpriced_events",
+            "unmeasured_events",
+        ),
+    )
+
+
+class SessionUsageEventEntity(Base):
+    """The ledger: one row per usage event, the truth every total is derived from."""
+
+    __tablename__ = "session_usage_events"
+
+    user_id: Mapped[UUID] = mapped_column(Uuid, primary_key=True)
+    # Of an event with a key: derived from the key and its scope, so that one narrow index finds duplicates of any key.
+    event_id: Mapped[UUID] = mapped_column(Uuid, primary_key=True)
+    session_id: Mapped[str] = mapped_column(SessionKey)
+    at: Mapped[datetime] = mapped_column(Instant)
+    recorded_at: Mapped[datetime] = mapped_column(Instant, server_default=text("statement_timestamp()"))
+    model: Mapped[str | None] = mapped_column(Text(collation="C"))
+    provider: Mapped[str | None] = mapped_column(Text)
+    tokens_in: Mapped[int] = mapped_column(BigInteger, server_default=Zero)
+    tokens_out: Mapped[int] = mapped_column(BigInteger, server_default=Zero)
+    cache_read_tokens: Mapped[int] = mapped_column(BigInteger, server_default=Zero)
+    cache_write_tokens: Mapped[int] = mapped_column(BigInteger, server_default=Zero)
+    reasoning_tokens: Mapped[int] = mapped_column(BigInteger, server_default=Zero)
+    # What it adds to the totals; null: unpriced or unmeasured.
+    cost_usd: Mapped[Decimal | None] = mapped_column(Money)
+    # What the caller gave, to tell a duplicate from a conflict; null: it was priced, or not.
+    given_cost_usd: Mapped[Decimal | None] = mapped_column(Money)
+    price_source: Mapped[str | None] = mapped_column(Text)
+    unit_prices: Mapped[dict[str, Any] | None] = mapped_column(JSONB)
+    errored: Mapped[bool] = mapped_column(Boolean, server_default=text("false"))
+    measured: Mapped[bool] = mapped_column(Boolean, server_default=text("true"))
+    late: Mapped[bool] = mapped_column(Boolean, server_default=text("false"))
+    idempotency_key: Mapped[str | None] = mapped_column(Text)
+    key_scope: Mapped[str] = mapped_column(Text, server_default=text("'session'"))
+    revision: Mapped[int] = mapped_column(Integer, server_default=Zero)
+    run_id: Mapped[str | None] = mapped_column(Text)
+    details: Mapped[dict[str, Any]] = mapped_column(JSONB, server_default=text("'{}'"))
+
+    __table_args__ = (
+        CheckConstraint("key_scope IN ('session', 'user')", name="key_scope"),
+        CheckConstraint("cache_read_tokens + cache_write_tokens <= tokens_in", name="parts_of_input"),
+        CheckConstraint("reasoning_tokens <= tokens_out", name="part_of_output"),
+        _never_negative(
+            "tokens_in", "tokens_out", "cost_usd", "cache_read_tokens", "cache_write_tokens", "reasoning_tokens", "revision"
+        ),
+        # Every event of one session: recounting it, and taking it away.
+        Index(None, "user_id", "session_id"),
+    )

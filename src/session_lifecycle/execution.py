@@ -1,0 +1,193 @@
+"""Running a statement: on a connection of the pool, or inside a host's transaction; what is repeated, what is raised."""
+
+import asyncio
+import random
+from collections.abc import Sequence
+from typing import Any, NoReturn, Protocol
+from weakref import WeakKeyDictionary
+
+import asyncpg
+from sqlalchemy import Engine, Executable, exc
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
+
+from session_lifecycle.entities import metadata
+from session_lifecycle.errors import (
+    ConfigurationError,
+    DatabaseUnavailableError,
+    InvalidValueError,
+    SchemaError,
+    SessionLifecycleError,
+    TransactionConflictError,
+)
+from session_lifecycle.migrations import UPGRADE_COMMAND, check_revisions, quoted
+from session_lifecycle.statements import schema_version
+
+FIRST_PAUSE_SECONDS = 0.01
+LONGEST_PAUSE_SECONDS = 1.0
+
+# https://www.postgresql.org/docs/current/errcodes-appendix.html
+CONFLICTS = {"40001": "serialization failure", "40P01": "deadlock", "55P03": "lock not available"}
+MISSING = {"42P01", "42883", "42703", "3F000", "42704"}
+UNAVAILABLE_CLASSES = {"08", "53", "57", "58"}
+
+_checked: "WeakKeyDictionary[Engine, set[str]]" = WeakKeyDictionary()
+
+
+class Execution(Protocol):
+    """Where statements run."""
+
+    schema: str
+
+    async def fetch(
+        self, statement: Executable, parameters: dict[str, Any] | None = None, *, repeatable: bool = True
+    ) -> Sequence[Any]:
+        """All rows of one statement.
+
+        Args:
+            statement: The statement.
+            parameters: What it binds.
+            repeatable: Whether running it again is harmless when nobody knows if it took effect.
+        """
+        ...
+
+
+class PoolExecution:
+    """Each statement is a transaction of its own, on a connection of the engine's pool."""
+
+    def __init__(self, engine: AsyncEngine, schema: str, retries: int) -> None:
+        self.schema = schema
+        self._retries = retries
+        # A copy that shares the pool: the host's own engine keeps its options. One statement is one transaction
+        # without asking for one, which saves two of three round trips.
+        self._engine = engine.execution_options(isolation_level="AUTOCOMMIT", **_options(schema))
+
+    async def fetch(
+        self, statement: Executable, parameters: dict[str, Any] | None = None, *, repeatable: bool = True
+    ) -> Sequence[Any]:
+        """See `Execution`."""
+        pause = FIRST_PAUSE_SECONDS
+        for attempt in range(self._retries + 1):
+            try:
+                async with self._engine.connect() as connection:
+                    await check_schema_once(connection, self.schema)
+                    return (await connection.execute(statement, parameters)).all()
+            except (exc.SQLAlchemyError, OSError, asyncpg.InterfaceError, asyncpg.PostgresError) as error:
+                if attempt == self._retries or not (_wrote_nothing(error) or (repeatable and _is_passing(error))):
+                    raise_ours(error)
+            await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311 - jitter is not a secret
+            pause = min(pause * 3, LONGEST_PAUSE_SECONDS)
+        raise AssertionError("unreachable: the last attempt returns or raises")
+
+
+class BoundExecution:
+    """Statements run in the host's transaction. It is never committed, rolled back or repeated by us."""
+
+    def __init__(self, host: AsyncConnection | AsyncSession, schema: str, *, savepoints: bool) -> None:
+        self.schema = schema
+        self._host = host
+        self._savepoints = savepoints
+        self._level_known = False
+
+    async def fetch(
+        self, statement: Executable, parameters: dict[str, Any] | None = None, *, repeatable: bool = True
+    ) -> Sequence[Any]:
+        """See `Execution`."""
+        del repeatable  # nothing can be repeated inside a transaction that is not ours
+        try:
+            connection = await self._host.connection() if isinstance(self._host, AsyncSession) else self._host
+            await self._check_isolation(connection)
+            await check_schema_once(connection, self.schema)
+            if self._savepoints:
+                async with connection.begin_nested():
+                    return (await self._run(connection, statement, parameters)).all()
+            return (await self._run(connection, statement, parameters)).all()
+        except (exc.SQLAlchemyError, OSError, asyncpg.InterfaceError, asyncpg.PostgresError) as error:
+            raise_ours(error)
+
+    async def _run(self, connection: AsyncConnection, statement: Executable, parameters: dict[str, Any] | None) -> Any:
+        return await connection.execute(statement, parameters, execution_options=_options(self.schema))
+
+    async def _check_isolation(self, connection: AsyncConnection) -> None:
+        if self._level_known:
+            return
+        level = (await connection.exec_driver_sql("SHOW transaction_isolation")).scalar_one()
+        if level != "read committed":
+            raise TransactionConflictError(
+                f"the host's transaction is {level.upper()}, expected READ COMMITTED: under any other level concurrent "
+                "writers of one session fail, and inside a transaction of the host nothing can be repeated"
+            )
+        self._level_known = True
+
+
+def _options(schema: str) -> dict[str, Any]:
+    return {"schema_translate_map": {metadata.schema: schema}}
+
+
+async def check_schema_once(connection: AsyncConnection, schema: str) -> None:
+    """Looks at the schema's revision, once per engine (rule R20)."""
+    checked = _checked.setdefault(connection.engine.sync_engine, set())
+    if schema not in checked:
+        await check_schema(connection, schema)
+        checked.add(schema)
+
+
+async def check_schema(connection: AsyncConnection, schema: str) -> None:
+    """Looks at the schema's revision.
+
+    Raises:
+        SchemaError: It is not the one this version works with.
+    """
+    name = f"{quoted(schema)}.{schema_version.VERSION_TABLE}"
+    found: list[str] | None = None
+    if (await connection.execute(schema_version.version_table_exists(), {"name": name})).scalar_one():
+        found = [row.version_num for row in await connection.execute(schema_version.revisions(schema))]
+    check_revisions(schema, found)
+
+
+def _driver_error(error: BaseException) -> BaseException:
+    """The error of asyncpg or of the network under SQLAlchemy's."""
+    original = getattr(error, "orig", None) or error
+    return original.__cause__ or original
+
+
+def _sqlstate(error: BaseException) -> str | None:
+    return getattr(_driver_error(error), "sqlstate", None)
+
+
+def _wrote_nothing(error: BaseException) -> bool:
+    """Whether the statement certainly took no effect and may take it when repeated."""
+    cause = _driver_error(error)
+    if isinstance(cause, asyncpg.InvalidCachedStatementError | asyncpg.InterfaceError):
+        # The plan was of an older schema, or the connection was known to be closed: nothing was sent.
+        return True
+    return isinstance(cause, ConnectionRefusedError) or _sqlstate(error) in CONFLICTS
+
+
+def _is_passing(error: BaseException) -> bool:
+    """Whether it is trouble on the way to the database, after which nobody knows if the statement took effect."""
+    if isinstance(error, exc.TimeoutError):
+        return False  # the pool's own: waiting again would only wait longer
+    state = _sqlstate(error)
+    return isinstance(_driver_error(error), OSError) or (state is not None and state[:2] == "08") or state in {"57P01", "57P02", "57P03"}
+
+
+def raise_ours(error: BaseException) -> NoReturn:
+    """Raises the error of ours that says what happened, the original kept as its cause."""
+    cause = _driver_error(error)
+    state = _sqlstate(error)
+    told = f"{type(cause).__name__}: {cause}" if state is None else f"{type(cause).__name__} ({state}): {cause}"
+    if isinstance(error, exc.TimeoutError):
+        raise DatabaseUnavailableError(f"no connection became free in time: {error}") from error
+    if isinstance(cause, OSError | asyncpg.InterfaceError) or (state and state[:2] in UNAVAILABLE_CLASSES):
+        raise DatabaseUnavailableError(f"the database cannot be reached or did not answer: {told}") from error
+    if state in CONFLICTS:
+        raise TransactionConflictError(f"another transaction was in the way ({CONFLICTS[state]}): {told}") from error
+    if state in MISSING:
+        raise SchemaError(f"the schema is not the one this version works with: run `{UPGRADE_COMMAND}`; {told}") from error
+    if state and state[:2] == "28":
+        raise ConfigurationError(f"the database refuses this user: {told}") from error
+    if state in {"42501", "3D000"}:
+        raise ConfigurationError(f"the database refuses access: {told}") from error
+    if state and state[:2] == "22":
+        raise InvalidValueError("value", told, "a value whose totals the database can hold") from error
+    raise SessionLifecycleError(f"Postgres refused: {told}") from error

@@ -1,0 +1,115 @@
+"""The schema's revisions: where they are, running them, and telling whether a database has them.
+
+Alembic is imported only when migrations are run; looking whether a database is up to date does not need it.
+"""
+
+import asyncio
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from sqlalchemy import Connection, text
+
+from session_lifecycle.entities import metadata
+from session_lifecycle.errors import SchemaError
+from session_lifecycle.statements.schema_version import VERSION_TABLE
+
+if TYPE_CHECKING:
+    from alembic.config import Config
+
+REVISIONS = ("0001", "0002")
+"""Every revision this version knows, oldest first."""
+HEAD = REVISIONS[-1]
+UPGRADE_COMMAND = "session-lifecycle db upgrade"
+LOCK_SEED = 3
+
+
+def quoted(schema: str) -> str:
+    """The schema's name as SQL writes it."""
+    return '"{}"'.format(schema.replace('"', '""'))
+
+
+def include_object(obj: Any, name: str | None, type_: str, reflected: bool, compare_to: Any) -> bool:  # noqa: ARG001
+    """For a host's `context.configure(include_object=…)`: keeps its autogenerate away from our tables.
+
+    False for our tables and their parts, in whichever schema they are; True for everything else.
+    """
+    table = obj if type_ == "table" else getattr(obj, "table", None)
+    if table is None or table.schema is None:
+        return True
+    return table.name not in {VERSION_TABLE, *(ours.name for ours in metadata.tables.values())}
+
+
+def directory() -> Path:
+    """Where the revisions are: inside an installed package, or at the top of a clone."""
+    installed = Path(__file__).parent / "_alembic"
+    return installed if installed.is_dir() else Path(__file__).parents[2] / "alembic"
+
+
+def configuration(schema: str, **attributes: Any) -> "Config":
+    """Alembic's configuration for our revisions in this schema."""
+    from alembic.config import Config
+
+    config = Config(stdout=attributes.pop("output", None) or io.StringIO())
+    config.set_main_option("script_location", str(directory()).replace("%", "%%"))
+    config.attributes.update(schema=schema, **attributes)
+    return config
+
+
+def lock_migrations(connection: Connection, schema: str) -> None:
+    """One process migrates a schema at a time; the others wait, and then find nothing left to do.
+
+    A lock of the transaction, which also holds behind a pooler that shares connections.
+    """
+    connection.execute(
+        text("SELECT pg_advisory_xact_lock(hashtextextended(:schema, :seed))"), {"schema": schema, "seed": LOCK_SEED}
+    )
+
+
+def create_schema_sql(schema: str) -> str:
+    """`CREATE SCHEMA` for scripts, colons escaped for `text()`."""
+    return f"CREATE SCHEMA IF NOT EXISTS {quoted(schema)}".replace(":", "\\:")
+
+
+def prepare_schema(connection: Connection, schema: str) -> None:
+    """Creates the schema unless it is there: `IF NOT EXISTS` would ask for the right to create one even then."""
+    exists = connection.scalar(text("SELECT true FROM pg_namespace WHERE nspname = :schema"), {"schema": schema})
+    if not exists:
+        connection.execute(text(create_schema_sql(schema)))
+
+
+def run(connection: Connection, schema: str, direction: Literal["upgrade", "downgrade"], revision: str) -> None:
+    """Migrates on this connection, inside the transaction it is in or begins; the caller commits."""
+    from alembic import command
+
+    getattr(command, direction)(configuration(schema, connection=connection), revision)
+
+
+async def offline_sql(schema: str, revision: str = "head") -> str:
+    """The SQL that migrates an empty database, for those who run it themselves."""
+    from alembic import command
+
+    output = io.StringIO()
+    config = configuration(schema)
+    config.output_buffer = output
+    await asyncio.to_thread(command.upgrade, config, revision, sql=True)
+    return output.getvalue()
+
+
+def check_revisions(schema: str, found: list[str] | None) -> None:
+    """Whether a database at these revisions is one this version works with.
+
+    Raises:
+        SchemaError: It is not; names what was found, what is expected and the command to run.
+    """
+    if found == [HEAD]:
+        return
+    where = f"schema {schema!r}"
+    if not found:
+        raise SchemaError(f"{where} is not migrated, expected revision {HEAD}: run `{UPGRADE_COMMAND}`")
+    if set(found) <= set(REVISIONS):
+        raise SchemaError(f"{where} is at revision {', '.join(found)}, expected {HEAD}: run `{UPGRADE_COMMAND}`")
+    raise SchemaError(
+        f"{where} is at revision {', '.join(found)}, further than the {HEAD} this version knows: "
+        "run `pip install --upgrade session-lifecycle`"
+    )

@@ -1,0 +1,44 @@
+"""What each model cost (rule R17)."""
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import BigInteger, Numeric, Select, and_, case, func, literal, or_, select, tuple_
+
+from session_lifecycle.entities import SessionModelUsageEntity as M
+from session_lifecycle.entities import SessionRecordEntity as S
+from session_lifecycle.models import Viewer
+from session_lifecycle.statements.visibility import visible
+from session_lifecycle.statements.windows import active_within
+
+UNKNOWN_MODEL = "unknown"
+
+
+def cost_by_model(viewer: Viewer, since: datetime | None, until: datetime | None) -> Select[Any]:
+    """One row per model, most expensive first, ties by name. A model whose every event was revised away has none."""
+    model = case((M.model == "", literal(UNKNOWN_MODEL)), else_=M.model).label("model")
+    cost = func.sum(M.cost_usd).cast(Numeric)
+    tokens = [
+        func.sum(column).cast(Numeric).label(column.key)
+        for column in (M.tokens_in, M.tokens_out, M.cache_read_tokens, M.cache_write_tokens, M.reasoning_tokens)
+    ]
+    events = [func.sum(column).cast(BigInteger).label(column.key) for column in (M.events, M.unpriced_events)]
+    return (
+        select(
+            model,
+            # Both a model named "unknown" and no model read as unknown; a session with both is one.
+            func.count(tuple_(M.user_id, M.session_id).distinct()).label("session_count"),
+            cost.label("cost_usd"),
+            *tokens,
+            *events,
+        )
+        .select_from(M)
+        .join(S, and_(S.user_id == M.user_id, S.session_id == M.session_id))
+        .where(
+            visible(viewer),
+            *active_within(since, until),
+            or_(M.events > 0, M.tokens_in > 0, M.tokens_out > 0, M.cost_usd > 0),
+        )
+        .group_by(model)
+        .order_by(cost.desc(), model)
+    )
