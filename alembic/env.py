@@ -1,6 +1,6 @@
 """Runs the migrations: from Python on a given connection, from the command line on the configured database, or as SQL.
 
-`session_lifecycle.migrations` builds the configuration; a plain `alembic` call in a clone has none and reads the settings.
+`session_lifecycle.migrations` builds the configuration; a plain `alembic` in a clone has none and reads the settings.
 """
 
 import asyncio

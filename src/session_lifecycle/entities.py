@@ -9,7 +9,19 @@ from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import BigInteger, Boolean, CheckConstraint, Computed, DateTime, Index, Integer, MetaData, Numeric, Text, text
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Computed,
+    DateTime,
+    Index,
+    Integer,
+    MetaData,
+    Numeric,
+    Text,
+    text,
+)
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import Uuid
@@ -25,7 +37,7 @@ metadata = MetaData(
         "ix": "ix_%(table_name)s_%(column_0_N_name)s",
     },
 )
-"""Our tables. A host that uses Alembic itself adds it to its `target_metadata`, or leaves us out by `include_object`."""
+"""Our tables, for a host's Alembic: in its `target_metadata`, or kept out by `include_object`."""
 
 # Equal to Python's order of the same texts, one lock order everywhere, and indexes no system update can break.
 SessionKey = Text(collation="C")
@@ -175,7 +187,13 @@ class SessionUsageEventEntity(Base):
         CheckConstraint("cache_read_tokens + cache_write_tokens <= tokens_in", name="parts_of_input"),
         CheckConstraint("reasoning_tokens <= tokens_out", name="part_of_output"),
         _never_negative(
-            "tokens_in", "tokens_out", "cost_usd", "cache_read_tokens", "cache_write_tokens", "reasoning_tokens", "revision"
+            "tokens_in",
+            "tokens_out",
+            "cost_usd",
+            "cache_read_tokens",
+            "cache_write_tokens",
+            "reasoning_tokens",
+            "revision",
         ),
         # Every event of one session: recounting it, and taking it away.
         Index(None, "user_id", "session_id"),

@@ -1,4 +1,4 @@
-"""Running a statement: on a connection of the pool, or inside a host's transaction; what is repeated, what is raised."""
+"""Running a statement, on the pool or in a host's transaction: what is repeated, and what is raised."""
 
 import asyncio
 import random
@@ -7,7 +7,7 @@ from typing import Any, NoReturn, Protocol
 from weakref import WeakKeyDictionary
 
 import asyncpg
-from sqlalchemy import Engine, Executable, exc
+from sqlalchemy import CursorResult, Engine, Executable, exc
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 
 from session_lifecycle.entities import metadata
@@ -104,7 +104,9 @@ class BoundExecution:
         except (exc.SQLAlchemyError, OSError, asyncpg.InterfaceError, asyncpg.PostgresError) as error:
             raise_ours(error)
 
-    async def _run(self, connection: AsyncConnection, statement: Executable, parameters: dict[str, Any] | None) -> Any:
+    async def _run(
+        self, connection: AsyncConnection, statement: Executable, parameters: dict[str, Any] | None
+    ) -> CursorResult[Any]:
         return await connection.execute(statement, parameters, execution_options=_options(self.schema))
 
     async def _check_isolation(self, connection: AsyncConnection) -> None:
@@ -168,7 +170,11 @@ def _is_passing(error: BaseException) -> bool:
     if isinstance(error, exc.TimeoutError):
         return False  # the pool's own: waiting again would only wait longer
     state = _sqlstate(error)
-    return isinstance(_driver_error(error), OSError) or (state is not None and state[:2] == "08") or state in {"57P01", "57P02", "57P03"}
+    return (
+        isinstance(_driver_error(error), OSError)
+        or (state is not None and state[:2] == "08")
+        or state in {"57P01", "57P02", "57P03"}
+    )
 
 
 def raise_ours(error: BaseException) -> NoReturn:
@@ -183,7 +189,9 @@ def raise_ours(error: BaseException) -> NoReturn:
     if state in CONFLICTS:
         raise TransactionConflictError(f"another transaction was in the way ({CONFLICTS[state]}): {told}") from error
     if state in MISSING:
-        raise SchemaError(f"the schema is not the one this version works with: run `{UPGRADE_COMMAND}`; {told}") from error
+        raise SchemaError(
+            f"the schema is not the one this version works with: run `{UPGRADE_COMMAND}`; {told}"
+        ) from error
     if state and state[:2] == "28":
         raise ConfigurationError(f"the database refuses this user: {told}") from error
     if state in {"42501", "3D000"}:

@@ -207,7 +207,7 @@ class PriceCatalogue:
 
 
 def _import_catalogue() -> "Callable[[], DataSnapshot]":
-    from genai_prices.data_snapshot import get_snapshot  # noqa: PLC0415 - 0.2 s that only pricing should pay
+    from genai_prices.data_snapshot import get_snapshot
 
     get_snapshot()
     return get_snapshot
@@ -298,7 +298,7 @@ def _accidental(provider: "Provider", found: "ModelInfo", name: str, providers: 
 def _catalogue_price(
     snapshot: "DataSnapshot", resolved: _Resolved, at: datetime, counts: tuple[int, int, int, int, int]
 ) -> Price | None:
-    import genai_prices  # noqa: PLC0415 - loaded by now
+    import genai_prices
 
     provider, model = resolved
     tokens_in, tokens_out, cache_read, cache_write, reasoning = counts

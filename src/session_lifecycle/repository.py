@@ -1,6 +1,6 @@
 """Sessions and their usage: the protocols hosts type against, and the one implementation.
 
-Data flows one way: a call becomes values of `models`, those become a statement of `statements`, and `execution` runs it.
+A call becomes values of `models`, those become a statement of `statements`, and `execution` runs it.
 """
 
 import hashlib
@@ -199,7 +199,9 @@ class SqlAlchemySessionLifecycleDb:
         at: datetime | None = None,
     ) -> TouchOutcome:
         """See `SessionWriter`."""
-        item = Touch.of_call(session_id=session_id, user_id=user_id, dataset_id=dataset_id, agent_name=agent_name, at=at)
+        item = Touch.of_call(
+            session_id=session_id, user_id=user_id, dataset_id=dataset_id, agent_name=agent_name, at=at
+        )
         return cast("TouchOutcome", await self._record_one(item))
 
     async def accumulate_usage(
@@ -290,7 +292,11 @@ class SqlAlchemySessionLifecycleDb:
         """What the event costs, and by which unit prices (rule R07)."""
         given = {"given_cost_usd": None, "price_source": None, "unit_prices": None}
         if event.cost_usd is not None:
-            return given | {"cost_usd": f"{event.cost_usd:f}", "given_cost_usd": f"{event.cost_usd:f}", "price_source": "given"}
+            return given | {
+                "cost_usd": f"{event.cost_usd:f}",
+                "given_cost_usd": f"{event.cost_usd:f}",
+                "price_source": "given",
+            }
         if not event.measured:
             return given | {"cost_usd": None}
         if not event.has_tokens:

@@ -1,7 +1,7 @@
 """What can be configured, and from where.
 
-Settings are read when a `Settings` is constructed (which `SessionDatabase` does when it is given none), never at import.
-Each field is also an environment variable with the prefix `SESSION_`, except where a field names another.
+Settings are read when a `Settings` is constructed, which `SessionDatabase` does when it is given none; never at import.
+Each field is also an environment variable, `SESSION_LIFECYCLE_` and its name in capitals, or the one it names.
 """
 
 import logging
@@ -67,7 +67,9 @@ class Settings(BaseSettings):
     database_schema: Annotated[str, AfterValidator(check_schema_name)] = Field(
         default=DEFAULT_SCHEMA, description="The Postgres schema that holds our tables."
     )
-    abandon_after: Annotated[timedelta, BeforeValidator(_lenient_seconds), Field(gt=timedelta(0), le=LONGEST_ABANDON_AFTER)] = Field(
+    abandon_after: Annotated[
+        timedelta, BeforeValidator(_lenient_seconds), Field(gt=timedelta(0), le=LONGEST_ABANDON_AFTER)
+    ] = Field(
         default=DEFAULT_ABANDON_AFTER,
         validation_alias=AliasChoices("abandon_after", "SESSION_ABANDON_AFTER_SECONDS"),
         description="A running session idle for longer reads as abandoned. In the environment: seconds.",

@@ -17,8 +17,9 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from session_lifecycle import embedded
-from session_lifecycle.embedded import EmbeddedPostgres, find_binaries
+from session_lifecycle import binaries, embedded
+from session_lifecycle.binaries import find_binaries
+from session_lifecycle.embedded import EmbeddedPostgres
 from session_lifecycle.errors import ConfigurationError, DatabaseUnavailableError
 
 AS_ROOT = os.geteuid() == 0
@@ -271,7 +272,7 @@ async def test_a_directory_of_something_else_is_refused(place: Path) -> None:
 
 def test_missing_binaries_name_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SESSION_LIFECYCLE_PG_BIN", raising=False)
-    monkeypatch.setattr(embedded, "_has_binaries", lambda _: False)
+    monkeypatch.setattr(binaries, "_has_binaries", lambda _: False)
     with pytest.raises(ConfigurationError, match=r"pip install 'session-lifecycle\[embedded\]'"):
         find_binaries()
 
@@ -310,7 +311,7 @@ class TestAsRoot:
             shutil.copytree(package.with_name(f"{package.name}.libs"), closed / f"{package.name}.libs")
         closed.chmod(0o700)
         monkeypatch.setenv("SESSION_LIFECYCLE_PG_BIN", str(closed / package.name / "pginstall18" / "bin"))
-        monkeypatch.setattr(embedded, "_HOME_OF_ROOT", place / "home")
+        monkeypatch.setattr(binaries, "HOME_OF_ROOT", place / "home")
         one, two = await asyncio.gather(EmbeddedPostgres.start(durable=False), EmbeddedPostgres.start(durable=False))
         async with one, two:
             assert await answer(one.url) == 42

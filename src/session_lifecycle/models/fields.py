@@ -82,7 +82,7 @@ def _json_object(value: Any) -> Any:
     return plain
 
 
-def _plain_json(value: Any, depth: int) -> Any:
+def _plain_json(value: Any, depth: int) -> Any:  # noqa: C901 - one case per kind of JSON
     """A copy made only of what JSON has, so that nothing can change it afterwards."""
     if depth == 0:
         raise PydanticCustomError("json_depth", "at most {limit} levels", {"limit": METADATA_DEPTH})

@@ -128,9 +128,13 @@ class UsageEvent(Value):
     def _is_consistent(self) -> Self:
         if self.cache_read_tokens + self.cache_write_tokens > self.tokens_in:
             part = "cache_read_tokens" if self.cache_read_tokens > self.tokens_in else "cache_write_tokens"
-            raise PydanticCustomError("part", "{part}: parts of tokens_in are at most its {whole}", {"part": part, "whole": self.tokens_in})
+            raise PydanticCustomError(
+                "part", "{part}: parts of tokens_in are at most its {whole}", {"part": part, "whole": self.tokens_in}
+            )
         if self.reasoning_tokens > self.tokens_out:
-            raise PydanticCustomError("part", "reasoning_tokens: at most the {whole} of tokens_out", {"whole": self.tokens_out})
+            raise PydanticCustomError(
+                "part", "reasoning_tokens: at most the {whole} of tokens_out", {"whole": self.tokens_out}
+            )
         if not self.measured and (self.has_tokens or self.cost_usd):
             raise PydanticCustomError("measured", "measured: true where tokens or a cost are given")
         if self.revision and self.idempotency_key is None:

@@ -14,7 +14,7 @@ from session_lifecycle.statements.windows import active_within
 UNKNOWN_MODEL = "unknown"
 
 
-def cost_by_model(viewer: Viewer, since: datetime | None, until: datetime | None) -> Select[Any]:
+def cost_by_model(viewer: Viewer, since: datetime | None, until: datetime | None) -> Select[*tuple[Any, ...]]:
     """One row per model, most expensive first, ties by name. A model whose every event was revised away has none."""
     model = case((M.model == "", literal(UNKNOWN_MODEL)), else_=M.model).label("model")
     cost = func.sum(M.cost_usd).cast(Numeric)

@@ -13,7 +13,7 @@ FUTURE = "future"
 
 
 def record(schema: str) -> Select[tuple[int, str, object, int, int, object]]:
-    """One row per item of the bound `items` (a JSON array), in order; or the single row of the item that is `future`."""
+    """One row per item of the bound `items`, a JSON array, in order; or the one row of the item that is `future`."""
     # SQLAlchemy fills a function's arguments in by `%`, so one in the schema's name is doubled.
     package = quoted_name(schema.replace("%", "%%"), quote=True)
     function: Function[object] = Function("record_v1", bindparam("items", type_=JSONB), packagenames=(package,))
@@ -27,6 +27,3 @@ def record(schema: str) -> Select[tuple[int, str, object, int, int, object]]:
         name="receipts",
     )
     return select(receipts)
-
-
-

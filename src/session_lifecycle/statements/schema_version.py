@@ -8,7 +8,7 @@ from sqlalchemy.dialects.postgresql import REGCLASS
 VERSION_TABLE = "alembic_version"
 
 
-def version_table_exists() -> Select[Any]:
+def version_table_exists() -> Select[*tuple[Any, ...]]:
     """One boolean for the bound `name`, a quoted and qualified table name. A missing table is no error here, so that a
     host's transaction survives the question.
     """

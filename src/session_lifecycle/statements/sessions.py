@@ -1,5 +1,6 @@
 """One session, and pages of sessions."""
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -55,21 +56,25 @@ def record_columns() -> list[ColumnElement[Any]]:
 
 def get_session(
     session_id: str, viewer: Viewer, *, prefer_other_owner: bool, owner_id: UUID | None, abandon_after: timedelta
-) -> Select[Any]:
+) -> Select[*tuple[Any, ...]]:
     """At most one row: of the visible sessions with this id, the one rule R15 prefers."""
     own = literal(0, Integer) if viewer.user_id is None else case((S.user_id == viewer.user_id, 1), else_=0)
     of_agents = case((S.user_id.in_(viewer.owner_ids), 1), else_=0) if viewer.owner_ids else literal(0, Integer)
     statement = (
         select(*record_columns(), effective_status(abandon_after, clock()).label("effective_status"))
         .where(S.session_id == session_id, visible(viewer))
-        .order_by(own.asc() if prefer_other_owner else own.desc(), of_agents.desc(), S.last_activity_at.desc(), S.user_id)
+        .order_by(
+            own.asc() if prefer_other_owner else own.desc(), of_agents.desc(), S.last_activity_at.desc(), S.user_id
+        )
         .limit(1)
     )
     return statement if owner_id is None else statement.where(S.user_id == owner_id)
 
 
-def list_sessions(filters: SessionListFilters, position: Position | None, abandon_after: timedelta) -> Select[Any]:
-    """A page and one row more, with the total and the clock on every row; of an empty page one row of nulls and those two.
+def list_sessions(
+    filters: SessionListFilters, position: Position | None, abandon_after: timedelta
+) -> Select[*tuple[Any, ...]]:
+    """A page and one row more, each with the total and the clock; of an empty page one row of nulls and those two.
 
     Page and total come from one statement and so from one snapshot (rule R18).
     """
@@ -77,7 +82,11 @@ def list_sessions(filters: SessionListFilters, position: Position | None, abando
     chosen = [visible(filters.asker), *active_within(filters.since, filters.until)]
     if filters.status_filter is not None:
         chosen.append(has_status(filters.status_filter, abandon_after, now))
-    for column, wanted in ((S.user_id, filters.owner_id), (S.dataset_id, filters.dataset_id), (S.agent_name, filters.agent_name)):
+    for column, wanted in (
+        (S.user_id, filters.owner_id),
+        (S.dataset_id, filters.dataset_id),
+        (S.agent_name, filters.agent_name),
+    ):
         if wanted is not None:
             chosen.append(column == wanted)
 
@@ -105,7 +114,7 @@ def list_sessions(filters: SessionListFilters, position: Position | None, abando
     )
 
 
-def _total(filters: SessionListFilters, chosen: list[ColumnElement[bool]]) -> ColumnElement[int | None]:
+def _total(filters: SessionListFilters, chosen: list[ColumnElement[bool]]) -> ColumnElement[Any]:
     match filters.total:
         case "exact":
             return select(func.count()).select_from(S).where(*chosen).scalar_subquery()
@@ -116,7 +125,7 @@ def _total(filters: SessionListFilters, chosen: list[ColumnElement[bool]]) -> Co
             return null().cast(BigInteger)
 
 
-def _order(column: InstrumentedAttribute[Any], *, descending: bool) -> list[ColumnElement[Any]]:
+def _order(column: InstrumentedAttribute[Any], *, descending: bool) -> Sequence[ColumnElement[Any]]:
     """By the column, nulls last both ways, ties by the key in the same direction (rule R13)."""
     # A page by activity can then be read off the index on its minute, and only rows of one minute are sorted.
     leading = [S.activity_minute, column] if column is S.last_activity_at else [column]

@@ -12,7 +12,9 @@ from session_lifecycle.statements.visibility import visible
 from session_lifecycle.statements.windows import active_within
 
 
-def aggregate_stats(viewer: Viewer, since: datetime | None, until: datetime | None, abandon_after: timedelta) -> Select[Any]:
+def aggregate_stats(
+    viewer: Viewer, since: datetime | None, until: datetime | None, abandon_after: timedelta
+) -> Select[*tuple[Any, ...]]:
     """Exactly one row, zeros where there are no sessions."""
     now = clock()
     duration_s = func.greatest(0, func.extract("epoch", func.coalesce(S.ended_at, S.last_activity_at) - S.started_at))

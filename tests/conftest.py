@@ -1,0 +1,3 @@
+"""What all tests share: the fixtures the library gives its hosts."""
+
+pytest_plugins = ["session_lifecycle.testing"]
