@@ -311,7 +311,8 @@ class TestAsRoot:
             shutil.copytree(package.with_name(f"{package.name}.libs"), closed / f"{package.name}.libs")
         closed.chmod(0o700)
         monkeypatch.setenv("SESSION_LIFECYCLE_PG_BIN", str(closed / package.name / "pginstall18" / "bin"))
-        monkeypatch.setattr(binaries, "HOME_OF_ROOT", place / "home")
+        for module in (binaries, embedded):
+            monkeypatch.setattr(module, "HOME_OF_ROOT", place / "home")
         one, two = await asyncio.gather(EmbeddedPostgres.start(durable=False), EmbeddedPostgres.start(durable=False))
         async with one, two:
             assert await answer(one.url) == 42
