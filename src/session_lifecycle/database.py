@@ -183,8 +183,7 @@ class SessionDatabase:
     async def migrate(self, *, connection: AsyncConnection | None = None) -> None:
         """Brings the schema to this version's revision; does nothing where it already is.
 
-        Of several processes at once one migrates and the others wait. Alembic, which has no asynchronous form, runs on
-        this event loop's thread between awaits.
+        Of several processes at once one migrates and the others wait.
 
         Args:
             connection: The host's, whose transaction this is then part of; None: one of ours, committed.
@@ -194,10 +193,12 @@ class SessionDatabase:
         """
         try:
             if connection is not None:
-                await connection.run_sync(migrations.run, self._settings.database_schema, "upgrade", "head")
+                await migrations.upgrade(connection, self._settings.database_schema)
                 return
             async with self.engine.begin() as own:
-                await own.run_sync(migrations.run, self._settings.database_schema, "upgrade", "head")
+                # Building an index may take longer than any statement of a request should.
+                await own.exec_driver_sql("SET LOCAL statement_timeout = 0")
+                await migrations.upgrade(own, self._settings.database_schema)
         except DATABASE_TROUBLE as error:
             raise_ours(error)
 

@@ -4,11 +4,16 @@ Alembic is imported only when migrations are run; looking whether a database is 
 """
 
 import asyncio
+import importlib
 import io
+import threading
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from sqlalchemy import Connection, text
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from session_lifecycle.entities import metadata
 from session_lifecycle.errors import SchemaError
@@ -22,6 +27,8 @@ REVISIONS = ("0001", "0002")
 HEAD = REVISIONS[-1]
 UPGRADE_COMMAND = "session-lifecycle db upgrade"
 LOCK_SEED = 3
+
+_alembic_lock = threading.Lock()
 
 
 def quoted(schema: str) -> str:
@@ -85,15 +92,34 @@ def run(connection: Connection, schema: str, direction: Literal["upgrade", "down
     getattr(command, direction)(configuration(schema, connection=connection), revision)
 
 
+@asynccontextmanager
+async def _alembic() -> AsyncGenerator[None]:
+    """Alembic, imported without blocking the event loop, for one user at a time: it keeps its context in a global."""
+    while not _alembic_lock.acquire(blocking=False):
+        await asyncio.sleep(0.02)
+    try:
+        await asyncio.to_thread(importlib.import_module, "alembic.command")
+        yield
+    finally:
+        _alembic_lock.release()
+
+
+async def upgrade(connection: AsyncConnection, schema: str) -> None:
+    """Migrates to the newest revision on this connection, inside its transaction; the caller commits."""
+    async with _alembic():
+        await connection.run_sync(run, schema, "upgrade", "head")
+
+
 async def offline_sql(schema: str, revision: str = "head") -> str:
     """The SQL that migrates an empty database, for those who run it themselves."""
-    from alembic import command
+    async with _alembic():
+        from alembic import command
 
-    output = io.StringIO()
-    config = configuration(schema)
-    config.output_buffer = output
-    await asyncio.to_thread(command.upgrade, config, revision, sql=True)
-    return output.getvalue()
+        output = io.StringIO()
+        config = configuration(schema)
+        config.output_buffer = output
+        await asyncio.to_thread(command.upgrade, config, revision, sql=True)
+        return output.getvalue()
 
 
 def check_revisions(schema: str, found: list[str] | None) -> None:
