@@ -95,7 +95,7 @@ def run(connection: Connection, schema: str, direction: Literal["upgrade", "down
 @asynccontextmanager
 async def _alembic() -> AsyncGenerator[None]:
     """Alembic, imported without blocking the event loop, for one user at a time: it keeps its context in a global."""
-    while not _alembic_lock.acquire(blocking=False):
+    while not _alembic_lock.acquire(blocking=False):  # noqa: ASYNC110 - loops of several threads share it
         await asyncio.sleep(0.02)
     try:
         await asyncio.to_thread(importlib.import_module, "alembic.command")
