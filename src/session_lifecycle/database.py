@@ -5,7 +5,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import asyncpg
 from sqlalchemy import exc
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, create_async_engine
@@ -13,13 +12,19 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, c
 from session_lifecycle import migrations
 from session_lifecycle.embedded import EmbeddedPostgres
 from session_lifecycle.errors import ConfigurationError
-from session_lifecycle.execution import BoundExecution, Execution, PoolExecution, check_schema, raise_ours
+from session_lifecycle.execution import (
+    DATABASE_TROUBLE,
+    BoundExecution,
+    Execution,
+    PoolExecution,
+    check_schema,
+    raise_ours,
+)
 from session_lifecycle.pricing import PriceCatalogue, PriceOverride
 from session_lifecycle.repository import SessionLifecycleDb, SqlAlchemySessionLifecycleDb
 from session_lifecycle.settings import Settings, check_schema_name
 
 DRIVER = "postgresql+asyncpg"
-DATABASE_TROUBLE = (exc.SQLAlchemyError, OSError, asyncpg.InterfaceError, asyncpg.PostgresError)
 
 
 class BoundSessionDatabase:

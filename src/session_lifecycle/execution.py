@@ -29,6 +29,9 @@ LONGEST_PAUSE_SECONDS = 1.0
 CONFLICTS = {"40001": "serialization failure", "40P01": "deadlock", "55P03": "lock not available"}
 MISSING = {"42P01", "42883", "42703", "3F000", "42704"}
 UNAVAILABLE_CLASSES = {"08", "53", "57", "58"}
+# The server stops, crashed, starts, or has no connection left.
+PASSING = {"57P01", "57P02", "57P03", "53300"}
+DATABASE_TROUBLE = (exc.SQLAlchemyError, OSError, asyncpg.InterfaceError, asyncpg.PostgresError)
 
 _checked: "WeakKeyDictionary[Engine, set[str]]" = WeakKeyDictionary()
 
@@ -67,12 +70,15 @@ class PoolExecution:
         """See `Execution`."""
         pause = FIRST_PAUSE_SECONDS
         for attempt in range(self._retries + 1):
+            sent = False
             try:
                 async with self._engine.connect() as connection:
                     await check_schema_once(connection, self.schema)
+                    sent = True
                     return (await connection.execute(statement, parameters)).all()
-            except (exc.SQLAlchemyError, OSError, asyncpg.InterfaceError, asyncpg.PostgresError) as error:
-                if attempt == self._retries or not (_wrote_nothing(error) or (repeatable and _is_passing(error))):
+            except DATABASE_TROUBLE as error:
+                harmless = repeatable or not sent or _wrote_nothing(error)
+                if attempt == self._retries or not (harmless and _is_passing(error)):
                     raise_ours(error)
             await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311 - jitter is not a secret
             pause = min(pause * 3, LONGEST_PAUSE_SECONDS)
@@ -101,7 +107,7 @@ class BoundExecution:
                 async with connection.begin_nested():
                     return (await self._run(connection, statement, parameters)).all()
             return (await self._run(connection, statement, parameters)).all()
-        except (exc.SQLAlchemyError, OSError, asyncpg.InterfaceError, asyncpg.PostgresError) as error:
+        except DATABASE_TROUBLE as error:
             raise_ours(error)
 
     async def _run(
@@ -157,24 +163,20 @@ def _sqlstate(error: BaseException) -> str | None:
 
 
 def _wrote_nothing(error: BaseException) -> bool:
-    """Whether the statement certainly took no effect and may take it when repeated."""
-    cause = _driver_error(error)
-    if isinstance(cause, asyncpg.InvalidCachedStatementError | asyncpg.InterfaceError):
-        # The plan was of an older schema, or the connection was known to be closed: nothing was sent.
-        return True
-    return isinstance(cause, ConnectionRefusedError) or _sqlstate(error) in CONFLICTS
+    """Whether a statement that was sent certainly took no effect."""
+    # The plan was of an older schema; the connection was known to be closed; or the transaction was rolled back.
+    return (
+        isinstance(_driver_error(error), asyncpg.InvalidCachedStatementError | asyncpg.InterfaceError)
+        or _sqlstate(error) in CONFLICTS
+    )
 
 
 def _is_passing(error: BaseException) -> bool:
-    """Whether it is trouble on the way to the database, after which nobody knows if the statement took effect."""
+    """Whether it may be gone at the next attempt."""
     if isinstance(error, exc.TimeoutError):
         return False  # the pool's own: waiting again would only wait longer
-    state = _sqlstate(error)
-    return (
-        isinstance(_driver_error(error), OSError)
-        or (state is not None and state[:2] == "08")
-        or state in {"57P01", "57P02", "57P03"}
-    )
+    state = _sqlstate(error) or ""
+    return _wrote_nothing(error) or isinstance(_driver_error(error), OSError) or state[:2] == "08" or state in PASSING
 
 
 def raise_ours(error: BaseException) -> NoReturn:
