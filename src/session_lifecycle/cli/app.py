@@ -1,0 +1,163 @@
+"""The commands and what they share: which database, and how trouble is told."""
+
+import asyncio
+import sys
+from collections.abc import Awaitable, Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, NoReturn
+from uuid import UUID
+
+import typer
+from rich.console import Console
+
+from session_lifecycle import SessionDatabase, SessionLifecycleError, Settings
+from session_lifecycle.cli import demo as demo_command
+from session_lifecycle.cli import replay as replay_command
+
+app = typer.Typer(
+    help="Sessions of AI agents, kept in Postgres.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+database_app = typer.Typer(help="The database's schema.", no_args_is_help=True)
+app.add_typer(database_app, name="db")
+
+PLAIN_WIDTH = 140
+
+DatabaseUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--database-url",
+        help="postgresql://…; else SESSION_LIFECYCLE_DATABASE_URL, else an embedded Postgres of this user's own.",
+        show_default=False,
+    ),
+]
+Schema = Annotated[str | None, typer.Option(help="The Postgres schema of the tables.", show_default=False)]
+
+
+@app.command()
+def demo(
+    database_url: DatabaseUrl = None,
+    schema: Schema = None,
+    seed: Annotated[int, typer.Option(help="The same seed lives the same lives.")] = 1,
+) -> None:
+    """Lives a fleet of agents through the public calls, then shows its sessions, figures and costs."""
+
+    async def work(db: SessionDatabase) -> None:
+        await db.migrate()
+        await demo_command.live(db, _console(), seed)
+
+    _on_database(work, database_url, schema)
+
+
+@app.command()
+def replay(
+    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, readable=True)],
+    database_url: DatabaseUrl = None,
+    schema: Schema = None,
+    user: Annotated[UUID, typer.Option(help="Whose sessions they become.")] = replay_command.DEFAULT_USER,
+    model: Annotated[str | None, typer.Option(help="One model for all; else a few, by session.")] = None,
+    concurrency: Annotated[int, typer.Option(min=1, max=1000, help="How many requests at a time.")] = 16,
+    speed: Annotated[float, typer.Option(min=0, help="1 is as it was, 60 sixty times as fast, 0 without pauses.")] = 0,
+    end: Annotated[datetime | None, typer.Option(help="When the last request happened; now by default.")] = None,
+) -> None:
+    """Replays a CSV of requests: offset_ms, session_id, turn, tokens_in, tokens_out.
+
+    Each request has a key, so a replay that was interrupted, or is run again, counts nothing twice.
+    """
+    try:
+        requests = replay_command.read_requests(file)
+    except ValueError as error:
+        _refuse(str(error), code=2)
+    plan = replay_command.Plan(
+        requests=requests,
+        user_id=user,
+        model=model,
+        concurrency=concurrency,
+        speed=speed,
+        end=replay_command.aware(end),
+    )
+
+    async def work(db: SessionDatabase) -> None:
+        await db.migrate()
+        await replay_command.replay(db, plan, _console())
+
+    _on_database(work, database_url, schema)
+
+
+@database_app.command()
+def upgrade(database_url: DatabaseUrl = None, schema: Schema = None) -> None:
+    """Brings the schema to this version's revision."""
+
+    async def work(db: SessionDatabase) -> None:
+        await db.migrate()
+        await db.check()
+        Console().print("The schema is up to date.")
+
+    _on_database(work, database_url, schema)
+
+
+@database_app.command()
+def check(database_url: DatabaseUrl = None, schema: Schema = None) -> None:
+    """Looks whether the schema is the one this version works with."""
+
+    async def work(db: SessionDatabase) -> None:
+        await db.check()
+        Console().print("The schema is up to date.")
+
+    _on_database(work, database_url, schema)
+
+
+@database_app.command()
+def sql(schema: Schema = None) -> None:
+    """Prints the SQL that migrates an empty database."""
+
+    async def work() -> None:
+        # Nothing is opened: the URL only names the kind of database.
+        sys.stdout.write(await SessionDatabase.connect("postgresql://", schema=schema).migration_sql())
+
+    _run(work)
+
+
+def _console() -> Console:
+    """Standard output; wide enough for the tables where there is no terminal to ask."""
+    console = Console()
+    return console if console.is_terminal else Console(width=PLAIN_WIDTH)
+
+
+def _on_database(work: Callable[[SessionDatabase], Awaitable[None]], url: str | None, schema: str | None) -> None:
+    async def run() -> None:
+        settings = Settings.load()
+        if url is None and settings.database_url is None:
+            db = SessionDatabase.embedded(schema=schema, settings=settings)
+        else:
+            db = SessionDatabase.connect(url, schema=schema, settings=settings)
+        async with db:
+            await work(db)
+
+    _run(run)
+
+
+def _run(work: Callable[[], Awaitable[None]]) -> None:
+    async def main() -> None:
+        await work()
+
+    try:
+        asyncio.run(main())
+    except SessionLifecycleError as error:
+        _refuse(str(error), code=1)
+
+
+def _refuse(message: str, *, code: int) -> NoReturn:
+    Console(stderr=True, soft_wrap=True).print(f"error: {message}", style="red", markup=False, highlight=False)
+    raise typer.Exit(code)
+
+
+def run() -> None:
+    """Runs the command line; an interrupt ends it after the embedded server has stopped."""
+    try:
+        app(prog_name="session-lifecycle")
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None

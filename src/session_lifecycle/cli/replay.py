@@ -1,0 +1,123 @@
+"""Replaying recorded requests through the public calls."""
+
+import asyncio
+import csv
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import NamedTuple
+from uuid import NAMESPACE_URL, UUID, uuid5
+from zlib import crc32
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from session_lifecycle import SessionDatabase, UsageOutcome
+from session_lifecycle.cli.tables import costs_table, stats_table
+
+DEFAULT_USER = uuid5(NAMESPACE_URL, "session-lifecycle:replay")
+MODELS = ("gpt-4o", "gpt-4o-mini", "claude-sonnet-4-5", "gemini-2.5-flash")
+COLUMNS = ("offset_ms", "session_id", "turn", "tokens_in", "tokens_out")
+
+
+class Request(NamedTuple):
+    """One line of the file."""
+
+    offset_ms: int
+    session_id: str
+    turn: int
+    tokens_in: int
+    tokens_out: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to replay, and how."""
+
+    requests: Sequence[Request]
+    user_id: UUID
+    model: str | None
+    concurrency: int
+    speed: float
+    end: datetime
+
+
+def aware(end: datetime | None) -> datetime:
+    """The moment the replay ends: now by default, and local time where no zone is given."""
+    return datetime.now(UTC) if end is None else end.astimezone(UTC)
+
+
+def read_requests(file: Path) -> list[Request]:
+    """The requests of a file, in order of time.
+
+    Raises:
+        ValueError: A column is missing or a line is not what it should be; names the line.
+    """
+    with file.open(newline="", encoding="utf-8") as lines:
+        reader = csv.DictReader(lines)
+        if missing := [column for column in COLUMNS if column not in (reader.fieldnames or ())]:
+            raise ValueError(f"{file}: the column {missing[0]} is missing, expected {', '.join(COLUMNS)}")
+        requests = [_request(row, f"{file}:{reader.line_num}") for row in reader]
+    return sorted(requests, key=lambda request: request.offset_ms)
+
+
+def _request(row: dict[str, str], place: str) -> Request:
+    values: dict[str, int] = {}
+    for column in ("offset_ms", "turn", "tokens_in", "tokens_out"):
+        text = row[column]
+        if not text or not text.isdecimal():
+            raise ValueError(f"{place}: {column}: got {text!r}, expected a whole number from 0")
+        values[column] = int(text)
+    return Request(session_id=row["session_id"], **values)
+
+
+async def replay(db: SessionDatabase, plan: Plan, console: Console) -> None:
+    """Sends every request, those of one session in order, then shows rate and totals."""
+    # A worker owns its sessions, so one session's requests never overtake each other.
+    shares: list[list[Request]] = [[] for _ in range(plan.concurrency)]
+    for request in plan.requests:
+        shares[crc32(request.session_id.encode()) % plan.concurrency].append(request)
+    last_offset_ms = max((request.offset_ms for request in plan.requests), default=0)
+    outcomes: Counter[UsageOutcome] = Counter()
+    began = time.monotonic()
+    progress = Progress(
+        TextColumn("replaying"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+        transient=True,
+    )
+
+    async def send(share: list[Request]) -> None:
+        for request in share:
+            if plan.speed:
+                await asyncio.sleep(max(0.0, request.offset_ms / 1000 / plan.speed - (time.monotonic() - began)))
+            model = plan.model or MODELS[crc32(request.session_id.encode(), 1) % len(MODELS)]
+            receipt = await db.lifecycle.accumulate_usage(
+                request.session_id,
+                plan.user_id,
+                model,
+                request.tokens_in,
+                request.tokens_out,
+                idempotency_key=f"turn-{request.turn}",
+                at=plan.end - timedelta(milliseconds=last_offset_ms - request.offset_ms),
+            )
+            outcomes[receipt.outcome] += 1
+            progress.advance(bar)
+
+    with progress:
+        bar = progress.add_task("replaying", total=len(plan.requests))
+        async with asyncio.TaskGroup() as tasks:
+            for share in shares:
+                tasks.create_task(send(share))
+
+    seconds = time.monotonic() - began
+    told = ", ".join(f"{count:,} {outcome}" for outcome, count in sorted(outcomes.items()))
+    console.print(f"{len(plan.requests):,} requests in {seconds:.1f} s, {len(plan.requests) / seconds:,.0f}/s: {told}")
+    console.print(stats_table(await db.lifecycle.aggregate_stats(plan.user_id)))
+    console.print(costs_table(await db.lifecycle.cost_by_model(plan.user_id)))
