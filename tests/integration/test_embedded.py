@@ -322,7 +322,7 @@ class TestAsRoot:
         assert copies == [one.bin_dir.relative_to(place / "home").parts[0]]
 
     async def test_an_ordinary_user_runs_it_at_home(self, place: Path) -> None:
-        import pwd  # noqa: PLC0415 - not on Windows
+        import pwd
 
         user = pwd.getpwnam("nobody")
         home = place / "home"

@@ -157,9 +157,16 @@ class Value(BaseModel):
             raise refusal(error) from error
 
 
+def inconsistent(field: str, expected: str) -> PydanticCustomError:
+    """What a validator of several fields raises about one of them."""
+    return PydanticCustomError("inconsistent", "{field}: expected {expected}", {"field": field, "expected": expected})
+
+
 def refusal(error: ValidationError) -> InvalidValueError:
     """Pydantic's first complaint as an error of ours."""
     first = error.errors(include_url=False)[0]
+    if about := first.get("ctx", {}).get("field"):
+        return InvalidValueError(about, first["input"].get(about), first.get("ctx", {})["expected"])
     field = ".".join(str(part) for part in first["loc"] if isinstance(part, int) or part.isidentifier())
     return InvalidValueError(field or error.title, first["input"], _expectation(first["type"], first["msg"]))
 

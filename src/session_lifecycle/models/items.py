@@ -5,7 +5,6 @@ from enum import StrEnum
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
-from pydantic_core import PydanticCustomError
 
 from session_lifecycle.models.fields import (
     Cost,
@@ -23,6 +22,7 @@ from session_lifecycle.models.fields import (
     TokenDetails,
     Tokens,
     Value,
+    inconsistent,
 )
 
 
@@ -128,17 +128,13 @@ class UsageEvent(Value):
     def _is_consistent(self) -> Self:
         if self.cache_read_tokens + self.cache_write_tokens > self.tokens_in:
             part = "cache_read_tokens" if self.cache_read_tokens > self.tokens_in else "cache_write_tokens"
-            raise PydanticCustomError(
-                "part", "{part}: parts of tokens_in are at most its {whole}", {"part": part, "whole": self.tokens_in}
-            )
+            raise inconsistent(part, f"with its sibling at most the {self.tokens_in} of tokens_in")
         if self.reasoning_tokens > self.tokens_out:
-            raise PydanticCustomError(
-                "part", "reasoning_tokens: at most the {whole} of tokens_out", {"whole": self.tokens_out}
-            )
+            raise inconsistent("reasoning_tokens", f"at most the {self.tokens_out} of tokens_out")
         if not self.measured and (self.has_tokens or self.cost_usd):
-            raise PydanticCustomError("measured", "measured: true where tokens or a cost are given")
+            raise inconsistent("measured", "true where tokens or a cost are given")
         if self.revision and self.idempotency_key is None:
-            raise PydanticCustomError("revision", "revision: 0 without an idempotency_key")
+            raise inconsistent("revision", "0 without an idempotency_key")
         return self
 
     @property

@@ -7,9 +7,8 @@ from typing import Annotated, Any, Literal, Self
 from uuid import UUID
 
 from pydantic import Field, Strict, computed_field, model_validator
-from pydantic_core import PydanticCustomError
 
-from session_lifecycle.models.fields import Flag, Id, Moment, OptionalName, SessionId, Text, Value
+from session_lifecycle.models.fields import Flag, Id, Moment, OptionalName, SessionId, Text, Value, inconsistent
 from session_lifecycle.models.items import SessionStatus
 from session_lifecycle.models.viewer import Viewer
 
@@ -55,9 +54,9 @@ class SessionListFilters(Value):
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:
         if self.viewer is not None and (self.user_id is not None or self.permitted_dataset_ids):
-            raise PydanticCustomError("viewer", "viewer: either a viewer, or user_id and permitted_dataset_ids")
+            raise inconsistent("viewer", "none beside user_id and permitted_dataset_ids")
         if self.cursor is not None and self.offset:
-            raise PydanticCustomError("cursor", "cursor: not together with offset")
+            raise inconsistent("cursor", "none together with an offset")
         return self
 
     @property
