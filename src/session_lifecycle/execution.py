@@ -2,7 +2,8 @@
 
 import asyncio
 import random
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
 from typing import Any, NoReturn, Protocol
 from weakref import WeakKeyDictionary
 
@@ -72,7 +73,7 @@ class PoolExecution:
         for attempt in range(self._retries + 1):
             sent = False
             try:
-                async with self._engine.connect() as connection:
+                async with self._engine.connect() as connection, _discarded_when_confused(connection):
                     await check_schema_once(connection, self.schema)
                     sent = True
                     return (await connection.execute(statement, parameters)).all()
@@ -152,6 +153,20 @@ async def check_schema(connection: AsyncConnection, schema: str) -> None:
     check_revisions(schema, found)
 
 
+@asynccontextmanager
+async def _discarded_when_confused(connection: AsyncConnection) -> AsyncGenerator[None]:
+    """Keeps a connection out of the pool after asyncpg lost track of it, which SQLAlchemy does not take for a loss.
+
+    A backend that dies while a statement is being prepared may leave asyncpg with "cannot switch to state".
+    """
+    try:
+        yield
+    except exc.DBAPIError as error:
+        if isinstance(_driver_error(error), asyncpg.InternalClientError):
+            await connection.invalidate()
+        raise
+
+
 def _driver_error(error: BaseException) -> BaseException:
     """The error of asyncpg or of the network under SQLAlchemy's."""
     original = getattr(error, "orig", None) or error
@@ -176,7 +191,8 @@ def _is_passing(error: BaseException) -> bool:
     if isinstance(error, exc.TimeoutError):
         return False  # the pool's own: waiting again would only wait longer
     state = _sqlstate(error) or ""
-    return _wrote_nothing(error) or isinstance(_driver_error(error), OSError) or state[:2] == "08" or state in PASSING
+    lost = isinstance(_driver_error(error), OSError | asyncpg.InternalClientError)
+    return lost or _wrote_nothing(error) or state[:2] == "08" or state in PASSING
 
 
 def raise_ours(error: BaseException) -> NoReturn:
@@ -186,7 +202,9 @@ def raise_ours(error: BaseException) -> NoReturn:
     told = f"{type(cause).__name__}: {cause}" if state is None else f"{type(cause).__name__} ({state}): {cause}"
     if isinstance(error, exc.TimeoutError):
         raise DatabaseUnavailableError(f"no connection became free in time: {error}") from error
-    if isinstance(cause, OSError | asyncpg.InterfaceError) or (state and state[:2] in UNAVAILABLE_CLASSES):
+    if isinstance(cause, OSError | asyncpg.InterfaceError | asyncpg.InternalClientError) or (
+        state and state[:2] in UNAVAILABLE_CLASSES
+    ):
         raise DatabaseUnavailableError(f"the database cannot be reached or did not answer: {told}") from error
     if state in CONFLICTS:
         raise TransactionConflictError(f"another transaction was in the way ({CONFLICTS[state]}): {told}") from error

@@ -191,7 +191,8 @@ async def test_L55_the_references_call_shape(world: Any) -> None:
 
 async def test_L57_totals_exact_bounded_and_none(world: Any) -> None:
     await world.sql(
-        "INSERT INTO session_lifecycle.session_records (user_id, session_id) SELECT :a, n FROM generate_series(1, 12000) n",
+        "INSERT INTO session_lifecycle.session_records (user_id, session_id) "
+        "SELECT :a, n FROM generate_series(1, 12000) n",
         a=world.a,
     )
 

@@ -1,0 +1,147 @@
+"""Row L46: many tasks, few sessions, connections killed at random, every caller repeating until answered."""
+
+import asyncio
+import random
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+import asyncpg
+import pytest
+
+from session_lifecycle import (
+    DatabaseUnavailableError,
+    End,
+    SessionDatabase,
+    SessionStatus,
+    TransactionConflictError,
+    UsageEvent,
+    Viewer,
+)
+
+TOTALS_DISAGREE = """
+    WITH stored AS (SELECT user_id, session_id, tokens_in, tokens_out, cost_usd FROM session_lifecycle.session_records),
+         by_model AS (
+             SELECT user_id, session_id, sum(tokens_in), sum(tokens_out), sum(cost_usd)
+             FROM session_lifecycle.session_model_usage GROUP BY user_id, session_id
+         ),
+         by_event AS (
+             SELECT user_id, session_id, sum(tokens_in), sum(tokens_out), sum(cost_usd)
+             FROM session_lifecycle.session_usage_events WHERE NOT late GROUP BY user_id, session_id
+         )
+    SELECT count(*) AS sessions FROM
+        ((SELECT * FROM stored EXCEPT SELECT * FROM by_model) UNION ALL
+         (SELECT * FROM stored EXCEPT SELECT * FROM by_event)) differing
+"""
+KILL_ONE = """
+    SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+    WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'
+    ORDER BY random() LIMIT 1
+"""
+
+
+async def until_answered(call: Any, *arguments: Any, **named: Any) -> Any:
+    while True:
+        try:
+            return await call(*arguments, **named)
+        except (DatabaseUnavailableError, TransactionConflictError):
+            await asyncio.sleep(random.uniform(0.001, 0.02))
+
+
+async def kill_connections(url: str, every_seconds: float) -> None:
+    connection = await asyncpg.connect(url)
+    try:
+        while True:
+            await connection.execute(KILL_ONE)
+            await asyncio.sleep(every_seconds)
+    finally:
+        await connection.close()
+
+
+def distinct_events(
+    world: Any, tasks: int, uses: int, sessions: int, at: datetime, chance: random.Random
+) -> list[UsageEvent]:
+    return [
+        UsageEvent(
+            session_id=f"s{chance.randrange(sessions)}",
+            user_id=chance.choice((world.a, world.b)),
+            model=chance.choice(("gpt-4o", "gpt-4o-mini", None)),
+            tokens_in=chance.randrange(1, 10_000),
+            tokens_out=chance.randrange(1_000),
+            cost_usd=Decimal(chance.randrange(1, 10**9)) / 10**12,
+            idempotency_key=f"{task}-{number}",
+            key_scope="user" if number % 7 == 0 else "session",
+            at=at,
+        )
+        for task in range(tasks)
+        for number in range(uses)
+    ]
+
+
+async def storm(world: Any, url: str, *, tasks: int, uses: int, sessions: int = 20) -> None:  # noqa: C901 - one storm
+    """Events of which none is late, in calls, batches and hosts' transactions, among ends and reopens."""
+    chance = random.Random(46)
+    # From before any end, so that each counts whenever it arrives.
+    events = distinct_events(world, tasks, uses, sessions, datetime.now(UTC) - timedelta(minutes=1), chance)
+    finals = {event.idempotency_key: event for event in events}
+    lifecycle = world.lifecycle
+
+    async def in_host_transaction(event: UsageEvent) -> None:
+        try:
+            async with world.db.engine.begin() as host:
+                await world.db.bind(host).lifecycle.record([event])
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            raise DatabaseUnavailableError(str(error)) from error
+        except Exception as error:
+            if type(error).__module__.startswith("sqlalchemy"):
+                raise DatabaseUnavailableError(str(error)) from error
+            raise
+
+    async def caller(task: int) -> None:
+        own = random.Random(task)
+        mine = events[task * uses : (task + 1) * uses]
+        for number, event in enumerate(mine):
+            calls = 2 if own.random() < 0.1 else 1
+            for _ in range(calls):
+                if number % 10 == 3:
+                    await until_answered(in_host_transaction, event)
+                elif number % 10 == 5:
+                    await until_answered(lifecycle.record, own.sample(mine, min(5, uses)))
+                await until_answered(lifecycle.record, [event])
+            if number % 10 == 7:
+                final = event.model_copy(update={"revision": 1, "tokens_in": event.tokens_in + 1, "model": "revised"})
+                finals[event.idempotency_key] = final
+                await until_answered(lifecycle.record, [final, event])
+            if number % 10 == 9:
+                end = End(session_id=event.session_id, user_id=event.user_id, status=SessionStatus.COMPLETED)
+                await until_answered(lifecycle.record, [end])
+                await until_answered(lifecycle.reopen_session, event.session_id, event.user_id)
+
+    killer = asyncio.create_task(kill_connections(url, every_seconds=0.1))
+    await asyncio.gather(*(caller(task) for task in range(tasks)))
+    killer.cancel()
+
+    stats = await until_answered(lifecycle.aggregate_stats, Viewer.of_users([world.a, world.b]))
+    assert stats.tokens_in == sum(event.tokens_in for event in finals.values())
+    assert stats.tokens_out == sum(event.tokens_out for event in finals.values())
+    assert stats.total_spend_usd == sum(event.cost_usd for event in finals.values() if event.cost_usd is not None)
+    assert stats.late_events == 0
+    [ledger] = await world.sql("SELECT count(*) AS events FROM session_lifecycle.session_usage_events")
+    assert ledger["events"] == len(finals)
+    [differing] = await world.sql(TOTALS_DISAGREE)
+    assert differing["sessions"] == 0
+    [deadlocks] = await world.sql("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()")
+    assert deadlocks["deadlocks"] == 0
+
+
+async def test_L46_a_storm_loses_and_doubles_nothing(
+    world: Any, session_database: SessionDatabase, session_database_url: str
+) -> None:
+    await storm(world, session_database_url, tasks=40, uses=20)
+
+
+@pytest.mark.soak
+async def test_L46_the_whole_storm_loses_and_doubles_nothing(
+    world: Any, session_database: SessionDatabase, session_database_url: str
+) -> None:
+    await storm(world, session_database_url, tasks=200, uses=50)
