@@ -1,0 +1,60 @@
+"""The pages tell the truth: their Python runs, their links lead somewhere, their settings exist."""
+
+import ast
+import inspect
+import re
+from pathlib import Path
+from types import CodeType
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from session_lifecycle import SessionDatabase, Settings
+from session_lifecycle.testing import SessionClock
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
+BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def compiled(source: str, name: str) -> CodeType:
+    """The block, which may await at its top."""
+    code = compile(source, name, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+    assert isinstance(code, CodeType)
+    return code
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "README.md"], ids=lambda page: page.stem)
+async def test_the_python_of_a_page_runs(
+    page: Path, session_database: SessionDatabase, session_database_url: str, session_clock: SessionClock
+) -> None:
+    names: dict[str, Any] = {"db": session_database, "url": session_database_url, "user_id": uuid4()}
+    fixtures = {"session_database": session_database, "session_clock": session_clock, "user_id": names["user_id"]}
+    for number, block in enumerate(BLOCK.findall(page.read_text()), 1):  # noqa: ASYNC240 - a small file
+        running = eval(compiled(block, f"{page.name}:{number}"), names)  # noqa: S307 - our own pages
+        if inspect.isawaitable(running):
+            await running
+    for name, value in list(names.items()):
+        if name.startswith("test_"):
+            await value(**{argument: fixtures[argument] for argument in inspect.signature(value).parameters})
+
+
+def test_the_program_of_the_readme_runs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], session_database_url: str
+) -> None:
+    [program] = BLOCK.findall((ROOT / "README.md").read_text())
+    monkeypatch.setattr(SessionDatabase, "embedded", lambda: SessionDatabase.connect(session_database_url))
+    exec(compile(program, "README.md", "exec"), {"__name__": "__main__"})  # noqa: S102 - our own page
+    assert capsys.readouterr().out.startswith("applied 0.00045\n")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
+        assert (page.parent / target).exists(), target
+
+
+def test_every_setting_is_documented() -> None:
+    page = (ROOT / "docs/reference/settings.md").read_text()
+    assert re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE) == list(Settings.model_fields)
