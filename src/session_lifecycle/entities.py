@@ -44,6 +44,8 @@ SessionKey = Text(collation="C")
 Zero = text("0")
 Instant = DateTime(timezone=True)
 Money = Numeric()
+# As Postgres writes it, so that Alembic finds it unchanged.
+ACTIVITY_MINUTE = "date_bin('00:01:00'::interval, last_activity_at, '2000-01-01 00:00:00+00'::timestamp with time zone)"
 
 
 class Base(DeclarativeBase):
@@ -86,9 +88,7 @@ class SessionRecordEntity(Base):
     late_events: Mapped[int] = mapped_column(BigInteger, server_default=Zero)
     late_cost_usd: Mapped[Decimal] = mapped_column(Money, server_default=Zero)
     # What the indexes name instead of the instant: as long as the minute stays the same, touching is a HOT update.
-    activity_minute: Mapped[datetime] = mapped_column(
-        Instant, Computed("date_bin('1 minute', last_activity_at, '2000-01-01 00:00:00+00')", persisted=True)
-    )
+    activity_minute: Mapped[datetime] = mapped_column(Instant, Computed(ACTIVITY_MINUTE, persisted=True))
 
     __table_args__ = (
         CheckConstraint("status IN ('running', 'completed', 'failed')", name="status"),

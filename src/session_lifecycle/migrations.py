@@ -89,6 +89,9 @@ def run(connection: Connection, schema: str, direction: Literal["upgrade", "down
     """Migrates on this connection, inside the transaction it is in or begins; the caller commits."""
     from alembic import command
 
+    if not connection.in_transaction():
+        # Alembic would begin one of its own, and commit it.
+        connection.begin()
     getattr(command, direction)(configuration(schema, connection=connection), revision)
 
 
