@@ -109,6 +109,8 @@ async def _alembic() -> AsyncGenerator[None]:
 
 async def upgrade(connection: AsyncConnection, schema: str) -> None:
     """Migrates to the newest revision on this connection, inside its transaction; the caller commits."""
+    # Before Alembic is taken: whoever has it must not wait for a transaction whose owner waits for Alembic.
+    await connection.run_sync(lock_migrations, schema)
     async with _alembic():
         await connection.run_sync(run, schema, "upgrade", "head")
 

@@ -1,5 +1,6 @@
 """Every revision, up and down on real rows, and what they add up to."""
 
+from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
@@ -100,7 +101,9 @@ async def test_rows_survive_every_revision(empty_url: str, schema: str) -> None:
         await db.lifecycle.record(
             [
                 UsageEvent(session_id="one", user_id=USER, model="gpt-4o", tokens_in=120, tokens_out=40),
-                UsageEvent(session_id="two", user_id=USER, cost_usd="0.1", idempotency_key="k", details={"a:b %": 1}),
+                UsageEvent(
+                    session_id="two", user_id=USER, cost_usd=Decimal("0.1"), idempotency_key="k", details={"a:b %": 1}
+                ),
                 End(session_id="two", user_id=USER, status="failed"),
             ]
         )

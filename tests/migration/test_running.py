@@ -59,7 +59,7 @@ async def schemas(url: str) -> set[str]:
     connection = await asyncpg.connect(url)
     try:
         found = await connection.fetch(
-            "SELECT nspname FROM pg_namespace WHERE nspname !~ '^pg_' AND nspname NOT IN ('information_schema', 'public')"
+            "SELECT nspname FROM pg_namespace WHERE nspname !~ '^(pg_|information_schema$|public$)'"
         )
         return {row[0] for row in found}
     finally:
@@ -169,6 +169,24 @@ async def test_four_tasks_on_an_empty_database(empty_url: str) -> None:
             await db.check()
 
     await asyncio.gather(*(migrate() for _ in range(4)))
+
+
+async def test_two_schemas_in_one_transaction_while_another_waits(empty_url: str) -> None:
+    async with (
+        asyncio.timeout(30),
+        SessionDatabase.connect(empty_url, schema="one") as one,
+        SessionDatabase.connect(empty_url, schema="two") as two,
+        SessionDatabase.connect(empty_url, schema="one") as another,
+    ):
+        async with one.engine.begin() as host:
+            await one.migrate(connection=host)
+            waiting = asyncio.create_task(another.migrate())
+            await asyncio.sleep(0.3)
+            assert not waiting.done()
+            await two.migrate(connection=host)
+        await waiting
+        await one.check()
+        await two.check()
 
 
 async def test_a_role_that_may_not_create_schemas(
