@@ -40,8 +40,8 @@ def _lenient_seconds(value: Any) -> Any:
 
 def check_schema_name(name: str) -> str:
     """The name of a Postgres schema as given, or ValueError: any text Postgres can hold as an identifier."""
-    if not name.strip() or "\x00" in name or len(name.encode("utf-8", "replace")) > POSTGRES_NAME_BYTES:
-        raise ValueError(f"a schema's name is 1..{POSTGRES_NAME_BYTES} bytes, not blank, and has no NUL")
+    if not name.strip() or not name.isprintable() or len(name.encode("utf-8", "replace")) > POSTGRES_NAME_BYTES:
+        raise ValueError(f"a schema's name is 1..{POSTGRES_NAME_BYTES} bytes, printable and not blank")
     if name.startswith("pg_"):
         raise ValueError("Postgres keeps names that begin with pg_ for itself")
     try:

@@ -19,7 +19,8 @@ A = UUID(int=1)
 NASTY: list[Any] = [
     None, True, -1, 0, 1, 2**63, 10**400, 1.5, float("nan"), float("inf"), -0.0, 5e-324, 1e-31, 1e300,
     Decimal("NaN"), Decimal("sNaN"), Decimal("-0"), Decimal("1e-400"), Decimal("1e999999"), Decimal("Infinity"),
-    "", " ", "\x00", "\ud800", "x" * 600, "\U0001d54f" * 200, "0.1", b"bytes", A, str(A), [], {}, object(), {"a": float("nan")},
+    "", " ", "\x00", "\ud800", "x" * 600, "\U0001d54f" * 200, "0.1", b"bytes",
+    A, str(A), [], {}, object(), {"a": float("nan")},
     datetime(2026, 1, 1), datetime.min, datetime.max, datetime.max.replace(tzinfo=UTC),  # noqa: DTZ001, DTZ901
     datetime.min.replace(tzinfo=timezone(timedelta(hours=14))),
     datetime.max.replace(tzinfo=timezone(-timedelta(hours=12))),
