@@ -120,6 +120,9 @@ async def storm(world: Any, url: str, *, tasks: int, uses: int, sessions: int = 
     killer = asyncio.create_task(kill_connections(url, every_seconds=0.1))
     await asyncio.gather(*(caller(task) for task in range(tasks)))
     killer.cancel()
+    await asyncio.gather(killer, return_exceptions=True)
+    # The questions below are asked on connections nobody killed.
+    await world.db.engine.dispose()
 
     stats = await until_answered(lifecycle.aggregate_stats, Viewer.of_users([world.a, world.b]))
     assert stats.tokens_in == sum(event.tokens_in for event in finals.values())
