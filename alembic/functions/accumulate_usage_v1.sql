@@ -56,6 +56,8 @@ BEGIN
             SELECT * INTO STRICT held FROM {schema}.session_usage_events
             WHERE user_id = event.user_id AND event_id = event.event_id;
             outcome := CASE
+                -- What happened in time goes before what is late, or the order of arrival would decide the totals.
+                WHEN held.late AND NOT is_late AND event.revision <> held.revision THEN 'replaced'
                 WHEN event.revision < held.revision THEN 'superseded'
                 WHEN event.revision > held.revision THEN CASE WHEN is_late THEN 'frozen' ELSE 'replaced' END
                 WHEN (event.model, event.tokens_in, event.tokens_out, event.cache_read_tokens, event.cache_write_tokens,

@@ -1,0 +1,186 @@
+"""What `SessionLifecycleDb` promises, whichever way it is reached: inherit, and give `lifecycle` and `way_url`."""
+
+import asyncio
+from collections import Counter
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from session_lifecycle import (
+    End,
+    InvalidValueError,
+    SessionLifecycleDb,
+    SessionListFilters,
+    SessionStatus,
+    Touch,
+    UsageEvent,
+    UsageReceipt,
+    Viewer,
+)
+
+A, B, C = (UUID(int=number) for number in (1, 2, 3))
+D = UUID(int=11)
+MINUTE = timedelta(minutes=1)
+COMPLETED, FAILED = SessionStatus.COMPLETED, SessionStatus.FAILED
+
+
+def event(**fields: Any) -> UsageEvent:
+    return UsageEvent(**{"session_id": "s", "user_id": A, "model": "m", "tokens_in": 10, "cost_usd": 1, **fields})
+
+
+class SessionLifecycleContract:
+    """Each test finds an empty, migrated database behind `lifecycle`."""
+
+    @pytest.fixture
+    def lifecycle(self) -> SessionLifecycleDb:
+        raise NotImplementedError("the way in that is tested")
+
+    async def test_a_session_lives_from_touch_to_end_and_again(self, lifecycle: SessionLifecycleDb) -> None:
+        assert await lifecycle.end_session("s", A, COMPLETED) == "unknown"
+        assert await lifecycle.reopen_session("s", A) == "unknown"
+        assert await lifecycle.ensure_and_touch_session("s", A, agent_name="coder") == "created"
+        assert await lifecycle.ensure_and_touch_session("s", A, D) == "touched"
+        assert await lifecycle.reopen_session("s", A) == "already_running"
+        assert await lifecycle.end_session("s", A, COMPLETED) == "ended"
+        assert await lifecycle.end_session("s", A, FAILED) == "already_ended"
+        assert await lifecycle.ensure_and_touch_session("s", A) == "terminal"
+        found = await lifecycle.get_session_row("s", A)
+        assert found is not None
+        record = found.record
+        assert (record.status, record.dataset_id, record.agent_name) == ("completed", D, "coder")
+        assert record.ended_at is not None
+        assert await lifecycle.reopen_session("s", A) == "reopened"
+        found = await lifecycle.get_session_row("s", A)
+        assert found is not None
+        assert (found.effective_status, found.record.ended_at) == ("running", None)
+
+    async def test_usage_is_answered_with_its_cost_and_the_totals_after_it(self, lifecycle: SessionLifecycleDb) -> None:
+        first = await lifecycle.accumulate_usage("s", A, "gpt-4o", 100, 50, 0.012, False)
+        assert first == UsageReceipt("applied", Decimal("0.012"), 100, 50, Decimal("0.012"))
+        priced = await lifecycle.accumulate_usage("s", A, "gpt-4o-mini", 1000, 500)
+        assert priced == UsageReceipt("applied", Decimal("0.00045"), 1100, 550, Decimal("0.01245"))
+        unpriced = await lifecycle.accumulate_usage("s", A, "no-such-model", 1, 1)
+        assert unpriced == UsageReceipt("applied", None, 1101, 551, Decimal("0.01245"))
+        nothing = await lifecycle.accumulate_usage("s", A)
+        assert nothing == UsageReceipt("nothing", Decimal(0), 1101, 551, Decimal("0.01245"))
+
+    async def test_a_key_counts_once_and_by_its_highest_revision(self, lifecycle: SessionLifecycleDb) -> None:
+        steps = [
+            (event(idempotency_key="k"), "applied", 10),
+            (event(idempotency_key="k"), "duplicate", 10),
+            (event(idempotency_key="k", tokens_in=11), "conflict", 10),
+            (event(idempotency_key="k", tokens_in=30, revision=2, model="other"), "replaced", 30),
+            (event(idempotency_key="k", tokens_in=20, revision=1), "superseded", 30),
+            (event(idempotency_key="l"), "applied", 40),
+        ]
+        for item, outcome, tokens_in in steps:
+            [receipt] = await lifecycle.record([item])
+            assert isinstance(receipt, UsageReceipt)
+            assert (receipt.outcome, receipt.session_tokens_in) == (outcome, tokens_in)
+        rows = await lifecycle.cost_by_model(A)
+        assert [(row.model, row.tokens_in, row.events) for row in rows] == [("m", 10, 1), ("other", 30, 1)]
+
+    async def test_a_batch_is_as_if_its_items_came_one_after_another(self, lifecycle: SessionLifecycleDb) -> None:
+        items = [
+            Touch("s", A, D),
+            event(idempotency_key="k"),
+            event(idempotency_key="k"),
+            event(idempotency_key="k", revision=1, tokens_in=12),
+            event(session_id="t", user_id=B),
+            End("s", A, "failed"),
+            End("s", A, "completed"),
+            event(idempotency_key="late", at=datetime.now(UTC) + MINUTE),
+            Touch("s", A),
+        ]
+        told = [
+            receipt.outcome if isinstance(receipt, UsageReceipt) else receipt
+            for receipt in await lifecycle.record(items)
+        ]
+        first = ["created", "applied", "duplicate", "replaced", "applied", "ended", "already_ended"]
+        assert told == [*first, "frozen", "terminal"]
+        found = await lifecycle.get_session_row("s", A)
+        assert found is not None
+        assert (found.record.status, found.record.tokens_in, found.record.late_events) == ("failed", 12, 1)
+        assert await lifecycle.record([]) == []
+
+    async def test_a_batch_sent_again_changes_nothing(self, lifecycle: SessionLifecycleDb) -> None:
+        batch = [event(session_id=str(number % 3), idempotency_key=str(number)) for number in range(30)]
+        for outcome in ("applied", "duplicate"):
+            receipts = await lifecycle.record(batch)
+            assert {receipt.outcome for receipt in receipts if isinstance(receipt, UsageReceipt)} == {outcome}
+            assert (await lifecycle.aggregate_stats(A)).tokens_in == 300
+
+    async def test_what_is_refused_writes_nothing_and_disturbs_nothing(self, lifecycle: SessionLifecycleDb) -> None:
+        ahead = datetime.now(UTC) + timedelta(hours=1)
+        refused = {
+            "tokens_in": lifecycle.accumulate_usage("s", A, "m", -1),
+            "session_id": lifecycle.ensure_and_touch_session(" ", A),
+            "status": lifecycle.end_session("s", A, SessionStatus.RUNNING),
+            "at": lifecycle.ensure_and_touch_session("s", A, at=ahead),
+            "items.1.at": lifecycle.record([event(), event(at=ahead)]),
+            "viewer": lifecycle.get_session_row("s", "not a viewer"),  # type: ignore[arg-type]
+        }
+        for field, call in refused.items():
+            with pytest.raises(InvalidValueError) as told:
+                await call
+            assert told.value.field == field
+        assert (await lifecycle.aggregate_stats(Viewer.auditor())).sessions == 0
+        assert (await lifecycle.accumulate_usage("s", A, "m", 1)).outcome == "applied"
+
+    async def test_pages_figures_and_costs_agree(self, lifecycle: SessionLifecycleDb) -> None:
+        now = datetime.now(UTC)
+        await lifecycle.record(
+            [
+                event(session_id=f"s{number}", tokens_in=number, model=f"m{number % 2}", at=now - number * MINUTE)
+                for number in range(1, 12)
+            ]
+        )
+        walked, cursor = [], None
+        while True:
+            page = await lifecycle.list_session_rows(SessionListFilters(user_id=A, limit=4, cursor=cursor))
+            walked += [row.record.session_id for row in page.sessions]
+            if not page.has_more:
+                break
+            cursor = page.next_cursor
+        assert walked == [f"s{number}" for number in range(1, 12)]
+        stats, costs = await lifecycle.aggregate_stats(A), await lifecycle.cost_by_model(A)
+        assert (stats.sessions, page.total, stats.tokens_in, stats.total_spend_usd) == (11, 11, 66, 11)
+        assert sum(row.cost_usd for row in costs) == stats.total_spend_usd
+        assert {row.model: row.tokens_in for row in costs} == {"m0": 30, "m1": 36}
+
+    async def test_a_stranger_sees_nothing_by_any_read(self, lifecycle: SessionLifecycleDb) -> None:
+        await lifecycle.record([Touch("s", A, D), event(), event(user_id=B)])
+        for viewer in (Viewer(C), Viewer.of_users([]), Viewer(C, [UUID(int=99)])):
+            assert await lifecycle.get_session_row("s", viewer) is None
+            page = await lifecycle.list_session_rows(SessionListFilters(viewer=viewer))
+            assert (page.sessions, page.total) == ([], 0)
+            assert (await lifecycle.aggregate_stats(viewer)).tokens_in == 0
+            assert await lifecycle.cost_by_model(viewer) == []
+        for viewer, tokens_in in ((Viewer(C, [D]), 10), (Viewer(C, (), [B]), 10), (Viewer(C, [D], [B]), 20)):
+            assert (await lifecycle.aggregate_stats(viewer)).tokens_in == tokens_in
+
+    async def test_any_text_comes_back_as_it_was(self, lifecycle: SessionLifecycleDb) -> None:
+        for session_id in ("'; DROP TABLE x; --", '%s :name $1 "q"', "\U0001d54f\u202e\x01\n", "x" * 512, "\\", "{}"):
+            model = session_id[:100]
+            await lifecycle.accumulate_usage(session_id, A, model, 1, cost_usd=0)
+            found = await lifecycle.get_session_row(session_id, A)
+            assert found is not None
+            assert (found.record.session_id, found.record.last_model) == (session_id, model)
+
+    async def test_many_at_once_lose_and_double_nothing(self, lifecycle: SessionLifecycleDb) -> None:
+        async def caller(number: int) -> Counter[str]:
+            outcomes: Counter[str] = Counter()
+            for turn in range(6):
+                use = event(session_id=str((number + turn) % 3), idempotency_key=f"{number % 6}-{turn}")
+                [receipt] = await lifecycle.record([use])
+                assert isinstance(receipt, UsageReceipt)
+                outcomes[receipt.outcome] += 1
+            return outcomes
+
+        told = sum(await asyncio.gather(*map(caller, range(12))), Counter())
+        assert told == {"applied": 36, "duplicate": 36}
+        stats = await lifecycle.aggregate_stats(A)
+        assert (stats.sessions, stats.tokens_in, stats.total_spend_usd) == (3, 360, 36)
