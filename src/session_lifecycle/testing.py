@@ -147,7 +147,7 @@ def _container() -> Generator[str]:
         yield postgres.get_connection_url()
 
 
-def _docker_answers() -> bool:
+def docker_answers() -> bool:
     if find_spec("testcontainers") is None or find_spec("docker") is None:
         return False
     if "DOCKER_HOST" not in os.environ and not DOCKER_SOCKET.exists():
@@ -172,7 +172,7 @@ def _named_server(url: str) -> Generator[str]:
 def _server() -> AbstractContextManager[str]:
     if url := os.environ.get("SESSION_LIFECYCLE_TEST_DATABASE_URL"):
         return _named_server(url)
-    return _container() if _docker_answers() else _embedded_server()
+    return _container() if docker_answers() else _embedded_server()
 
 
 @pytest.fixture(scope="session")
