@@ -39,12 +39,15 @@ def quoted(schema: str) -> str:
 def include_object(obj: Any, name: str | None, type_: str, reflected: bool, compare_to: Any) -> bool:  # noqa: ARG001
     """For a host's `context.configure(include_object=…)`: keeps its autogenerate away from our tables.
 
-    False for our tables and their parts, in whichever schema they are; True for everything else.
+    False for our tables and their parts, in whichever named schema they are; True for everything else. A table is ours
+    by its name and the columns of its key, so a host's own `session_records` stays the host's.
     """
     table = obj if type_ == "table" else getattr(obj, "table", None)
     if table is None or table.schema is None:
         return True
-    return table.name not in {VERSION_TABLE, *(ours.name for ours in metadata.tables.values())}
+    keys = {ours.name: set(ours.primary_key.columns.keys()) for ours in metadata.tables.values()}
+    keys[VERSION_TABLE] = {"version_num"}
+    return not (table.name in keys and keys[table.name] <= set(table.columns.keys()))
 
 
 def directory() -> Path:

@@ -187,6 +187,24 @@ async def test_R06_any_order_and_repetition_gives_the_same_totals(session_databa
     await assert_totals_agree(session_database)
 
 
+async def test_R06_what_happened_in_time_counts_whatever_arrived_first(session_database: SessionDatabase) -> None:
+    lifecycle, ended_at = session_database.lifecycle, datetime.now(UTC) - 5 * MINUTE
+    revisions = [
+        UsageEvent("s", A, "m", 10 + number, cost_usd=1, idempotency_key="k", revision=number, at=ended_at + by)
+        for number, by in enumerate((-2 * MINUTE, -MINUTE, MINUTE, 2 * MINUTE))
+    ]
+    answers = set()
+    for number, order in enumerate(itertools.permutations(revisions)):
+        session_id = f"s{number}"
+        await lifecycle.record([Touch(session_id, A, at=ended_at - 3 * MINUTE), End(session_id, A, "failed", ended_at)])
+        await lifecycle.record([event.model_copy(update={"session_id": session_id}) for event in order])
+        found = await lifecycle.get_session_row(session_id, A)
+        assert found is not None
+        answers.add((found.record.tokens_in, found.record.cost_usd, found.record.late_events))
+    assert answers == {(11, Decimal(1), 0)}
+    await assert_totals_agree(session_database)
+
+
 async def test_R07_unpriced_is_null_and_counted(session_database: SessionDatabase) -> None:
     lifecycle = session_database.lifecycle
     receipt = await lifecycle.accumulate_usage("s", A, "no-such-model", 10)
