@@ -126,6 +126,28 @@ async def test_R04_only_what_was_given_is_content(session_database: SessionDatab
     assert await use(Decimal("0.000025"), now) == "conflict"
 
 
+async def test_R04_a_key_of_the_user_named_in_two_sessions_at_once_counts_in_one(
+    session_database: SessionDatabase,
+) -> None:
+    def event(number: int, revision: int) -> UsageEvent:
+        used = {"model": "m", "tokens_in": 1 + revision, "cost_usd": 1, "key_scope": "user"}
+        return UsageEvent(f"{number}-{revision}", A, idempotency_key=f"k{number}", revision=revision, **used)
+
+    for number in range(20):
+        await asyncio.gather(*(session_database.lifecycle.record([event(number, revision)]) for revision in range(3)))
+    stats = await session_database.lifecycle.aggregate_stats(A)
+    assert (stats.sessions, stats.tokens_in, stats.total_spend_usd) == (20, 60, 20)
+    await assert_totals_agree(session_database)
+
+
+async def test_R05_what_happened_at_the_end_is_not_late(session_database: SessionDatabase) -> None:
+    lifecycle, ended_at = session_database.lifecycle, datetime.now(UTC) - MINUTE
+    await lifecycle.record([Touch("s", A, at=ended_at - MINUTE), End("s", A, "completed", ended_at)])
+    assert (await lifecycle.accumulate_usage("s", A, "m", 1, at=ended_at)).outcome == "applied"
+    just_after = ended_at + timedelta(microseconds=1)
+    assert (await lifecycle.accumulate_usage("s", A, "m", 1, at=just_after)).outcome == "frozen"
+
+
 async def test_R05_late_stays_late_after_a_reopen(session_database: SessionDatabase) -> None:
     lifecycle = session_database.lifecycle
     await lifecycle.accumulate_usage("s", A, "m", 1, cost_usd=1)

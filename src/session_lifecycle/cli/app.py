@@ -1,6 +1,7 @@
 """The commands and what they share: which database, and how trouble is told."""
 
 import asyncio
+import csv
 import sys
 from collections.abc import Awaitable, Callable
 from datetime import datetime
@@ -11,7 +12,7 @@ from uuid import UUID
 import typer
 from rich.console import Console
 
-from session_lifecycle import SessionDatabase, SessionLifecycleError, Settings
+from session_lifecycle import ConfigurationError, SessionDatabase, SessionLifecycleError, Settings
 from session_lifecycle.cli import demo as demo_command
 from session_lifecycle.cli import replay as replay_command
 
@@ -34,12 +35,17 @@ DatabaseUrl = Annotated[
         show_default=False,
     ),
 ]
+DataDir = Annotated[
+    Path | None,
+    typer.Option(help="Where the embedded Postgres keeps its data; else one place per user.", show_default=False),
+]
 Schema = Annotated[str | None, typer.Option(help="The Postgres schema of the tables.", show_default=False)]
 
 
 @app.command()
 def demo(
     database_url: DatabaseUrl = None,
+    data_dir: DataDir = None,
     schema: Schema = None,
     seed: Annotated[int, typer.Option(help="The same seed lives the same lives.")] = 1,
 ) -> None:
@@ -49,13 +55,14 @@ def demo(
         await db.migrate()
         await demo_command.live(db, _console(), seed)
 
-    _on_database(work, database_url, schema)
+    _on_database(work, database_url, data_dir, schema)
 
 
 @app.command()
 def replay(
     file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, readable=True)],
     database_url: DatabaseUrl = None,
+    data_dir: DataDir = None,
     schema: Schema = None,
     user: Annotated[UUID, typer.Option(help="Whose sessions they become.")] = replay_command.DEFAULT_USER,
     model: Annotated[str | None, typer.Option(help="One model for all; else a few, by session.")] = None,
@@ -69,7 +76,7 @@ def replay(
     """
     try:
         requests = replay_command.read_requests(file)
-    except ValueError as error:
+    except (ValueError, csv.Error) as error:
         _refuse(str(error), code=2)
     plan = replay_command.Plan(
         requests=requests,
@@ -84,11 +91,11 @@ def replay(
         await db.migrate()
         await replay_command.replay(db, plan, _console())
 
-    _on_database(work, database_url, schema)
+    _on_database(work, database_url, data_dir, schema)
 
 
 @database_app.command()
-def upgrade(database_url: DatabaseUrl = None, schema: Schema = None) -> None:
+def upgrade(database_url: DatabaseUrl = None, data_dir: DataDir = None, schema: Schema = None) -> None:
     """Brings the schema to this version's revision."""
 
     async def work(db: SessionDatabase) -> None:
@@ -96,18 +103,18 @@ def upgrade(database_url: DatabaseUrl = None, schema: Schema = None) -> None:
         await db.check()
         Console().print("The schema is up to date.")
 
-    _on_database(work, database_url, schema)
+    _on_database(work, database_url, data_dir, schema)
 
 
 @database_app.command()
-def check(database_url: DatabaseUrl = None, schema: Schema = None) -> None:
+def check(database_url: DatabaseUrl = None, data_dir: DataDir = None, schema: Schema = None) -> None:
     """Looks whether the schema is the one this version works with."""
 
     async def work(db: SessionDatabase) -> None:
         await db.check()
         Console().print("The schema is up to date.")
 
-    _on_database(work, database_url, schema)
+    _on_database(work, database_url, data_dir, schema)
 
 
 @database_app.command()
@@ -127,11 +134,15 @@ def _console() -> Console:
     return console if console.is_terminal else Console(width=PLAIN_WIDTH)
 
 
-def _on_database(work: Callable[[SessionDatabase], Awaitable[None]], url: str | None, schema: str | None) -> None:
+def _on_database(
+    work: Callable[[SessionDatabase], Awaitable[None]], url: str | None, data_dir: Path | None, schema: str | None
+) -> None:
     async def run() -> None:
         settings = Settings.load()
-        if url is None and settings.database_url is None:
-            db = SessionDatabase.embedded(schema=schema, settings=settings)
+        if url is not None and data_dir is not None:
+            raise ConfigurationError("--data-dir is of an embedded Postgres, --database-url of another: give one")
+        if data_dir is not None or (url is None and settings.database_url is None):
+            db = SessionDatabase.embedded(data_dir, schema=schema, settings=settings)
         else:
             db = SessionDatabase.connect(url, schema=schema, settings=settings)
         async with db:
@@ -144,10 +155,15 @@ def _run(work: Callable[[], Awaitable[None]]) -> None:
     async def main() -> None:
         await work()
 
+    refusals: list[BaseException] = []
     try:
         asyncio.run(main())
-    except SessionLifecycleError as error:
-        _refuse(str(error), code=1)
+    except* SessionLifecycleError as errors:  # of one task, or of several at once
+        refusals.extend(errors.exceptions)
+    if refusals:
+        while isinstance(refusals[0], BaseExceptionGroup):
+            refusals[0] = refusals[0].exceptions[0]
+        _refuse(str(refusals[0]), code=1)
 
 
 def _refuse(message: str, *, code: int) -> NoReturn:

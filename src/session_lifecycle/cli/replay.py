@@ -15,12 +15,14 @@ from zlib import crc32
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from session_lifecycle import SessionDatabase, UsageOutcome
+from session_lifecycle import InvalidValueError, SessionDatabase, Touch, UsageOutcome
 from session_lifecycle.cli.tables import costs_table, stats_table
 
 DEFAULT_USER = uuid5(NAMESPACE_URL, "session-lifecycle:replay")
 MODELS = ("gpt-4o", "gpt-4o-mini", "claude-sonnet-4-5", "gemini-2.5-flash")
 COLUMNS = ("offset_ms", "session_id", "turn", "tokens_in", "tokens_out")
+MOST_DIGITS = 12
+"""Of a number in the file: thirty years of milliseconds, and as many tokens as an event may hold."""
 
 
 class Request(NamedTuple):
@@ -57,7 +59,7 @@ def read_requests(file: Path) -> list[Request]:
         ValueError: A column is missing or a line is not what it should be; names the line.
     """
     with file.open(newline="", encoding="utf-8") as lines:
-        reader = csv.DictReader(lines)
+        reader = csv.DictReader(lines, restval="")
         if missing := [column for column in COLUMNS if column not in (reader.fieldnames or ())]:
             raise ValueError(f"{file}: the column {missing[0]} is missing, expected {', '.join(COLUMNS)}")
         requests = [_request(row, f"{file}:{reader.line_num}") for row in reader]
@@ -65,13 +67,19 @@ def read_requests(file: Path) -> list[Request]:
 
 
 def _request(row: dict[str, str], place: str) -> Request:
+    try:
+        session_id = Touch.of_call(session_id=row["session_id"], user_id=DEFAULT_USER).session_id
+    except InvalidValueError as error:
+        raise ValueError(f"{place}: {error}") from error
     values: dict[str, int] = {}
     for column in ("offset_ms", "turn", "tokens_in", "tokens_out"):
         text = row[column]
-        if not text or not text.isdecimal():
-            raise ValueError(f"{place}: {column}: got {text!r}, expected a whole number from 0")
+        if not text.isdecimal() or len(text) > MOST_DIGITS:
+            raise ValueError(
+                f"{place}: {column}: got {text!r}, expected a whole number of at most {MOST_DIGITS} digits"
+            )
         values[column] = int(text)
-    return Request(session_id=row["session_id"], **values)
+    return Request(session_id=session_id, **values)
 
 
 async def replay(db: SessionDatabase, plan: Plan, console: Console) -> None:
