@@ -10,6 +10,7 @@ from uuid import uuid4
 
 import pytest
 
+import session_lifecycle
 from session_lifecycle import SessionDatabase, Settings
 from session_lifecycle.testing import SessionClock
 
@@ -58,3 +59,15 @@ def test_links_lead_somewhere(page: Path) -> None:
 def test_every_setting_is_documented() -> None:
     page = (ROOT / "docs/reference/settings.md").read_text()
     assert re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE) == list(Settings.model_fields)
+
+
+def test_every_public_name_is_in_the_reference() -> None:
+    page = (ROOT / "docs/reference/api.md").read_text()
+    assert [name for name in session_lifecycle.__all__ if not re.search(rf"`[^`]*\b{name}\b", page)] == []
+
+
+def test_every_error_is_explained() -> None:
+    page = (ROOT / "docs/reference/errors.md").read_text()
+    ours = [name for name in session_lifecycle.__all__ if name.endswith("Error")]
+    assert len(ours) == 8
+    assert [name for name in ours if not re.search(rf"^\| `{name}` \|", page, re.MULTILINE)] == []

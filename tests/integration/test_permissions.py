@@ -1,0 +1,117 @@
+"""The rights the page on permissions names are enough, and no more than enough."""
+
+import os
+import re
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+import pytest_asyncio
+from sqlalchemy.engine import make_url
+
+from session_lifecycle import (
+    ConfigurationError,
+    End,
+    SessionDatabase,
+    SessionListFilters,
+    SessionStatus,
+    Touch,
+    UsageEvent,
+    Viewer,
+)
+from session_lifecycle.testing import TemplateServer
+
+PAGE = (Path(__file__).parents[2] / "docs/reference/permissions.md").read_text()
+ROLES = ("sessions_migrator", "sessions_worker", "sessions_reader")
+ONE = Viewer.auditor()
+USER = UUID(int=1)
+
+Roles = Callable[[str, str], tuple[str, list[str]]]
+
+
+@pytest_asyncio.fixture
+async def roles(session_template_server: TemplateServer) -> AsyncIterator[Roles]:
+    """For a database's URL and a role: the URL of that role, and the page's statements for it.
+
+    Asked for before any database, so that the databases, which hold the grants, are gone before the roles.
+    """
+    names = {role: f"{role}_{os.getpid()}" for role in ROLES}
+    for name in names.values():
+        await session_template_server.run(f"CREATE ROLE {name} LOGIN PASSWORD 'x'")
+
+    def of(url: str, role: str) -> tuple[str, list[str]]:
+        parsed = make_url(url)
+        grants = [
+            statement.replace(role, names[role]).replace("DATABASE app", f'DATABASE "{parsed.database}"')
+            for block in re.findall(r"```sql\n(.*?)```", PAGE, re.DOTALL)
+            for statement in block.split(";")
+            if role in statement
+        ]
+        assert grants
+        user = parsed.set(username=names[role], password="x")
+        return user.render_as_string(hide_password=False), grants
+
+    yield of
+    for name in names.values():
+        await session_template_server.run(f"DROP OWNED BY {name}", f"DROP ROLE {name}")
+
+
+async def grant(db: SessionDatabase, statements: list[str]) -> None:
+    async with db.engine.begin() as connection:
+        for statement in statements:
+            await connection.exec_driver_sql(statement)
+
+
+async def read_everything(db: SessionDatabase) -> int:
+    assert await db.lifecycle.get_session_row("s", USER) is not None
+    assert (await db.lifecycle.list_session_rows(SessionListFilters(viewer=ONE))).total == 1
+    assert (await db.lifecycle.aggregate_stats(ONE)).sessions == 1
+    [row] = await db.lifecycle.cost_by_model(ONE)
+    return row.tokens_in
+
+
+async def test_the_worker_makes_every_call_and_does_not_migrate(
+    roles: Roles, session_database: SessionDatabase, session_database_url: str
+) -> None:
+    url, grants = roles(session_database_url, "sessions_worker")
+    await grant(session_database, grants)
+    async with SessionDatabase.connect(url) as db:
+        event = {"session_id": "s", "user_id": USER, "model": "m", "idempotency_key": "k"}
+        await db.lifecycle.record([Touch("s", USER), UsageEvent(**event, tokens_in=1), End("s", USER, "failed")])
+        await db.lifecycle.reopen_session("s", USER)
+        await db.lifecycle.record([UsageEvent(**event, tokens_in=2, revision=1)])
+        await db.lifecycle.record([UsageEvent(**{**event, "idempotency_key": "u"}, tokens_in=3, key_scope="user")])
+        await db.lifecycle.end_session("s", USER, SessionStatus.COMPLETED)
+        assert await read_everything(db) == 5
+        await db.check()
+    async with SessionDatabase.connect(url, schema="another") as db:
+        with pytest.raises(ConfigurationError, match="42501"):
+            await db.migrate()
+
+
+async def test_the_reader_makes_every_read_and_no_write(
+    roles: Roles, session_database: SessionDatabase, session_database_url: str
+) -> None:
+    url, grants = roles(session_database_url, "sessions_reader")
+    await grant(session_database, grants)
+    await session_database.lifecycle.accumulate_usage("s", USER, "m", 1)
+    async with SessionDatabase.connect(url) as db:
+        assert await read_everything(db) == 1
+        with pytest.raises(ConfigurationError, match="42501"):
+            await db.lifecycle.ensure_and_touch_session("t", USER)
+        assert await read_everything(db) == 1
+
+
+async def test_the_migrator_needs_no_more_than_to_create(roles: Roles, session_template_server: TemplateServer) -> None:
+    name = f"permissions_{os.getpid()}"
+    await session_template_server.run(f'CREATE DATABASE "{name}"')
+    try:
+        url, grants = roles(session_template_server.url_of(name), "sessions_migrator")
+        async with SessionDatabase.connect(session_template_server.url_of(name)) as owner:
+            await grant(owner, grants)
+        async with SessionDatabase.connect(url) as db:
+            await db.migrate()
+            await db.check()
+    finally:
+        await session_template_server.drop(name)
