@@ -1,0 +1,188 @@
+"""What one usage costs: the reference's pattern, our single call, the recorder, and pgbench running our statement."""
+
+import argparse
+import asyncio
+import os
+import random
+import re
+import subprocess
+import tempfile
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import NamedTuple
+from uuid import UUID, uuid4
+
+from sqlalchemy import BigInteger, Numeric, Text, func, update
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from session_lifecycle import SessionDatabase, Settings
+from session_lifecycle.database import asyncpg_url
+from session_lifecycle.embedded import EmbeddedPostgres
+
+Call = Callable[[int], Awaitable[object]]
+
+
+class Base(DeclarativeBase):
+    """The reference's tables, as far as usage touches them."""
+
+
+class ReferenceRecord(Base):
+    """A session: counters added to by UPDATE."""
+
+    __tablename__ = "reference_records"
+    user_id: Mapped[UUID] = mapped_column(primary_key=True)
+    session_id: Mapped[str] = mapped_column(Text, primary_key=True)
+    tokens_in: Mapped[int] = mapped_column(BigInteger, default=0)
+    tokens_out: Mapped[int] = mapped_column(BigInteger, default=0)
+    cost_usd: Mapped[float] = mapped_column(Numeric, default=0)
+    last_model: Mapped[str | None]
+
+
+class ReferenceModelUsage(Base):
+    """A session's usage by model: upserted."""
+
+    __tablename__ = "reference_model_usage"
+    user_id: Mapped[UUID] = mapped_column(primary_key=True)
+    session_id: Mapped[str] = mapped_column(Text, primary_key=True)
+    model: Mapped[str] = mapped_column(Text, primary_key=True)
+    tokens_in: Mapped[int] = mapped_column(BigInteger)
+    tokens_out: Mapped[int] = mapped_column(BigInteger)
+    cost_usd: Mapped[float] = mapped_column(Numeric)
+
+
+class Measured(NamedTuple):
+    """One line of the table."""
+
+    name: str
+    callers: int
+    per_second: float
+    p50_ms: float
+    p99_ms: float
+
+
+class Workload(NamedTuple):
+    """Which sessions are written to, and how."""
+
+    user_id: UUID
+    sessions: int
+    keyed: bool
+    seconds: float
+
+    def session(self, number: int) -> str:
+        """The session of a call: spread evenly, in an order nobody planned."""
+        return f"session-{number * 7919 % self.sessions}"
+
+    def key(self) -> str | None:
+        """A new key, or none."""
+        return uuid4().hex if self.keyed else None
+
+
+async def reference_usage(sessions: async_sessionmaker[AsyncSession], workload: Workload, number: int) -> None:
+    """The reference's two statements on an ORM session, then commit."""
+    key = {"user_id": workload.user_id, "session_id": workload.session(number)}
+    async with sessions() as session:
+        record, usage = ReferenceRecord, ReferenceModelUsage
+        await session.execute(
+            update(record)
+            .where(record.user_id == key["user_id"], record.session_id == key["session_id"])
+            .values(
+                tokens_in=record.tokens_in + 120,
+                tokens_out=record.tokens_out + 40,
+                cost_usd=record.cost_usd + 0.012,
+                last_model="gpt-4o",
+            )
+        )
+        added = insert(usage).values(**key, model="gpt-4o", tokens_in=120, tokens_out=40, cost_usd=0.012)
+        await session.execute(
+            added.on_conflict_do_update(
+                index_elements=[usage.user_id, usage.session_id, usage.model],
+                set_={
+                    name: getattr(usage, name) + added.excluded[name] for name in ("tokens_in", "tokens_out", "cost_usd")
+                },
+            )
+        )
+        await session.commit()
+
+
+async def measure(name: str, call: Call, callers: int, seconds: float) -> tuple[Measured, int]:
+    """Callers that each await one call after another; the line, and how many calls there were."""
+    times: list[float] = []
+    number = 0
+    until = 0.0
+
+    async def caller() -> None:
+        nonlocal number
+        while (began := time.perf_counter()) < until:
+            number += 1
+            await call(number)
+            times.append(time.perf_counter() - began)
+
+    for warm_up in (True, False):
+        times.clear()
+        began = time.perf_counter()
+        until = began + (1.0 if warm_up else seconds)
+        await asyncio.gather(*(caller() for _ in range(callers)))
+    took = time.perf_counter() - began
+    times.sort()
+    line = Measured(name, callers, len(times) / took, times[len(times) // 2] * 1e3, times[len(times) * 99 // 100] * 1e3)
+    return line, number
+
+
+@asynccontextmanager
+async def database() -> AsyncGenerator[tuple[EmbeddedPostgres, SessionDatabase]]:
+    """A durable server of this run's own, migrated, with the reference's tables beside ours."""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        os.chmod(folder, 0o711)  # noqa: PTH101, S103 - the server may run as another user
+        async with (
+            await EmbeddedPostgres.start(f"{folder}/data") as server,
+            SessionDatabase.connect(server.url, settings=Settings(pool_size=16, max_overflow=0)) as db,
+        ):
+            await db.migrate()
+            async with db.engine.begin() as connection:
+                await connection.run_sync(Base.metadata.create_all)
+            yield server, db
+
+
+async def counted(db: SessionDatabase, user_id: UUID) -> int:
+    """How many calls the totals hold; a run whose totals are wrong has no speed."""
+    return (await db.lifecycle.aggregate_stats(user_id)).tokens_in // 120
+
+
+async def measure_reference(url: str, workload: Workload, callers: int) -> Measured:
+    """The reference's pattern, its sessions made before."""
+    engine = create_async_engine(asyncpg_url(url), pool_size=16, max_overflow=0)
+    sessions = async_sessionmaker(engine, expire_on_commit=False)
+    async with sessions.begin() as session:
+        session.add_all(
+            ReferenceRecord(user_id=workload.user_id, session_id=f"session-{number}")
+            for number in range(workload.sessions)
+        )
+    line, calls = await measure(
+        "reference", lambda number: reference_usage(sessions, workload, number), callers, workload.seconds
+    )
+    async with sessions() as session:
+        total = await session.scalar(
+            func.sum(ReferenceRecord.tokens_in).select().where(ReferenceRecord.user_id == workload.user_id)
+        )
+    await engine.dispose()
+    if total != calls * 120:
+        raise SystemExit(f"the reference counted {total} tokens for {calls} calls")
+    return line
+
+
+async def measure_single(db: SessionDatabase, workload: Workload, callers: int) -> Measured:
+    """Our call, each a transaction of its own."""
+
+    async def call(number: int) -> None:
+        await db.lifecycle.accumulate_usage(
+            workload.session(number), workload.user_id, "gpt-4o", 120, 40, 0.012, idempotency_key=workload.key()
+        )
+
+    line, calls = await measure("single call", call, callers, workload.seconds)
+    if await counted(db, workload.user_id) != calls:
+        raise SystemExit("the single calls are not what the database counted")
+    return line
