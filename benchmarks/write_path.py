@@ -1,16 +1,11 @@
 """What one usage costs: the reference's pattern, our single call, the recorder, and pgbench running our statement."""
 
-import argparse
 import asyncio
 import os
-import random
-import re
-import subprocess
 import tempfile
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import NamedTuple
 from uuid import UUID, uuid4
 
@@ -101,7 +96,8 @@ async def reference_usage(sessions: async_sessionmaker[AsyncSession], workload: 
             added.on_conflict_do_update(
                 index_elements=[usage.user_id, usage.session_id, usage.model],
                 set_={
-                    name: getattr(usage, name) + added.excluded[name] for name in ("tokens_in", "tokens_out", "cost_usd")
+                    name: getattr(usage, name) + added.excluded[name]
+                    for name in ("tokens_in", "tokens_out", "cost_usd")
                 },
             )
         )
