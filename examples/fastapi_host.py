@@ -22,18 +22,23 @@ from session_lifecycle import (
     Viewer,
 )
 
+CREATE_ANSWERS = "CREATE TABLE IF NOT EXISTS answers (user_id uuid, answer text, PRIMARY KEY (user_id, answer))"
+ADD_ANSWER = "INSERT INTO answers VALUES (:user, :said) ON CONFLICT DO NOTHING"
+
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
     """The app's engine, and our sessions on it."""
     url = os.environ["SESSION_LIFECYCLE_DATABASE_URL"].replace("postgresql://", "postgresql+asyncpg://")
     engine = create_async_engine(url)
-    app.state.sessions = SessionDatabase.from_engine(engine)
-    await app.state.sessions.migrate()
-    async with engine.begin() as connection:
-        await connection.execute(text("CREATE TABLE IF NOT EXISTS answers (user_id uuid, answer text)"))
-    yield
-    await engine.dispose()
+    try:
+        app.state.sessions = SessionDatabase.from_engine(engine)
+        await app.state.sessions.migrate()
+        async with engine.begin() as connection:
+            await connection.execute(text(CREATE_ANSWERS))
+        yield
+    finally:
+        await engine.dispose()
 
 
 app = FastAPI(lifespan=lifespan)
@@ -57,9 +62,17 @@ def sessions(request: Request) -> SessionDatabase:
     return db
 
 
-def viewer(x_user_id: Annotated[UUID, Header()]) -> Viewer:
-    """Who asks. Stands for the app's own authentication, which also knows agents and data sets."""
-    return Viewer(x_user_id)
+def user(x_user_id: Annotated[UUID, Header()]) -> UUID:
+    """Who calls. Stands for the app's own authentication: a header alone proves nothing."""
+    return x_user_id
+
+
+User = Annotated[UUID, Depends(user)]
+
+
+def viewer(user_id: User) -> Viewer:
+    """Who asks. An app that knows their agents and data sets says so here."""
+    return Viewer(user_id)
 
 
 Sessions = Annotated[SessionDatabase, Depends(sessions)]
@@ -83,13 +96,13 @@ async def get_session(session_id: str, db: Sessions, asker: Asker) -> dict[str, 
 
 
 @app.post("/sessions/{session_id}/answers")
-async def answer(session_id: str, said: str, x_user_id: Annotated[UUID, Header()], db: Sessions) -> dict[str, str]:
-    """The app's row and the session's usage, in one transaction of the app's: both or neither."""
+async def answer(session_id: str, said: str, user_id: User, db: Sessions) -> dict[str, str]:
+    """The session's usage and the app's row, in one transaction of the app's: both or neither."""
     async with db.engine.begin() as connection:
-        await connection.execute(text("INSERT INTO answers VALUES (:user, :said)"), {"user": x_user_id, "said": said})
         receipt = await db.bind(connection).lifecycle.accumulate_usage(
-            session_id, x_user_id, "gpt-4o-mini", tokens_in=len(said), tokens_out=1
+            session_id, user_id, "gpt-4o-mini", tokens_in=len(said), tokens_out=1
         )
-        if "rollback" in said:
-            raise HTTPException(409)
+        added = await connection.execute(text(ADD_ANSWER), {"user": user_id, "said": said})
+        if not added.rowcount:
+            raise HTTPException(409, "said before")  # what was counted above is undone
     return {"outcome": receipt.outcome}

@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from datetime import datetime
 from decimal import Decimal
-from typing import assert_type
+from typing import Any, assert_type
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 
 from session_lifecycle import (
     CostByModelRow,
+    EffectiveStatus,
     End,
     EndOutcome,
     Item,
@@ -56,32 +57,85 @@ async def read(sessions: SessionLifecycleDb, user: UUID, since: datetime) -> Non
     page = await sessions.list_session_rows(SessionListFilters(viewer=viewer, since=since))
     assert_type(page, SessionListPage)
     assert_type(page.total, int | None)
+    assert_type(page.sessions[0].effective_status, EffectiveStatus)
+    assert_type(page.sessions[0].record.cost_usd, Decimal)
+    assert_type(page.sessions[0].record.ended_at, datetime | None)
+    assert_type(page.sessions[0].to_dict(), dict[str, Any])
     assert_type(await sessions.aggregate_stats(user, [user], since), SessionStats)
     assert_type(await sessions.cost_by_model(Viewer.auditor(), until=since), list[CostByModelRow])
 
 
 async def ways_in(engine: AsyncEngine, connection: AsyncConnection, session: AsyncSession) -> None:
-    """The front door; a role is both protocols."""
+    """The front door; every role is both protocols."""
     db = SessionDatabase.from_engine(engine)
+    writer: SessionWriter = db.lifecycle
     reader: SessionLifecycleDb = db.lifecycle
-    writer: SessionWriter = db.bind(connection).lifecycle
-    async with SessionDatabase.connect("postgresql://h/x") as connected:
+    wrap(writer)
+    wrap(reader)
+    assert_type(db.bind(connection).lifecycle, SessionLifecycleDb)
+    assert_type(db.bind(session, savepoints=False).lifecycle, SessionLifecycleDb)
+    async with SessionDatabase.connect("postgresql://h/x", pgbouncer=True) as connected:
         assert_type(connected, SessionDatabase)
-    del reader, writer, session
+    async with SessionDatabase.embedded() as embedded:
+        assert_type(embedded.engine, AsyncEngine)
     await db.migrate(connection=connection)
+    assert_type(await db.migration_sql(), str)
 
 
-class Narrowed:
-    """A host's own wrapper, which is the protocol without inheriting it."""
+class Unbilled:
+    """A host's own writer, which is the protocol without inheriting it: what its agents use is free."""
 
     def __init__(self, inner: SessionWriter) -> None:
+        # What is not changed may as well be handed through.
         self.ensure_and_touch_session = inner.ensure_and_touch_session
-        self.accumulate_usage = inner.accumulate_usage
-        self.end_session = inner.end_session
-        self.reopen_session = inner.reopen_session
         self.record = inner.record
+        self._inner = inner
+
+    async def accumulate_usage(
+        self,
+        session_id: str,
+        user_id: UUID,
+        model: str | None = None,
+        tokens_in: int = 0,
+        tokens_out: int = 0,
+        cost_usd: Decimal | float | None = None,
+        errored: bool = False,
+        *,
+        provider: str | None = None,
+        cache_read_tokens: int = 0,
+        cache_write_tokens: int = 0,
+        reasoning_tokens: int = 0,
+        idempotency_key: str | None = None,
+        at: datetime | None = None,
+    ) -> UsageReceipt:
+        """Every argument of the protocol."""
+        return await self._inner.accumulate_usage(
+            session_id,
+            user_id,
+            model,
+            tokens_in,
+            tokens_out,
+            0 if cost_usd is None else cost_usd,
+            errored,
+            provider=provider,
+            cache_read_tokens=cache_read_tokens,
+            cache_write_tokens=cache_write_tokens,
+            reasoning_tokens=reasoning_tokens,
+            idempotency_key=idempotency_key,
+            at=at,
+        )
+
+    async def end_session(
+        self, session_id: str, user_id: UUID, status: SessionStatus, *, at: datetime | None = None
+    ) -> EndOutcome:
+        """As it is."""
+        return await self._inner.end_session(session_id, user_id, status, at=at)
+
+    async def reopen_session(self, session_id: str, user_id: UUID, *, at: datetime | None = None) -> ReopenOutcome:
+        """As it is."""
+        return await self._inner.reopen_session(session_id, user_id, at=at)
 
 
 def wrap(inner: SessionWriter) -> SessionWriter:
-    """The wrapper goes where the protocol is expected."""
-    return Narrowed(inner)
+    """It goes where the protocol is expected."""
+    return Unbilled(inner)

@@ -3,13 +3,13 @@
 A call becomes values of `models`, those become a statement of `statements`, and `execution` runs it.
 """
 
-import hashlib
 from collections.abc import Collection, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from decimal import ROUND_HALF_EVEN, Decimal, localcontext
 from typing import Any, Protocol, cast
-from uuid import UUID, uuid4
+from uuid import UUID
 
+from session_lifecycle.batches import Writable, is_repeatable, parameters
 from session_lifecycle.cursors import read_cursor, write_cursor
 from session_lifecycle.errors import InvalidValueError
 from session_lifecycle.execution import Execution
@@ -33,7 +33,7 @@ from session_lifecycle.models import (
     UsageReceipt,
     Viewer,
 )
-from session_lifecycle.models.items import SessionKey
+from session_lifecycle.models.items import Reopen
 from session_lifecycle.models.reads import OneSession, Window
 from session_lifecycle.pricing import PriceCatalogue
 from session_lifecycle.statements import costs, recording, sessions, stats
@@ -248,9 +248,9 @@ class SqlAlchemySessionLifecycleDb:
 
     async def reopen_session(self, session_id: str, user_id: UUID, *, at: datetime | None = None) -> ReopenOutcome:
         """See `SessionWriter`."""
-        reopened = SessionKey.of_call(session_id=session_id, user_id=user_id, at=at)
-        rows = await self._write([{"kind": "reopen", **_fields(reopened)}], [reopened], repeatable=True)
-        return ReopenOutcome(rows[0].outcome)
+        reopened = Reopen.of_call(session_id=session_id, user_id=user_id, at=at)
+        [row] = await self._write([reopened])
+        return ReopenOutcome(row.outcome)
 
     async def record(self, items: Sequence[Item]) -> list[Receipt]:
         """See `SessionWriter`."""
@@ -261,66 +261,21 @@ class SqlAlchemySessionLifecycleDb:
                 raise InvalidValueError(f"items.{position}", item, "a Touch, UsageEvent or End")
         if not items:
             return []
-        priced = [await self._written(item) for item in items]
-        rows = await self._write(priced, items, repeatable=all(map(_is_repeatable, items)))
-        return [_receipt(item, row) for item, row in zip(items, rows, strict=True)]
+        return [_receipt(item, row) for item, row in zip(items, await self._write(items), strict=True)]
 
     async def _record_one(self, item: Item) -> Receipt:
-        rows = await self._write([await self._written(item)], [item], repeatable=_is_repeatable(item))
-        return _receipt(item, rows[0])
+        [row] = await self._write([item])
+        return _receipt(item, row)
 
-    async def _write(self, written: list[dict[str, Any]], items: Sequence[Any], *, repeatable: bool) -> Sequence[Any]:
-        rows = await self._execution.fetch(self._record, {"items": written}, repeatable=repeatable)
+    async def _write(self, items: Sequence[Writable]) -> Sequence[Any]:
+        """A row per item, in the items' order."""
+        written = await parameters(items, self._prices)
+        rows = await self._execution.fetch(self._record, written, repeatable=all(map(is_repeatable, items)))
         if rows[0].outcome == recording.FUTURE:
-            position = rows[0].item_position
+            position = next(position for position, item in enumerate(items) if item.at == written["latest_at"])
             field = "at" if len(items) == 1 else f"items.{position}.at"
             raise InvalidValueError(field, items[position].at, "at most five minutes ahead of the database's clock")
-        return rows
-
-    async def _written(self, item: Item) -> dict[str, Any]:
-        """The item as `record_v1` reads it."""
-        match item:
-            case Touch():
-                return {"kind": "touch", **_fields(item)}
-            case End():
-                return {"kind": "end", **_fields(item)}
-            case UsageEvent():
-                kind = "nothing" if item.is_nothing else "usage"
-                return {"kind": kind, **_fields(item), **await self._cost(item), "event_id": str(_event_id(item))}
-
-    async def _cost(self, event: UsageEvent) -> dict[str, Any]:
-        """What the event costs, and by which unit prices (rule R07)."""
-        given = {"given_cost_usd": None, "price_source": None, "unit_prices": None}
-        if event.cost_usd is not None:
-            return given | {
-                "cost_usd": f"{event.cost_usd:f}",
-                "given_cost_usd": f"{event.cost_usd:f}",
-                "price_source": "given",
-            }
-        if not event.measured:
-            return given | {"cost_usd": None}
-        if not event.has_tokens:
-            return given | {"cost_usd": "0"}
-        await self._prices.load()
-        price = self._prices.price(
-            model=event.model,
-            provider=event.provider,
-            # The database's clock is not known here; prices change on days, and the clocks differ by less.
-            at=event.at or datetime.now(UTC),
-            tokens_in=event.tokens_in,
-            tokens_out=event.tokens_out,
-            cache_read_tokens=event.cache_read_tokens,
-            cache_write_tokens=event.cache_write_tokens,
-            reasoning_tokens=event.reasoning_tokens,
-        )
-        if price is None:
-            return given | {"cost_usd": None}
-        return {
-            "cost_usd": f"{price.cost_usd:f}",
-            "given_cost_usd": None,
-            "price_source": price.source,
-            "unit_prices": price.unit_prices,
-        }
+        return rows if len(rows) == 1 else sorted(rows, key=_position)
 
     async def get_session_row(
         self,
@@ -405,33 +360,8 @@ class SqlAlchemySessionLifecycleDb:
         return [CostByModelRow(**row._mapping) for row in rows]  # noqa: SLF001 - the public name of a row's mapping
 
 
-def _is_repeatable(item: Item) -> bool:
-    """Whether recording it once more, after nobody knows whether it was, leaves the same."""
-    return not isinstance(item, UsageEvent) or item.idempotency_key is not None or item.is_nothing
-
-
-def _event_id(event: UsageEvent) -> UUID:
-    """Of a keyed event derived from the key within its scope, a UUIDv8 of RFC 9562; else a new one."""
-    if event.idempotency_key is None:
-        return uuid4()
-    # No session id is empty, so a key of the user's scope is never one of a session's; lengths keep the parts apart.
-    session_id = event.session_id if event.key_scope == "session" else ""
-    name = f"{len(session_id)}:{session_id}{event.idempotency_key}".encode()
-    digest = int.from_bytes(hashlib.sha256(event.user_id.bytes + name).digest()[:16])
-    version_and_variant = (0x8 << 76) | (0b10 << 62)
-    return UUID(int=digest & ~((0xF << 76) | (0b11 << 62)) | version_and_variant)
-
-
-def _fields(item: Any) -> dict[str, Any]:
-    """The item's fields as JSON has them; amounts are written where they are priced."""
-    fields = dict(item)
-    fields.pop("cost_usd", None)
-    for name in ("user_id", "dataset_id"):
-        if fields.get(name) is not None:
-            fields[name] = str(fields[name])
-    if fields.get("at") is not None:
-        fields["at"] = fields["at"].isoformat()
-    return fields
+def _position(row: Any) -> int:
+    return int(row.item_position)
 
 
 def _receipt(item: Item, row: Any) -> Receipt:

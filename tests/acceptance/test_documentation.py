@@ -9,9 +9,24 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from pydantic import BaseModel
 
 import session_lifecycle
-from session_lifecycle import SessionDatabase, Settings
+from session_lifecycle import (
+    CostByModelRow,
+    End,
+    SessionDatabase,
+    SessionListFilters,
+    SessionListPage,
+    SessionRecord,
+    SessionRowWithStatus,
+    SessionStats,
+    Settings,
+    Touch,
+    UsageEvent,
+    UsageReceipt,
+    Viewer,
+)
 from session_lifecycle.testing import SessionClock
 
 ROOT = Path(__file__).parents[2]
@@ -64,6 +79,20 @@ def test_every_setting_is_documented() -> None:
 def test_every_public_name_is_in_the_reference() -> None:
     page = (ROOT / "docs/reference/api.md").read_text()
     assert [name for name in session_lifecycle.__all__ if not re.search(rf"`[^`]*\b{name}\b", page)] == []
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(Touch, UsageEvent, End, UsageReceipt, Viewer, SessionListFilters),
+        *(SessionListPage, SessionRowWithStatus, SessionRecord, SessionStats, CostByModelRow),
+    ],
+)
+def test_every_field_of_a_value_is_in_the_reference(value: type[BaseModel]) -> None:
+    page = (ROOT / "docs/reference/api.md").read_text()
+    hidden = {"sees_all"}  # told by `Viewer.auditor()`
+    fields = {*value.model_fields, *value.model_computed_fields} - hidden
+    assert [name for name in sorted(fields) if not re.search(rf"`[^`]*\b{name}\b", page)] == []
 
 
 def test_every_error_is_explained() -> None:

@@ -9,7 +9,7 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from session_lifecycle import SessionDatabase
+from session_lifecycle import SessionDatabase, Settings
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -35,7 +35,7 @@ async def test_the_host_app_serves_its_users(
 ) -> None:
     monkeypatch.setenv("SESSION_LIFECYCLE_DATABASE_URL", session_database_url)
     monkeypatch.syspath_prepend(EXAMPLES)
-    from fastapi_host import app  # type: ignore[import-not-found]
+    from fastapi_host import app, sessions  # type: ignore[import-not-found]
 
     ann, ben = ({"x-user-id": str(uuid4())} for _ in range(2))
     async with (
@@ -44,7 +44,7 @@ async def test_the_host_app_serves_its_users(
     ):
         answered = await client.post("/sessions/chat/answers", params={"said": "hello"}, headers=ann)
         assert answered.json() == {"outcome": "applied"}
-        undone = await client.post("/sessions/chat/answers", params={"said": "rollback"}, headers=ann)
+        undone = await client.post("/sessions/chat/answers", params={"said": "hello"}, headers=ann)
         assert undone.status_code == 409
         refused = await client.post(f"/sessions/{'x' * 513}/answers", params={"said": "hello"}, headers=ann)
         assert (refused.status_code, "session_id" in refused.json()["detail"]) == (422, True)
@@ -54,6 +54,12 @@ async def test_the_host_app_serves_its_users(
         assert (await client.get("/sessions/chat", headers=ben)).status_code == 404
         assert (await client.get("/sessions", headers=ben)).json()["total"] == 0
         assert (await client.get("/sessions", params={"cursor": "none of ours"}, headers=ann)).status_code == 422
+        assert (await client.get("/sessions")).status_code == 422  # nobody asks
+
+        nowhere = SessionDatabase.connect("postgresql://127.0.0.1:1/x", settings=Settings(retries=0))
+        monkeypatch.setitem(app.dependency_overrides, sessions, lambda: nowhere)
+        away = await client.get("/sessions", headers=ann)
+        assert (away.status_code, away.json()) == (503, {"detail": "try again later"})
     async with session_database.engine.connect() as connection:
         answers = await connection.exec_driver_sql("SELECT answer FROM answers")
         assert answers.scalars().all() == ["hello"]

@@ -20,10 +20,12 @@ from session_lifecycle import (
     UsageEvent,
     Viewer,
 )
+from session_lifecycle.migrations import REVISIONS, run
 from session_lifecycle.testing import TemplateServer
 
 PAGE = (Path(__file__).parents[2] / "docs/reference/permissions.md").read_text()
 ROLES = ("sessions_migrator", "sessions_worker", "sessions_reader")
+TABLES = ("session_records", "session_model_usage", "session_usage_events")
 ONE = Viewer.auditor()
 USER = UUID(int=1)
 
@@ -71,23 +73,62 @@ async def read_everything(db: SessionDatabase) -> int:
     return row.tokens_in
 
 
-async def test_the_worker_makes_every_call_and_does_not_migrate(
+async def write_everything(db: SessionDatabase, user: UUID = USER) -> None:
+    event = {"session_id": "s", "user_id": user, "model": "m", "idempotency_key": "k"}
+    await db.lifecycle.record([Touch("s", user), UsageEvent(**event, tokens_in=1), End("s", user, "failed")])
+    await db.lifecycle.reopen_session("s", user)
+    await db.lifecycle.record([UsageEvent(**event, tokens_in=2, revision=1)])
+    await db.lifecycle.record([UsageEvent(**{**event, "idempotency_key": "u"}, tokens_in=3, key_scope="user")])
+    await db.lifecycle.end_session("s", user, SessionStatus.COMPLETED)
+    late = await db.lifecycle.accumulate_usage("s", user, "m", 1)
+    assert late.outcome == "frozen"
+
+
+async def rows(db: SessionDatabase) -> int:
+    async with db.engine.connect() as connection:
+        counted = await connection.exec_driver_sql(
+            " UNION ALL ".join(f"SELECT count(*) AS n FROM session_lifecycle.{table}" for table in TABLES)
+        )
+        return sum(counted.scalars())
+
+
+async def test_the_worker_makes_every_call(
     roles: Roles, session_database: SessionDatabase, session_database_url: str
 ) -> None:
     url, grants = roles(session_database_url, "sessions_worker")
-    await grant(session_database, grants)
+    await grant(session_database, [right for right in grants if "EXECUTE" not in right])
     async with SessionDatabase.connect(url) as db:
-        event = {"session_id": "s", "user_id": USER, "model": "m", "idempotency_key": "k"}
-        await db.lifecycle.record([Touch("s", USER), UsageEvent(**event, tokens_in=1), End("s", USER, "failed")])
-        await db.lifecycle.reopen_session("s", USER)
-        await db.lifecycle.record([UsageEvent(**event, tokens_in=2, revision=1)])
-        await db.lifecycle.record([UsageEvent(**{**event, "idempotency_key": "u"}, tokens_in=3, key_scope="user")])
-        await db.lifecycle.end_session("s", USER, SessionStatus.COMPLETED)
+        await write_everything(db)
         assert await read_everything(db) == 5
         await db.check()
-    async with SessionDatabase.connect(url, schema="another") as db:
+
+
+async def test_the_worker_needs_each_of_its_rights(
+    roles: Roles, session_database: SessionDatabase, session_database_url: str
+) -> None:
+    url, grants = roles(session_database_url, "sessions_worker")
+    grants = [right for right in grants if "EXECUTE" not in right]
+    role = make_url(url).username
+    rights = [f"{right} ON session_lifecycle.{table}" for right in ("SELECT", "INSERT", "UPDATE") for table in TABLES]
+    rights += ["USAGE ON SCHEMA session_lifecycle", "SELECT ON session_lifecycle.alembic_version"]
+    for number, right in enumerate(rights, 2):
+        await grant(session_database, [*grants, f"REVOKE {right} FROM {role}"])
+        async with SessionDatabase.connect(url) as db:
+            with pytest.raises(ConfigurationError, match="42501"):
+                await write_everything(db, UUID(int=number))
+
+
+async def test_the_worker_is_granted_what_was_taken_from_everybody(
+    roles: Roles, session_database: SessionDatabase, session_database_url: str
+) -> None:
+    url, grants = roles(session_database_url, "sessions_worker")
+    taken = "REVOKE EXECUTE ON ALL FUNCTIONS IN SCHEMA session_lifecycle FROM PUBLIC"
+    await grant(session_database, [taken, *(right for right in grants if "EXECUTE" not in right)])
+    async with SessionDatabase.connect(url) as db:
         with pytest.raises(ConfigurationError, match="42501"):
-            await db.migrate()
+            await write_everything(db)
+        await grant(session_database, [right for right in grants if "EXECUTE" in right])
+        await write_everything(db)
 
 
 async def test_the_reader_makes_every_read_and_no_write(
@@ -96,11 +137,38 @@ async def test_the_reader_makes_every_read_and_no_write(
     url, grants = roles(session_database_url, "sessions_reader")
     await grant(session_database, grants)
     await session_database.lifecycle.accumulate_usage("s", USER, "m", 1)
+    before = await rows(session_database)
     async with SessionDatabase.connect(url) as db:
+        await db.check()
         assert await read_everything(db) == 1
+        for write in (
+            db.lifecycle.ensure_and_touch_session("s", USER),
+            db.lifecycle.ensure_and_touch_session("t", USER),
+            db.lifecycle.accumulate_usage("s", USER, "m", 1),
+            db.lifecycle.end_session("s", USER, SessionStatus.COMPLETED),
+        ):
+            with pytest.raises(ConfigurationError, match=r"refuses access: .*\(42501\)"):
+                await write
+        assert await read_everything(db) == 1
+        assert await rows(session_database) == before
+
+
+@pytest.mark.parametrize("role", ["sessions_worker", "sessions_reader"])
+async def test_nobody_else_migrates(
+    roles: Roles, session_database: SessionDatabase, session_database_url: str, role: str
+) -> None:
+    url, grants = roles(session_database_url, role)
+    await grant(session_database, grants)
+    async with SessionDatabase.connect(url) as db:
+        await db.migrate()  # nothing is to be done
+    async with SessionDatabase.connect(url, schema="another") as db:
         with pytest.raises(ConfigurationError, match="42501"):
-            await db.lifecycle.ensure_and_touch_session("t", USER)
-        assert await read_everything(db) == 1
+            await db.migrate()
+    async with session_database.engine.begin() as connection:
+        await connection.run_sync(run, "session_lifecycle", "downgrade", REVISIONS[-2])
+    async with SessionDatabase.connect(url) as db:
+        with pytest.raises(ConfigurationError, match="42501"):
+            await db.migrate()
 
 
 async def test_the_migrator_needs_no_more_than_to_create(roles: Roles, session_template_server: TemplateServer) -> None:
@@ -108,6 +176,9 @@ async def test_the_migrator_needs_no_more_than_to_create(roles: Roles, session_t
     await session_template_server.run(f'CREATE DATABASE "{name}"')
     try:
         url, grants = roles(session_template_server.url_of(name), "sessions_migrator")
+        async with SessionDatabase.connect(url) as db:
+            with pytest.raises(ConfigurationError, match="42501"):
+                await db.migrate()
         async with SessionDatabase.connect(session_template_server.url_of(name)) as owner:
             await grant(owner, grants)
         async with SessionDatabase.connect(url) as db:
@@ -115,3 +186,13 @@ async def test_the_migrator_needs_no_more_than_to_create(roles: Roles, session_t
             await db.check()
     finally:
         await session_template_server.drop(name)
+
+
+async def test_the_migrator_may_own_the_schema_instead(
+    roles: Roles, session_database: SessionDatabase, session_database_url: str
+) -> None:
+    url, _ = roles(session_database_url, "sessions_migrator")
+    await grant(session_database, [f"CREATE SCHEMA another AUTHORIZATION {make_url(url).username}"])
+    async with SessionDatabase.connect(url, schema="another") as db:
+        await db.migrate()
+        await db.check()

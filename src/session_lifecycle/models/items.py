@@ -163,8 +163,8 @@ class End(Value):
     """When it ended; None: now, by the database's clock."""
 
 
-class SessionKey(Value):
-    """Which session, and when: what reopening takes."""
+class Reopen(Value):
+    """The reopening of an ended session."""
 
     session_id: SessionId
     user_id: Id

@@ -3,7 +3,7 @@
 What the function does with them is in `alembic/functions/`.
 """
 
-from sqlalchemy import BigInteger, Integer, Numeric, Select, Text, bindparam, column, select
+from sqlalchemy import BigInteger, DateTime, Integer, Numeric, Select, Text, bindparam, cast, column, select
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.sql.elements import quoted_name
 from sqlalchemy.sql.functions import Function
@@ -13,10 +13,15 @@ FUTURE = "future"
 
 
 def record(schema: str) -> Select[tuple[int, str, object, int, int, object]]:
-    """One row per item of the bound `items`, a JSON array, in order; or the one row of the item that is `future`."""
+    """One row per item of the bound `waves`, a JSON array of arrays of items as text; or the one row that is `future`.
+
+    The bound `latest_at` is the latest `at` of all items, None where none has one.
+    """
     # SQLAlchemy fills a function's arguments in by `%`, so one in the schema's name is doubled.
     package = quoted_name(schema.replace("%", "%%"), quote=True)
-    function: Function[object] = Function("record_v1", bindparam("items", type_=JSONB), packagenames=(package,))
+    waves = cast(bindparam("waves", type_=Text), JSONB)
+    latest_at = bindparam("latest_at", type_=DateTime(timezone=True))
+    function: Function[object] = Function("record_v1", waves, latest_at, packagenames=(package,))
     receipts = function.table_valued(
         column("item_position", Integer),
         column("outcome", Text),

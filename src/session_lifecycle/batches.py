@@ -1,0 +1,132 @@
+"""What is written: items, priced and put into waves, as `record_v1` reads them."""
+
+import hashlib
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID, uuid4
+
+from pydantic_core import to_json
+
+from session_lifecycle.models import End, Item, Touch, UsageEvent
+from session_lifecycle.models.items import Reopen
+from session_lifecycle.pricing import PriceCatalogue
+
+Writable = Item | Reopen
+
+# What an item may leave out, being None, zero or empty; the function has the same defaults.
+_OF_KIND: dict[type, tuple[str, ...]] = {
+    Touch: ("at", "dataset_id", "agent_name", "title", "metadata"),
+    End: ("at", "status"),
+    Reopen: ("at",),
+    UsageEvent: (
+        "at",
+        "dataset_id",
+        "model",
+        "provider",
+        "tokens_in",
+        "tokens_out",
+        "cache_read_tokens",
+        "cache_write_tokens",
+        "reasoning_tokens",
+        "errored",
+        "idempotency_key",
+        "revision",
+        "run_id",
+        "details",
+    ),
+}
+_KINDS = {Touch: "touch", End: "end", Reopen: "reopen"}
+
+
+def is_repeatable(item: Writable) -> bool:
+    """Whether recording it once more, after nobody knows whether it was, leaves the same."""
+    return not isinstance(item, UsageEvent) or item.idempotency_key is not None or item.is_nothing
+
+
+async def parameters(items: Sequence[Writable], prices: PriceCatalogue) -> dict[str, Any]:
+    """What `statements.recording.record` binds for these items."""
+    waves: list[list[dict[str, Any]]] = []
+    # The wave of a session's last item, and of a key's; what follows it is in a later one, or the same where it may be.
+    of_session: dict[tuple[UUID, str], tuple[int, bool]] = {}
+    of_key: dict[UUID, int] = {}
+    latest_at: datetime | None = None
+    for position, item in enumerate(items):
+        written = await _written(item, prices)
+        written["position"] = position
+        # An end, a reopening and metadata are alone with their session in a wave.
+        alone = isinstance(item, End | Reopen) or "metadata" in written
+        wave, was_alone = of_session.get((item.user_id, item.session_id), (0, False))
+        if was_alone or (alone and (item.user_id, item.session_id) in of_session):
+            wave += 1
+        if "idempotency_key" in written:
+            wave = max(wave, of_key.get(written["event_id"], -1) + 1)
+            of_key[written["event_id"]] = wave
+        of_session[item.user_id, item.session_id] = (wave, alone)
+        while wave >= len(waves):
+            waves.append([])
+        waves[wave].append(written)
+        if item.at is not None and (latest_at is None or item.at > latest_at):
+            latest_at = item.at
+    return {"waves": to_json(waves).decode(), "latest_at": latest_at}
+
+
+async def _written(item: Writable, prices: PriceCatalogue) -> dict[str, Any]:
+    written: dict[str, Any] = {"user_id": item.user_id, "session_id": item.session_id}
+    if isinstance(item, UsageEvent) and item.is_nothing:
+        return written | {"kind": "nothing", "cost_usd": 0}
+    for name in _OF_KIND[type(item)]:
+        if value := getattr(item, name):
+            written[name] = value
+    if not isinstance(item, UsageEvent):
+        written["kind"] = _KINDS[type(item)]
+        return written
+    written["kind"] = "usage"
+    written["event_id"] = _event_id(item)
+    if not item.touch:
+        written["touch"] = False
+    if not item.measured:
+        written["measured"] = False
+    if item.key_scope == "user" and item.idempotency_key is not None:
+        written["key_scope"] = "user"
+    await _add_cost(written, item, prices)
+    return written
+
+
+async def _add_cost(written: dict[str, Any], event: UsageEvent, prices: PriceCatalogue) -> None:
+    """What the event costs, and by which unit prices (rule R07); no cost at all when nobody knows."""
+    if event.cost_usd is not None:
+        written["cost_usd"] = written["given_cost_usd"] = event.cost_usd
+        written["price_source"] = "given"
+    elif not event.has_tokens:
+        if event.measured:
+            written["cost_usd"] = 0
+    else:
+        await prices.load()
+        price = prices.price(
+            model=event.model,
+            provider=event.provider,
+            # The database's clock is not known here; prices change on days, and the clocks differ by less.
+            at=event.at or datetime.now(UTC),
+            tokens_in=event.tokens_in,
+            tokens_out=event.tokens_out,
+            cache_read_tokens=event.cache_read_tokens,
+            cache_write_tokens=event.cache_write_tokens,
+            reasoning_tokens=event.reasoning_tokens,
+        )
+        if price is not None:
+            written["cost_usd"] = price.cost_usd
+            written["price_source"] = price.source
+            written["unit_prices"] = price.unit_prices
+
+
+def _event_id(event: UsageEvent) -> UUID:
+    """Of a keyed event derived from the key within its scope, a UUIDv8 of RFC 9562; else a new one."""
+    if event.idempotency_key is None:
+        return uuid4()
+    # No session id is empty, so a key of the user's scope is never one of a session's; lengths keep the parts apart.
+    session_id = event.session_id if event.key_scope == "session" else ""
+    name = f"{len(session_id)}:{session_id}{event.idempotency_key}".encode()
+    digest = int.from_bytes(hashlib.sha256(event.user_id.bytes + name).digest()[:16])
+    version_and_variant = (0x8 << 76) | (0b10 << 62)
+    return UUID(int=digest & ~((0xF << 76) | (0b11 << 62)) | version_and_variant)
