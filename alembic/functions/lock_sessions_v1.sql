@@ -27,7 +27,8 @@ BEGIN
         FROM jsonb_array_elements(waves) wave,
              jsonb_to_recordset(wave) i (user_id uuid, session_id text, event_id uuid, key_scope text)
         LEFT JOIN {schema}.session_usage_events held
-            ON i.key_scope = 'user' AND held.user_id = i.user_id AND held.event_id = i.event_id
+            ON i.key_scope = 'user' AND held.key_scope = 'user'
+            AND held.user_id = i.user_id AND held.event_id = i.event_id
     ) t;
 
     SELECT count(*) INTO existing

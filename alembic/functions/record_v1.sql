@@ -15,17 +15,28 @@ LANGUAGE plpgsql AS $body$
 DECLARE
     -- Not now(), which stands still in a host's transaction.
     now_at timestamptz := statement_timestamp();
+    single jsonb;
 BEGIN
     IF latest_at > now_at + interval '5 minutes' THEN
         outcome := 'future';
         RETURN NEXT;
         RETURN;
     END IF;
-    IF jsonb_array_length(waves) = 1 AND jsonb_array_length(waves -> 0) = 1 AND waves -> 0 -> 0 -> 'key_scope' IS NULL THEN
-        PERFORM {schema}.lock_session_v1((waves -> 0 -> 0 ->> 'user_id')::uuid, waves -> 0 -> 0 ->> 'session_id');
-    ELSE
-        PERFORM {schema}.lock_sessions_v1(waves);
+    IF waves -> 1 IS NULL AND waves -> 0 -> 1 IS NULL THEN
+        single := waves -> 0 -> 0;
+        IF single ->> 'kind' = 'usage' THEN
+            RETURN QUERY SELECT 0, 'applied', u.* FROM {schema}.use_v1(single, now_at) u;
+            IF FOUND THEN
+                RETURN;
+            END IF;
+        ELSIF single ->> 'kind' = 'touch' AND {schema}.touch_v1(single, now_at) THEN
+            item_position := 0;
+            outcome := 'touched';
+            RETURN NEXT;
+            RETURN;
+        END IF;
     END IF;
+    PERFORM {schema}.lock_sessions_v1(waves);
     FOR wave IN 0..jsonb_array_length(waves) - 1 LOOP
         RETURN QUERY SELECT * FROM {schema}.record_wave_v1(waves -> wave, now_at);
     END LOOP;

@@ -68,8 +68,14 @@ BEGIN
                    AND (i.tokens_in > 0 OR i.tokens_out > 0 OR i.cost_usd > 0 OR NOT i.measured) AS is_measurement,
                held.tokens_in > 0 OR held.tokens_out > 0 OR held.cost_usd > 0 OR NOT held.measured AS held_is_measurement
         FROM item i
-        LEFT JOIN {schema}.session_usage_events held
-            ON i.idempotency_key IS NOT NULL AND held.user_id = i.user_id AND held.event_id = i.event_id
+        LEFT JOIN LATERAL (
+            SELECT e.* FROM {schema}.session_usage_events e
+            WHERE i.idempotency_key IS NOT NULL AND i.key_scope = 'session'
+                AND e.user_id = i.user_id AND e.session_id = i.named_session_id AND e.event_id = i.event_id
+            UNION ALL
+            SELECT e.* FROM {schema}.session_usage_events e
+            WHERE i.key_scope = 'user' AND e.key_scope = 'user' AND e.user_id = i.user_id AND e.event_id = i.event_id
+        ) held ON true
         LEFT JOIN {schema}.session_records s
             ON s.user_id = i.user_id AND s.session_id = coalesce(held.session_id, i.named_session_id)
     ),
@@ -215,7 +221,8 @@ BEGIN
             errored = c.errored, measured = c.measured, late = false, revision = c.revision,
             run_id = coalesce(c.run_id, e.run_id), details = c.details
         FROM change c
-        WHERE c.outcome = 'replaced' AND e.user_id = c.user_id AND e.event_id = c.event_id
+        WHERE c.outcome = 'replaced'
+            AND e.user_id = c.user_id AND e.session_id = c.session_id AND e.event_id = c.event_id
     ),
     session_insert AS (
         INSERT INTO {schema}.session_records

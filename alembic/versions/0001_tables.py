@@ -86,6 +86,7 @@ def upgrade() -> None:
         "session_records",
         ["user_id", "activity_minute"],
         schema=schema,
+        postgresql_where=sa.text("session_id <> ''"),
     )
     op.create_index(
         op.f("ix_session_records_dataset_id_activity_minute"),
@@ -94,7 +95,9 @@ def upgrade() -> None:
         schema=schema,
         postgresql_where=sa.text("dataset_id IS NOT NULL"),
     )
-    op.create_index(op.f("ix_session_records_session_id"), "session_records", ["session_id"], schema=schema)
+    op.create_index(
+        op.f("ix_session_records_session_id_user_id"), "session_records", ["session_id", "user_id"], schema=schema
+    )
 
     op.create_table(
         "session_model_usage",
@@ -129,8 +132,8 @@ def upgrade() -> None:
     op.create_table(
         "session_usage_events",
         sa.Column("user_id", sa.Uuid, nullable=False),
-        sa.Column("event_id", sa.Uuid, nullable=False),
         sa.Column("session_id", KEY, nullable=False),
+        sa.Column("event_id", sa.Uuid, nullable=False),
         sa.Column("at", INSTANT, nullable=False),
         sa.Column("recorded_at", INSTANT, server_default=now, nullable=False),
         sa.Column("model", KEY),
@@ -152,7 +155,7 @@ def upgrade() -> None:
         sa.Column("revision", sa.Integer, server_default=sa.text("0"), nullable=False),
         sa.Column("run_id", sa.Text),
         sa.Column("details", postgresql.JSONB, server_default=sa.text("'{}'"), nullable=False),
-        sa.PrimaryKeyConstraint("user_id", "event_id", name=op.f("pk_session_usage_events")),
+        sa.PrimaryKeyConstraint("user_id", "session_id", "event_id", name=op.f("pk_session_usage_events")),
         sa.CheckConstraint("key_scope IN ('session', 'user')", name=op.f("ck_session_usage_events_key_scope")),
         sa.CheckConstraint(
             "cache_read_tokens + cache_write_tokens <= tokens_in", name=op.f("ck_session_usage_events_parts_of_input")
@@ -171,10 +174,12 @@ def upgrade() -> None:
         schema=schema,
     )
     op.create_index(
-        op.f("ix_session_usage_events_user_id_session_id"),
+        op.f("ix_session_usage_events_user_id_event_id"),
         "session_usage_events",
-        ["user_id", "session_id"],
+        ["user_id", "event_id"],
+        unique=True,
         schema=schema,
+        postgresql_where=sa.text("key_scope = 'user'"),
     )
 
     # Room on a page for the next version of a row, which a HOT update needs.

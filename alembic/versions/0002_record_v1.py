@@ -21,6 +21,8 @@ FUNCTIONS = {
     "lock_session_v1": "uuid, text",
     "lock_sessions_v1": "jsonb",
     "record_wave_v1": "jsonb, timestamptz",
+    "use_v1": "jsonb, timestamptz",
+    "touch_v1": "jsonb, timestamptz",
     "record_v1": "jsonb, timestamptz",
 }
 

@@ -273,18 +273,16 @@ def _settings(settings: Settings | None, schema: str | None) -> Settings:
 
 
 def _engine(url: URL, settings: Settings, *, pgbouncer: bool) -> AsyncEngine:
-    arguments: dict[str, object] = {"timeout": settings.connect_timeout_seconds}
+    server_settings = {"application_name": settings.application_name}
+    arguments: dict[str, object] = {"timeout": settings.connect_timeout_seconds, "server_settings": server_settings}
     timeout = settings.statement_timeout_seconds
     if pgbouncer:
-        # A statement prepared on one connection of the pooler is unknown on the next, and it refuses server settings.
+        # A statement prepared on one connection of the pooler is unknown on the next.
         arguments["statement_cache_size"] = 0
-        # The client's own clock then; a cancelled statement is told as a lost answer.
+        # It refuses a statement timeout; the client keeps it.
         arguments["command_timeout"] = timeout
     else:
-        arguments["server_settings"] = {
-            "application_name": settings.application_name,
-            "statement_timeout": "0" if timeout is None else str(round(timeout * 1000)),
-        }
+        server_settings["statement_timeout"] = "0" if timeout is None else str(round(timeout * 1000))
     return create_async_engine(
         url,
         pool_size=settings.pool_size,

@@ -106,12 +106,14 @@ class SessionRecordEntity(Base):
             "late_events",
             "late_cost_usd",
         ),
-        # list_session_rows and aggregate_stats over a viewer's own sessions, newest activity first.
-        Index(None, "user_id", "activity_minute"),
+        # list_session_rows and aggregate_stats over a viewer's own sessions, newest activity first. Partial by what
+        # always holds, so that only what names it (`visible`) is planned with this index: a lookup by key would take it
+        # for as good as the primary key while the table has no statistics yet.
+        Index(None, "user_id", "activity_minute", postgresql_where=text("session_id <> ''")),
         # The same over the sessions shared through a data set.
         Index(None, "dataset_id", "activity_minute", postgresql_where=text("dataset_id IS NOT NULL")),
         # get_session_row, when the id is visible through a data set and not the viewer's own.
-        Index(None, "session_id"),
+        Index(None, "session_id", "user_id"),
     )
 
 
@@ -155,9 +157,9 @@ class SessionUsageEventEntity(Base):
     __tablename__ = "session_usage_events"
 
     user_id: Mapped[UUID] = mapped_column(Uuid, primary_key=True)
-    # Of an event with a key: derived from the key and its scope, so that one narrow index finds duplicates of any key.
+    session_id: Mapped[str] = mapped_column(SessionKey, primary_key=True)
+    # Of an event with a key: derived from the key and its scope, so that a narrow index finds duplicates of any key.
     event_id: Mapped[UUID] = mapped_column(Uuid, primary_key=True)
-    session_id: Mapped[str] = mapped_column(SessionKey)
     at: Mapped[datetime] = mapped_column(Instant)
     recorded_at: Mapped[datetime] = mapped_column(Instant, server_default=text("statement_timestamp()"))
     model: Mapped[str | None] = mapped_column(Text(collation="C"))
@@ -195,6 +197,6 @@ class SessionUsageEventEntity(Base):
             "reasoning_tokens",
             "revision",
         ),
-        # Every event of one session: recounting it, and taking it away.
-        Index(None, "user_id", "session_id"),
+        # A key of the user's scope, whichever session it was counted in; and that it is counted once.
+        Index(None, "user_id", "event_id", unique=True, postgresql_where=text("key_scope = 'user'")),
     )

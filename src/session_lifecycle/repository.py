@@ -30,6 +30,7 @@ from session_lifecycle.models import (
     Touch,
     TouchOutcome,
     UsageEvent,
+    UsageOutcome,
     UsageReceipt,
     Viewer,
 )
@@ -267,15 +268,16 @@ class SqlAlchemySessionLifecycleDb:
         [row] = await self._write([item])
         return _receipt(item, row)
 
-    async def _write(self, items: Sequence[Writable]) -> Sequence[Any]:
-        """A row per item, in the items' order."""
+    async def _write(self, items: Sequence[Writable]) -> list[recording.Written]:
+        """What became of each item, in order."""
         written = await parameters(items, self._prices)
-        rows = await self._execution.fetch(self._record, written, repeatable=all(map(is_repeatable, items)))
-        if rows[0].outcome == recording.FUTURE:
+        rows = await self._execution.write(self._record, written, repeatable=all(map(is_repeatable, items)))
+        answers = sorted(recording.Written(*row) for row in rows)
+        if answers[0].outcome == recording.FUTURE:
             position = next(position for position, item in enumerate(items) if item.at == written["latest_at"])
             field = "at" if len(items) == 1 else f"items.{position}.at"
             raise InvalidValueError(field, items[position].at, "at most five minutes ahead of the database's clock")
-        return rows if len(rows) == 1 else sorted(rows, key=_position)
+        return answers
 
     async def get_session_row(
         self,
@@ -360,11 +362,7 @@ class SqlAlchemySessionLifecycleDb:
         return [CostByModelRow(**row._mapping) for row in rows]  # noqa: SLF001 - the public name of a row's mapping
 
 
-def _position(row: Any) -> int:
-    return int(row.item_position)
-
-
-def _receipt(item: Item, row: Any) -> Receipt:
+def _receipt(item: Item, row: recording.Written) -> Receipt:
     match item:
         case Touch():
             return TouchOutcome(row.outcome)
@@ -372,8 +370,8 @@ def _receipt(item: Item, row: Any) -> Receipt:
             return EndOutcome(row.outcome)
         case UsageEvent():
             return UsageReceipt(
-                outcome=row.outcome,
-                cost_usd=row.event_cost_usd,
+                outcome=UsageOutcome(row.outcome),
+                cost_usd=row.cost_usd,
                 session_tokens_in=row.session_tokens_in,
                 session_tokens_out=row.session_tokens_out,
                 session_cost_usd=row.session_cost_usd,

@@ -16,8 +16,8 @@ import pytest
 import pytest_asyncio
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_sessionmaker, create_async_engine
 
-from contract import SessionLifecycleContract
-from session_lifecycle import SessionDatabase, SessionLifecycleDb
+from contract import A, SessionLifecycleContract
+from session_lifecycle import DatabaseUnavailableError, SessionDatabase, SessionLifecycleDb, Settings
 from session_lifecycle.database import asyncpg_url
 from session_lifecycle.testing import TemplateServer
 
@@ -158,3 +158,23 @@ async def test_a_database_is_migrated_through_pgbouncer(
             await db.check()
     finally:
         await session_template_server.drop(name)
+
+
+async def test_a_call_over_its_time_is_told_at_once_behind_pgbouncer(
+    session_database: SessionDatabase, session_database_url: str, pgbouncer: Callable[[str], str]
+) -> None:
+    await session_database.lifecycle.ensure_and_touch_session("s", A)
+    settings = Settings(statement_timeout_seconds=0.3, application_name="behind")
+    async with (
+        session_database.engine.begin() as holder,
+        SessionDatabase.connect(pgbouncer(session_database_url), settings=settings, pgbouncer=True) as db,
+    ):
+        names = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'behind'"
+        await db.check()
+        assert (await holder.exec_driver_sql(names)).scalar_one() == 1
+        await holder.exec_driver_sql("SELECT 1 FROM session_lifecycle.session_records FOR UPDATE")
+        began = time.monotonic()
+        with pytest.raises(DatabaseUnavailableError):
+            await db.lifecycle.ensure_and_touch_session("s", A)
+        # Repeating it six times would have taken six times as long.
+        assert time.monotonic() - began < 1.5

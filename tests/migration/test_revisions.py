@@ -188,7 +188,7 @@ async def test_constraints_are_named_by_convention(empty_url: str, schema: str) 
                     "ck_session_records_never_negative",
                     "ix_session_records_user_id_activity_minute",
                     "ix_session_records_dataset_id_activity_minute",
-                    "ix_session_records_session_id",
+                    "ix_session_records_session_id_user_id",
                 },
                 "session_usage_events": {
                     "pk_session_usage_events",
@@ -196,7 +196,7 @@ async def test_constraints_are_named_by_convention(empty_url: str, schema: str) 
                     "ck_session_usage_events_parts_of_input",
                     "ck_session_usage_events_part_of_output",
                     "ck_session_usage_events_never_negative",
-                    "ix_session_usage_events_user_id_session_id",
+                    "ix_session_usage_events_user_id_event_id",
                 },
             }
 

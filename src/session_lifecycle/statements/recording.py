@@ -3,6 +3,9 @@
 What the function does with them is in `alembic/functions/`.
 """
 
+from decimal import Decimal
+from typing import NamedTuple
+
 from sqlalchemy import BigInteger, DateTime, Integer, Numeric, Select, Text, bindparam, cast, column, select
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.sql.elements import quoted_name
@@ -10,6 +13,17 @@ from sqlalchemy.sql.functions import Function
 
 FUTURE = "future"
 """The outcome that tells of an item too far ahead of the database's clock; nothing was written then."""
+
+
+class Written(NamedTuple):
+    """What became of one item: a row of `record`."""
+
+    position: int
+    outcome: str
+    cost_usd: Decimal | None
+    session_tokens_in: int
+    session_tokens_out: int
+    session_cost_usd: Decimal
 
 
 def record(schema: str) -> Select[tuple[int, str, object, int, int, object]]:
