@@ -133,7 +133,7 @@ BEGIN
     -- One row per session that changes, with what is added to it.
     session_change AS MATERIALIZED (
         SELECT c.user_id, c.session_id, bool_and(c.session_exists) AS session_exists,
-               min(c.moment) FILTER (WHERE c.outcome <> 'nothing') AS first_moment,
+               (array_agg(c.moment ORDER BY c.position))[1] AS first_moment,
                min(c.moment) FILTER (WHERE c.is_activity) AS started_at,
                max(c.moment) FILTER (WHERE c.is_activity OR c.outcome = 'reopened') AS last_activity_at,
                max(c.status) FILTER (WHERE c.outcome = 'ended') AS ended_as,
@@ -230,7 +230,7 @@ BEGIN
              last_model_at, tokens_in, tokens_out, cache_read_tokens, cache_write_tokens, reasoning_tokens, cost_usd,
              error_count, unpriced_events, unmeasured_events)
         SELECT c.user_id, c.session_id, c.dataset_id, c.agent_name, c.title, coalesce(c.metadata, '{}'),
-               coalesce(c.started_at, c.first_moment), coalesce(c.last_activity_at, c.first_moment), c.last_model,
+               least(c.first_moment, c.started_at), greatest(c.first_moment, c.last_activity_at), c.last_model,
                c.last_model_at, c.tokens_in, c.tokens_out, c.cache_read_tokens, c.cache_write_tokens, c.reasoning_tokens,
                c.cost_usd, c.error_count, c.unpriced_events, c.unmeasured_events
         FROM session_change c

@@ -35,8 +35,10 @@ from session_lifecycle.models import (
     Viewer,
 )
 from session_lifecycle.pricing import PriceOverride
-from session_lifecycle.repository import SessionLifecycleDb, SessionWriter, SqlAlchemySessionLifecycleDb
+from session_lifecycle.recorder import RecorderSnapshot, SessionRecorder
+from session_lifecycle.repository import SessionLifecycleDb, SqlAlchemySessionLifecycleDb
 from session_lifecycle.settings import Settings
+from session_lifecycle.writing import SessionWriter
 
 __all__ = [
     "BoundSessionDatabase",
@@ -52,6 +54,7 @@ __all__ = [
     "Receipt",
     "RecorderClosedError",
     "RecorderFullError",
+    "RecorderSnapshot",
     "ReopenOutcome",
     "SchemaError",
     "SessionDatabase",
@@ -60,6 +63,7 @@ __all__ = [
     "SessionListFilters",
     "SessionListPage",
     "SessionRecord",
+    "SessionRecorder",
     "SessionRowWithStatus",
     "SessionStats",
     "SessionStatus",

@@ -1,9 +1,11 @@
 """`SessionDatabase`, the front door: an engine, its migrations, and the roles that work on it."""
 
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Literal, Self
+from weakref import WeakSet
 
 from sqlalchemy import exc
 from sqlalchemy.engine import URL, make_url
@@ -21,8 +23,16 @@ from session_lifecycle.execution import (
     raise_ours,
 )
 from session_lifecycle.pricing import PriceCatalogue, PriceOverride
+from session_lifecycle.recorder import (
+    DEFAULT_DRAIN_WITHIN,
+    DEFAULT_GIVE_UP_AFTER,
+    DEFAULT_MAX_BATCH,
+    DEFAULT_MAX_PENDING,
+    SessionRecorder,
+)
 from session_lifecycle.repository import SessionLifecycleDb, SqlAlchemySessionLifecycleDb
 from session_lifecycle.settings import Settings, check_schema_name
+from session_lifecycle.writing import ItemWriter
 
 DRIVER = "postgresql+asyncpg"
 
@@ -31,7 +41,8 @@ class BoundSessionDatabase:
     """The roles inside a host's transaction, from `SessionDatabase.bind`: never commits, rolls back or repeats."""
 
     def __init__(self, execution: Execution, prices: PriceCatalogue, settings: Settings) -> None:
-        self.lifecycle: SessionLifecycleDb = SqlAlchemySessionLifecycleDb(execution, prices, settings.abandon_after)
+        writer = ItemWriter(execution, prices)
+        self.lifecycle: SessionLifecycleDb = SqlAlchemySessionLifecycleDb(execution, writer, settings.abandon_after)
 
 
 class SessionDatabase:
@@ -60,6 +71,7 @@ class SessionDatabase:
         self._server = server
         self._engine = engine
         self._lifecycle: SessionLifecycleDb | None = None
+        self._recorders: WeakSet[SessionRecorder] = WeakSet()
 
     @classmethod
     def connect(
@@ -144,7 +156,9 @@ class SessionDatabase:
         await self.close()
 
     async def close(self) -> None:
-        """Closes what is ours: our engine's pool, the embedded server. A host's engine is left alone."""
+        """Closes what is ours: recorders, our engine's pool, the embedded server. A host's engine is left alone."""
+        for recorder in list(self._recorders):
+            await recorder.close()
         if self._owned and self._engine is not None:
             await self._engine.dispose()
         if self._server is not None:
@@ -169,8 +183,45 @@ class SessionDatabase:
         """Writing sessions, and reading them."""
         if self._lifecycle is None:
             execution = PoolExecution(self.engine, self._settings.database_schema, self._settings.retries)
-            self._lifecycle = SqlAlchemySessionLifecycleDb(execution, self._prices, self._settings.abandon_after)
+            writer = ItemWriter(execution, self._prices)
+            self._lifecycle = SqlAlchemySessionLifecycleDb(execution, writer, self._settings.abandon_after)
         return self._lifecycle
+
+    def recorder(
+        self,
+        *,
+        max_batch: int = DEFAULT_MAX_BATCH,
+        max_delay: timedelta | float = 0.0,
+        max_pending: int = DEFAULT_MAX_PENDING,
+        on_full: Literal["wait", "raise"] = "wait",
+        give_up_after: timedelta | float = DEFAULT_GIVE_UP_AFTER,
+        drain_within: timedelta | float = DEFAULT_DRAIN_WITHIN,
+    ) -> SessionRecorder:
+        """A `SessionWriter` that writes what many callers give in few transactions; opened by `async with`.
+
+        Args:
+            max_batch: How many items one transaction may hold.
+            max_delay: How long an item of a busy recorder waits for others to join it; a lone call never waits.
+            max_pending: How many items may be taken in and not yet answered. This bounds its memory.
+            on_full: What a call does then: `wait` for room, or `raise` RecorderFullError.
+            give_up_after: After this long without the database, a call is told by DatabaseUnavailableError.
+            drain_within: How long closing goes on writing.
+
+        Raises:
+            ConfigurationError: A bound is not one it can have.
+        """
+        execution = PoolExecution(self.engine, self._settings.database_schema, self._settings.retries)
+        recorder = SessionRecorder(
+            ItemWriter(execution, self._prices).write,
+            max_batch=max_batch,
+            max_delay=max_delay,
+            max_pending=max_pending,
+            on_full=on_full,
+            give_up_after=give_up_after,
+            drain_within=drain_within,
+        )
+        self._recorders.add(recorder)
+        return recorder
 
     def bind(self, host: AsyncConnection | AsyncSession, *, savepoints: bool = True) -> BoundSessionDatabase:
         """The roles inside the host's transaction, which must be READ COMMITTED.

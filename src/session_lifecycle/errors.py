@@ -50,9 +50,16 @@ class SchemaError(SessionLifecycleError):
 class DatabaseUnavailableError(SessionLifecycleError):
     """The database could not be reached, or the connection was lost before it answered.
 
-    Whether a write took effect may then be unknown. Repeating is safe for everything but usage without an
-    `idempotency_key`; what is safe has already been repeated a few times before this is raised.
+    Repeating is safe for everything but usage without an `idempotency_key`; what is safe has already been repeated a
+    few times before this is raised.
+
+    Attributes:
+        may_have_written: Whether a write may have taken effect, its answer being lost. False: certainly nothing.
     """
+
+    def __init__(self, message: str, *, may_have_written: bool = False) -> None:
+        self.may_have_written = may_have_written
+        super().__init__(message)
 
 
 class TransactionConflictError(SessionLifecycleError):

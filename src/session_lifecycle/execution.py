@@ -105,6 +105,7 @@ class PoolExecution:
         self, run: Callable[[AsyncConnection], Awaitable[Sequence[Any]]], *, repeatable: bool
     ) -> Sequence[Any]:
         pause = FIRST_PAUSE_SECONDS
+        may_have_written = False
         for attempt in range(self._retries + 1):
             sent = False
             try:
@@ -113,10 +114,12 @@ class PoolExecution:
                     sent = True
                     return await run(connection)
             except DATABASE_TROUBLE as error:
-                harmless = repeatable or not sent or _wrote_nothing(error)
+                in_the_dark = sent and not _wrote_nothing(error)
+                may_have_written = may_have_written or in_the_dark
+                harmless = repeatable or not in_the_dark
                 overdue = sent and isinstance(_driver_error(error), TimeoutError)  # and would be again
                 if attempt == self._retries or overdue or not (harmless and _is_passing(error)):
-                    raise_ours(error)
+                    raise_ours(error, may_have_written=may_have_written)
             await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311 - jitter is not a secret
             pause = min(pause * 3, LONGEST_PAUSE_SECONDS)
         raise AssertionError("unreachable: the last attempt returns or raises")
@@ -230,7 +233,7 @@ def _is_passing(error: BaseException) -> bool:
     return lost or _wrote_nothing(error) or state[:2] == "08" or state in PASSING
 
 
-def raise_ours(error: BaseException) -> NoReturn:
+def raise_ours(error: BaseException, *, may_have_written: bool = False) -> NoReturn:
     """Raises the error of ours that says what happened, the original kept as its cause."""
     cause = _driver_error(error)
     state = _sqlstate(error)
@@ -240,7 +243,9 @@ def raise_ours(error: BaseException) -> NoReturn:
     if isinstance(cause, OSError | asyncpg.InterfaceError | asyncpg.InternalClientError) or (
         state and state[:2] in UNAVAILABLE_CLASSES
     ):
-        raise DatabaseUnavailableError(f"the database cannot be reached or did not answer: {told}") from error
+        raise DatabaseUnavailableError(
+            f"the database cannot be reached or did not answer: {told}", may_have_written=may_have_written
+        ) from error
     if state in CONFLICTS:
         raise TransactionConflictError(f"another transaction was in the way ({CONFLICTS[state]}): {told}") from error
     if state in MISSING:

@@ -1,4 +1,4 @@
-"""Sessions and their usage: the protocols hosts type against, and the one implementation.
+"""Sessions and their usage: the protocol hosts type against, and the one implementation.
 
 A call becomes values of `models`, those become a statement of `statements`, and `execution` runs it.
 """
@@ -6,124 +6,28 @@ A call becomes values of `models`, those become a statement of `statements`, and
 from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta
 from decimal import ROUND_HALF_EVEN, Decimal, localcontext
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 from uuid import UUID
 
-from session_lifecycle.batches import Writable, is_repeatable, parameters
+from session_lifecycle.batches import Writable
 from session_lifecycle.cursors import read_cursor, write_cursor
 from session_lifecycle.errors import InvalidValueError
 from session_lifecycle.execution import Execution
 from session_lifecycle.models import (
     TOTAL_BOUND,
     CostByModelRow,
-    End,
-    EndOutcome,
-    Item,
-    Receipt,
-    ReopenOutcome,
     SessionListFilters,
     SessionListPage,
     SessionRecord,
     SessionRowWithStatus,
     SessionStats,
-    SessionStatus,
-    Touch,
-    TouchOutcome,
-    UsageEvent,
-    UsageOutcome,
-    UsageReceipt,
     Viewer,
 )
-from session_lifecycle.models.items import Reopen
 from session_lifecycle.models.reads import OneSession, Window
-from session_lifecycle.pricing import PriceCatalogue
-from session_lifecycle.statements import costs, recording, sessions, stats
+from session_lifecycle.statements import costs, sessions, stats
+from session_lifecycle.writing import Answer, ItemWriter, SessionWriter, WritesItems
 
 AVERAGE_DECIMALS = Decimal("1e-10")
-
-
-class SessionWriter(Protocol):
-    """What an agent runtime's hook needs.
-
-    Every call is one transaction and one round trip, safe to repeat where it says so. Each raises `InvalidValueError`
-    for a value it refuses (nothing is written then), `SchemaError` when the database is not migrated,
-    `DatabaseUnavailableError` and `TransactionConflictError` when repeating did not help.
-    """
-
-    async def ensure_and_touch_session(
-        self,
-        session_id: str,
-        user_id: UUID,
-        dataset_id: UUID | None = None,
-        *,
-        agent_name: str | None = None,
-        at: datetime | None = None,
-    ) -> TouchOutcome:
-        """Creates the session, or notes a sign of life of a running one. Idempotent.
-
-        Args:
-            session_id: Any text of 1..512 characters that is not only whitespace.
-            user_id: The owner. The same session id under two users is two sessions.
-            dataset_id: What the session may be shared through; kept if the session has none yet.
-            agent_name: Kept if the session has none yet.
-            at: When it happened, aware and at most five minutes ahead of the database. None: now, by its clock.
-        """
-        ...
-
-    async def accumulate_usage(
-        self,
-        session_id: str,
-        user_id: UUID,
-        model: str | None = None,
-        tokens_in: int = 0,
-        tokens_out: int = 0,
-        cost_usd: Decimal | float | None = None,
-        errored: bool = False,
-        *,
-        provider: str | None = None,
-        cache_read_tokens: int = 0,
-        cache_write_tokens: int = 0,
-        reasoning_tokens: int = 0,
-        idempotency_key: str | None = None,
-        at: datetime | None = None,
-    ) -> UsageReceipt:
-        """Counts the usage of one model response: ledger, session and model together, or not at all.
-
-        Args:
-            session_id: Created, running, when it does not exist.
-            user_id: The owner.
-            model: The model's name, as the response gave it.
-            tokens_in: All input, cache reads and writes included.
-            tokens_out: All output, reasoning included.
-            cost_usd: USD; a float is taken by its shortest decimal form. None: priced from the catalogue.
-            errored: Whether the call failed; adds one to the session's errors.
-            provider: The provider's name, where the model's does not tell.
-            cache_read_tokens: The part of `tokens_in` read from a cache.
-            cache_write_tokens: The part of `tokens_in` written to a cache.
-            reasoning_tokens: The part of `tokens_out` spent on reasoning.
-            idempotency_key: Names this response within the session. With it the call can be repeated safely, and is
-                after a lost connection; without it, it is not.
-            at: When it happened; None: now, by the database's clock.
-        """
-        ...
-
-    async def end_session(
-        self, session_id: str, user_id: UUID, status: SessionStatus, *, at: datetime | None = None
-    ) -> EndOutcome:
-        """Ends a running session as `completed` or `failed`; the first end wins. Idempotent."""
-        ...
-
-    async def reopen_session(self, session_id: str, user_id: UUID, *, at: datetime | None = None) -> ReopenOutcome:
-        """Makes an ended session running and active again, its totals kept. Idempotent."""
-        ...
-
-    async def record(self, items: Sequence[Item]) -> list[Receipt]:
-        """Any mix of items over any sessions and users, in one transaction, as if they had come one after another.
-
-        Returns one receipt per item, in order: `TouchOutcome`, `UsageReceipt` or `EndOutcome`. Repeated after a lost
-        connection only when every usage event has an idempotency key.
-        """
-        ...
 
 
 class SessionLifecycleDb(SessionWriter, Protocol):
@@ -181,103 +85,16 @@ class SessionLifecycleDb(SessionWriter, Protocol):
         ...
 
 
-class SqlAlchemySessionLifecycleDb:
+class SqlAlchemySessionLifecycleDb(WritesItems):
     """`SessionLifecycleDb` on Postgres. Made by `SessionDatabase`; not constructed by hosts."""
 
-    def __init__(self, execution: Execution, prices: PriceCatalogue, abandon_after: timedelta) -> None:
+    def __init__(self, execution: Execution, writer: ItemWriter, abandon_after: timedelta) -> None:
         self._execution = execution
-        self._prices = prices
+        self._writer = writer
         self._abandon_after = abandon_after
-        self._record = recording.record(execution.schema)
 
-    async def ensure_and_touch_session(
-        self,
-        session_id: str,
-        user_id: UUID,
-        dataset_id: UUID | None = None,
-        *,
-        agent_name: str | None = None,
-        at: datetime | None = None,
-    ) -> TouchOutcome:
-        """See `SessionWriter`."""
-        item = Touch.of_call(
-            session_id=session_id, user_id=user_id, dataset_id=dataset_id, agent_name=agent_name, at=at
-        )
-        return cast("TouchOutcome", await self._record_one(item))
-
-    async def accumulate_usage(
-        self,
-        session_id: str,
-        user_id: UUID,
-        model: str | None = None,
-        tokens_in: int = 0,
-        tokens_out: int = 0,
-        cost_usd: Decimal | float | None = None,
-        errored: bool = False,
-        *,
-        provider: str | None = None,
-        cache_read_tokens: int = 0,
-        cache_write_tokens: int = 0,
-        reasoning_tokens: int = 0,
-        idempotency_key: str | None = None,
-        at: datetime | None = None,
-    ) -> UsageReceipt:
-        """See `SessionWriter`."""
-        item = UsageEvent.of_call(
-            session_id=session_id,
-            user_id=user_id,
-            model=model,
-            tokens_in=tokens_in,
-            tokens_out=tokens_out,
-            cost_usd=cost_usd,
-            errored=errored,
-            provider=provider,
-            cache_read_tokens=cache_read_tokens,
-            cache_write_tokens=cache_write_tokens,
-            reasoning_tokens=reasoning_tokens,
-            idempotency_key=idempotency_key,
-            at=at,
-        )
-        return cast("UsageReceipt", await self._record_one(item))
-
-    async def end_session(
-        self, session_id: str, user_id: UUID, status: SessionStatus, *, at: datetime | None = None
-    ) -> EndOutcome:
-        """See `SessionWriter`."""
-        item = End.of_call(session_id=session_id, user_id=user_id, status=status, at=at)
-        return cast("EndOutcome", await self._record_one(item))
-
-    async def reopen_session(self, session_id: str, user_id: UUID, *, at: datetime | None = None) -> ReopenOutcome:
-        """See `SessionWriter`."""
-        reopened = Reopen.of_call(session_id=session_id, user_id=user_id, at=at)
-        [row] = await self._write([reopened])
-        return ReopenOutcome(row.outcome)
-
-    async def record(self, items: Sequence[Item]) -> list[Receipt]:
-        """See `SessionWriter`."""
-        if isinstance(items, str | bytes) or not isinstance(items, Sequence):
-            raise InvalidValueError("items", items, "a sequence of Touch, UsageEvent and End")
-        for position, item in enumerate(items):
-            if not isinstance(item, Touch | UsageEvent | End):
-                raise InvalidValueError(f"items.{position}", item, "a Touch, UsageEvent or End")
-        if not items:
-            return []
-        return [_receipt(item, row) for item, row in zip(items, await self._write(items), strict=True)]
-
-    async def _record_one(self, item: Item) -> Receipt:
-        [row] = await self._write([item])
-        return _receipt(item, row)
-
-    async def _write(self, items: Sequence[Writable]) -> list[recording.Written]:
-        """What became of each item, in order."""
-        written = await parameters(items, self._prices)
-        rows = await self._execution.write(self._record, written, repeatable=all(map(is_repeatable, items)))
-        answers = sorted(recording.Written(*row) for row in rows)
-        if answers[0].outcome == recording.FUTURE:
-            position = next(position for position, item in enumerate(items) if item.at == written["latest_at"])
-            field = "at" if len(items) == 1 else f"items.{position}.at"
-            raise InvalidValueError(field, items[position].at, "at most five minutes ahead of the database's clock")
-        return answers
+    async def _write(self, items: Sequence[Writable]) -> list[Answer]:
+        return await self._writer.write(items)
 
     async def get_session_row(
         self,
@@ -360,22 +177,6 @@ class SqlAlchemySessionLifecycleDb:
         asker = Viewer.of_caller(viewer, permitted_dataset_ids)
         rows = await self._execution.fetch(costs.cost_by_model(asker, window.since, window.until))
         return [CostByModelRow(**row._mapping) for row in rows]  # noqa: SLF001 - the public name of a row's mapping
-
-
-def _receipt(item: Item, row: recording.Written) -> Receipt:
-    match item:
-        case Touch():
-            return TouchOutcome(row.outcome)
-        case End():
-            return EndOutcome(row.outcome)
-        case UsageEvent():
-            return UsageReceipt(
-                outcome=UsageOutcome(row.outcome),
-                cost_usd=row.cost_usd,
-                session_tokens_in=row.session_tokens_in,
-                session_tokens_out=row.session_tokens_out,
-                session_cost_usd=row.session_cost_usd,
-            )
 
 
 def _session_row(row: Any) -> SessionRowWithStatus:

@@ -102,6 +102,16 @@ async def test_R02_usage_without_touch_is_no_activity(session_database: SessionD
     assert (found.record.last_activity_at, found.record.tokens_in) == (past, 1)
 
 
+async def test_R02_a_session_begins_with_what_created_it(session_database: SessionDatabase) -> None:
+    long_ago = datetime.now(UTC) - 90 * MINUTE
+    imported = UsageEvent("s", A, "m", 10, cost_usd=1, at=long_ago, touch=False)
+    await session_database.lifecycle.record([imported, Touch("s", A)])
+    found = await session_database.lifecycle.get_session_row("s", A)
+    assert found is not None
+    assert found.record.started_at == long_ago
+    assert found.record.last_activity_at > long_ago + 89 * MINUTE
+
+
 async def test_R03_a_key_writes_a_ledger_row_for_a_model_or_an_error(session_database: SessionDatabase) -> None:
     lifecycle = session_database.lifecycle
     assert (await lifecycle.accumulate_usage("s", A, idempotency_key="n")).outcome == "nothing"
