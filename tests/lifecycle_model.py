@@ -144,7 +144,9 @@ class Model:
         held = self.by_key.get(key) if key else None
         counted_in = named if held is None else held.session
         session = self.sessions.setdefault(counted_in, Session(*counted_in, at, at, event.dataset_id))
-        late = session.ended_at is not None and at > session.ended_at
+        late = session.ended_at is not None and (
+            at > session.ended_at or (event.at is None and at == session.ended_at)  # now is after what is there already
+        )
 
         outcome = "frozen" if late else "applied"
         if held is not None:

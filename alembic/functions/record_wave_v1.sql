@@ -63,7 +63,9 @@ BEGIN
                s.tokens_in AS total_tokens_in,
                s.tokens_out AS total_tokens_out,
                s.cost_usd AS total_cost_usd,
-               coalesce(s.status <> 'running' AND i.moment > s.ended_at, false) AS is_late,
+               -- What says no time happens now: after an end that is there already, be it of this very moment.
+               coalesce(s.status <> 'running' AND (i.moment > s.ended_at OR i.at IS NULL AND i.moment = s.ended_at), false)
+                   AS is_late,
                i.kind = 'usage'
                    AND (i.tokens_in > 0 OR i.tokens_out > 0 OR i.cost_usd > 0 OR NOT i.measured) AS is_measurement,
                held.tokens_in > 0 OR held.tokens_out > 0 OR held.cost_usd > 0 OR NOT held.measured AS held_is_measurement

@@ -17,7 +17,7 @@ import pytest_asyncio
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_sessionmaker, create_async_engine
 
 from contract import A, SessionLifecycleContract
-from session_lifecycle import DatabaseUnavailableError, SessionDatabase, SessionLifecycleDb, Settings
+from session_lifecycle import DatabaseUnavailableError, SessionDatabase, SessionLifecycleDb, SessionRecorder, Settings
 from session_lifecycle.database import asyncpg_url
 from session_lifecycle.testing import TemplateServer
 
@@ -55,6 +55,16 @@ class InHostTransactions:
                 return await getattr(bound.lifecycle, name)(*arguments, **more)
 
         return call
+
+
+class Recorded:
+    """Writes through a recorder, reads directly."""
+
+    def __init__(self, lifecycle: SessionLifecycleDb, recorder: SessionRecorder) -> None:
+        self._ways = (recorder, lifecycle)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(next(way for way in self._ways if hasattr(way, name)), name)
 
 
 class TestDirect(SessionLifecycleContract):
@@ -178,3 +188,10 @@ async def test_a_call_over_its_time_is_told_at_once_behind_pgbouncer(
             await db.lifecycle.ensure_and_touch_session("s", A)
         # Repeating it six times would have taken six times as long.
         assert time.monotonic() - began < 1.5
+
+
+class TestThroughARecorder(SessionLifecycleContract):
+    @pytest_asyncio.fixture
+    async def lifecycle(self, session_database: SessionDatabase) -> AsyncIterator[SessionLifecycleDb]:
+        async with session_database.recorder() as recorder:
+            yield cast("SessionLifecycleDb", Recorded(session_database.lifecycle, recorder))
