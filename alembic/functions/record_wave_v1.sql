@@ -78,8 +78,11 @@ BEGIN
             SELECT e.* FROM {schema}.session_usage_events e
             WHERE i.key_scope = 'user' AND e.key_scope = 'user' AND e.user_id = i.user_id AND e.event_id = i.event_id
         ) held ON true
-        LEFT JOIN {schema}.session_records s
-            ON s.user_id = i.user_id AND s.session_id = coalesce(held.session_id, i.named_session_id)
+        LEFT JOIN LATERAL (
+            SELECT r.* FROM {schema}.session_records r
+            WHERE r.user_id = i.user_id AND r.session_id = coalesce(held.session_id, i.named_session_id)
+            LIMIT 1  -- at most one there is; said, it is looked up by its key
+        ) s ON true
     ),
     decided AS MATERIALIZED (
         SELECT f.*,

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID, uuid4
 
 from pydantic_core import to_json
@@ -44,27 +44,43 @@ def is_repeatable(item: Writable) -> bool:
     return not isinstance(item, UsageEvent) or item.idempotency_key is not None or item.is_nothing
 
 
-async def parameters(items: Sequence[Writable], prices: PriceCatalogue) -> dict[str, Any]:
+class Prepared(NamedTuple):
+    """An item and, as JSON will have it, what is written of it."""
+
+    item: Writable
+    written: dict[str, Any]
+    key: UUID | None
+    """Its event's id, where an idempotency key makes it."""
+    is_alone: bool
+    """No other item of its session may be in its wave: an end, a reopening, and metadata."""
+
+
+async def prepare(item: Writable, prices: PriceCatalogue) -> Prepared:
+    """The item with its price."""
+    written = await _written(item, prices)
+    key = written["event_id"] if "idempotency_key" in written else None
+    return Prepared(item, written, key, isinstance(item, End | Reopen) or "metadata" in written)
+
+
+def parameters(prepared: Sequence[Prepared]) -> dict[str, Any]:
     """What `statements.recording.record` binds for these items."""
-    waves: list[list[dict[str, Any]]] = []
+    waves: list[list[dict[str, Any]]] = [[]]
     # The wave of a session's last item, and of a key's; what follows it is in a later one, or the same where it may be.
     of_session: dict[tuple[UUID, str], tuple[int, bool]] = {}
     of_key: dict[UUID, int] = {}
     latest_at: datetime | None = None
-    for position, item in enumerate(items):
-        written = await _written(item, prices)
-        written["position"] = position
-        # An end, a reopening and metadata are alone with their session in a wave.
-        alone = isinstance(item, End | Reopen) or "metadata" in written
-        wave, was_alone = of_session.get((item.user_id, item.session_id), (0, False))
-        if was_alone or (alone and (item.user_id, item.session_id) in of_session):
+    for position, (item, written, key, is_alone) in enumerate(prepared):
+        session = (item.user_id, item.session_id)
+        wave, follows_alone = of_session.get(session, (0, False))
+        if follows_alone or (is_alone and session in of_session):
             wave += 1
-        if "idempotency_key" in written:
-            wave = max(wave, of_key.get(written["event_id"], -1) + 1)
-            of_key[written["event_id"]] = wave
-        of_session[item.user_id, item.session_id] = (wave, alone)
+        if key is not None:
+            wave = max(wave, of_key.get(key, -1) + 1)
+            of_key[key] = wave
+        of_session[session] = (wave, is_alone)
         while wave >= len(waves):
             waves.append([])
+        written["position"] = position
         waves[wave].append(written)
         if item.at is not None and (latest_at is None or item.at > latest_at):
             latest_at = item.at

@@ -212,7 +212,7 @@ class SessionDatabase:
         """
         execution = PoolExecution(self.engine, self._settings.database_schema, self._settings.retries)
         recorder = SessionRecorder(
-            ItemWriter(execution, self._prices).write,
+            ItemWriter(execution, self._prices),
             max_batch=max_batch,
             max_delay=max_delay,
             max_pending=max_pending,

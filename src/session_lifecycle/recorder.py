@@ -12,13 +12,13 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from types import TracebackType
 from typing import Literal, Self, cast
 
-from session_lifecycle.batches import Writable, is_repeatable
+from session_lifecycle.batches import Prepared, Writable, is_repeatable
 from session_lifecycle.errors import (
     ConfigurationError,
     DatabaseUnavailableError,
@@ -30,7 +30,7 @@ from session_lifecycle.errors import (
     TransactionConflictError,
 )
 from session_lifecycle.models import Item
-from session_lifecycle.writing import Answer, WritesItems, check_item
+from session_lifecycle.writing import Answer, ItemWriter, WritesItems, check_item
 
 DEFAULT_MAX_BATCH = 500
 DEFAULT_MAX_PENDING = 10_000
@@ -69,10 +69,17 @@ class RecorderSnapshot:
 class _Call:
     """What one caller gave, written in one transaction or not at all."""
 
-    __slots__ = ("answer", "items", "taken_at")
+    __slots__ = ("answer", "items", "prepared", "taken_at")
 
-    def __init__(self, items: Sequence[Writable], answer: "asyncio.Future[list[Answer]] | None") -> None:
+    def __init__(
+        self,
+        items: Sequence[Writable],
+        prepared: Sequence[Prepared] = (),
+        answer: "asyncio.Future[list[Answer]] | None" = None,
+    ) -> None:
         self.items = items
+        self.prepared = prepared
+        """Empty: still to be done."""
         self.answer = answer
         """None: nobody waits for it, and a failure is logged."""
         self.taken_at = time.monotonic()
@@ -92,7 +99,7 @@ class SessionRecorder(WritesItems):
 
     def __init__(
         self,
-        write: Callable[[Sequence[Writable]], Awaitable[list[Answer]]],
+        writer: ItemWriter,
         *,
         max_batch: int = DEFAULT_MAX_BATCH,
         max_delay: timedelta | float = 0.0,
@@ -107,7 +114,7 @@ class SessionRecorder(WritesItems):
                 raise ConfigurationError(f"{name}: got {value!r}, expected a whole number from 1")
         if on_full not in {"wait", "raise"}:
             raise ConfigurationError(f"on_full: got {on_full!r}, expected 'wait' or 'raise'")
-        self._write_items = write
+        self._writer = writer
         self._max_batch = max_batch
         self._max_delay = _seconds("max_delay", max_delay)
         self._max_pending = max_pending
@@ -123,7 +130,6 @@ class SessionRecorder(WritesItems):
         self._counting = threading.Lock()
         self._arrived = asyncio.Event()
         self._is_closing = False
-        self._is_busy = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None
         self._batches = self._items = self._repeats = self._failures = 0
@@ -147,7 +153,7 @@ class SessionRecorder(WritesItems):
         """
         check_item(item)
         self._reserve(1)
-        self._take(_Call([item], None))
+        self._take(_Call([item]))
 
     def submit_threadsafe(self, item: Item) -> None:
         """`submit` for other threads, such as synchronous hooks run on a pool. Raises as `submit` does."""
@@ -155,7 +161,7 @@ class SessionRecorder(WritesItems):
         self._reserve(1)
         assert self._loop is not None  # noqa: S101 - `_reserve` refuses before it is entered
         try:
-            self._loop.call_soon_threadsafe(self._take, _Call([item], None))
+            self._loop.call_soon_threadsafe(self._take, _Call([item]))
         except RuntimeError as error:  # the loop is closed
             self._release(1)
             raise RecorderClosedError("the recorder's event loop is closed") from error
@@ -207,9 +213,10 @@ class SessionRecorder(WritesItems):
         if len(items) > self._max_pending:
             raise InvalidValueError("items", f"{len(items)} items", f"at most the {self._max_pending} of max_pending")
         self._start()
+        prepared = await self._writer.prepare(items)
         await self._room_for(len(items))
         answer: asyncio.Future[list[Answer]] = asyncio.get_running_loop().create_future()
-        self._take(_Call(items, answer))
+        self._take(_Call(items, prepared, answer))
         # Cancelling the caller cancels this future and not the item: it was taken in, and is written.
         return await answer
 
@@ -273,23 +280,28 @@ class SessionRecorder(WritesItems):
 
     async def _run(self) -> None:
         """One transaction after another, until it is closed and nothing is pending."""
+        calls: Sequence[_Call] = ()
         while self._pending or not self._is_closing:
             if not self._queue:
                 self._arrived.clear()
                 await self._arrived.wait()
                 continue
-            if self._max_delay and self._is_busy:
+            if self._max_delay and len(calls) > 1:
                 await asyncio.sleep(self._queue[0].taken_at + self._max_delay - time.monotonic())
-            calls = self._next_calls()
-            self._is_busy = len(calls) > 1
+            calls = self._next_calls(just_written=len(calls))
             await self._deliver(calls)
             self._in_flight = ()
 
-    def _next_calls(self) -> list[_Call]:
-        """The calls of the next transaction: as many as fit, and one at least."""
+    def _next_calls(self, *, just_written: int) -> list[_Call]:
+        """The calls of the next transaction: as many as fit, and one at least.
+
+        Under load not more than half of all that come again and again, so that the callers of one half go on while the
+        other half is being written.
+        """
+        most = (len(self._queue) + just_written + 1) // 2
         calls = [self._queue.popleft()]
         room = self._max_batch - len(calls[0].items)
-        while self._queue and len(self._queue[0].items) <= room:
+        while self._queue and len(calls) < most and len(self._queue[0].items) <= room:
             calls.append(self._queue.popleft())
             room -= len(calls[-1].items)
         return calls
@@ -300,7 +312,9 @@ class SessionRecorder(WritesItems):
             self._in_flight = calls
             try:
                 async with asyncio.timeout(self._give_up_after):
-                    answers = await self._write_items([item for call in calls for item in call.items])
+                    answers = await self._writer.write(
+                        [one for call in calls for one in call.prepared or await self._writer.prepare(call.items)]
+                    )
             except (DatabaseUnavailableError, TransactionConflictError, TimeoutError) as error:
                 calls = self._to_repeat(calls, error)
                 self._repeats += bool(calls)

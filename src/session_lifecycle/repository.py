@@ -94,7 +94,7 @@ class SqlAlchemySessionLifecycleDb(WritesItems):
         self._abandon_after = abandon_after
 
     async def _write(self, items: Sequence[Writable]) -> list[Answer]:
-        return await self._writer.write(items)
+        return await self._writer.write(await self._writer.prepare(items))
 
     async def get_session_row(
         self,

@@ -7,7 +7,7 @@ from decimal import Decimal
 from typing import Any, Protocol, cast
 from uuid import UUID
 
-from session_lifecycle.batches import Writable, is_repeatable, parameters
+from session_lifecycle.batches import Prepared, Writable, is_repeatable, parameters, prepare
 from session_lifecycle.errors import InvalidValueError
 from session_lifecycle.execution import Execution
 from session_lifecycle.models import (
@@ -200,7 +200,11 @@ class ItemWriter:
         self._prices = prices
         self._record = recording.record(execution.schema)
 
-    async def write(self, items: Sequence[Writable]) -> list[Answer]:
+    async def prepare(self, items: Sequence[Writable]) -> list[Prepared]:
+        """The items with their prices, ready to be written."""
+        return [await prepare(item, self._prices) for item in items]
+
+    async def write(self, items: Sequence[Prepared]) -> list[Answer]:
         """An answer per item, in order.
 
         Raises:
@@ -208,14 +212,16 @@ class ItemWriter:
         """
         if not items:
             return []
-        written = await parameters(items, self._prices)
-        rows = await self._execution.write(self._record, written, repeatable=all(map(is_repeatable, items)))
+        written = parameters(items)
+        repeatable = all(is_repeatable(one.item) for one in items)
+        rows = await self._execution.write(self._record, written, repeatable=repeatable)
         answers = sorted(recording.Written(*row) for row in rows)
         if answers[0].outcome == recording.FUTURE:
-            position = next(position for position, item in enumerate(items) if item.at == written["latest_at"])
+            position = next(position for position, one in enumerate(items) if one.item.at == written["latest_at"])
             field = "at" if len(items) == 1 else f"items.{position}.at"
-            raise InvalidValueError(field, items[position].at, "at most five minutes ahead of the database's clock")
-        return [_answer(item, row) for item, row in zip(items, answers, strict=True)]
+            value = items[position].item.at
+            raise InvalidValueError(field, value, "at most five minutes ahead of the database's clock")
+        return [_answer(one.item, row) for one, row in zip(items, answers, strict=True)]
 
 
 def checked(items: Any) -> Sequence[Item]:
