@@ -55,9 +55,14 @@ class Prepared(NamedTuple):
     """No other item of its session may be in its wave: an end, a reopening, and metadata."""
 
 
-async def prepare(item: Writable, prices: PriceCatalogue) -> Prepared:
-    """The item with its price."""
-    written = await _written(item, prices)
+def is_to_be_priced(item: Writable) -> bool:
+    """Whether the catalogue is needed for it."""
+    return isinstance(item, UsageEvent) and item.cost_usd is None and item.has_tokens
+
+
+def prepare(item: Writable, prices: PriceCatalogue) -> Prepared:
+    """The item with its price; the catalogue is loaded, where it is needed."""
+    written = _written(item, prices)
     key = written["event_id"] if "idempotency_key" in written else None
     return Prepared(item, written, key, isinstance(item, End | Reopen) or "metadata" in written)
 
@@ -87,7 +92,7 @@ def parameters(prepared: Sequence[Prepared]) -> dict[str, Any]:
     return {"waves": to_json(waves).decode(), "latest_at": latest_at}
 
 
-async def _written(item: Writable, prices: PriceCatalogue) -> dict[str, Any]:
+def _written(item: Writable, prices: PriceCatalogue) -> dict[str, Any]:
     written: dict[str, Any] = {"user_id": item.user_id, "session_id": item.session_id}
     if isinstance(item, UsageEvent) and item.is_nothing:
         return written | {"kind": "nothing", "cost_usd": 0}
@@ -105,11 +110,11 @@ async def _written(item: Writable, prices: PriceCatalogue) -> dict[str, Any]:
         written["measured"] = False
     if item.key_scope == "user" and item.idempotency_key is not None:
         written["key_scope"] = "user"
-    await _add_cost(written, item, prices)
+    _add_cost(written, item, prices)
     return written
 
 
-async def _add_cost(written: dict[str, Any], event: UsageEvent, prices: PriceCatalogue) -> None:
+def _add_cost(written: dict[str, Any], event: UsageEvent, prices: PriceCatalogue) -> None:
     """What the event costs, and by which unit prices (rule R07); no cost at all when nobody knows."""
     if event.cost_usd is not None:
         written["cost_usd"] = written["given_cost_usd"] = event.cost_usd
@@ -118,7 +123,6 @@ async def _add_cost(written: dict[str, Any], event: UsageEvent, prices: PriceCat
         if event.measured:
             written["cost_usd"] = 0
     else:
-        await prices.load()
         price = prices.price(
             model=event.model,
             provider=event.provider,

@@ -138,6 +138,11 @@ class PriceCatalogue:
         self._snapshot: DataSnapshot | None = None
         self._resolve: Callable[[str, str | None], _Resolved | None] | None = None
 
+    @property
+    def is_loaded(self) -> bool:
+        """Whether `load` was awaited."""
+        return self._get_snapshot is not None
+
     async def load(self) -> None:
         """Import genai-prices and its data, in a thread. Repeating it does nothing."""
         if self._get_snapshot is None:

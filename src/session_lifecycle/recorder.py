@@ -185,7 +185,8 @@ class SessionRecorder(WritesItems):
 
         Returns:
             What could not be written within `drain_within`, in the order in which it was given; whoever awaits it is
-            told by `RecorderClosedError`. Also logged, when there is any.
+            told by `RecorderClosedError`. What was under way just then may have been written all the same; with a key
+            it can be given again.
         """
         self._is_closing = True
         while self._waiting:
@@ -213,10 +214,9 @@ class SessionRecorder(WritesItems):
         if len(items) > self._max_pending:
             raise InvalidValueError("items", f"{len(items)} items", f"at most the {self._max_pending} of max_pending")
         self._start()
-        prepared = await self._writer.prepare(items)
         await self._room_for(len(items))
         answer: asyncio.Future[list[Answer]] = asyncio.get_running_loop().create_future()
-        self._take(_Call(items, prepared, answer))
+        self._take(_Call(items, self._writer.prepare_now(items), answer))
         # Cancelling the caller cancels this future and not the item: it was taken in, and is written.
         return await answer
 
@@ -296,9 +296,9 @@ class SessionRecorder(WritesItems):
         """The calls of the next transaction: as many as fit, and one at least.
 
         Under load not more than half of all that come again and again, so that the callers of one half go on while the
-        other half is being written.
+        other half is being written; unless they were waited for.
         """
-        most = (len(self._queue) + just_written + 1) // 2
+        most = len(self._queue) if self._max_delay else (len(self._queue) + just_written + 1) // 2
         calls = [self._queue.popleft()]
         room = self._max_batch - len(calls[0].items)
         while self._queue and len(calls) < most and len(self._queue[0].items) <= room:

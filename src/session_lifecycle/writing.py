@@ -7,7 +7,7 @@ from decimal import Decimal
 from typing import Any, Protocol, cast
 from uuid import UUID
 
-from session_lifecycle.batches import Prepared, Writable, is_repeatable, parameters, prepare
+from session_lifecycle.batches import Prepared, Writable, is_repeatable, is_to_be_priced, parameters, prepare
 from session_lifecycle.errors import InvalidValueError
 from session_lifecycle.execution import Execution
 from session_lifecycle.models import (
@@ -202,7 +202,15 @@ class ItemWriter:
 
     async def prepare(self, items: Sequence[Writable]) -> list[Prepared]:
         """The items with their prices, ready to be written."""
-        return [await prepare(item, self._prices) for item in items]
+        if any(map(is_to_be_priced, items)):
+            await self._prices.load()
+        return [prepare(item, self._prices) for item in items]
+
+    def prepare_now(self, items: Sequence[Writable]) -> list[Prepared]:
+        """The same without waiting; nothing where the catalogue has to be loaded first."""
+        if not self._prices.is_loaded and any(map(is_to_be_priced, items)):
+            return []
+        return [prepare(item, self._prices) for item in items]
 
     async def write(self, items: Sequence[Prepared]) -> list[Answer]:
         """An answer per item, in order.
