@@ -12,6 +12,7 @@ from session_lifecycle.errors import (
     SessionLifecycleError,
     TransactionConflictError,
 )
+from session_lifecycle.handle import SessionHandle, current_session
 from session_lifecycle.migrations import include_object
 from session_lifecycle.models import (
     CostByModelRow,
@@ -35,9 +36,10 @@ from session_lifecycle.models import (
     Viewer,
 )
 from session_lifecycle.pricing import PriceOverride
-from session_lifecycle.recorder import RecorderSnapshot, SessionRecorder
+from session_lifecycle.recorder import SessionRecorder
 from session_lifecycle.repository import SessionLifecycleDb, SqlAlchemySessionLifecycleDb
 from session_lifecycle.settings import Settings
+from session_lifecycle.telemetry import RecorderSnapshot
 from session_lifecycle.writing import SessionWriter
 
 __all__ = [
@@ -58,6 +60,7 @@ __all__ = [
     "ReopenOutcome",
     "SchemaError",
     "SessionDatabase",
+    "SessionHandle",
     "SessionLifecycleDb",
     "SessionLifecycleError",
     "SessionListFilters",
@@ -77,6 +80,7 @@ __all__ = [
     "UsageOutcome",
     "UsageReceipt",
     "Viewer",
+    "current_session",
     "include_object",
     "metadata",
 ]

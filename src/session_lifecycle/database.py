@@ -5,6 +5,7 @@ from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
+from uuid import UUID
 from weakref import WeakSet
 
 from sqlalchemy import exc
@@ -22,6 +23,7 @@ from session_lifecycle.execution import (
     check_schema,
     raise_ours,
 )
+from session_lifecycle.handle import SessionHandle
 from session_lifecycle.pricing import PriceCatalogue, PriceOverride
 from session_lifecycle.recorder import (
     DEFAULT_DRAIN_WITHIN,
@@ -186,6 +188,19 @@ class SessionDatabase:
             writer = ItemWriter(execution, self._prices)
             self._lifecycle = SqlAlchemySessionLifecycleDb(execution, writer, self._settings.abandon_after)
         return self._lifecycle
+
+    def session(
+        self, session_id: str, user_id: UUID, dataset_id: UUID | None = None, *, agent_name: str | None = None
+    ) -> SessionHandle:
+        """A session as a block of code: touched on entry, `completed` on leaving, `failed` by an exception.
+
+        Args:
+            session_id: The id.
+            user_id: The owner.
+            dataset_id: What the session may be shared through; kept if the session has none yet.
+            agent_name: Kept if the session has none yet.
+        """
+        return SessionHandle(self.lifecycle, session_id, user_id, dataset_id, agent_name=agent_name)
 
     def recorder(
         self,

@@ -13,10 +13,10 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import timedelta
 from types import TracebackType
 from typing import Literal, Self, cast
+from uuid import UUID
 
 from session_lifecycle.batches import Prepared, Writable, is_repeatable
 from session_lifecycle.errors import (
@@ -29,7 +29,9 @@ from session_lifecycle.errors import (
     SessionLifecycleError,
     TransactionConflictError,
 )
+from session_lifecycle.handle import SessionHandle
 from session_lifecycle.models import Item
+from session_lifecycle.telemetry import RecorderSnapshot, observe
 from session_lifecycle.writing import Answer, ItemWriter, WritesItems, check_item
 
 DEFAULT_MAX_BATCH = 500
@@ -39,31 +41,6 @@ DEFAULT_DRAIN_WITHIN = timedelta(seconds=10)
 PAUSE_SECONDS = 0.25
 
 _logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class RecorderSnapshot:
-    """How a recorder is doing, since it was made."""
-
-    pending: int
-    """Items taken in and not yet answered."""
-    waiting: int
-    """Calls that wait for room."""
-    batches: int
-    """Transactions that were written."""
-    items: int
-    """Items that were written by them."""
-    repeats: int
-    """How often a batch, or a part of one, was sent once more."""
-    failures: int
-    """Items that could not be written."""
-    oldest_waiting_seconds: float
-    """How long ago the oldest pending item was taken in; 0.0 when there is none."""
-
-    @property
-    def mean_batch(self) -> float:
-        """Items per transaction; 0.0 before the first."""
-        return self.items / self.batches if self.batches else 0.0
 
 
 class _Call:
@@ -166,6 +143,12 @@ class SessionRecorder(WritesItems):
             self._release(1)
             raise RecorderClosedError("the recorder's event loop is closed") from error
 
+    def session(
+        self, session_id: str, user_id: UUID, dataset_id: UUID | None = None, *, agent_name: str | None = None
+    ) -> SessionHandle:
+        """`SessionDatabase.session`, written through this recorder."""
+        return SessionHandle(self, session_id, user_id, dataset_id, agent_name=agent_name)
+
     def snapshot(self) -> RecorderSnapshot:
         """How it is doing now. May be called from any thread."""
         calls = (*self._in_flight[:1], *list(self._queue)[:1])
@@ -222,6 +205,7 @@ class SessionRecorder(WritesItems):
 
     def _start(self) -> None:
         if self._task is None and not self._is_closing:
+            observe(self)
             self._loop = asyncio.get_running_loop()
             self._task = self._loop.create_task(self._run(), name="session-lifecycle recorder")
 

@@ -29,6 +29,7 @@ PUBLIC = [
     "ReopenOutcome",
     "SchemaError",
     "SessionDatabase",
+    "SessionHandle",
     "SessionLifecycleDb",
     "SessionLifecycleError",
     "SessionListFilters",
@@ -48,6 +49,7 @@ PUBLIC = [
     "UsageOutcome",
     "UsageReceipt",
     "Viewer",
+    "current_session",
     "include_object",
     "metadata",
 ]
