@@ -1,16 +1,24 @@
 """What one usage costs: the reference's pattern, our single call, the recorder, and pgbench running our statement."""
 
+import argparse
 import asyncio
+import math
 import os
+import platform
+import re
+import resource
+import subprocess
 import tempfile
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import NamedTuple
 from uuid import UUID, uuid4
 
 from sqlalchemy import BigInteger, Numeric, Text, func, update
 from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -182,3 +190,127 @@ async def measure_single(db: SessionDatabase, workload: Workload, callers: int) 
     if await counted(db, workload.user_id) != calls:
         raise SystemExit("the single calls are not what the database counted")
     return line
+
+
+async def measure_recorder(db: SessionDatabase, workload: Workload, callers: int) -> Measured:
+    """The same calls through a recorder."""
+    async with db.recorder() as recorder:
+
+        async def call(number: int) -> None:
+            await recorder.accumulate_usage(
+                workload.session(number), workload.user_id, "gpt-4o", 120, 40, 0.012, idempotency_key=workload.key()
+            )
+
+        line, calls = await measure("recorder", call, callers, workload.seconds)
+    if await counted(db, workload.user_id) != calls:
+        raise SystemExit("the recorder's calls are not what the database counted")
+    return line
+
+
+PGBENCH_SCRIPT = """\\set session random(0, {last})
+SELECT * FROM session_lifecycle.record_v1(('[[{{"kind": "usage", "position": 0, "user_id": "{user}", "session_id": '
+    '"session-' || :session || '", "event_id": "' || gen_random_uuid() || '", "model": "gpt-4o", "tokens_in": 120, '
+    '"tokens_out": 40, "cost_usd": "0.012", "given_cost_usd": "0.012", "price_source": "given", '
+    '"idempotency_key": "' || gen_random_uuid() || '"}}]]')::jsonb, NULL);
+"""
+
+
+async def measure_floor(server: EmbeddedPostgres, db: SessionDatabase, workload: Workload, clients: int) -> Measured:
+    """The statement of a single call, prepared, by pgbench: what a client without any Python reaches."""
+    for number in range(workload.sessions):
+        await db.lifecycle.ensure_and_touch_session(f"session-{number}", workload.user_id)
+    url = make_url(server.url)
+    with tempfile.NamedTemporaryFile("w", suffix=".sql") as script:
+        script.write(PGBENCH_SCRIPT.format(last=workload.sessions - 1, user=workload.user_id))
+        script.flush()
+        command: list[str | Path] = [server.bin_dir / "pgbench", "-n", "-M", "prepared", "-f", script.name]
+        command += ["-c", str(clients), "-j", str(min(clients, 2)), "-T", str(round(workload.seconds)), "-r"]
+        command += ["-h", str(url.host), "-p", str(url.port), "-U", str(url.username), str(url.database)]
+        ran = await asyncio.to_thread(
+            subprocess.run,
+            command,
+            env={**os.environ, "PGPASSWORD": str(url.password)},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    transactions = int(re.findall(r"transactions actually processed: (\d+)", ran.stdout)[0])
+    per_second = float(re.findall(r"tps = ([\d.]+)", ran.stdout)[-1])
+    latency_ms = float(re.findall(r"latency average = ([\d.]+) ms", ran.stdout)[0])
+    if await counted(db, workload.user_id) != transactions:
+        raise SystemExit("pgbench's transactions are not what the database counted")
+    return Measured("pgbench floor", clients, per_second, latency_ms, float("nan"))
+
+
+def table(title: str, lines: Sequence[Measured]) -> str:
+    """The lines as Markdown, each as a multiple of the reference with one caller."""
+    [reference] = [line for line in lines if line.name == "reference" and line.callers == 1]
+    rows = [
+        f"### {title}\n",
+        "| | callers | calls/s | x reference | p50 ms | p99 ms |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for line in lines:
+        p99 = "" if math.isnan(line.p99_ms) else f"{line.p99_ms:.1f}"
+        ratio = line.per_second / reference.per_second
+        rows.append(
+            f"| {line.name} | {line.callers:,} | {line.per_second:,.0f} | {ratio:.1f} | {line.p50_ms:.2f} | {p99} |"
+        )
+    return "\n".join(rows) + "\n"
+
+
+def plot(lines: Sequence[Measured], file: Path, caption: str) -> None:
+    """Calls a second by callers, one line per side, as SVG."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 4))
+    for name in dict.fromkeys(line.name for line in lines):
+        points = [line for line in lines if line.name == name]
+        axes.plot([one.callers for one in points], [one.per_second for one in points], marker="o", label=name)
+    axes.set(xscale="log", yscale="log", xlabel="callers", ylabel="calls a second", title=caption)
+    axes.grid(visible=True, alpha=0.3)
+    axes.legend()
+    figure.savefig(file, metadata={"Date": None})
+
+
+async def main() -> None:
+    """One run: every side on the same server, one after another."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=5.0, help="how long each line is measured")
+    parser.add_argument("--quick", action="store_true", help="200 sessions with keys only")
+    parser.add_argument("--plot", type=Path, help="where to write the SVG")
+    arguments = parser.parse_args()
+
+    def workload(sessions: int, *, keyed: bool) -> Workload:
+        return Workload(uuid4(), sessions, keyed, arguments.seconds)
+
+    async with database() as (server, db):
+        machine = f"PostgreSQL {server.version}, CPython {platform.python_version()}, {os.cpu_count()} cores"
+        print(f"{machine}, synchronous_commit=on, {arguments.seconds:g} s a line\n")
+        cases = [("200 sessions, with keys", 200, True)]
+        if not arguments.quick:
+            cases += [("200 sessions, without keys", 200, False), ("one session, with keys", 1, True)]
+            cases += [("100,000 sessions, with keys", 100_000, True)]
+        for title, sessions, keyed in cases:
+            lines = [
+                await measure_reference(server.url, workload(sessions, keyed=keyed), callers) for callers in (1, 16)
+            ]
+            lines += [await measure_single(db, workload(sessions, keyed=keyed), callers) for callers in (1, 16)]
+            if sessions <= 1_000:
+                lines += [
+                    await measure_floor(server, db, workload(sessions, keyed=keyed), clients) for clients in (1, 16)
+                ]
+            lines += [
+                await measure_recorder(db, workload(sessions, keyed=keyed), callers) for callers in (1, 16, 256, 2_000)
+            ]
+            print(table(title, lines), flush=True)
+            if arguments.plot and (title, sessions, keyed) == cases[0]:
+                plot(lines, arguments.plot, f"{title} · {machine}")
+        print(f"peak memory of this process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB")
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

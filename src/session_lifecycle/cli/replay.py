@@ -15,7 +15,7 @@ from zlib import crc32
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from session_lifecycle import InvalidValueError, SessionDatabase, Touch, UsageOutcome
+from session_lifecycle import InvalidValueError, SessionDatabase, SessionWriter, Touch, UsageOutcome
 from session_lifecycle.cli.tables import costs_table, stats_table
 
 DEFAULT_USER = uuid5(NAMESPACE_URL, "session-lifecycle:replay")
@@ -101,12 +101,12 @@ async def replay(db: SessionDatabase, plan: Plan, console: Console) -> None:
         transient=True,
     )
 
-    async def send(share: list[Request]) -> None:
+    async def send(writer: SessionWriter, share: list[Request]) -> None:
         for request in share:
             if plan.speed:
                 await asyncio.sleep(max(0.0, request.offset_ms / 1000 / plan.speed - (time.monotonic() - began)))
             model = plan.model or MODELS[crc32(request.session_id.encode(), 1) % len(MODELS)]
-            receipt = await db.lifecycle.accumulate_usage(
+            receipt = await writer.accumulate_usage(
                 request.session_id,
                 plan.user_id,
                 model,
@@ -120,9 +120,9 @@ async def replay(db: SessionDatabase, plan: Plan, console: Console) -> None:
 
     with progress:
         bar = progress.add_task("replaying", total=len(plan.requests))
-        async with asyncio.TaskGroup() as tasks:
+        async with db.recorder() as recorder, asyncio.TaskGroup() as tasks:
             for share in shares:
-                tasks.create_task(send(share))
+                tasks.create_task(send(recorder, share))
 
     seconds = time.monotonic() - began
     told = ", ".join(f"{count:,} {outcome}" for outcome, count in sorted(outcomes.items()))
