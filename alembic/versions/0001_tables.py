@@ -1,4 +1,4 @@
-"""The tables: session_records, session_model_usage, session_usage_events."""
+"""The tables: session_records, session_model_usage, session_usage_events, session_repricings."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -182,6 +182,21 @@ def upgrade() -> None:
         postgresql_where=sa.text("key_scope = 'user'"),
     )
 
+    op.create_table(
+        "session_repricings",
+        sa.Column("repricing_id", sa.Uuid, nullable=False),
+        sa.Column("model", KEY),
+        sa.Column("since", INSTANT),
+        sa.Column("until", INSTANT),
+        sa.Column("began_at", INSTANT, server_default=now, nullable=False),
+        sa.Column("last_written_at", INSTANT, server_default=now, nullable=False),
+        count("events"),
+        money("cost_before_usd"),
+        money("cost_after_usd"),
+        sa.PrimaryKeyConstraint("repricing_id", name=op.f("pk_session_repricings")),
+        schema=schema,
+    )
+
     # Room on a page for the next version of a row, which a HOT update needs.
     quoted = '"{}"'.format(schema.replace('"', '""')).replace(":", "\\:")
     for table in ("session_records", "session_model_usage"):
@@ -190,5 +205,5 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     schema = op.get_context().version_table_schema
-    for table in ("session_usage_events", "session_model_usage", "session_records"):
+    for table in ("session_repricings", "session_usage_events", "session_model_usage", "session_records"):
         op.drop_table(table, schema=schema)

@@ -24,6 +24,7 @@ FUNCTIONS = {
     "use_v1": "jsonb, timestamptz",
     "touch_v1": "jsonb, timestamptz",
     "record_v1": "jsonb, timestamptz",
+    "reprice_v1": "jsonb, uuid",
 }
 
 

@@ -13,6 +13,7 @@ from session_lifecycle.errors import (
     TransactionConflictError,
 )
 from session_lifecycle.handle import SessionHandle, current_session
+from session_lifecycle.maintenance import SessionMaintenanceDb, SqlAlchemySessionMaintenanceDb
 from session_lifecycle.migrations import include_object
 from session_lifecycle.models import (
     CostByModelRow,
@@ -22,6 +23,7 @@ from session_lifecycle.models import (
     Item,
     Receipt,
     ReopenOutcome,
+    RepriceReport,
     SessionListFilters,
     SessionListPage,
     SessionRecord,
@@ -58,6 +60,7 @@ __all__ = [
     "RecorderFullError",
     "RecorderSnapshot",
     "ReopenOutcome",
+    "RepriceReport",
     "SchemaError",
     "SessionDatabase",
     "SessionHandle",
@@ -65,6 +68,7 @@ __all__ = [
     "SessionLifecycleError",
     "SessionListFilters",
     "SessionListPage",
+    "SessionMaintenanceDb",
     "SessionRecord",
     "SessionRecorder",
     "SessionRowWithStatus",
@@ -73,6 +77,7 @@ __all__ = [
     "SessionWriter",
     "Settings",
     "SqlAlchemySessionLifecycleDb",
+    "SqlAlchemySessionMaintenanceDb",
     "Touch",
     "TouchOutcome",
     "TransactionConflictError",

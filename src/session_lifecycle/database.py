@@ -24,6 +24,7 @@ from session_lifecycle.execution import (
     raise_ours,
 )
 from session_lifecycle.handle import SessionHandle
+from session_lifecycle.maintenance import SessionMaintenanceDb, SqlAlchemySessionMaintenanceDb
 from session_lifecycle.pricing import PriceCatalogue, PriceOverride
 from session_lifecycle.recorder import (
     DEFAULT_DRAIN_WITHIN,
@@ -45,6 +46,7 @@ class BoundSessionDatabase:
     def __init__(self, execution: Execution, prices: PriceCatalogue, settings: Settings) -> None:
         writer = ItemWriter(execution, prices)
         self.lifecycle: SessionLifecycleDb = SqlAlchemySessionLifecycleDb(execution, writer, settings.abandon_after)
+        self.maintenance: SessionMaintenanceDb = SqlAlchemySessionMaintenanceDb(execution, prices)
 
 
 class SessionDatabase:
@@ -188,6 +190,12 @@ class SessionDatabase:
             writer = ItemWriter(execution, self._prices)
             self._lifecycle = SqlAlchemySessionLifecycleDb(execution, writer, self._settings.abandon_after)
         return self._lifecycle
+
+    @property
+    def maintenance(self) -> SessionMaintenanceDb:
+        """What an operator does."""
+        execution = PoolExecution(self.engine, self._settings.database_schema, self._settings.retries)
+        return SqlAlchemySessionMaintenanceDb(execution, self._prices)
 
     def session(
         self, session_id: str, user_id: UUID, dataset_id: UUID | None = None, *, agent_name: str | None = None

@@ -200,3 +200,19 @@ class SessionUsageEventEntity(Base):
         # A key of the user's scope, whichever session it was counted in; and that it is counted once.
         Index(None, "user_id", "event_id", unique=True, postgresql_where=text("key_scope = 'user'")),
     )
+
+
+class SessionRepricingEntity(Base):
+    """The audit of prices changed afterwards: one row per run, its figures written together with what it changed."""
+
+    __tablename__ = "session_repricings"
+
+    repricing_id: Mapped[UUID] = mapped_column(Uuid, primary_key=True)
+    model: Mapped[str | None] = mapped_column(Text(collation="C"))
+    since: Mapped[datetime | None] = mapped_column(Instant)
+    until: Mapped[datetime | None] = mapped_column(Instant)
+    began_at: Mapped[datetime] = mapped_column(Instant, server_default=text("statement_timestamp()"))
+    last_written_at: Mapped[datetime] = mapped_column(Instant, server_default=text("statement_timestamp()"))
+    events: Mapped[int] = mapped_column(BigInteger, server_default=Zero)
+    cost_before_usd: Mapped[Decimal] = mapped_column(Money, server_default=Zero)
+    cost_after_usd: Mapped[Decimal] = mapped_column(Money, server_default=Zero)

@@ -107,8 +107,9 @@ async def test_rows_survive_every_revision(empty_url: str, schema: str) -> None:
                 End(session_id="two", user_id=USER, status="failed"),
             ]
         )
+        await db.maintenance.reprice()
         before = await contents(empty_url, schema)
-        assert [len(before[table]) for table in TABLES] == [2, 2, 2]
+        assert [len(before[table]) for table in TABLES] == [2, 2, 1, 2]
 
         for revision in reversed(REVISIONS[:-1]):
             await migrate(db, schema, revision, down=True)
@@ -190,6 +191,7 @@ async def test_constraints_are_named_by_convention(empty_url: str, schema: str) 
                     "ix_session_records_dataset_id_activity_minute",
                     "ix_session_records_session_id_user_id",
                 },
+                "session_repricings": {"pk_session_repricings"},
                 "session_usage_events": {
                     "pk_session_usage_events",
                     "ck_session_usage_events_key_scope",

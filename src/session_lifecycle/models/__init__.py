@@ -13,6 +13,7 @@ from session_lifecycle.models.items import (
     UsageOutcome,
     UsageReceipt,
 )
+from session_lifecycle.models.maintenance import RepriceReport
 from session_lifecycle.models.reads import (
     TOTAL_BOUND,
     CostByModelRow,
@@ -34,6 +35,7 @@ __all__ = [
     "Item",
     "Receipt",
     "ReopenOutcome",
+    "RepriceReport",
     "SessionListFilters",
     "SessionListPage",
     "SessionRecord",
