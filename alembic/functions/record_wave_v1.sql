@@ -16,7 +16,7 @@ AS $body$
 #variable_conflict use_column
 BEGIN
     RETURN QUERY
-    WITH item AS MATERIALIZED (
+    WITH item AS (
         SELECT i.position, i.kind, i.user_id, i.session_id AS named_session_id, i.dataset_id, i.agent_name, i.title,
                i.metadata, i.status, i.event_id, i.model, i.provider, i.given_cost_usd, i.price_source, i.unit_prices,
                i.idempotency_key, i.run_id, i.cost_usd, i.at,
@@ -42,7 +42,7 @@ BEGIN
     ),
     -- Each item beside what its key holds, and the session it is about: a key of the user's scope is counted in the
     -- session that named it first, whichever names it now.
-    found AS MATERIALIZED (
+    found AS (
         SELECT i.*,
                coalesce(held.session_id, i.named_session_id) AS session_id,
                held.event_id IS NOT NULL AS is_held,
@@ -84,7 +84,7 @@ BEGIN
             LIMIT 1  -- at most one there is; said, it is looked up by its key
         ) s ON true
     ),
-    decided AS MATERIALIZED (
+    decided AS (
         SELECT f.*,
                CASE f.kind
                    WHEN 'nothing' THEN 'nothing'
@@ -138,17 +138,17 @@ BEGIN
     -- One row per session that changes, with what is added to it.
     session_change AS MATERIALIZED (
         SELECT c.user_id, c.session_id, bool_and(c.session_exists) AS session_exists,
-               (array_agg(c.moment ORDER BY c.position))[1] AS first_moment,
+               (array_agg(c.moment))[1] AS first_moment,
                min(c.moment) FILTER (WHERE c.is_activity) AS started_at,
                max(c.moment) FILTER (WHERE c.is_activity OR c.outcome = 'reopened') AS last_activity_at,
                max(c.status) FILTER (WHERE c.outcome = 'ended') AS ended_as,
                max(c.moment) FILTER (WHERE c.outcome = 'ended') AS ended_at,
                bool_or(c.outcome = 'reopened') AS is_reopened,
-               (array_agg(c.dataset_id ORDER BY c.position) FILTER (WHERE c.names AND c.dataset_id IS NOT NULL))[1]
+               (array_agg(c.dataset_id) FILTER (WHERE c.names AND c.dataset_id IS NOT NULL))[1]
                    AS dataset_id,
-               (array_agg(c.agent_name ORDER BY c.position) FILTER (WHERE c.names AND c.agent_name IS NOT NULL))[1]
+               (array_agg(c.agent_name) FILTER (WHERE c.names AND c.agent_name IS NOT NULL))[1]
                    AS agent_name,
-               (array_agg(c.title ORDER BY c.position) FILTER (WHERE c.names AND c.title IS NOT NULL))[1] AS title,
+               (array_agg(c.title) FILTER (WHERE c.names AND c.title IS NOT NULL))[1] AS title,
                (array_agg(c.metadata) FILTER (WHERE c.names AND c.metadata IS NOT NULL))[1] AS metadata,
                (array_agg(c.model ORDER BY c.moment DESC, c.position DESC)
                    FILTER (WHERE c.comes = 1 AND c.model IS NOT NULL))[1] AS last_model,
@@ -171,6 +171,8 @@ BEGIN
                    c.outcome IN ('created', 'touched') OR c.comes = 1 AND c.named_session_id = c.session_id AS names
             FROM change c
             WHERE c.outcome IN ('applied', 'replaced', 'created', 'touched', 'ended', 'reopened') OR c.comes_late = 1
+            -- Grouped in this order, so that the first of an array is the first to come.
+            ORDER BY c.user_id, c.session_id, c.position
         ) c
         GROUP BY c.user_id, c.session_id
     ),
