@@ -57,7 +57,9 @@ format: setup  ## Put the code into its form.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-benchmark: setup  ## Measure what touching costs, with and without the index it avoids.
+benchmark: setup  ## Measure what writing and touching cost, each beside what it is compared with.
+	$(BIN)/python -m pip install --quiet --group benchmarks
+	$(BIN)/python benchmarks/write_path.py --plot docs/discussion/write-path.svg
 	$(BIN)/python benchmarks/touch.py
 
 clean:  ## Remove what was made.

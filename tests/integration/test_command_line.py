@@ -9,7 +9,10 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +22,47 @@ import pytest_asyncio
 
 from session_lifecycle.testing import TemplateServer
 
-PROGRAM = Path(sys.executable).with_name("session-lifecycle")
+PROGRAM = (str(Path(sys.executable).with_name("session-lifecycle")),)
 COLUMNS = ("offset_ms", "session_id", "turn", "tokens_in", "tokens_out")
+HEADER = ",".join(COLUMNS)
+ODD_SCHEMA = 'odd "name"; --'
+SCHEMAS = pytest.mark.parametrize("schema", [None, ODD_SCHEMA], ids=["default", "odd"])
+UP_TO_DATE = "The schema is up to date.\n"
+
+REQUESTS, SESSIONS = 600, 60
 EVENTS = "SELECT count(*) FROM session_lifecycle.session_usage_events"
+OF_REPLAY = f"{EVENTS} WHERE session_id LIKE 'conv-%'"
+WRITERS_WAITING = """
+    SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'
+"""
+OTHERS_CONNECTED = """
+    SELECT count(*) FROM pg_stat_activity
+    WHERE datname = current_database() AND backend_type = 'client backend' AND pid <> pg_backend_pid()
+"""
+
+# Where the tests run in the background, interrupts are ignored, and so they would be by what they start.
+HEARING_INTERRUPTS = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+WITHOUT_TYPER = """
+import sys
+sys.modules["typer"] = None
+from session_lifecycle.cli import main
+main()
+"""
+
+# The place of root's own server is the machine's, whatever the environment says: it is moved as a home would be.
+WITH_ANOTHER_HOME_OF_ROOT = """
+import sys
+from pathlib import Path
+from session_lifecycle import embedded
+from session_lifecycle.cli import main
+embedded.HOME_OF_ROOT = Path(sys.argv.pop(1))
+main()
+"""
 
 
 def environment() -> dict[str, str]:
@@ -33,10 +74,10 @@ def environment() -> dict[str, str]:
     }
 
 
-def run(*arguments: str, **more: str) -> "subprocess.CompletedProcess[str]":
+def run(*arguments: str, program: Sequence[str] = PROGRAM, **more: str) -> "subprocess.CompletedProcess[str]":
     ran = subprocess.run(
-        [PROGRAM, *arguments],
-        env={**environment(), **more},
+        [*program, *arguments],
+        env=environment() | more,
         capture_output=True,
         text=True,
         timeout=120,
@@ -46,34 +87,57 @@ def run(*arguments: str, **more: str) -> "subprocess.CompletedProcess[str]":
     return ran
 
 
-def start(*arguments: str) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
-        [PROGRAM, *arguments],
-        env=environment(),
+@contextmanager
+def running(*arguments: str, program: Sequence[str] = PROGRAM, **more: str) -> Generator["subprocess.Popen[str]"]:
+    """The command at work; it is gone afterwards, however the test ends."""
+    with subprocess.Popen(
+        [sys.executable, "-c", HEARING_INTERRUPTS, *program, *arguments],
+        env=environment() | more,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
-        # Where the tests run in the background, interrupts are ignored, and so they would be here.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - no threads here
-    )
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
-def succeed(*arguments: str, **more: str) -> str:
-    ran = run(*arguments, **more)
+def interrupt(process: "subprocess.Popen[str]") -> tuple[int, str]:
+    """How it ends, and what it says to that."""
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=30)
+    return process.returncode, told
+
+
+def succeed(*arguments: str, program: Sequence[str] = PROGRAM, **more: str) -> str:
+    ran = run(*arguments, program=program, **more)
     assert ran.returncode == 0, ran.stderr
     return ran.stdout
 
 
-def flat(text: str) -> str:
-    return " ".join(text.split())
+@asynccontextmanager
+async def connected(url: str) -> AsyncIterator[Any]:
+    connection = await asyncpg.connect(url)
+    try:
+        yield connection
+    finally:
+        await connection.close()
 
 
 async def ask(url: str, sql: str) -> Any:
-    connection = await asyncpg.connect(url)
-    try:
+    async with connected(url) as connection:
         return await connection.fetchval(sql)
-    finally:
-        await connection.close()
+
+
+async def until(connection: Any, sql: str, reached: Callable[[int], bool]) -> int:
+    """The first answer that is as wanted; within a while there is one."""
+    async with asyncio.timeout(30):
+        while True:
+            answer: int = await connection.fetchval(sql)
+            if reached(answer):
+                return answer
+            await asyncio.sleep(0.01)
 
 
 @pytest_asyncio.fixture
@@ -85,156 +149,263 @@ async def empty_url(session_template_server: TemplateServer) -> AsyncIterator[st
     await session_template_server.drop(name)
 
 
-@pytest.mark.parametrize("schema", [[], ["--schema", 'odd "name"; --']], ids=["default", "odd"])
-def test_a_database_is_checked_upgraded_and_checked(empty_url: str, schema: list[str]) -> None:
-    database = ["--database-url", empty_url, *schema]
+def in_schema(schema: str | None) -> list[str]:
+    return ["--schema", schema] if schema else []
+
+
+async def schemas(url: str) -> list[str]:
+    found: list[str] = await ask(
+        url, "SELECT array_agg(nspname::text) FROM pg_namespace WHERE nspname !~ '^(pg_|information_schema$|public$)'"
+    )
+    return found
+
+
+@SCHEMAS
+async def test_a_database_is_checked_upgraded_and_checked(empty_url: str, schema: str | None) -> None:
+    database = ["--database-url", empty_url, *in_schema(schema)]
     unmigrated = run("db", "check", *database)
-    assert unmigrated.returncode == 1
+    assert (unmigrated.returncode, unmigrated.stdout) == (1, "")
     assert "session-lifecycle db upgrade" in unmigrated.stderr
-    for command in ("upgrade", "upgrade", "check"):
-        assert succeed("db", command, *database) == "The schema is up to date.\n"
-    assert succeed("db", "check", *schema, SESSION_LIFECYCLE_DATABASE_URL=empty_url) == "The schema is up to date.\n"
+    for _ in range(2):
+        assert succeed("db", "upgrade", *database) == UP_TO_DATE
+    assert succeed("db", "check", *in_schema(schema), SESSION_LIFECYCLE_DATABASE_URL=empty_url) == UP_TO_DATE
+    assert await schemas(empty_url) == [schema or "session_lifecycle"]
 
 
-@pytest.mark.parametrize("schema", [[], ["--schema", 'odd "name"; --']], ids=["default", "odd"])
-async def test_the_printed_sql_migrates_an_empty_database(empty_url: str, schema: list[str]) -> None:
-    await ask(empty_url, "SELECT 1")
-    connection = await asyncpg.connect(empty_url)
-    await connection.execute(succeed("db", "sql", *schema))
-    await connection.close()
-    succeed("db", "check", "--database-url", empty_url, *schema)
+@SCHEMAS
+async def test_the_sql_printed_without_a_database_migrates_an_empty_one(empty_url: str, schema: str | None) -> None:
+    sql = succeed("db", "sql", *in_schema(schema), SESSION_LIFECYCLE_DATABASE_URL="postgresql://127.0.0.1:1/x")
+    async with connected(empty_url) as connection:
+        await connection.execute(sql)
+    assert succeed("db", "check", "--database-url", empty_url, *in_schema(schema)) == UP_TO_DATE
+    assert await schemas(empty_url) == [schema or "session_lifecycle"]
+
+
+def figures(shown: str) -> dict[str, str]:
+    [table] = re.findall(r"Figures\s+┌.*?└", shown, re.DOTALL)
+    return dict(re.findall(r"│ +(\S.*?) +│ +([\d.,]+)", table))
+
+
+def costs(shown: str) -> list[list[Decimal]]:
+    """Events, tokens in, tokens out and USD of each model; their sum is last."""
+    [table] = re.findall(r"Cost by model\s+┏.*?└", shown, re.DOTALL)
+    rows = re.findall(r"│ \S+ +│ +[\d,]* │ +([\d,]+) │ +([\d,]+) │ +([\d,]+) │ +([\d.,]+)", table)
+    return [[Decimal(cell.replace(",", "")) for cell in row] for row in rows]
+
+
+def assert_agree(shown: str) -> None:
+    """The models add up to their sum, and that is what the figures say; money as far as six decimals tell it."""
+    *models, total = costs(shown)
+    sums = [sum(column, Decimal(0)) for column in zip(*models, strict=True)]
+    assert sums[:3] == total[:3]
+    assert abs(sums[3] - total[3]) <= len(models) * Decimal("0.000001")
+    said = [figures(shown)[name].replace(",", "") for name in ("tokens in", "tokens out", "spend USD")]
+    assert [Decimal(figure) for figure in said] == total[1:]
+    assert total[3] > 0
 
 
 def test_the_demo_shows_three_tables_that_agree(session_database_url: str) -> None:
     shown = succeed("demo", "--database-url", session_database_url)
-    for title in ("Sessions (", "Figures", "Cost by model"):
-        assert title in shown
-    figures = dict(re.findall(r"│ +(running|completed|failed|abandoned|spend USD) +│ +([\d.,]+) +│", shown))
-    assert all(int(figures[status]) > 0 for status in ("running", "completed", "failed", "abandoned"))
-    [total] = re.findall(r"│ all .* ([\d.]+) │", shown)
-    assert total == figures["spend USD"]
+    assert_agree(shown)
+    [(listed, of)] = re.findall(r"Sessions \((\d+) of (\d+)\)", shown)
+    statuses = Counter(re.findall(r"│ (running|completed|failed|abandoned) +│ \S+ +│ +[\d,]+ │", shown))
+    assert len(statuses) == 4
+    assert {status: figures(shown)[status] for status in statuses} == {
+        status: str(count) for status, count in statuses.items()
+    }
+    assert figures(shown)["sessions"] == listed == of == str(statuses.total())
 
 
 @pytest.fixture
-def requests(tmp_path: Path) -> tuple[Path, dict[str, int]]:
-    """A file of 2,000 requests in 200 sessions, and what it adds up to."""
+def requests(tmp_path: Path) -> tuple[str, dict[str, int]]:
+    """A file of requests, one each ten milliseconds, and what it adds up to."""
     chance = random.Random(1)
     rows = [
-        (number * 10, f"conv-{number % 200}", number // 200 + 1, chance.randint(1, 9000), chance.randint(1, 900))
-        for number in range(2000)
+        (n * 10, f"conv-{n % SESSIONS}", n // SESSIONS + 1, chance.randint(1, 9000), chance.randint(1, 900))
+        for n in range(REQUESTS)
     ]
     file = tmp_path / "requests.csv"
     with file.open("w", newline="") as lines:
         csv.writer(lines).writerows([COLUMNS, *rows])
-    return file, {"tokens in": sum(row[3] for row in rows), "tokens out": sum(row[4] for row in rows)}
+    totals = {"tokens in": sum(row[3] for row in rows), "tokens out": sum(row[4] for row in rows)}
+    return str(file), {"sessions": SESSIONS, **totals}
 
 
 def assert_shows(shown: str, totals: dict[str, int]) -> None:
-    figures = dict(re.findall(r"│ +(sessions|tokens in|tokens out|spend USD) +│ +([\d.,]+) +│", shown))
-    assert {name: int(figures[name].replace(",", "")) for name in totals} == totals
-    assert figures["sessions"] == "200"
-    [total] = re.findall(r"│ all .* ([\d.,]+) │", shown)
-    assert total == figures["spend USD"]
+    assert {name: int(figures(shown)[name].replace(",", "")) for name in totals} == totals
+    assert costs(shown)[-1][0] == REQUESTS
+    assert_agree(shown)
 
 
-async def test_a_replay_that_is_killed_and_run_again_counts_everything_once(
-    session_database_url: str, requests: tuple[Path, dict[str, int]]
+async def test_a_replay_adds_up_and_run_again_counts_nothing_twice(
+    session_database_url: str, requests: tuple[str, dict[str, int]]
 ) -> None:
     file, totals = requests
-    replay = ("replay", str(file), "--database-url", session_database_url)
-    with start(*replay, "--concurrency", "1") as first:
-        while await ask(session_database_url, EVENTS) < 100:
-            assert first.poll() is None
-            await asyncio.sleep(0.01)
-        first.send_signal(signal.SIGKILL)
-    counted = await ask(session_database_url, EVENTS)
-    assert 100 <= counted < 2000
+    for outcome in ("applied", "duplicate"):
+        shown = succeed("replay", file, "--database-url", session_database_url)
+        assert shown.startswith(f"{REQUESTS} requests in ")
+        assert shown.splitlines()[0].endswith(f": {REQUESTS} {outcome}")
+        assert_shows(shown, totals)
+    assert await ask(session_database_url, EVENTS) == REQUESTS
+
+
+async def test_a_replay_killed_in_the_middle_of_a_write_and_run_again_counts_everything_once(
+    session_database_url: str, requests: tuple[str, dict[str, int]]
+) -> None:
+    file, totals = requests
+    replay = ("replay", file, "--database-url", session_database_url)
+    async with connected(session_database_url) as connection:
+        # At this speed the whole takes three seconds, so the lock comes half-way; then a write waits for it.
+        with running(*replay, "--speed", "2") as process:
+            await until(connection, EVENTS, lambda counted: counted >= 100)
+            async with connection.transaction():
+                await connection.execute("LOCK TABLE session_lifecycle.session_usage_events IN SHARE MODE")
+                await until(connection, WRITERS_WAITING, lambda waiting: waiting > 0)
+                process.kill()
+                assert process.wait() == -signal.SIGKILL
+        await until(connection, OTHERS_CONNECTED, lambda others: others == 0)
+        counted = await connection.fetchval(EVENTS)
+    assert 100 <= counted < REQUESTS
     again = succeed(*replay)
-    # One more may have been counted without the killed process hearing of it; its key tells.
-    assert f"{2000 - counted:,} applied, {counted:,} duplicate" in again
+    assert again.splitlines()[0].endswith(f": {REQUESTS - counted} applied, {counted} duplicate")
     assert_shows(again, totals)
-    third = succeed(*replay)
-    assert "2,000 duplicate" in third
-    assert_shows(third, totals)
+    assert await ask(session_database_url, EVENTS) == REQUESTS
 
 
 async def test_an_interrupted_replay_ends_quietly(
-    session_database_url: str, requests: tuple[Path, dict[str, int]]
+    session_database_url: str, requests: tuple[str, dict[str, int]]
 ) -> None:
-    with start("replay", str(requests[0]), "--database-url", session_database_url, "--speed", "1") as process:
-        while await ask(session_database_url, EVENTS) < 1:
-            assert process.poll() is None
-            await asyncio.sleep(0.01)
-        process.send_signal(signal.SIGINT)
-        _, told = process.communicate(timeout=30)
-    assert process.returncode == 130
-    assert "Traceback" not in told
+    async with connected(session_database_url) as connection:
+        with running("replay", requests[0], "--database-url", session_database_url, "--speed", "1") as process:
+            await until(connection, EVENTS, lambda counted: counted > 0)
+            assert interrupt(process) == (130, "")
+        await until(connection, OTHERS_CONNECTED, lambda others: others == 0)
+        assert 0 < await connection.fetchval(EVENTS) < REQUESTS
 
 
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        ("", "the column offset_ms is missing"),
-        ("offset_ms,session_id,turn,tokens_in\n", "the column tokens_out is missing"),
-        ("0,s,1,2,3\n0,s,x,2,3\n", ":3: turn: got 'x'"),
-        ("0,s,1,-2,3\n", ":2: tokens_in: got '-2'"),
-        ("0,s,1,2\n", ":2: tokens_out: got ''"),
-        ("0, ,1,2,3\n", ":2: session_id: got ' '"),
-        ("0,s,1,2,9999999999999\n", "at most 12 digits"),
-        ("0,s\udcff,1,2,3\n", "utf-8"),
+        ("", ": the column offset_ms is missing"),
+        ("offset_ms,session_id,turn,tokens_in\n0,s,1,2\n", ": the column tokens_out is missing"),
+        (f"{HEADER}\n0,s,1,2,3\n0,s,x,2,3\n", ":3: turn: got 'x'"),
+        (f"{HEADER}\n0,s,1,2,3\n0,s,2,2.5,3\n", ":3: tokens_in: got '2.5'"),
+        (f"{HEADER}\n0,s,1,-2,3\n", ":2: tokens_in: got '-2'"),
+        (f"{HEADER}\n0,s,1,2\n", ":2: tokens_out: got ''"),
+        (f"{HEADER}\n0, ,1,2,3\n", ":2: session_id: got ' '"),
+        (f"{HEADER}\n0,s,1,2,9999999999999\n", ":2: tokens_out: got '9999999999999'"),
+        (f"{HEADER}\n0,s\udcff,1,2,3\n", ":2: session_id: got 's\\udcff'"),
+        (f"{HEADER}\n0,s,1,2,3\n0,{'s' * 200_000},1,2,3\n", ":3: field larger than field limit"),
     ],
+    ids=["empty", "column", "text", "fraction", "negative", "short", "blank", "digits", "no-utf-8", "long"],
 )
 async def test_a_file_that_is_no_replay_is_refused_by_its_line(
     session_database_url: str, tmp_path: Path, content: str, told: str
 ) -> None:
     file = tmp_path / "requests.csv"
-    header = "" if not content or content.startswith("offset_ms") else f"{','.join(COLUMNS)}\n"
-    file.write_bytes((header + content).encode("utf-8", "surrogateescape"))
+    file.write_bytes(content.encode("utf-8", "surrogateescape"))
     refused = run("replay", str(file), "--database-url", session_database_url)
-    assert refused.returncode == 2
-    assert told in flat(refused.stderr)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert refused.stderr.startswith(f"error: {file}{told}")
     assert await ask(session_database_url, EVENTS) == 0
+
+
+def test_a_file_of_a_spreadsheet_is_read_up_to_a_moment(session_database_url: str, tmp_path: Path) -> None:
+    file = tmp_path / "requests.csv"
+    file.write_text(f"{HEADER},note\r\n0,s,1,2,3,kept aside\r\n", encoding="utf-8-sig")
+    replay = ("replay", str(file), "--database-url", session_database_url)
+    refused = run(*replay, "--end", "0001-01-01")
+    assert (refused.returncode, "--end: got 0001-01-01" in refused.stderr) == (2, True)
+    shown = figures(succeed(*replay, "--end", "2026-01-31"))
+    assert [shown[name] for name in ("sessions", "abandoned", "tokens in", "tokens out")] == ["1", "1", "2", "3"]
 
 
 def test_what_is_wrong_is_told_in_one_line_without_the_password(tmp_path: Path) -> None:
     file = tmp_path / "requests.csv"
-    file.write_text(f"{','.join(COLUMNS)}\n0,s,1,2,3\n0,t,1,2,3\n")
-    settings = {"SESSION_LIFECYCLE_RETRIES": "0"}
+    file.write_text(f"{HEADER}\n0,s,1,2,3\n0,t,1,2,3\n")
     nowhere = ("--database-url", "postgresql://someone:secret@127.0.0.1:1/x")
-    for command in (("db", "check"), ("demo",), ("replay", str(file))):
-        failed = run(*command, *nowhere, **settings)
-        assert (failed.returncode, failed.stderr.count("error:")) == (1, 1)
-        assert "the database cannot be reached" in failed.stderr
-        assert "secret" not in failed.stdout + failed.stderr
-    other = run("db", "check", "--database-url", "mysql://someone:secret@h/x")
-    assert other.returncode == 1
-    assert "expected postgresql://" in other.stderr
-    assert "secret" not in other.stderr
-    assert run("replay", str(tmp_path / "missing.csv"), *nowhere).returncode == 2
+    unreachable = "the database cannot be reached"
+    for command, told in (
+        (("db", "check", *nowhere), unreachable),
+        (("replay", str(file), *nowhere), unreachable),
+        (("db", "check", "--database-url", "mysql://someone:secret@h/x"), "expected postgresql://"),
+        (("db", "check", "--database-url", "someone:secret"), "the database URL cannot be read"),
+        (("db", "check", *nowhere, "--data-dir", str(tmp_path)), "give one"),
+    ):
+        failed = run(*command, SESSION_LIFECYCLE_RETRIES="0")
+        assert (failed.returncode, failed.stdout) == (1, "")
+        assert failed.stderr.startswith("error: ")
+        assert failed.stderr.count("\n") == 1
+        assert told in failed.stderr
+        assert "secret" not in failed.stderr
+    missing = run("replay", str(tmp_path / "missing.csv"), *nowhere)
+    assert missing.returncode == 2
+    assert "does not exist" in missing.stderr
     unknown = run("db", "check", SESSION_LIFECYCLE_POOL_SIZE="many")
     assert unknown.returncode == 1
     assert "setting pool_size" in unknown.stderr
 
 
-@pytest.mark.parametrize("command", [(), ("demo",), ("replay",), ("db",), ("db", "upgrade"), ("db", "check")])
-def test_every_command_explains_itself(command: tuple[str, ...]) -> None:
-    assert "Usage: session-lifecycle" in succeed(*command, "--help")
+@pytest.mark.parametrize("command", ["", "demo", "replay", "db", "db upgrade", "db check", "db sql"])
+def test_every_command_explains_itself(command: str) -> None:
+    assert f"Usage: session-lifecycle {command}".strip() in succeed(*command.split(), "--help")
 
 
 def test_a_missing_extra_is_named() -> None:
-    program = "import sys; sys.modules['typer'] = None; from session_lifecycle.cli import main; main()"
-    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    ran = run(program=(sys.executable, "-c", WITHOUT_TYPER))
     assert ran.returncode == 1
-    assert ran.stderr.strip() == "the command line needs an extra: pip install 'session-lifecycle[cli]'"
+    assert ran.stderr == "the command line needs an extra: pip install 'session-lifecycle[cli]'\n"
 
 
-def test_without_a_url_it_brings_its_own_postgres_and_takes_it_away() -> None:
-    with tempfile.TemporaryDirectory() as name:
-        Path(name).chmod(0o711)  # the server of root is another user's
-        data_dir = Path(name) / "data"
-        for _ in range(2):
-            assert "Cost by model" in succeed("demo", "--data-dir", str(data_dir))
-            assert (data_dir / "PG_VERSION").exists()
-            assert not (data_dir / "postmaster.pid").exists()
-        both = run("demo", "--data-dir", str(data_dir), "--database-url", "postgresql://h/x")
-        assert (both.returncode, "give one" in both.stderr) == (1, True)
+def servers_in(data_dir: Path) -> list[str]:
+    """The processes that work in a data directory, or where no /proc tells, the server's own word."""
+    if not Path("/proc/self").exists():
+        return [path.name for path in data_dir.glob("postmaster.pid")]
+    found: list[str] = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            found += [process.name] if (process / "cwd").resolve() == data_dir else []
+    return found
+
+
+async def url_of_server_in(data_dir: Path) -> str:
+    """Once it is ready."""
+    async with asyncio.timeout(30):
+        while True:
+            with suppress(FileNotFoundError):
+                said = (data_dir / "postmaster.pid").read_text().splitlines()
+                if said[7:] and said[7].strip() == "ready":
+                    password = (data_dir.with_name(f"{data_dir.name}.control") / "password").read_text()
+                    return f"postgresql://postgres:{password}@127.0.0.1:{said[3]}/postgres"
+            await asyncio.sleep(0.01)
+
+
+def data_dir_in(home: Path) -> Path:
+    [version] = home.glob("**/embedded-*/PG_VERSION")
+    return version.parent
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    """A home the server can walk into, though root's is another user's."""
+    with tempfile.TemporaryDirectory(prefix="sl-") as name:
+        path = Path(name).resolve()
+        path.chmod(0o711)
+        yield path
+
+
+async def test_without_a_url_it_brings_its_own_postgres_and_takes_it_away(
+    home: Path, requests: tuple[str, dict[str, int]]
+) -> None:
+    program = (sys.executable, "-c", WITH_ANOTHER_HOME_OF_ROOT, str(home))
+    assert_agree(succeed("demo", program=program, HOME=str(home), XDG_DATA_HOME=str(home)))
+    data_dir = data_dir_in(home)
+    assert servers_in(data_dir) == []
+
+    # Named as a directory, it is found again; interrupted, the server goes as well.
+    with running("replay", requests[0], "--data-dir", str(data_dir), "--speed", "1") as process:
+        async with connected(await url_of_server_in(data_dir)) as connection:
+            await until(connection, OF_REPLAY, lambda counted: counted > 0)
+        assert servers_in(data_dir) != []
+        assert interrupt(process) == (130, "")
+    assert servers_in(data_dir) == []

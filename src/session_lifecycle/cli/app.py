@@ -1,7 +1,6 @@
 """The commands and what they share: which database, and how trouble is told."""
 
 import asyncio
-import csv
 import sys
 from collections.abc import Awaitable, Callable
 from datetime import datetime
@@ -76,7 +75,8 @@ def replay(
     """
     try:
         requests = replay_command.read_requests(file)
-    except (ValueError, csv.Error) as error:
+        ends = replay_command.aware(end)
+    except ValueError as error:
         _refuse(str(error), code=2)
     plan = replay_command.Plan(
         requests=requests,
@@ -84,7 +84,7 @@ def replay(
         model=model,
         concurrency=concurrency,
         speed=speed,
-        end=replay_command.aware(end),
+        end=ends,
     )
 
     async def work(db: SessionDatabase) -> None:

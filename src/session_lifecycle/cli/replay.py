@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import MAXYEAR, UTC, datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple
 from uuid import NAMESPACE_URL, UUID, uuid5
@@ -23,6 +23,7 @@ MODELS = ("gpt-4o", "gpt-4o-mini", "claude-sonnet-4-5", "gemini-2.5-flash")
 COLUMNS = ("offset_ms", "session_id", "turn", "tokens_in", "tokens_out")
 MOST_DIGITS = 12
 """Of a number in the file: thirty years of milliseconds, and as many tokens as an event may hold."""
+EARLIEST_YEAR = 1970
 
 
 class Request(NamedTuple):
@@ -48,8 +49,16 @@ class Plan:
 
 
 def aware(end: datetime | None) -> datetime:
-    """The moment the replay ends: now by default, and local time where no zone is given."""
-    return datetime.now(UTC) if end is None else end.astimezone(UTC)
+    """The moment the replay ends: now by default, and local time where no zone is given.
+
+    Raises:
+        ValueError: It is at an edge of the calendar, where a file's span or a zone would lead out of it.
+    """
+    if end is None:
+        return datetime.now(UTC)
+    if not EARLIEST_YEAR <= end.year < MAXYEAR:
+        raise ValueError(f"--end: got {end}, expected a year from {EARLIEST_YEAR} and before {MAXYEAR}")
+    return end.astimezone(UTC)
 
 
 def read_requests(file: Path) -> list[Request]:
@@ -58,11 +67,15 @@ def read_requests(file: Path) -> list[Request]:
     Raises:
         ValueError: A column is missing or a line is not what it should be; names the line.
     """
-    with file.open(newline="", encoding="utf-8") as lines:
+    # Spreadsheets begin with a mark of order; what is not UTF-8 is refused with its line, as any other text.
+    with file.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as lines:
         reader = csv.DictReader(lines, restval="")
-        if missing := [column for column in COLUMNS if column not in (reader.fieldnames or ())]:
-            raise ValueError(f"{file}: the column {missing[0]} is missing, expected {', '.join(COLUMNS)}")
-        requests = [_request(row, f"{file}:{reader.line_num}") for row in reader]
+        try:
+            if missing := [column for column in COLUMNS if column not in (reader.fieldnames or ())]:
+                raise ValueError(f"{file}: the column {missing[0]} is missing, expected {', '.join(COLUMNS)}")
+            requests = [_request(row, f"{file}:{reader.line_num}") for row in reader]
+        except csv.Error as error:
+            raise ValueError(f"{file}:{reader.line_num + 1}: {error}") from error
     return sorted(requests, key=lambda request: request.offset_ms)
 
 
