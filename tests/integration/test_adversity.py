@@ -143,6 +143,23 @@ async def test_a_lost_answer_is_asked_for_again_only_with_a_key(proxy: tuple[Pro
         assert (await db.lifecycle.aggregate_stats(A)).tokens_in == 3
 
 
+async def test_of_a_lost_batch_a_recorder_repeats_what_has_a_key(proxy: tuple[Proxy, str]) -> None:
+    counter, url = proxy
+    async with SessionDatabase.connect(url) as db, db.recorder() as recorder:
+        await recorder.record([event(idempotency_key="warm")])
+        counter.lose_answers = 1
+        unkeyed, keyed = await asyncio.gather(
+            recorder.record([event(tokens_in=10)]),
+            recorder.record([event(tokens_in=100, idempotency_key="k")]),
+            return_exceptions=True,
+        )
+        assert isinstance(unkeyed, DatabaseUnavailableError)
+        assert unkeyed.may_have_written
+        assert keyed[0].outcome == "duplicate"  # type: ignore[index]
+        assert (await db.lifecycle.aggregate_stats(A)).tokens_in == 111
+        assert (recorder.snapshot().repeats, recorder.snapshot().failures) == (1, 1)
+
+
 async def test_connections_killed_while_idle_are_replaced(session_database: SessionDatabase) -> None:
     await session_database.lifecycle.record([event()])
     kill = (

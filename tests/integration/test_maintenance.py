@@ -34,6 +34,10 @@ DISAGREE = """
     WHERE (s.cost_usd, s.unpriced_events) IS DISTINCT FROM (coalesce(m.cost, 0), coalesce(m.unpriced, 0))
        OR (s.cost_usd, s.unpriced_events) IS DISTINCT FROM (coalesce(e.cost, 0), coalesce(e.unpriced, 0))
 """
+WAITING = """
+    SELECT count(*) FROM pg_stat_activity
+    WHERE datname = current_database() AND wait_event_type = 'Lock' AND query LIKE '%reprice_v1%'
+"""
 
 
 def priced(url: str, usd_per_million: int) -> SessionDatabase:
@@ -133,6 +137,25 @@ async def test_what_is_recorded_meanwhile_is_counted_once(
         assert await ask(db, DISAGREE) == (0,)
         stats = await db.lifecycle.aggregate_stats(A)
         assert (stats.total_spend_usd, stats.unpriced_events) == (stats.tokens_in * Decimal("0.000003"), 0)
+
+
+async def test_a_price_of_a_revision_that_is_no_more_is_not_written(
+    session_database: SessionDatabase, session_database_url: str
+) -> None:
+    event = UsageEvent("s", A, "house-1", 1_000_000, idempotency_key="k")
+    await session_database.lifecycle.record([event])
+    async with priced(session_database_url, 3) as db:
+        async with session_database.engine.begin() as host:
+            revised = event.model_copy(update={"revision": 1, "tokens_in": 2_000_000})
+            await session_database.bind(host).lifecycle.record([revised])
+            # It has looked the old revision's price up, and waits for the session.
+            repricing = asyncio.create_task(db.maintenance.reprice())
+            while await ask(db, WAITING) != (1,):
+                await asyncio.sleep(0.01)
+        report = await repricing
+        assert (report.looked_at, report.events) == (1, 0)
+        assert await spend(db) == (0, 1, 0)
+        assert (await db.maintenance.reprice()).cost_after_usd == 6
 
 
 async def test_what_cannot_be_meant_is_refused(session_database: SessionDatabase) -> None:

@@ -184,13 +184,22 @@ async def test_a_cancelled_caller_loses_nothing_that_was_taken_in(session_databa
 
 async def test_room_granted_to_a_caller_that_is_cancelled_goes_to_the_next(session_database: SessionDatabase) -> None:
     async with Held(session_database) as held, session_database.recorder(max_pending=1) as recorder:
-        calls = [asyncio.create_task(recorder.accumulate_usage("s", A, "m", 1)) for _ in range(3)]
-        await until(recorder, pending=1, waiting=2)
-        calls[0].add_done_callback(lambda _: calls[1].cancel())
+
+        async def first() -> None:
+            await recorder.accumulate_usage("s", A, "m", 1)
+            # Its room is the next one's already, who has not come to know it.
+            calls[1].cancel()
+
+        calls: list[asyncio.Task[Any]] = [asyncio.create_task(first())]
+        await until(recorder, pending=1)
+        calls += [asyncio.create_task(recorder.accumulate_usage("s", A, "m", 1)) for _ in range(2)]
+        await until(recorder, waiting=2)
         await held.let_go()
         answers = await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 5)
+        assert isinstance(answers[1], asyncio.CancelledError)
         assert isinstance(answers[2], UsageReceipt)
         await until(recorder, pending=0, waiting=0)
+    assert await tokens(session_database) == 2
 
 
 async def test_closing_writes_what_is_pending(session_database: SessionDatabase) -> None:
