@@ -17,16 +17,28 @@ class FaultyProxy:
         self._writers: set[asyncio.StreamWriter] = set()
         self.faults = dict.fromkeys(FAULTS, 0)
         self.port = 0
+        self._server: asyncio.Server
+
+    @asynccontextmanager
+    async def refusing(self) -> AsyncGenerator[None]:
+        """The server is away: what is connected is cut off, what connects is refused, until the block is left."""
+        self._server.close()
+        for writer in self._writers:
+            writer.transport.abort()
+        try:
+            yield
+        finally:
+            self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[None]:
         """Serves until the block is left."""
-        server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        self.port = server.sockets[0].getsockname()[1]
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.port = self._server.sockets[0].getsockname()[1]
         try:
             yield
         finally:
-            server.close()
+            self._server.close()
             for writer in self._writers:
                 writer.transport.abort()
             await asyncio.sleep(0.05)
