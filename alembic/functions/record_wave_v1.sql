@@ -1,6 +1,6 @@
 -- Items that do not depend on each other: of one key at most one, and of one session either usage and touches, or a
 -- single end, or a single reopening. One statement decides what becomes of each by rules R01 to R08 and writes it; one row
--- per item. `record_v1` holds the locks of all sessions and keys, so what is read first still holds when it is written.
+-- per item. `record_v2` holds the locks of all sessions and keys, so what is read first still holds when it is written.
 CREATE FUNCTION {schema}.record_wave_v1(wave jsonb, now_at timestamptz) RETURNS TABLE (
     item_position int,
     outcome text,
@@ -138,17 +138,17 @@ BEGIN
     -- One row per session that changes, with what is added to it.
     session_change AS MATERIALIZED (
         SELECT c.user_id, c.session_id, bool_and(c.session_exists) AS session_exists,
-               (array_agg(c.moment))[1] AS first_moment,
+               (array_agg(c.moment ORDER BY c.position))[1] AS first_moment,
                min(c.moment) FILTER (WHERE c.is_activity) AS started_at,
                max(c.moment) FILTER (WHERE c.is_activity OR c.outcome = 'reopened') AS last_activity_at,
                max(c.status) FILTER (WHERE c.outcome = 'ended') AS ended_as,
                max(c.moment) FILTER (WHERE c.outcome = 'ended') AS ended_at,
                bool_or(c.outcome = 'reopened') AS is_reopened,
-               (array_agg(c.dataset_id) FILTER (WHERE c.names AND c.dataset_id IS NOT NULL))[1]
+               (array_agg(c.dataset_id ORDER BY c.position) FILTER (WHERE c.names AND c.dataset_id IS NOT NULL))[1]
                    AS dataset_id,
-               (array_agg(c.agent_name) FILTER (WHERE c.names AND c.agent_name IS NOT NULL))[1]
+               (array_agg(c.agent_name ORDER BY c.position) FILTER (WHERE c.names AND c.agent_name IS NOT NULL))[1]
                    AS agent_name,
-               (array_agg(c.title) FILTER (WHERE c.names AND c.title IS NOT NULL))[1] AS title,
+               (array_agg(c.title ORDER BY c.position) FILTER (WHERE c.names AND c.title IS NOT NULL))[1] AS title,
                (array_agg(c.metadata) FILTER (WHERE c.names AND c.metadata IS NOT NULL))[1] AS metadata,
                (array_agg(c.model ORDER BY c.moment DESC, c.position DESC)
                    FILTER (WHERE c.comes = 1 AND c.model IS NOT NULL))[1] AS last_model,
@@ -171,8 +171,6 @@ BEGIN
                    c.outcome IN ('created', 'touched') OR c.comes = 1 AND c.named_session_id = c.session_id AS names
             FROM change c
             WHERE c.outcome IN ('applied', 'replaced', 'created', 'touched', 'ended', 'reopened') OR c.comes_late = 1
-            -- Grouped in this order, so that the first of an array is the first to come.
-            ORDER BY c.user_id, c.session_id, c.position
         ) c
         GROUP BY c.user_id, c.session_id
     ),

@@ -1,4 +1,4 @@
-"""The tables: session_records, session_model_usage, session_usage_events, session_repricings."""
+"""The tables: session_records, session_model_usage, session_usage_events."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -86,7 +86,6 @@ def upgrade() -> None:
         "session_records",
         ["user_id", "activity_minute"],
         schema=schema,
-        postgresql_where=sa.text("session_id <> ''"),
     )
     op.create_index(
         op.f("ix_session_records_dataset_id_activity_minute"),
@@ -95,9 +94,7 @@ def upgrade() -> None:
         schema=schema,
         postgresql_where=sa.text("dataset_id IS NOT NULL"),
     )
-    op.create_index(
-        op.f("ix_session_records_session_id_user_id"), "session_records", ["session_id", "user_id"], schema=schema
-    )
+    op.create_index(op.f("ix_session_records_session_id"), "session_records", ["session_id"], schema=schema)
 
     op.create_table(
         "session_model_usage",
@@ -132,8 +129,8 @@ def upgrade() -> None:
     op.create_table(
         "session_usage_events",
         sa.Column("user_id", sa.Uuid, nullable=False),
-        sa.Column("session_id", KEY, nullable=False),
         sa.Column("event_id", sa.Uuid, nullable=False),
+        sa.Column("session_id", KEY, nullable=False),
         sa.Column("at", INSTANT, nullable=False),
         sa.Column("recorded_at", INSTANT, server_default=now, nullable=False),
         sa.Column("model", KEY),
@@ -155,7 +152,7 @@ def upgrade() -> None:
         sa.Column("revision", sa.Integer, server_default=sa.text("0"), nullable=False),
         sa.Column("run_id", sa.Text),
         sa.Column("details", postgresql.JSONB, server_default=sa.text("'{}'"), nullable=False),
-        sa.PrimaryKeyConstraint("user_id", "session_id", "event_id", name=op.f("pk_session_usage_events")),
+        sa.PrimaryKeyConstraint("user_id", "event_id", name=op.f("pk_session_usage_events")),
         sa.CheckConstraint("key_scope IN ('session', 'user')", name=op.f("ck_session_usage_events_key_scope")),
         sa.CheckConstraint(
             "cache_read_tokens + cache_write_tokens <= tokens_in", name=op.f("ck_session_usage_events_parts_of_input")
@@ -174,26 +171,9 @@ def upgrade() -> None:
         schema=schema,
     )
     op.create_index(
-        op.f("ix_session_usage_events_user_id_event_id"),
+        op.f("ix_session_usage_events_user_id_session_id"),
         "session_usage_events",
-        ["user_id", "event_id"],
-        unique=True,
-        schema=schema,
-        postgresql_where=sa.text("key_scope = 'user'"),
-    )
-
-    op.create_table(
-        "session_repricings",
-        sa.Column("repricing_id", sa.Uuid, nullable=False),
-        sa.Column("model", KEY),
-        sa.Column("since", INSTANT),
-        sa.Column("until", INSTANT),
-        sa.Column("began_at", INSTANT, server_default=now, nullable=False),
-        sa.Column("last_written_at", INSTANT, server_default=now, nullable=False),
-        count("events"),
-        money("cost_before_usd"),
-        money("cost_after_usd"),
-        sa.PrimaryKeyConstraint("repricing_id", name=op.f("pk_session_repricings")),
+        ["user_id", "session_id"],
         schema=schema,
     )
 
@@ -205,5 +185,5 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     schema = op.get_context().version_table_schema
-    for table in ("session_repricings", "session_usage_events", "session_model_usage", "session_records"):
+    for table in ("session_usage_events", "session_model_usage", "session_records"):
         op.drop_table(table, schema=schema)

@@ -1,7 +1,7 @@
-"""The functions that write: `record_v1`, the locks it takes and the waves it writes.
+"""The functions that write: `record_v1` and the four steps it is made of.
 
-What is decided must be decided under the lock, by a snapshot from after it was taken; a function does that in one round
-trip, with a fresh snapshot per statement. A changed function is a new function under the next number, so that the
+The steps of one write must be taken under one lock, each seeing what the step before it found; a function does that in
+one round trip, with a fresh snapshot per step. A changed function is a new function under the next number, so that the
 version before goes on working while hosts are upgraded one by one.
 """
 
@@ -19,12 +19,11 @@ FOLDER = Path(__file__).parent.parent / "functions"
 # In the order in which they need each other.
 FUNCTIONS = {
     "lock_session_v1": "uuid, text",
-    "lock_sessions_v1": "jsonb",
-    "record_wave_v1": "jsonb, timestamptz",
-    "use_v1": "jsonb, timestamptz",
-    "touch_v1": "jsonb, timestamptz",
-    "record_v1": "jsonb, timestamptz",
-    "reprice_v1": "jsonb, uuid",
+    "touch_session_v1": "jsonb, timestamptz",
+    "accumulate_usage_v1": "jsonb, timestamptz",
+    "end_session_v1": "jsonb, timestamptz",
+    "reopen_session_v1": "jsonb, timestamptz",
+    "record_v1": "jsonb",
 }
 
 

@@ -1,6 +1,7 @@
-"""What is written: items, priced and put into waves, as `record_v1` reads them."""
+"""What is written: items, priced and put into waves, as `record_v2` reads them."""
 
 import hashlib
+from collections import defaultdict
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -70,19 +71,16 @@ def prepare(item: Writable, prices: PriceCatalogue) -> Prepared:
 def parameters(prepared: Sequence[Prepared]) -> dict[str, Any]:
     """What `statements.recording.record` binds for these items."""
     waves: list[list[dict[str, Any]]] = [[]]
-    # The wave of a session's last item, and of a key's; what follows it is in a later one, or the same where it may be.
-    of_session: dict[tuple[UUID, str], tuple[int, bool]] = {}
     of_key: dict[UUID, int] = {}
+    of_user: dict[UUID, _UsersWaves] = defaultdict(_UsersWaves)
     latest_at: datetime | None = None
     for position, (item, written, key, is_alone) in enumerate(prepared):
-        session = (item.user_id, item.session_id)
-        wave, follows_alone = of_session.get(session, (0, False))
-        if follows_alone or (is_alone and session in of_session):
-            wave += 1
+        not_before = 0 if key is None else of_key.get(key, -1) + 1
+        wave = of_user[item.user_id].next_wave(
+            item.session_id, not_before, is_alone=is_alone, is_anywhere="key_scope" in written
+        )
         if key is not None:
-            wave = max(wave, of_key.get(key, -1) + 1)
             of_key[key] = wave
-        of_session[session] = (wave, is_alone)
         while wave >= len(waves):
             waves.append([])
         written["position"] = position
@@ -90,6 +88,41 @@ def parameters(prepared: Sequence[Prepared]) -> dict[str, Any]:
         if item.at is not None and (latest_at is None or item.at > latest_at):
             latest_at = item.at
     return {"waves": to_json(waves).decode(), "latest_at": latest_at}
+
+
+class _UsersWaves:
+    """Which wave each of a user's items is in: the first in which nothing overtakes what it may depend on."""
+
+    def __init__(self) -> None:
+        # Of each session the wave of its last item, and whether that is alone with it.
+        self._of_session: dict[str, tuple[int, bool]] = {}
+        self._first = 0
+        self._last = 0
+        self._last_alone = -1
+        self._last_anywhere = -1
+
+    def next_wave(self, session_id: str, not_before: int, *, is_alone: bool, is_anywhere: bool) -> int:
+        """The wave of the next item.
+
+        Args:
+            session_id: The session it names.
+            not_before: The first wave in which its key is free.
+            is_alone: No other item of its session may be in its wave.
+            is_anywhere: Its key is of the user's scope: it may turn out to be of any session of the user.
+        """
+        wave, follows_alone = self._of_session.get(session_id, (0, False))
+        if follows_alone or (is_alone and session_id in self._of_session):
+            wave += 1
+        wave = max(wave, self._first, not_before)
+        if is_anywhere:
+            wave = max(wave, self._last, self._last_alone + 1)
+            self._first = self._last_anywhere = wave
+        elif is_alone:
+            wave = max(wave, self._last_anywhere + 1)
+            self._last_alone = max(self._last_alone, wave)
+        self._last = max(self._last, wave)
+        self._of_session[session_id] = (wave, is_alone)
+        return wave
 
 
 def _written(item: Writable, prices: PriceCatalogue) -> dict[str, Any]:

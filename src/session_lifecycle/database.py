@@ -38,6 +38,8 @@ from session_lifecycle.settings import Settings, check_schema_name
 from session_lifecycle.writing import ItemWriter
 
 DRIVER = "postgresql+asyncpg"
+# https://magicstack.github.io/asyncpg/current/api/index.html#connection
+URL_OPTIONS = {"direct_tls", "gsslib", "host", "krbsrvname", "passfile", "port", "ssl", "target_session_attrs"}
 
 
 class BoundSessionDatabase:
@@ -324,16 +326,27 @@ def asyncpg_url(url: str | URL) -> URL:
     """
     try:
         parsed = make_url(url)
-    except exc.ArgumentError as error:
+    except (exc.ArgumentError, ValueError):
+        # Nothing of the URL is told, nor kept as a cause: a password with an unescaped @ or : may be read as anything.
         raise ConfigurationError(
-            "the database URL cannot be read, expected postgresql://user:password@host/name"
-        ) from error
+            "the database URL cannot be read, expected postgresql://user:password@host/name "
+            "with special characters of the password percent-encoded"
+        ) from None
     if parsed.drivername not in {"postgresql", "postgres", DRIVER}:
         raise ConfigurationError(
             f"the database URL is for {parsed.drivername!r}, expected postgresql:// or {DRIVER}://: "
             f"{parsed.set(drivername=DRIVER).render_as_string(hide_password=True)}"
         )
-    return parsed.set(drivername=DRIVER)
+    query = dict(parsed.query)
+    if "sslmode" in query:  # libpq's name for what asyncpg calls ssl
+        query["ssl"] = query.pop("sslmode")
+    if unknown := sorted(set(query) - URL_OPTIONS):
+        known = ", ".join(sorted({*URL_OPTIONS, "sslmode"}))
+        raise ConfigurationError(
+            f"the database URL has the option {unknown[0]!r}, expected none but {known}: "
+            "the rest is for Settings, or for an engine of your own"
+        )
+    return parsed.set(drivername=DRIVER, query=query)
 
 
 def _settings(settings: Settings | None, schema: str | None) -> Settings:

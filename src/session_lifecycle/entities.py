@@ -19,6 +19,7 @@ from sqlalchemy import (
     Integer,
     MetaData,
     Numeric,
+    PrimaryKeyConstraint,
     Text,
     text,
 )
@@ -156,10 +157,10 @@ class SessionUsageEventEntity(Base):
 
     __tablename__ = "session_usage_events"
 
-    user_id: Mapped[UUID] = mapped_column(Uuid, primary_key=True)
-    session_id: Mapped[str] = mapped_column(SessionKey, primary_key=True)
+    user_id: Mapped[UUID] = mapped_column(Uuid)
     # Of an event with a key: derived from the key and its scope, so that a narrow index finds duplicates of any key.
-    event_id: Mapped[UUID] = mapped_column(Uuid, primary_key=True)
+    event_id: Mapped[UUID] = mapped_column(Uuid)
+    session_id: Mapped[str] = mapped_column(SessionKey)
     at: Mapped[datetime] = mapped_column(Instant)
     recorded_at: Mapped[datetime] = mapped_column(Instant, server_default=text("statement_timestamp()"))
     model: Mapped[str | None] = mapped_column(Text(collation="C"))
@@ -185,6 +186,8 @@ class SessionUsageEventEntity(Base):
     details: Mapped[dict[str, Any]] = mapped_column(JSONB, server_default=text("'{}'"))
 
     __table_args__ = (
+        # Finds an event by its key, and all events of a session.
+        PrimaryKeyConstraint("user_id", "session_id", "event_id"),
         CheckConstraint("key_scope IN ('session', 'user')", name="key_scope"),
         CheckConstraint("cache_read_tokens + cache_write_tokens <= tokens_in", name="parts_of_input"),
         CheckConstraint("reasoning_tokens <= tokens_out", name="part_of_output"),

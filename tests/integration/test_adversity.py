@@ -1,6 +1,7 @@
 """Round trips counted, connections cut, hosts' transactions kept."""
 
 import asyncio
+import traceback
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any
@@ -242,12 +243,22 @@ async def test_a_batch_with_one_event_too_far_ahead_writes_nothing(
         ("postgresql+psycopg://u:secret@h/x", r"postgresql\+asyncpg://u:\*\*\*@h/x"),
         ("sqlite:///x", "expected postgresql://"),
         ("nonsense", "cannot be read"),
+        ("postgresql://u:pa@ss:secret@h/x", "cannot be read"),
+        ("postgresql://u:secret@h/x?connect_timeout=3", "the option 'connect_timeout', expected none but"),
     ],
 )
 def test_another_driver_is_refused_with_the_right_form(url: str, message: str) -> None:
     with pytest.raises(ConfigurationError, match=message) as refused:
         SessionDatabase.connect(url)
-    assert "secret" not in str(refused.value)
+    assert "secret" not in "".join(traceback.format_exception(refused.value))
+
+
+async def test_libpqs_way_to_ask_for_tls_is_understood(session_database_url: str) -> None:
+    async with SessionDatabase.connect(f"{session_database_url}?sslmode=disable") as db:
+        await db.check()
+    async with SessionDatabase.connect(f"{session_database_url}?sslmode=require", settings=Settings(retries=0)) as db:
+        with pytest.raises(DatabaseUnavailableError, match="SSL"):
+            await db.check()
 
 
 def test_no_url_anywhere_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,7 @@ from session_lifecycle import (
     Touch,
     TransactionConflictError,
     UsageEvent,
+    UsageReceipt,
     Viewer,
 )
 from session_lifecycle.testing import SessionClock
@@ -148,6 +149,28 @@ async def test_R04_a_key_of_the_user_named_in_two_sessions_at_once_counts_in_one
     stats = await session_database.lifecycle.aggregate_stats(A)
     assert (stats.sessions, stats.tokens_in, stats.total_spend_usd) == (20, 60, 20)
     await assert_totals_agree(session_database)
+
+
+async def test_R04_a_key_of_the_user_keeps_its_place_in_a_batch(session_database: SessionDatabase) -> None:
+    def event(session_id: str, **more: Any) -> UsageEvent:
+        return UsageEvent(session_id, A, "m", cost_usd=1, **{"tokens_in": 1, **more})
+
+    copied = {"idempotency_key": "k", "key_scope": "user"}
+    receipts = await session_database.lifecycle.record(
+        [
+            event("s", **copied),
+            event("t", **copied, revision=1, tokens_in=10),  # counted in s
+            event("s", tokens_in=100),
+            End("s", A, "completed"),
+            event("t", **copied, revision=2, tokens_in=1000),  # of s, which has ended
+            Touch("t", A),
+        ]
+    )
+    told = [
+        (receipt.outcome, receipt.session_tokens_in) if isinstance(receipt, UsageReceipt) else receipt
+        for receipt in receipts
+    ]
+    assert told == [("applied", 1), ("replaced", 10), ("applied", 110), "ended", ("frozen", 110), "created"]
 
 
 async def test_R05_what_happened_at_the_end_is_not_late(session_database: SessionDatabase) -> None:

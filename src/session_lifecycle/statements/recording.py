@@ -1,4 +1,4 @@
-"""Writing: one call of `record_v1`, the function in our schema that takes any number of items in one transaction.
+"""Writing: one call of `record_v2`, the function in our schema that takes any number of items in one transaction.
 
 What the function does with them is in `alembic/functions/`.
 """
@@ -35,7 +35,7 @@ def record(schema: str) -> Select[tuple[int, str, object, int, int, object]]:
     package = quoted_name(schema.replace("%", "%%"), quote=True)
     waves = cast(bindparam("waves", type_=Text), JSONB)
     latest_at = bindparam("latest_at", type_=DateTime(timezone=True))
-    function: Function[object] = Function("record_v1", waves, latest_at, packagenames=(package,))
+    function: Function[object] = Function("record_v2", waves, latest_at, packagenames=(package,))
     receipts = function.table_valued(
         column("item_position", Integer),
         column("outcome", Text),
