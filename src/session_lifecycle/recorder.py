@@ -300,7 +300,7 @@ class SessionRecorder(WritesItems):
                         [one for call in calls for one in call.prepared or await self._writer.prepare(call.items)]
                     )
             except (DatabaseUnavailableError, TransactionConflictError, TimeoutError) as error:
-                calls = self._to_repeat(calls, error)
+                self._in_flight = calls = self._to_repeat(calls, error)
                 self._repeats += bool(calls)
                 await asyncio.sleep(PAUSE_SECONDS * random.uniform(0.5, 1.5))  # noqa: S311 - jitter is not a secret
             except SessionLifecycleError as error:

@@ -295,6 +295,8 @@ async def test_a_database_that_is_away_is_told_within_the_time_set() -> None:
         assert all(isinstance(answer, DatabaseUnavailableError) for answer in answers)
         assert 0.4 < took < 2
         assert recorder.snapshot().failures == 20
+    # Closed while it paused: nobody is told twice.
+    assert (recorder.snapshot().failures, recorder.snapshot().pending) == (20, 0)
 
 
 async def test_a_database_that_does_not_answer_is_told_and_comes_back(session_database: SessionDatabase) -> None:
