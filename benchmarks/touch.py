@@ -1,15 +1,13 @@
 """What touching costs: HOT or not, and how much WAL, with our indexes and with one on the instant of the activity."""
 
 import asyncio
-import os
-import tempfile
 import time
 from uuid import uuid4
 
 import asyncpg
 
 from session_lifecycle import SessionDatabase
-from session_lifecycle.embedded import EmbeddedPostgres
+from session_lifecycle.embedded import EmbeddedPostgres, temporary_data_dir
 
 SESSIONS = 200
 ROUNDS = 20
@@ -59,10 +57,9 @@ async def counters(connection: asyncpg.Connection) -> tuple[int, int, int]:
 
 
 async def main() -> None:
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        os.chmod(folder, 0o711)  # noqa: PTH101, S103 - the server may run as another user
+    with temporary_data_dir() as data_dir:
         async with (
-            await EmbeddedPostgres.start(f"{folder}/data") as server,
+            await EmbeddedPostgres.start(data_dir) as server,
             SessionDatabase.connect(server.url) as db,
         ):
             await db.migrate()

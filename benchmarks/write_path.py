@@ -24,7 +24,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from session_lifecycle import SessionDatabase, Settings
 from session_lifecycle.database import asyncpg_url
-from session_lifecycle.embedded import EmbeddedPostgres
+from session_lifecycle.embedded import EmbeddedPostgres, temporary_data_dir
 
 Call = Callable[[int], Awaitable[object]]
 
@@ -139,10 +139,9 @@ async def measure(name: str, call: Call, callers: int, seconds: float) -> tuple[
 @asynccontextmanager
 async def database() -> AsyncGenerator[tuple[EmbeddedPostgres, SessionDatabase]]:
     """A durable server of this run's own, migrated, with the reference's tables beside ours."""
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        os.chmod(folder, 0o711)  # noqa: PTH101, S103 - the server may run as another user
+    with temporary_data_dir() as data_dir:
         async with (
-            await EmbeddedPostgres.start(f"{folder}/data") as server,
+            await EmbeddedPostgres.start(data_dir) as server,
             SessionDatabase.connect(server.url, settings=Settings(pool_size=16, max_overflow=0)) as db,
         ):
             await db.migrate()

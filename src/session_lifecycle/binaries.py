@@ -61,7 +61,7 @@ def find_binaries() -> Path:
 
 def _candidates() -> Iterator[Path]:
     if pg_config := shutil.which("pg_config"):
-        answer = subprocess.run([pg_config, "--bindir"], capture_output=True, text=True, check=False)  # noqa: S603
+        answer = run_program([pg_config, "--bindir"], None)
         if answer.returncode == 0:
             yield Path(answer.stdout.strip())
     places = [place for pattern in _SYSTEM_PLACES for place in Path("/").glob(pattern)]
@@ -91,7 +91,7 @@ def run_program(
 ) -> subprocess.CompletedProcess[str]:
     # The host's PGPORT, PGOPTIONS and the like are not meant for this server.
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
-    return subprocess.run(  # noqa: S603
+    return subprocess.run(  # noqa: S603 - only PostgreSQL's own programs, by paths that were looked up
         command,
         stdin=subprocess.DEVNULL,
         stdout=output,

@@ -58,6 +58,15 @@ class _Running(NamedTuple):
     status: str
 
 
+@contextlib.contextmanager
+def temporary_data_dir() -> Generator[Path]:
+    """A data directory for a server that is thrown away with it; stop the server before leaving."""
+    with tempfile.TemporaryDirectory(prefix="session-lifecycle-", ignore_cleanup_errors=True) as folder:
+        # The server of root is another user's, who must be able to walk to its data.
+        Path(folder).chmod(0o711)
+        yield Path(folder) / "data"
+
+
 class EmbeddedPostgres:
     """A Postgres server of our own, shared by the processes of one user on one data directory.
 
@@ -386,5 +395,6 @@ def _free_port() -> int:
 
 
 def _write_secret(path: Path, text: str) -> None:
-    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:  # noqa: PTH123
+    # Never readable by others, not even between creating and restricting it.
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
         file.write(text)

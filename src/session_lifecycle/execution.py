@@ -8,9 +8,8 @@ from typing import Any, NoReturn, Protocol, cast
 from weakref import WeakKeyDictionary
 
 import asyncpg
-from sqlalchemy import Engine, Executable, exc
+from sqlalchemy import Engine, Executable, Select, exc
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
-from sqlalchemy.sql.compiler import SQLCompiler
 
 from session_lifecycle.entities import metadata
 from session_lifecycle.errors import (
@@ -44,6 +43,14 @@ DATABASE_TROUBLE = (
 _checked: "WeakKeyDictionary[Engine, set[str]]" = WeakKeyDictionary()
 
 
+def with_jitter(seconds: float) -> float:
+    """About so long, so that those who failed together do not come back together."""
+    return seconds * random.uniform(0.5, 1.5)  # noqa: S311 - nothing hangs on its being guessed
+
+
+AnySelect = Select[*tuple[Any, ...]]
+
+
 class Execution(Protocol):
     """Where statements run."""
 
@@ -53,7 +60,7 @@ class Execution(Protocol):
         """All rows of a statement that reads."""
         ...
 
-    async def write(self, statement: Executable, parameters: dict[str, Any], *, repeatable: bool) -> Sequence[Any]:
+    async def write(self, statement: AnySelect, parameters: dict[str, Any], *, repeatable: bool) -> Sequence[Any]:
         """All rows of a statement that writes, each readable as a tuple.
 
         Args:
@@ -83,13 +90,13 @@ class PoolExecution:
 
         return await self._repeated(run, repeatable=True)
 
-    async def write(self, statement: Executable, parameters: dict[str, Any], *, repeatable: bool) -> Sequence[Any]:
+    async def write(self, statement: AnySelect, parameters: dict[str, Any], *, repeatable: bool) -> Sequence[Any]:
         """See `Execution`.
 
         Runs on the driver's own connection: what SQLAlchemy does around a statement would be a third of the call.
         """
         if statement not in self._compiled:
-            compiled = cast("SQLCompiler", statement.compile(dialect=self._engine.dialect))  # type: ignore[attr-defined]
+            compiled = statement.compile(dialect=self._engine.dialect)
             self._compiled[statement] = (str(compiled), compiled.positiontup or ())
         sql, names = self._compiled[statement]
         values = [parameters[name] for name in names]
@@ -120,7 +127,7 @@ class PoolExecution:
                 overdue = sent and isinstance(_driver_error(error), TimeoutError)  # and would be again
                 if attempt == self._retries or overdue or not (harmless and _is_passing(error)):
                     raise_ours(error, may_have_written=may_have_written)
-            await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311 - jitter is not a secret
+            await asyncio.sleep(with_jitter(pause))
             pause = min(pause * 3, LONGEST_PAUSE_SECONDS)
         raise AssertionError("unreachable: the last attempt returns or raises")
 
@@ -136,11 +143,14 @@ class BoundExecution:
 
     async def fetch(self, statement: Executable) -> Sequence[Any]:
         """See `Execution`."""
-        return await self.write(statement, {}, repeatable=False)
+        return await self._run(statement, {})
 
-    async def write(self, statement: Executable, parameters: dict[str, Any], *, repeatable: bool) -> Sequence[Any]:
+    async def write(self, statement: AnySelect, parameters: dict[str, Any], *, repeatable: bool) -> Sequence[Any]:
         """See `Execution`."""
         del repeatable  # nothing can be repeated inside a transaction that is not ours
+        return await self._run(statement, parameters)
+
+    async def _run(self, statement: Executable, parameters: dict[str, Any]) -> Sequence[Any]:
         try:
             connection = await self._host.connection() if isinstance(self._host, AsyncSession) else self._host
             await self._check_isolation(connection)

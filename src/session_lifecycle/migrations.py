@@ -36,7 +36,7 @@ def quoted(schema: str) -> str:
     return '"{}"'.format(schema.replace('"', '""'))
 
 
-def include_object(obj: Any, name: str | None, type_: str, reflected: bool, compare_to: Any) -> bool:  # noqa: ARG001
+def include_object(obj: Any, _name: str | None, type_: str, _reflected: bool, _compare_to: Any, /) -> bool:
     """For a host's `context.configure(include_object=…)`: keeps its autogenerate away from our tables.
 
     False for our tables and their parts, in whichever named schema they are; True for everything else. A table is ours
@@ -101,7 +101,7 @@ def run(connection: Connection, schema: str, direction: Literal["upgrade", "down
 @asynccontextmanager
 async def _alembic() -> AsyncGenerator[None]:
     """Alembic, imported without blocking the event loop, for one user at a time: it keeps its context in a global."""
-    while not _alembic_lock.acquire(blocking=False):  # noqa: ASYNC110 - loops of several threads share it
+    while not _alembic_lock.acquire(blocking=False):  # noqa: ASYNC110 - a lock of threads, which no loop can await
         await asyncio.sleep(0.02)
     try:
         await asyncio.to_thread(importlib.import_module, "alembic.command")

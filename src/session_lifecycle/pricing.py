@@ -13,6 +13,7 @@ from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 from session_lifecycle.errors import ConfigurationError, InvalidValueError
 
@@ -23,15 +24,21 @@ if TYPE_CHECKING:
 __all__ = ["Price", "PriceCatalogue", "PriceOverride"]
 
 _MILLIONTH = Decimal("0.000001")
-_FINEST = Decimal(1).scaleb(-18)
+_MOST_DECIMALS = 18
+_FINEST = Decimal(1).scaleb(-_MOST_DECIMALS)
 _MODELS_REMEMBERED = 1024
 
 # Wide enough that a 19-digit token count times any price is exact; the host's own context is neither used nor changed.
 _EXACT = Context(prec=60, rounding=ROUND_HALF_EVEN, traps=[InvalidOperation, DivisionByZero, Overflow])
 
 # The catalogue's prices that our token counts can be multiplied with. `requests_kcount` is charged once per response.
-_OUR_UNITS = tuple(
-    "input_mtok output_mtok cache_read_mtok cache_write_mtok output_reasoning_mtok requests_kcount".split()  # noqa: SIM905
+_OUR_UNITS = (
+    "input_mtok",
+    "output_mtok",
+    "cache_read_mtok",
+    "cache_write_mtok",
+    "output_reasoning_mtok",
+    "requests_kcount",
 )
 
 # Providers under names the catalogue does not have: OpenTelemetry's gen_ai.provider.name and gen_ai.system
@@ -59,7 +66,7 @@ _Resolved = tuple["Provider", "ModelInfo"]
 
 def _no_bool(value: Any) -> Any:
     if isinstance(value, bool):
-        raise ValueError("a price is a number, not a bool")  # noqa: TRY004 - Pydantic reports ValueError only
+        raise PydanticCustomError("price_type", "a number, not a bool")
     return value
 
 
@@ -252,7 +259,7 @@ def _override_price(override: PriceOverride, counts: tuple[int, int, int, int, i
 
 def _stored(cost: Decimal) -> Decimal:
     exponent = cost.as_tuple().exponent
-    return cost.quantize(_FINEST) if isinstance(exponent, int) and exponent < -18 else cost  # noqa: PLR2004
+    return cost.quantize(_FINEST) if isinstance(exponent, int) and exponent < -_MOST_DECIMALS else cost
 
 
 def _resolved(providers: "list[Provider]", model: str, provider: str | None) -> _Resolved | None:

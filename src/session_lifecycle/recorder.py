@@ -8,7 +8,6 @@ holds its item.
 import asyncio
 import copy
 import logging
-import random
 import threading
 import time
 from collections import deque
@@ -29,6 +28,7 @@ from session_lifecycle.errors import (
     SessionLifecycleError,
     TransactionConflictError,
 )
+from session_lifecycle.execution import with_jitter
 from session_lifecycle.handle import SessionHandle
 from session_lifecycle.models import Item
 from session_lifecycle.telemetry import RecorderSnapshot, observe
@@ -135,10 +135,10 @@ class SessionRecorder(WritesItems):
     def submit_threadsafe(self, item: Item) -> None:
         """`submit` for other threads, such as synchronous hooks run on a pool. Raises as `submit` does."""
         check_item(item)
+        loop = self._open_loop()
         self._reserve(1)
-        assert self._loop is not None  # noqa: S101 - `_reserve` refuses before it is entered
         try:
-            self._loop.call_soon_threadsafe(self._take, _Call([item]))
+            loop.call_soon_threadsafe(self._take, _Call([item]))
         except RuntimeError as error:  # the loop is closed
             self._release(1)
             raise RecorderClosedError("the recorder's event loop is closed") from error
@@ -218,7 +218,7 @@ class SessionRecorder(WritesItems):
         if not (self._waits_when_full and (self._waiting or self._pending + count > self._max_pending)):
             self._reserve(count)
             return
-        self._check_open()
+        self._open_loop()
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append((turn, count))
         try:
@@ -232,7 +232,7 @@ class SessionRecorder(WritesItems):
             raise
 
     def _reserve(self, count: int) -> None:
-        self._check_open()
+        self._open_loop()
         with self._counting:
             if self._pending + count > self._max_pending:
                 raise RecorderFullError(f"{self._pending} items are pending, at most {self._max_pending} may be")
@@ -254,11 +254,13 @@ class SessionRecorder(WritesItems):
             self._waiting.popleft()
             turn.set_result(None)
 
-    def _check_open(self) -> None:
+    def _open_loop(self) -> asyncio.AbstractEventLoop:
+        """The loop it belongs to, or RecorderClosedError."""
         if self._is_closing:
             raise RecorderClosedError("the recorder is closed")
         if self._loop is None:
             raise RecorderClosedError("the recorder is not open yet: enter it by `async with`")
+        return self._loop
 
     # Writing
 
@@ -302,7 +304,7 @@ class SessionRecorder(WritesItems):
             except (DatabaseUnavailableError, TransactionConflictError, TimeoutError) as error:
                 self._in_flight = calls = self._to_repeat(calls, error)
                 self._repeats += bool(calls)
-                await asyncio.sleep(PAUSE_SECONDS * random.uniform(0.5, 1.5))  # noqa: S311 - jitter is not a secret
+                await asyncio.sleep(with_jitter(PAUSE_SECONDS))
             except SessionLifecycleError as error:
                 # Nothing was written, and would not be the next time: it is one of them, or something about all.
                 if len(calls) == 1 or isinstance(error, SchemaError | ConfigurationError):

@@ -158,6 +158,7 @@ class SqlAlchemySessionLifecycleDb(WritesItems):
         figures["tokens_in"], figures["tokens_out"] = int(figures["tokens_in"]), int(figures["tokens_out"])
         return SessionStats(
             **figures,
+            tokens_total=figures["tokens_in"] + figures["tokens_out"],
             avg_spend_per_session_usd=_average(figures["total_spend_usd"], count),
             agent_time_s=float(agent_time_s),
             avg_session_s=float(agent_time_s / count) if count else 0.0,

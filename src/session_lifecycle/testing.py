@@ -13,7 +13,6 @@ embedded one.
 
 import asyncio
 import os
-import tempfile
 from collections.abc import AsyncIterator, Generator, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -29,7 +28,7 @@ import pytest_asyncio
 from sqlalchemy.engine import URL, make_url
 
 from session_lifecycle.database import SessionDatabase
-from session_lifecycle.embedded import EmbeddedPostgres
+from session_lifecycle.embedded import EmbeddedPostgres, temporary_data_dir
 
 DEFAULT_IMAGE = "postgres:17-alpine"
 DOCKER_SOCKET = Path("/var/run/docker.sock")
@@ -129,10 +128,8 @@ class TemplateServer:
 
 @contextmanager
 def _embedded_server() -> Generator[str]:
-    with tempfile.TemporaryDirectory(prefix="session-lifecycle-", ignore_cleanup_errors=True) as folder:
-        # The server may run as another user than the tests, who must be able to walk to its data.
-        Path(folder).chmod(0o711)
-        server = asyncio.run(EmbeddedPostgres.start(Path(folder) / "data", durable=False))
+    with temporary_data_dir() as data_dir:
+        server = asyncio.run(EmbeddedPostgres.start(data_dir, durable=False))
         try:
             yield server.url
         finally:

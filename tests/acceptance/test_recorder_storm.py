@@ -3,10 +3,8 @@
 import asyncio
 import re
 import sys
-import tempfile
 from collections import defaultdict
 from decimal import Decimal
-from pathlib import Path
 
 import asyncpg
 import pytest
@@ -15,7 +13,7 @@ from sqlalchemy.engine import make_url
 import storm_process
 from faulty_proxy import FaultyProxy
 from session_lifecycle import SessionDatabase, UsageEvent, Viewer
-from session_lifecycle.embedded import EmbeddedPostgres
+from session_lifecycle.embedded import EmbeddedPostgres, temporary_data_dir
 
 KILL_ONE = """
     SELECT pg_terminate_backend(pid) FROM pg_stat_activity
@@ -63,15 +61,13 @@ def expected_totals(processes: int, tasks: int, uses: int) -> dict[tuple[object,
 
 async def storm(*, processes: int, tasks: int, uses: int, crashes: int, share: float, every_seconds: float) -> None:
     deadlocks = 0
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
-        folder = Path(name)
-        folder.chmod(0o711)  # noqa: ASYNC240 - the server runs as another user
-        async with await EmbeddedPostgres.start(folder / "data") as server:
+    with temporary_data_dir() as data_dir:
+        async with await EmbeddedPostgres.start(data_dir) as server:
             async with SessionDatabase.connect(server.url) as db:
                 await db.migrate()
             url = make_url(server.url)
             proxy = FaultyProxy(url.port or 0, share)
-            log = folder / "data.control" / "server.log"
+            log = data_dir.with_name("data.control") / "server.log"
             async with proxy.running():
                 through = url.set(port=proxy.port).render_as_string(hide_password=False)
                 running = [

@@ -37,14 +37,14 @@ class Fleet:
 async def live(db: SessionDatabase, console: Console, seed: int) -> None:
     """Lives all sessions at once, then shows what Ann sees: hers, her agent's, and what Ben shares with her."""
     fleet = Fleet()
-    chance = random.Random(seed)  # noqa: S311 - a play, not a secret
+    chance = random.Random(seed)
     lives: list[tuple[UUID, UUID | None, int]] = [
         (owner, fleet.shared if owner == fleet.ben and number % 2 else None, number)
         for owner in fleet.names
         for number in range(SESSIONS_PER_OWNER)
     ]
     await asyncio.gather(
-        *(_one_session(db, owner, dataset, number, random.Random(chance.random())) for owner, dataset, number in lives)  # noqa: S311
+        *(_one_session(db, owner, dataset, number, random.Random(chance.random())) for owner, dataset, number in lives)
     )
 
     ann = Viewer(fleet.ann, [fleet.shared], [fleet.agent_of_ann])

@@ -1,6 +1,7 @@
 """The types fields are made of, and how a refused value is told (rule R19)."""
 
 import json
+import math
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -82,7 +83,7 @@ def _json_object(value: Any) -> Any:
     return plain
 
 
-def _plain_json(value: Any, depth: int) -> Any:  # noqa: C901 - one case per kind of JSON
+def _plain_json(value: Any, depth: int) -> Any:
     """A copy made only of what JSON has, so that nothing can change it afterwards."""
     if depth == 0:
         raise PydanticCustomError("json_depth", "at most {limit} levels", {"limit": METADATA_DEPTH})
@@ -91,22 +92,29 @@ def _plain_json(value: Any, depth: int) -> Any:  # noqa: C901 - one case per kin
             return value
         case str():
             return _storable(value)
-        case int():
-            if abs(value) >= 10**100:
-                raise PydanticCustomError("json_number", "numbers of at most 100 digits")
-            return value
-        case float():
-            if value != value or value in (float("inf"), float("-inf")):  # noqa: PLR0124 - NaN is unlike itself
-                raise PydanticCustomError("json_number", "finite numbers")
-            return value
+        case int() | float():
+            return _plain_number(value)
         case Mapping():
-            if not all(isinstance(key, str) for key in value):
-                raise PydanticCustomError("json_object", "a mapping with text keys")
-            return {_storable(key): _plain_json(member, depth - 1) for key, member in value.items()}
+            return {_plain_key(key): _plain_json(member, depth - 1) for key, member in value.items()}
         case list() | tuple():
             return [_plain_json(member, depth - 1) for member in value]
         case _:
             raise PydanticCustomError("json_value", "what JSON can hold")
+
+
+def _plain_number(value: float) -> float:
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise PydanticCustomError("json_number", "finite numbers")
+    elif abs(value) >= 10**100:
+        raise PydanticCustomError("json_number", "numbers of at most 100 digits")
+    return value
+
+
+def _plain_key(key: Any) -> str:
+    if not isinstance(key, str):
+        raise PydanticCustomError("json_object", "a mapping with text keys")
+    return _storable(key)
 
 
 Text = Annotated[str, Strict(), AfterValidator(_storable)]

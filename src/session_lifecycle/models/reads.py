@@ -6,7 +6,7 @@ from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
 from uuid import UUID
 
-from pydantic import Field, Strict, computed_field, model_validator
+from pydantic import Field, Strict, model_validator
 
 from session_lifecycle.models.fields import Flag, Id, Moment, OptionalName, SessionId, Text, Value, inconsistent
 from session_lifecycle.models.items import SessionStatus
@@ -161,6 +161,8 @@ class SessionStats(Value):
     """Rounded half-even to 10 decimals; 0 without sessions."""
     tokens_in: int
     tokens_out: int
+    tokens_total: int
+    """Input and output together."""
     agent_time_s: float
     """The sum of all durations, each `max(0, (ended_at or last_activity_at) - started_at)`."""
     avg_session_s: float
@@ -174,12 +176,6 @@ class SessionStats(Value):
     unmeasured_events: int
     late_events: int
     late_cost_usd: Decimal
-
-    @computed_field  # type: ignore[prop-decorator]
-    @property
-    def tokens_total(self) -> int:
-        """Input and output together."""
-        return self.tokens_in + self.tokens_out
 
 
 class CostByModelRow(Value):
