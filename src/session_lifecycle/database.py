@@ -144,6 +144,8 @@ class SessionDatabase:
     ) -> Self:
         """A database through the host's own engine, which keeps its options and is never disposed by us.
 
+        Writes outside the host's transactions run on the driver's own connection, which SQLAlchemy's events do not see.
+
         Raises:
             ConfigurationError: The engine is not an `AsyncEngine` with asyncpg.
         """
@@ -184,11 +186,14 @@ class SessionDatabase:
             )
         return self._engine
 
+    def _execution(self) -> PoolExecution:
+        return PoolExecution(self.engine, self._settings.database_schema, self._settings.retries)
+
     @property
     def lifecycle(self) -> SessionLifecycleDb:
         """Writing sessions, and reading them."""
         if self._lifecycle is None:
-            execution = PoolExecution(self.engine, self._settings.database_schema, self._settings.retries)
+            execution = self._execution()
             writer = ItemWriter(execution, self._prices)
             self._lifecycle = SqlAlchemySessionLifecycleDb(execution, writer, self._settings.abandon_after)
         return self._lifecycle
@@ -196,8 +201,7 @@ class SessionDatabase:
     @property
     def maintenance(self) -> SessionMaintenanceDb:
         """What an operator does."""
-        execution = PoolExecution(self.engine, self._settings.database_schema, self._settings.retries)
-        return SqlAlchemySessionMaintenanceDb(execution, self._prices)
+        return SqlAlchemySessionMaintenanceDb(self._execution(), self._prices)
 
     def session(
         self, session_id: str, user_id: UUID, dataset_id: UUID | None = None, *, agent_name: str | None = None
@@ -235,9 +239,8 @@ class SessionDatabase:
         Raises:
             ConfigurationError: A bound is not one it can have.
         """
-        execution = PoolExecution(self.engine, self._settings.database_schema, self._settings.retries)
         recorder = SessionRecorder(
-            ItemWriter(execution, self._prices),
+            ItemWriter(self._execution(), self._prices),
             max_batch=max_batch,
             max_delay=max_delay,
             max_pending=max_pending,

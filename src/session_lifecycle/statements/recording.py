@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from sqlalchemy import BigInteger, DateTime, Integer, Numeric, Select, Text, bindparam, cast, column, select
 from sqlalchemy.dialects.postgresql import JSONB
-from sqlalchemy.sql.elements import quoted_name
-from sqlalchemy.sql.functions import Function
+
+from session_lifecycle.statements.functions import own_function
 
 FUTURE = "future"
 """The outcome that tells of an item too far ahead of the database's clock; nothing was written then."""
@@ -31,12 +31,9 @@ def record(schema: str) -> Select[tuple[int, str, object, int, int, object]]:
 
     The bound `latest_at` is the latest `at` of all items, None where none has one.
     """
-    # SQLAlchemy fills a function's arguments in by `%`, so one in the schema's name is doubled.
-    package = quoted_name(schema.replace("%", "%%"), quote=True)
     waves = cast(bindparam("waves", type_=Text), JSONB)
     latest_at = bindparam("latest_at", type_=DateTime(timezone=True))
-    function: Function[object] = Function("record_v2", waves, latest_at, packagenames=(package,))
-    receipts = function.table_valued(
+    receipts = own_function(schema, "record_v2", waves, latest_at).table_valued(
         column("item_position", Integer),
         column("outcome", Text),
         column("event_cost_usd", Numeric),

@@ -4,15 +4,14 @@ from datetime import datetime
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import BigInteger, Select, Text, bindparam, cast, or_, select, tuple_
+from sqlalchemy import BigInteger, Select, Text, bindparam, cast, or_, select, tuple_, type_coerce
 from sqlalchemy.dialects.postgresql import JSONB, insert
 from sqlalchemy.sql.dml import ReturningInsert
-from sqlalchemy.sql.elements import quoted_name
-from sqlalchemy.sql.functions import Function
 from sqlalchemy.types import Uuid
 
 from session_lifecycle.entities import SessionRepricingEntity as R
 from session_lifecycle.entities import SessionUsageEventEntity as E
+from session_lifecycle.statements.functions import own_function
 
 PRICED_BY = (E.tokens_in, E.tokens_out, E.cache_read_tokens, E.cache_write_tokens, E.reasoning_tokens)
 
@@ -75,9 +74,6 @@ def audit(repricing_id: UUID) -> Select[*tuple[Any, ...]]:
 
 def reprice(schema: str) -> Select[int]:
     """How many of the bound `changes`, a JSON array as text, were written for the run `repricing_id`."""
-    # SQLAlchemy fills a function's arguments in by `%`, so one in the schema's name is doubled.
-    package = quoted_name(schema.replace("%", "%%"), quote=True)
     changes = cast(bindparam("changes", type_=Text), JSONB)
     run = bindparam("repricing_id", type_=Uuid)
-    function: Function[int] = Function("reprice_v1", changes, run, packagenames=(package,), type_=BigInteger)
-    return select(function)
+    return select(type_coerce(own_function(schema, "reprice_v1", changes, run), BigInteger))
