@@ -1,4 +1,4 @@
-"""What is written: items, priced and put into waves, as `record_v2` reads them."""
+"""What is written: items, priced and put into waves, as `record_v3` reads them."""
 
 import hashlib
 from collections import defaultdict
@@ -54,6 +54,8 @@ class Prepared(NamedTuple):
     """Its event's id, where an idempotency key makes it."""
     is_alone: bool
     """No other item of its session may be in its wave: an end, a reopening, and metadata."""
+    is_plain: bool
+    """A touch or a use that depends on nothing but its session and, with a key, on that being new."""
 
 
 def is_to_be_priced(item: Writable) -> bool:
@@ -65,7 +67,9 @@ def prepare(item: Writable, prices: PriceCatalogue) -> Prepared:
     """The item with its price; the catalogue is loaded, where it is needed."""
     written = _written(item, prices)
     key = written["event_id"] if "idempotency_key" in written else None
-    return Prepared(item, written, key, isinstance(item, End | Reopen) or "metadata" in written)
+    is_alone = isinstance(item, End | Reopen) or "metadata" in written
+    is_plain = not is_alone and not {"revision", "key_scope"} & written.keys() and written["kind"] != "nothing"
+    return Prepared(item, written, key, is_alone, is_plain)
 
 
 def parameters(prepared: Sequence[Prepared]) -> dict[str, Any]:
@@ -74,7 +78,8 @@ def parameters(prepared: Sequence[Prepared]) -> dict[str, Any]:
     of_key: dict[UUID, int] = {}
     of_user: dict[UUID, _UsersWaves] = defaultdict(_UsersWaves)
     latest_at: datetime | None = None
-    for position, (item, written, key, is_alone) in enumerate(prepared):
+    is_plain = True
+    for position, (item, written, key, is_alone, is_plain_item) in enumerate(prepared):
         not_before = 0 if key is None else of_key.get(key, -1) + 1
         wave = of_user[item.user_id].next_wave(
             item.session_id, not_before, is_alone=is_alone, is_anywhere="key_scope" in written
@@ -85,9 +90,10 @@ def parameters(prepared: Sequence[Prepared]) -> dict[str, Any]:
             waves.append([])
         written["position"] = position
         waves[wave].append(written)
+        is_plain = is_plain and is_plain_item
         if item.at is not None and (latest_at is None or item.at > latest_at):
             latest_at = item.at
-    return {"waves": to_json(waves).decode(), "latest_at": latest_at}
+    return {"waves": to_json(waves).decode(), "latest_at": latest_at, "is_plain": is_plain and len(waves) == 1}
 
 
 class _UsersWaves:

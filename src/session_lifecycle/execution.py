@@ -3,13 +3,14 @@
 import asyncio
 import random
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager, nullcontext
-from typing import Any, NoReturn, Protocol, cast
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from typing import Any, NoReturn, Protocol, TypeVar, cast
 from weakref import WeakKeyDictionary
 
 import asyncpg
 from sqlalchemy import Engine, Executable, Select, exc
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
+from sqlalchemy.util import greenlet_spawn
 
 from session_lifecycle.entities import metadata
 from session_lifecycle.errors import (
@@ -48,6 +49,7 @@ def with_jitter(seconds: float) -> float:
     return seconds * random.uniform(0.5, 1.5)  # noqa: S311 - nothing hangs on its being guessed
 
 
+T = TypeVar("T")
 AnySelect = Select[*tuple[Any, ...]]
 
 
@@ -88,7 +90,7 @@ class PoolExecution:
         async def run(connection: AsyncConnection) -> Sequence[Any]:
             return (await connection.execute(statement)).all()
 
-        return await self._repeated(run, repeatable=True)
+        return await self._repeated(self._connection, run, repeatable=True)
 
     async def write(self, statement: AnySelect, parameters: dict[str, Any], *, repeatable: bool) -> Sequence[Any]:
         """See `Execution`.
@@ -101,23 +103,26 @@ class PoolExecution:
         sql, names = self._compiled[statement]
         values = [parameters[name] for name in names]
 
-        async def run(connection: AsyncConnection) -> Sequence[Any]:
-            driver = cast("asyncpg.Connection", (await connection.get_raw_connection()).driver_connection)
-            rows: Sequence[Any] = await driver.fetch(sql, *values)
+        async def run(connection: "asyncpg.Connection") -> Sequence[Any]:
+            rows: Sequence[Any] = await connection.fetch(sql, *values)
             return rows
 
-        return await self._repeated(run, repeatable=repeatable)
+        return await self._repeated(self._driver_connection, run, repeatable=repeatable)
 
     async def _repeated(
-        self, run: Callable[[AsyncConnection], Awaitable[Sequence[Any]]], *, repeatable: bool
+        self,
+        opened: Callable[[], AbstractAsyncContextManager[T]],
+        run: Callable[[T], Awaitable[Sequence[Any]]],
+        *,
+        repeatable: bool,
     ) -> Sequence[Any]:
         pause = FIRST_PAUSE_SECONDS
         may_have_written = False
         for attempt in range(self._retries + 1):
             sent = False
             try:
-                async with self._engine.connect() as connection, _discarded_when_lost(connection):
-                    await check_schema_once(connection, self.schema)
+                await self._check_schema()
+                async with opened() as connection:
                     sent = True
                     return await run(connection)
             except DATABASE_TROUBLE as error:
@@ -130,6 +135,38 @@ class PoolExecution:
             await asyncio.sleep(with_jitter(pause))
             pause = min(pause * 3, LONGEST_PAUSE_SECONDS)
         raise AssertionError("unreachable: the last attempt returns or raises")
+
+    async def _check_schema(self) -> None:
+        if not _is_checked(self._engine.sync_engine, self.schema):
+            async with self._connection() as connection:
+                await check_schema_once(connection, self.schema)
+
+    @asynccontextmanager
+    async def _connection(self) -> AsyncGenerator[AsyncConnection]:
+        """A connection of the pool; a lost one is kept out of it, also where SQLAlchemy does not see that it is."""
+        async with self._engine.connect() as connection:
+            try:
+                yield connection
+            except DATABASE_TROUBLE as error:
+                if not connection.invalidated:
+                    driver = cast("asyncpg.Connection", (await connection.get_raw_connection()).driver_connection)
+                    if _is_lost(driver, error):
+                        await connection.invalidate()
+                raise
+
+    @asynccontextmanager
+    async def _driver_connection(self) -> AsyncGenerator["asyncpg.Connection"]:
+        """The driver's own connection, of the pool as well."""
+        pooled = await self._engine.raw_connection()
+        driver = cast("asyncpg.Connection", pooled.driver_connection)
+        try:
+            yield driver
+        except DATABASE_TROUBLE as error:
+            if _is_lost(driver, error):
+                await greenlet_spawn(pooled.invalidate)
+            raise
+        finally:
+            await greenlet_spawn(pooled.close)
 
 
 class BoundExecution:
@@ -178,10 +215,13 @@ def _options(schema: str) -> dict[str, Any]:
 
 async def check_schema_once(connection: AsyncConnection, schema: str) -> None:
     """Looks at the schema's revision, once per engine (rule R20)."""
-    checked = _checked.setdefault(connection.engine.sync_engine, set())
-    if schema not in checked:
+    if not _is_checked(connection.engine.sync_engine, schema):
         await check_schema(connection, schema)
-        checked.add(schema)
+        _checked.setdefault(connection.engine.sync_engine, set()).add(schema)
+
+
+def _is_checked(engine: Engine, schema: str) -> bool:
+    return schema in _checked.get(engine, ())
 
 
 async def check_schema(connection: AsyncConnection, schema: str) -> None:
@@ -197,22 +237,12 @@ async def check_schema(connection: AsyncConnection, schema: str) -> None:
     check_revisions(schema, found)
 
 
-@asynccontextmanager
-async def _discarded_when_lost(connection: AsyncConnection) -> AsyncGenerator[None]:
-    """Keeps a lost connection out of the pool, where SQLAlchemy does not see that it is, or does not take it for lost.
+def _is_lost(driver: "asyncpg.Connection", error: BaseException) -> bool:
+    """Whether the connection is of no use any more.
 
-    It does not see what happens on the driver's own connection. And a backend that dies while a statement is being
-    prepared may leave asyncpg with "cannot switch to state".
+    A backend that dies while a statement is being prepared may leave asyncpg with "cannot switch to state".
     """
-    try:
-        yield
-    except DATABASE_TROUBLE as error:
-        if not connection.invalidated and (
-            isinstance(_driver_error(error), asyncpg.InternalClientError | OSError | TimeoutError)
-            or cast("asyncpg.Connection", (await connection.get_raw_connection()).driver_connection).is_closed()
-        ):
-            await connection.invalidate()
-        raise
+    return isinstance(_driver_error(error), asyncpg.InternalClientError | OSError | TimeoutError) or driver.is_closed()
 
 
 def _driver_error(error: BaseException) -> BaseException:

@@ -1,4 +1,4 @@
-"""Writing: one call of `record_v2`, the function in our schema that takes any number of items in one transaction.
+"""Writing: one call of `record_v3`, the function in our schema that takes any number of items in one transaction.
 
 What the function does with them is in `alembic/functions/`.
 """
@@ -6,7 +6,7 @@ What the function does with them is in `alembic/functions/`.
 from decimal import Decimal
 from typing import NamedTuple
 
-from sqlalchemy import BigInteger, DateTime, Integer, Numeric, Select, Text, bindparam, cast, column, select
+from sqlalchemy import BigInteger, Boolean, DateTime, Integer, Numeric, Select, Text, bindparam, cast, column, select
 from sqlalchemy.dialects.postgresql import JSONB
 
 from session_lifecycle.statements.functions import own_function
@@ -29,11 +29,13 @@ class Written(NamedTuple):
 def record(schema: str) -> Select[tuple[int, str, object, int, int, object]]:
     """One row per item of the bound `waves`, a JSON array of arrays of items as text; or the one row that is `future`.
 
-    The bound `latest_at` is the latest `at` of all items, None where none has one.
+    The bound `latest_at` is the latest `at` of all items, None where none has one; `is_plain` says that they are one wave
+    of items that are plain.
     """
+    is_plain = bindparam("is_plain", type_=Boolean)
     waves = cast(bindparam("waves", type_=Text), JSONB)
     latest_at = bindparam("latest_at", type_=DateTime(timezone=True))
-    receipts = own_function(schema, "record_v2", waves, latest_at).table_valued(
+    receipts = own_function(schema, "record_v3", waves, latest_at, is_plain).table_valued(
         column("item_position", Integer),
         column("outcome", Text),
         column("event_cost_usd", Numeric),
