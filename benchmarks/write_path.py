@@ -27,6 +27,7 @@ from session_lifecycle.database import asyncpg_url
 from session_lifecycle.embedded import EmbeddedPostgres, temporary_data_dir
 
 Call = Callable[[int], Awaitable[object]]
+ORDER = ("reference", "single call", "pgbench floor", "recorder")
 
 
 class Base(DeclarativeBase):
@@ -275,6 +276,21 @@ def plot(lines: Sequence[Measured], file: Path, caption: str) -> None:
     figure.savefig(file, metadata={"Date": None})
 
 
+def sides(
+    server: EmbeddedPostgres, db: SessionDatabase, callers: int, *, with_floor: bool
+) -> list[Callable[[int, Workload], Awaitable[Measured]]]:
+    """What is measured with so many callers, one right after the other: a machine's speed varies over a run."""
+    found: list[Callable[[int, Workload], Awaitable[Measured]]] = []
+    if callers <= 16:
+        found += [
+            lambda callers, workload: measure_reference(server.url, workload, callers),
+            lambda callers, workload: measure_single(db, workload, callers),
+        ]
+        if with_floor:
+            found.append(lambda callers, workload: measure_floor(server, db, workload, callers))
+    return [*found, lambda callers, workload: measure_recorder(db, workload, callers)]
+
+
 async def main() -> None:
     """One run: every side on the same server, one after another."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -295,16 +311,11 @@ async def main() -> None:
             cases += [("100,000 sessions, with keys", 100_000, True)]
         for title, sessions, keyed in cases:
             lines = [
-                await measure_reference(server.url, workload(sessions, keyed=keyed), callers) for callers in (1, 16)
+                await measure_side(callers, workload(sessions, keyed=keyed))
+                for callers in (1, 16, 256, 2_000)
+                for measure_side in sides(server, db, callers, with_floor=sessions <= 1_000)
             ]
-            lines += [await measure_single(db, workload(sessions, keyed=keyed), callers) for callers in (1, 16)]
-            if sessions <= 1_000:
-                lines += [
-                    await measure_floor(server, db, workload(sessions, keyed=keyed), clients) for clients in (1, 16)
-                ]
-            lines += [
-                await measure_recorder(db, workload(sessions, keyed=keyed), callers) for callers in (1, 16, 256, 2_000)
-            ]
+            lines.sort(key=lambda line: ORDER.index(line.name))
             print(table(title, lines), flush=True)
             if arguments.plot and (title, sessions, keyed) == cases[0]:
                 plot(lines, arguments.plot, f"{title} · {machine}")
