@@ -22,10 +22,12 @@ from session_lifecycle.statements.schema_version import VERSION_TABLE
 if TYPE_CHECKING:
     from alembic.config import Config
 
-REVISIONS = ("0001", "0002", "0003", "0004")
+REVISIONS = ("0001", "0002", "0003", "0004", "0005")
 """Every revision this version knows, oldest first."""
 HEAD = REVISIONS[-1]
 UPGRADE_COMMAND = "session-lifecycle db upgrade"
+SEARCH_INDEX = "ix_session_messages_search"
+"""The one part of the schema that not every database has: it needs the extension pg_trgm."""
 LOCK_SEED = 3
 
 _alembic_lock = threading.Lock()

@@ -1,5 +1,6 @@
 """The values that go in and come out: frozen Pydantic models, by noun."""
 
+from session_lifecycle.models.activity import ActivityOutcome, Message, MessageRole, Run, RunStatus, Step
 from session_lifecycle.models.items import (
     End,
     EndOutcome,
@@ -28,20 +29,26 @@ from session_lifecycle.models.viewer import Viewer
 
 __all__ = [
     "TOTAL_BOUND",
+    "ActivityOutcome",
     "CostByModelRow",
     "EffectiveStatus",
     "End",
     "EndOutcome",
     "Item",
+    "Message",
+    "MessageRole",
     "Receipt",
     "ReopenOutcome",
     "RepriceReport",
+    "Run",
+    "RunStatus",
     "SessionListFilters",
     "SessionListPage",
     "SessionRecord",
     "SessionRowWithStatus",
     "SessionStats",
     "SessionStatus",
+    "Step",
     "Touch",
     "TouchOutcome",
     "UsageEvent",

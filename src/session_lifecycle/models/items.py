@@ -6,6 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from session_lifecycle.models.activity import ActivityOutcome, Message, Run, Step
 from session_lifecycle.models.fields import (
     Cost,
     ExternalId,
@@ -182,5 +183,5 @@ class UsageReceipt(Value):
     session_cost_usd: Decimal
 
 
-Item = Touch | UsageEvent | End
-Receipt = TouchOutcome | UsageReceipt | EndOutcome
+Item = Touch | UsageEvent | End | Run | Step | Message
+Receipt = TouchOutcome | UsageReceipt | EndOutcome | ActivityOutcome

@@ -29,8 +29,8 @@ class Written(NamedTuple):
 def record(schema: str) -> Select[tuple[int, str, object, int, int, object]]:
     """One row per item of the bound `waves`, a JSON array of arrays of items as text; or the one row that is `future`.
 
-    The bound `latest_at` is the latest `at` of all items, None where none has one; `is_plain` says that they are one wave
-    of items that are plain.
+    The bound `latest_at` is the latest `at` of all items, None where none has one; `is_plain` says that they are one
+    wave of items that are plain.
     """
     is_plain = bindparam("is_plain", type_=Boolean)
     waves = cast(bindparam("waves", type_=Text), JSONB)
