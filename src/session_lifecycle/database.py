@@ -25,6 +25,7 @@ from session_lifecycle.execution import (
 )
 from session_lifecycle.handle import SessionHandle
 from session_lifecycle.maintenance import SessionMaintenanceDb, SqlAlchemySessionMaintenanceDb
+from session_lifecycle.payloads import PayloadPolicy, Redact
 from session_lifecycle.pricing import PriceCatalogue, PriceOverride
 from session_lifecycle.recorder import (
     DEFAULT_DRAIN_WITHIN,
@@ -45,8 +46,10 @@ URL_OPTIONS = {"direct_tls", "gsslib", "host", "krbsrvname", "passfile", "port",
 class BoundSessionDatabase:
     """The roles inside a host's transaction, from `SessionDatabase.bind`: never commits, rolls back or repeats."""
 
-    def __init__(self, execution: Execution, prices: PriceCatalogue, settings: Settings) -> None:
-        writer = ItemWriter(execution, prices)
+    def __init__(
+        self, execution: Execution, prices: PriceCatalogue, payloads: PayloadPolicy, settings: Settings
+    ) -> None:
+        writer = ItemWriter(execution, prices, payloads)
         self.lifecycle: SessionLifecycleDb = SqlAlchemySessionLifecycleDb(execution, writer, settings.abandon_after)
         self.maintenance: SessionMaintenanceDb = SqlAlchemySessionMaintenanceDb(execution, prices)
 
@@ -67,12 +70,14 @@ class SessionDatabase:
         engine: AsyncEngine | None,
         settings: Settings,
         prices: Sequence[PriceOverride],
+        redact: Redact | None,
         *,
         owned: bool,
         server: "_Server | None" = None,
     ) -> None:
         self._settings = settings
         self._prices = PriceCatalogue(prices)
+        self._payloads = PayloadPolicy(settings.payload_limit_bytes, settings.payload_when_larger, redact)
         self._owned = owned
         self._server = server
         self._engine = engine
@@ -87,6 +92,7 @@ class SessionDatabase:
         schema: str | None = None,
         settings: Settings | None = None,
         prices: Sequence[PriceOverride] = (),
+        redact: Redact | None = None,
         pgbouncer: bool = False,
     ) -> Self:
         """A database at a URL, with an engine of our own. Opens nothing yet.
@@ -96,6 +102,7 @@ class SessionDatabase:
             schema: The Postgres schema of our tables; None: as the settings say.
             settings: Pool, timeouts, threshold; None: read from the environment now.
             prices: The host's own prices, which go before the catalogue's.
+            redact: Given every item before anything of it is stored; returns what may be.
             pgbouncer: There is a pgbouncer in transaction mode on the way.
 
         Raises:
@@ -109,7 +116,7 @@ class SessionDatabase:
                     "SessionDatabase.embedded() starts a Postgres of its own"
                 )
             url = settings.database_url.get_secret_value()
-        return cls(_engine(asyncpg_url(url), settings, pgbouncer=pgbouncer), settings, prices, owned=True)
+        return cls(_engine(asyncpg_url(url), settings, pgbouncer=pgbouncer), settings, prices, redact, owned=True)
 
     @classmethod
     def embedded(
@@ -119,6 +126,7 @@ class SessionDatabase:
         schema: str | None = None,
         settings: Settings | None = None,
         prices: Sequence[PriceOverride] = (),
+        redact: Redact | None = None,
     ) -> Self:
         """A Postgres of our own, started on entering `async with` and stopped by its last user.
 
@@ -127,11 +135,12 @@ class SessionDatabase:
             schema: The Postgres schema of our tables; None: as the settings say.
             settings: Pool, timeouts, threshold; None: read from the environment now.
             prices: The host's own prices, which go before the catalogue's.
+            redact: Given every item before anything of it is stored; returns what may be.
 
         Raises:
             ConfigurationError: On entering, when there are no Postgres binaries, or the data is not for them.
         """
-        return cls(None, _settings(settings, schema), prices, owned=True, server=_Server(data_dir))
+        return cls(None, _settings(settings, schema), prices, redact, owned=True, server=_Server(data_dir))
 
     @classmethod
     def from_engine(
@@ -141,6 +150,7 @@ class SessionDatabase:
         schema: str | None = None,
         settings: Settings | None = None,
         prices: Sequence[PriceOverride] = (),
+        redact: Redact | None = None,
     ) -> Self:
         """A database through the host's own engine, which keeps its options and is never disposed by us.
 
@@ -151,7 +161,7 @@ class SessionDatabase:
         """
         if not isinstance(engine, AsyncEngine) or engine.dialect.driver != "asyncpg":
             raise ConfigurationError(f"engine: got {engine!r}, expected an AsyncEngine of {DRIVER}://…")
-        return cls(engine, _settings(settings, schema), prices, owned=False)
+        return cls(engine, _settings(settings, schema), prices, redact, owned=False)
 
     async def __aenter__(self) -> Self:
         if self._server is not None and self._engine is None:
@@ -194,7 +204,7 @@ class SessionDatabase:
         """Writing sessions, and reading them."""
         if self._lifecycle is None:
             execution = self._execution()
-            writer = ItemWriter(execution, self._prices)
+            writer = ItemWriter(execution, self._prices, self._payloads)
             self._lifecycle = SqlAlchemySessionLifecycleDb(execution, writer, self._settings.abandon_after)
         return self._lifecycle
 
@@ -240,7 +250,7 @@ class SessionDatabase:
             ConfigurationError: A bound is not one it can have.
         """
         recorder = SessionRecorder(
-            ItemWriter(self._execution(), self._prices),
+            ItemWriter(self._execution(), self._prices, self._payloads),
             max_batch=max_batch,
             max_delay=max_delay,
             max_pending=max_pending,
@@ -262,7 +272,7 @@ class SessionDatabase:
         if not isinstance(host, AsyncConnection | AsyncSession):
             raise ConfigurationError(f"bind: got {host!r}, expected an AsyncConnection or an AsyncSession")
         execution = BoundExecution(host, self._settings.database_schema, savepoints=savepoints)
-        return BoundSessionDatabase(execution, self._prices, self._settings)
+        return BoundSessionDatabase(execution, self._prices, self._payloads, self._settings)
 
     async def migrate(self, *, connection: AsyncConnection | None = None) -> None:
         """Brings the schema to this version's revision; does nothing where it already is.
