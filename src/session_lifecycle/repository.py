@@ -10,11 +10,10 @@ from typing import Any, Protocol
 from uuid import UUID
 
 from session_lifecycle.batches import Writable
-from session_lifecycle.cursors import read_cursor, write_cursor
+from session_lifecycle.cursors import answered_page, read_position
 from session_lifecycle.errors import InvalidValueError
 from session_lifecycle.execution import Execution
 from session_lifecycle.models import (
-    TOTAL_BOUND,
     CostByModelRow,
     SessionListFilters,
     SessionListPage,
@@ -121,21 +120,11 @@ class SqlAlchemySessionLifecycleDb(WritesItems):
         """See `SessionLifecycleDb`."""
         if not isinstance(filters, SessionListFilters):
             raise InvalidValueError("filters", filters, "a SessionListFilters")
-        position = None if filters.cursor is None else read_cursor(filters.cursor, filters)
+        order = sessions.order_of(filters)
+        position = read_position(filters, order)
         rows = await self._execution.fetch(sessions.list_sessions(filters, position, self._abandon_after))
-        found = [row for row in rows if row.record_user_id is not None]
-        page, has_more = found[: filters.limit], len(found) > filters.limit
-        total = rows[0].total
-        is_bound = filters.total == "bounded" and total > TOTAL_BOUND
-        return SessionListPage(
-            sessions=[_session_row(row) for row in page],
-            total=TOTAL_BOUND if is_bound else total,
-            total_is_lower_bound=is_bound,
-            limit=filters.limit,
-            offset=filters.offset,
-            has_more=has_more,
-            next_cursor=write_cursor(page[-1], rows[0].as_of, filters) if has_more else None,
-        )
+        page, told = answered_page(rows, order, filters)
+        return SessionListPage(sessions=[_session_row(row) for row in page], **told)
 
     async def aggregate_stats(
         self,

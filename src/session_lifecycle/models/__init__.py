@@ -15,8 +15,8 @@ from session_lifecycle.models.items import (
     UsageReceipt,
 )
 from session_lifecycle.models.maintenance import RepriceReport
+from session_lifecycle.models.pages import TOTAL_BOUND
 from session_lifecycle.models.reads import (
-    TOTAL_BOUND,
     CostByModelRow,
     EffectiveStatus,
     SessionListFilters,

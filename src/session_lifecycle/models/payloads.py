@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from typing import Annotated, Any
+from unicodedata import normalize
 
 from pydantic import BeforeValidator
 from pydantic_core import PydanticCustomError, to_jsonable_python
@@ -17,6 +18,11 @@ def safe_text(text: str) -> str:
     if "\x00" not in text and text.isascii():
         return text
     return text.encode("utf-8", "surrogatepass").decode("utf-8", "replace").replace("\x00", REPLACEMENT)
+
+
+def folded(text: str) -> str:
+    """The text without regard to case, as it is searched for: the same in every locale of a database."""
+    return normalize("NFC", text.casefold())
 
 
 def safe_json(value: Any, depth: int = PAYLOAD_DEPTH) -> Any:  # noqa: PLR0911 - one per kind of value
