@@ -13,6 +13,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, create_async_engine
 
 from session_lifecycle import migrations
+from session_lifecycle.activity import SessionActivityDb, SqlAlchemySessionActivityDb
 from session_lifecycle.embedded import EmbeddedPostgres
 from session_lifecycle.errors import ConfigurationError
 from session_lifecycle.execution import (
@@ -48,6 +49,7 @@ class BoundSessionDatabase:
     def __init__(self, execution: Execution, prices: PriceCatalogue, settings: Settings) -> None:
         writer = ItemWriter(execution, prices)
         self.lifecycle: SessionLifecycleDb = SqlAlchemySessionLifecycleDb(execution, writer, settings.abandon_after)
+        self.activity: SessionActivityDb = SqlAlchemySessionActivityDb(execution, settings.abandon_after)
         self.maintenance: SessionMaintenanceDb = SqlAlchemySessionMaintenanceDb(execution, prices)
 
 
@@ -197,6 +199,11 @@ class SessionDatabase:
             writer = ItemWriter(execution, self._prices)
             self._lifecycle = SqlAlchemySessionLifecycleDb(execution, writer, self._settings.abandon_after)
         return self._lifecycle
+
+    @property
+    def activity(self) -> SessionActivityDb:
+        """Reading what happened in sessions: summaries, details, threads, runs, messages."""
+        return SqlAlchemySessionActivityDb(self._execution(), self._settings.abandon_after)
 
     @property
     def maintenance(self) -> SessionMaintenanceDb:

@@ -17,7 +17,6 @@ from session_lifecycle.models import (
     CostByModelRow,
     SessionListFilters,
     SessionListPage,
-    SessionRecord,
     SessionRowWithStatus,
     SessionStats,
     Viewer,
@@ -106,14 +105,13 @@ class SqlAlchemySessionLifecycleDb(WritesItems):
     ) -> SessionRowWithStatus | None:
         """See `SessionLifecycleDb`."""
         wanted = OneSession.of_call(session_id=session_id, prefer_other_owner=prefer_other_owner, owner_id=owner_id)
-        statement = sessions.get_session(
+        session = sessions.preferred_session(
             wanted.session_id,
             Viewer.of_caller(viewer, permitted_dataset_ids),
             prefer_other_owner=wanted.prefer_other_owner,
             owner_id=wanted.owner_id,
-            abandon_after=self._abandon_after,
         )
-        rows = await self._execution.fetch(statement)
+        rows = await self._execution.fetch(sessions.with_status(session, self._abandon_after))
         return _session_row(rows[0]) if rows else None
 
     async def list_session_rows(self, filters: SessionListFilters) -> SessionListPage:
@@ -170,8 +168,7 @@ class SqlAlchemySessionLifecycleDb(WritesItems):
 
 
 def _session_row(row: Any) -> SessionRowWithStatus:
-    record = SessionRecord(**{name: getattr(row, f"record_{name}") for name in SessionRecord.model_fields})
-    return SessionRowWithStatus(record=record, effective_status=row.effective_status)
+    return SessionRowWithStatus(record=sessions.record_of(row), effective_status=row.effective_status)
 
 
 def _average(total: Decimal, count: int) -> Decimal:

@@ -58,6 +58,11 @@ class RunChoice(Value):
     include_open: Flag = True
     """Whether runs that have not ended are counted."""
 
+    @property
+    def narrows(self) -> bool:
+        """Whether runs are left out by what they are, and not for being open."""
+        return any(given is not None for given in (self.project, self.provider, self.model, self.client))
+
 
 class SummaryFilters(RunChoice, SessionFilters):
     """What `list_session_summaries` is asked.
@@ -89,9 +94,11 @@ class SummaryFilters(RunChoice, SessionFilters):
         return self
 
     @property
-    def chooses_by_run(self) -> bool:
-        """Whether only sessions are found that have a certain run."""
-        return any(given is not None for given in (self.project, self.provider, self.model, self.client))
+    def counted(self) -> RunChoice:
+        """The runs that figures cover."""
+        if not self.matching_only:
+            return RunChoice(project=self.project, include_open=self.include_open)
+        return RunChoice(**{name: getattr(self, name) for name in RunChoice.model_fields})
 
 
 class RunFilters(RunChoice, PageFilters):

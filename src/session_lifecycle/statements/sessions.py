@@ -22,14 +22,19 @@ def record_columns() -> list[ColumnElement[Any]]:
     return [columns[name].label(f"record_{name}") for name in SessionRecord.model_fields]
 
 
-def get_session(
-    session_id: str, viewer: Viewer, *, prefer_other_owner: bool, owner_id: UUID | None, abandon_after: timedelta
+def record_of(row: Any) -> SessionRecord:
+    """The record in a row that has those columns."""
+    return SessionRecord(**{name: getattr(row, f"record_{name}") for name in SessionRecord.model_fields})
+
+
+def preferred_session(
+    session_id: str, viewer: Viewer, *, prefer_other_owner: bool = False, owner_id: UUID | None = None
 ) -> Select[*tuple[Any, ...]]:
     """At most one row: of the visible sessions with this id, the one rule R15 prefers."""
     own = literal(0, Integer) if viewer.user_id is None else case((S.user_id == viewer.user_id, 1), else_=0)
     of_agents = case((S.user_id.in_(viewer.owner_ids), 1), else_=0) if viewer.owner_ids else literal(0, Integer)
     statement = (
-        select(*record_columns(), effective_status(abandon_after, clock()).label("effective_status"))
+        select(*record_columns())
         .where(S.session_id == session_id, visible(viewer))
         .order_by(
             own.asc() if prefer_other_owner else own.desc(), of_agents.desc(), S.last_activity_at.desc(), S.user_id
@@ -37,6 +42,11 @@ def get_session(
         .limit(1)
     )
     return statement if owner_id is None else statement.where(S.user_id == owner_id)
+
+
+def with_status(sessions: Select[*tuple[Any, ...]], abandon_after: timedelta) -> Select[*tuple[Any, ...]]:
+    """The same sessions with their effective status of now."""
+    return sessions.add_columns(effective_status(abandon_after, clock()).label("effective_status"))
 
 
 def order_of(filters: SessionFilters) -> Order:
