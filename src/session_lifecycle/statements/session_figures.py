@@ -39,7 +39,7 @@ from session_lifecycle.statements.run_figures import (
     steps_of_run,
 )
 
-NEGATIVE_DURATION: ColumnElement[str] = literal_column("'negative_duration'", Text)
+NEGATIVE_DURATION: ColumnElement[str] = literal_column("'negative_duration'::text", Text)
 
 
 def with_figures(rows: Select[*tuple[Any, ...]], sessions: FromClause, choice: RunChoice) -> Select[*tuple[Any, ...]]:
