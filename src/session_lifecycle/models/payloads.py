@@ -21,7 +21,7 @@ def safe_text(text: str) -> str:
 
 
 def folded(text: str) -> str:
-    """The text without regard to case, as it is searched for: the same in every locale of a database."""
+    """The text as a search compares it: without case by Unicode, composed; in every locale of a database the same."""
     return normalize("NFC", text.casefold())
 
 

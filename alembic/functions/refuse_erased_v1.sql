@@ -1,0 +1,9 @@
+-- Raises `SL004` for a user who was erased and must not come back.
+CREATE FUNCTION {schema}.refuse_erased_v1(of_user uuid) RETURNS void
+LANGUAGE plpgsql AS $body$
+BEGIN
+    IF EXISTS (SELECT FROM {schema}.session_tombstones t WHERE t.user_id = of_user) THEN
+        RAISE EXCEPTION USING ERRCODE = 'SL004', MESSAGE = 'the user was erased', DETAIL = of_user::text;
+    END IF;
+END
+$body$;
