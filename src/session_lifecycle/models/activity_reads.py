@@ -240,7 +240,7 @@ class SummaryPage(Page):
 class RunEvent(Value):
     """One usage event of a run, as the ledger has it."""
 
-    at: datetime
+    at: Moment
     model: str | None
     provider: str | None
     tokens_in: int
@@ -303,7 +303,7 @@ class Action(Value):
 
     run_id: str
     model: str | None
-    started_at: datetime
+    started_at: Moment
     tools: list[Step]
     thoughts: list[Message]
 
@@ -313,8 +313,8 @@ class Thread(Value):
 
     thread_id: str
     """The root's run id."""
-    started_at: datetime
-    ended_at: datetime | None
+    started_at: Moment
+    ended_at: Moment | None
     """None while one of its runs is open."""
     runs_count: int
     tokens_in: int

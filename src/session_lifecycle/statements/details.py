@@ -32,7 +32,7 @@ def get_session_detail(
     details = run_details(chosen).subquery("details")
     runs = json_array(details.c.body, (details.c.started_at, details.c.run_id))
     messages = json_array(json_object(fields_of(M, Message)), OLDEST_FIRST)
-    detail = with_figures(select(*session.c), session, choice).add_columns(
+    detail = with_figures(select(*session.c).select_from(session), session, choice).add_columns(
         select(cast(or_empty(runs), Text)).scalar_subquery().label("runs"),
         select(cast(or_empty(messages), Text))
         .where(*messages_of(session, choice))

@@ -77,6 +77,7 @@ def run_details(chosen: FromClause) -> Select[*tuple[Any, ...]]:
     body = json_object(fields_of(R, Run) | figures)
     return (
         select(R.user_id, R.run_id, R.started_at, body.label("body"))
+        .select_from(R)
         .join(chosen, and_(chosen.c.user_id == R.user_id, chosen.c.run_id == R.run_id))
         .join(steps, true())
         .outerjoin(

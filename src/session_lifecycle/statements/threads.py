@@ -49,7 +49,7 @@ def list_threads(
         is_anchored = select(here.c.thread_id).exists()
     nearest = (threads.c.root_started_at, threads.c.thread_id)
     page = page.order_by(*(nearest if before is None else [part.desc() for part in nearest])).limit(limit + 1)
-    return with_figures(select(*session.c), session, RunChoice()).add_columns(
+    return with_figures(select(*session.c).select_from(session), session, RunChoice()).add_columns(
         is_anchored.label("is_anchored"), _bodies(session, runs, page.cte("page")).label("threads")
     )
 
