@@ -78,6 +78,7 @@ class SessionDatabase:
         self._owned = owned
         self._server = server
         self._engine = engine
+        self._pool: PoolExecution | None = None
         self._lifecycle: SessionLifecycleDb | None = None
         self._recorders: WeakSet[SessionRecorder] = WeakSet()
 
@@ -172,7 +173,7 @@ class SessionDatabase:
         if self._owned and self._engine is not None:
             await self._engine.dispose()
         if self._server is not None:
-            self._engine = self._lifecycle = None
+            self._engine = self._pool = self._lifecycle = None
             await self._server.stop()
 
     @property
@@ -189,7 +190,10 @@ class SessionDatabase:
         return self._engine
 
     def _execution(self) -> PoolExecution:
-        return PoolExecution(self.engine, self._settings.database_schema, self._settings.retries)
+        # One for all roles: it looks at the schema once, and keeps what it compiled.
+        if self._pool is None:
+            self._pool = PoolExecution(self.engine, self._settings.database_schema, self._settings.retries)
+        return self._pool
 
     @property
     def lifecycle(self) -> SessionLifecycleDb:
