@@ -58,7 +58,7 @@ class Order(NamedTuple):
         """What the values of a position are called in a row."""
         return tuple(f"position_{number}" for number in range(1 + len(self.key)))
 
-    def terms(self, *, descending: bool) -> list[ColumnElement[Any]]:
+    def terms(self, *, descending: bool) -> Sequence[ColumnElement[Any]]:
         """What to order by."""
         leading = [self.column] if self.index_column is None else [self.index_column, self.column]
         ordered = [term.desc() if descending else term.asc() for term in (*leading, *self.key)]
