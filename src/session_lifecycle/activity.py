@@ -110,8 +110,8 @@ class SessionActivityDb(Protocol):
     async def list_runs(self, filters: RunFilters) -> RunPage:
         """A page of the runs the filters choose, each with all that belongs to it; empty when there are none.
 
-        Ordered by `(started_at, run_id, user_id)`. Runs that wait outside of any session are their owner's, their
-        owner's principal's and the auditor's to see.
+        Ordered by `(started_at, run_id, user_id)`. Runs that wait outside of any session are seen by their owner, by
+        whoever has the owner as an agent, and by the auditor.
 
         Raises:
             InvalidValueError: The cursor is not of a page under the same filters.

@@ -158,6 +158,46 @@ async def test_C06_by_what_runs_are(world: Any, filters: dict[str, Any], expecte
     assert await listed_runs(world, **filters) == await world.summarised(**filters) == own
 
 
+async def hold_many(world: Any) -> None:
+    """1,500 sessions of four runs each; one run in a thousand is of a rare model and client."""
+    await world.sql(
+        "INSERT INTO session_lifecycle.session_runs "
+        "(user_id, run_id, session_id, root_run_id, started_at, ended_at, first_seen, last_seen, model, client) "
+        "SELECT '00000000-0000-0000-0000-000000000001', n::text, 's' || n % 1500, n::text, now(), now(), now(), now(), "
+        "kind, kind FROM generate_series(1, 6000) n, "
+        "LATERAL (SELECT CASE n % 1000 WHEN 0 THEN 'rare' ELSE 'common' END) x (kind)"
+    )
+    await world.sql(
+        "INSERT INTO session_lifecycle.session_records (user_id, session_id, last_activity_at) "
+        "SELECT user_id, session_id, max(last_seen) FROM session_lifecycle.session_runs GROUP BY 1, 2"
+    )
+    for table in ("session_runs", "session_records"):
+        await world.sql(f"ANALYZE session_lifecycle.{table}")
+
+
+@pytest.mark.parametrize("filters", [{"model": "rare"}, {"client": "rare"}])
+async def test_C06_what_is_rare_is_found_by_an_index(world: Any, filters: dict[str, str]) -> None:
+    await hold_many(world)
+    [name] = filters
+    for total in ("exact", "none"):
+        asked = SummaryFilters(user_id=A, total=total, **filters)  # type: ignore[arg-type]
+        plan = await world.plan(world.activity.list_session_summaries(asked))
+        assert f"ix_session_runs_{name}_user_id_session_id" in plan
+    assert len(await world.summarised(**filters)) == 3
+
+
+async def test_C10_a_page_looks_at_the_runs_of_its_sessions_only(world: Any) -> None:
+    await hold_many(world)
+    for filters in (SummaryFilters(user_id=A, limit=10), SummaryFilters(user_id=A, limit=10, project="default")):
+        plan = await world.plan(world.activity.list_session_summaries(filters))
+        assert "ix_session_runs_user_id_session_id_started_at_run_id" in plan
+    plan = await world.plan(world.activity.list_session_summaries(SummaryFilters(user_id=A, limit=10)))
+    assert "Seq Scan on session_runs" not in plan
+    runs = await world.plan(world.activity.list_runs(RunFilters(user_id=A, limit=10, total="none")))
+    assert "ix_session_runs_user_id_started_at_run_id" in runs
+    assert "Seq Scan on session_runs" not in runs
+
+
 @pytest.mark.parametrize(
     ("since", "until", "expected"),
     [

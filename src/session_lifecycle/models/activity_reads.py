@@ -281,6 +281,11 @@ class RunDetail(Run):
     events: list[RunEvent]
     """Its usage in its session, oldest first."""
 
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Self:
+        # What was imported by SQL is told as it is.
+        return self
+
 
 class RunPage(Page):
     """A page of runs."""

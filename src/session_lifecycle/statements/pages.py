@@ -5,10 +5,10 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from sqlalchemy import (
+    CTE,
     BigInteger,
     ColumnElement,
     Select,
-    Subquery,
     and_,
     func,
     literal,
@@ -84,18 +84,18 @@ def _further(columns: Sequence[Attribute], values: Sequence[Any], *, descending:
     return there < here if descending else there > here
 
 
-def page(rows: Select[*tuple[Any, ...]], order: Order, filters: PageFilters, position: Position | None) -> Subquery:
+def page(rows: Select[*tuple[Any, ...]], order: Order, filters: PageFilters, position: Position | None) -> CTE:
     """The rows of a page and one row more, each with its `place` in their order, and its position."""
     terms = order.terms(descending=filters.descending)
     place = func.row_number().over(order_by=terms).label("place")
     rows = rows.add_columns(place, *order.position()).order_by(*terms)
     if position is not None:
         rows = rows.where(order.after(position, descending=filters.descending))
-    return rows.limit(filters.limit + 1).offset(filters.offset).subquery("page")
+    return rows.limit(filters.limit + 1).offset(filters.offset).cte("page")
 
 
 def beside_total(
-    rows: Subquery, chosen: Select[*tuple[Any, ...]], filters: PageFilters, now: ColumnElement[datetime]
+    rows: CTE, chosen: Select[*tuple[Any, ...]], filters: PageFilters, now: ColumnElement[datetime]
 ) -> Select[*tuple[Any, ...]]:
     """The rows of a page in their order, each with the total of all that were chosen, and the clock as `as_of`.
 

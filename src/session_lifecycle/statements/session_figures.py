@@ -53,12 +53,12 @@ def with_figures(rows: Select[*tuple[Any, ...]], sessions: FromClause, choice: R
     of_session = (R.user_id == sessions.c.record_user_id, R.session_id == sessions.c.record_session_id)
     runs = _runs(of_session, choice)
     earliest = _earliest_run(of_session, choice)
-    open_runs = _open_runs(of_session)
     rows = rows.join(runs, true()).outerjoin(earliest, true())
     totals: dict[str, ColumnElement[Any]] = dict(runs.c.items())
     if not choice.narrows:
         totals |= {name: sessions.c[f"record_{name}"] for name in TOTALS}
         if not choice.include_open:
+            open_runs = _open_runs(of_session)
             rows = rows.join(open_runs, true())
             # Late usage of an open run is not in the session's totals.
             totals |= {name: func.greatest(totals[name] - open_runs.c[name], 0, type_=Numeric) for name in TOTALS}
