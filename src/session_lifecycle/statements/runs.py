@@ -101,7 +101,10 @@ def _messages() -> ColumnElement[Any]:
 
 
 def _events(chosen: FromClause) -> FromClause:
-    """The events of each run, gathered in one pass: the ledger is found by session, and a session has many runs."""
+    """The events of each run, gathered in one pass: the ledger is found by session, and a session has many runs.
+
+    Materialized, or they might be gathered again for every run.
+    """
     events = json_array(json_object(fields_of(E, RunEvent)), (E.at, E.event_id))
     return (
         select(E.user_id, E.session_id, E.run_id, events.label("events"))
@@ -111,5 +114,6 @@ def _events(chosen: FromClause) -> FromClause:
             E.key_scope != "run",
         )
         .group_by(E.user_id, E.session_id, E.run_id)
-        .subquery("events")
+        .cte("events")
+        .prefix_with("MATERIALIZED")
     )
