@@ -57,10 +57,11 @@ format: setup  ## Put the code into its form.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-benchmark: setup  ## Measure what writing and touching cost, each beside what it is compared with.
+benchmark: setup  ## Measure what writing, touching and a page of summaries cost, each beside what it is compared with.
 	$(BIN)/python -m pip install --quiet --group benchmarks
 	$(BIN)/python benchmarks/write_path.py --plot docs/discussion/write-path.svg
 	$(BIN)/python benchmarks/touch.py
+	$(BIN)/python benchmarks/activity.py
 
 clean:  ## Remove what was made.
 	rm -rf .venv .make .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -14,9 +14,15 @@ from session_lifecycle import (
     End,
     EndOutcome,
     Item,
+    Lineage,
+    Message,
     Receipt,
     ReopenOutcome,
+    RunFilters,
+    RunPage,
+    SessionActivityDb,
     SessionDatabase,
+    SessionDetail,
     SessionLifecycleDb,
     SessionListFilters,
     SessionListPage,
@@ -24,6 +30,9 @@ from session_lifecycle import (
     SessionStats,
     SessionStatus,
     SessionWriter,
+    SummaryFilters,
+    SummaryPage,
+    ThreadPage,
     Touch,
     TouchOutcome,
     UsageEvent,
@@ -65,6 +74,28 @@ async def read(sessions: SessionLifecycleDb, user: UUID, since: datetime) -> Non
     assert_type(await sessions.cost_by_model(Viewer.auditor(), until=since), list[CostByModelRow])
 
 
+async def look_into(activity: SessionActivityDb, user: UUID, since: datetime) -> None:
+    """Every read of activity, for a viewer and for a bare user id."""
+    viewer = Viewer(user, [user], [user])
+    assert_type(await activity.find_lineage(user, "call"), Lineage | None)
+    page = await activity.list_session_summaries(SummaryFilters(viewer=viewer, search="x", project="default"))
+    assert_type(page, SummaryPage)
+    assert_type(page.sessions[0].session_id, str)
+    assert_type(page.sessions[0].cost_usd, Decimal)
+    assert_type(page.sessions[0].models, tuple[str, ...])
+    assert_type(await activity.get_session_detail("s", user, owner_id=user, project="p"), SessionDetail | None)
+    threads = await activity.list_threads("s", viewer, owner_id=user, limit=1, after="r")
+    assert_type(threads, ThreadPage | None)
+    runs = await activity.list_runs(RunFilters(user_id=user, since=since, include_open=True))
+    assert_type(runs, RunPage)
+    assert_type(runs.runs[0].duration_ms, float | None)
+    assert_type(runs.runs[0].reported_cost_usd, Decimal | None)
+    assert_type(await activity.list_models(user, "gpt-"), list[str])
+    assert_type(await activity.list_clients(viewer), list[str])
+    assert_type(await activity.list_agents(Viewer.auditor()), list[str])
+    assert_type(await activity.chat_history("s", user, limit=1, max_characters=1), list[Message])
+
+
 async def ways_in(engine: AsyncEngine, connection: AsyncConnection, session: AsyncSession) -> None:
     """The front door; every role is both protocols."""
     db = SessionDatabase.from_engine(engine)
@@ -72,6 +103,8 @@ async def ways_in(engine: AsyncEngine, connection: AsyncConnection, session: Asy
     reader: SessionLifecycleDb = db.lifecycle
     wrap(writer)
     wrap(reader)
+    assert_type(db.activity, SessionActivityDb)
+    assert_type(db.bind(connection).activity, SessionActivityDb)
     assert_type(db.bind(connection).lifecycle, SessionLifecycleDb)
     assert_type(db.bind(session, savepoints=False).lifecycle, SessionLifecycleDb)
     async with SessionDatabase.connect("postgresql://h/x", pgbouncer=True) as connected:

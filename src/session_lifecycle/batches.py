@@ -1,7 +1,6 @@
 """What is written: items, priced and put into waves, as `record_v3` reads them."""
 
 import hashlib
-import unicodedata
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
 from datetime import UTC, datetime
@@ -12,6 +11,7 @@ from pydantic_core import to_json
 
 from session_lifecycle.models import End, Item, Message, Run, Step, Touch, UsageEvent
 from session_lifecycle.models.items import Reopen
+from session_lifecycle.models.payloads import folded
 from session_lifecycle.pricing import PriceCatalogue
 
 Writable = Item | Reopen
@@ -171,11 +171,6 @@ def _prepare_activity(item: Run | Step | Message) -> Prepared:
     if touch is not None:
         touch |= {"kind": "touch", "user_id": item.user_id, "at": latest_at, "answers": False}
     return Prepared(item, touch, activity, key, latest_at, is_alone=False, is_plain=False)
-
-
-def folded(text: str) -> str:
-    """The text as a search compares it: without case by Unicode, composed."""
-    return unicodedata.normalize("NFC", text.casefold())
 
 
 def _written(item: Touch | UsageEvent | End | Reopen, prices: PriceCatalogue) -> dict[str, Any]:

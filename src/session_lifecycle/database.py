@@ -13,6 +13,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, create_async_engine
 
 from session_lifecycle import migrations
+from session_lifecycle.activity import SessionActivityDb, SqlAlchemySessionActivityDb
 from session_lifecycle.embedded import EmbeddedPostgres
 from session_lifecycle.errors import ConfigurationError
 from session_lifecycle.execution import (
@@ -51,6 +52,7 @@ class BoundSessionDatabase:
     ) -> None:
         writer = ItemWriter(execution, prices, payloads)
         self.lifecycle: SessionLifecycleDb = SqlAlchemySessionLifecycleDb(execution, writer, settings.abandon_after)
+        self.activity: SessionActivityDb = SqlAlchemySessionActivityDb(execution, settings.abandon_after)
         self.maintenance: SessionMaintenanceDb = SqlAlchemySessionMaintenanceDb(execution, prices)
 
 
@@ -81,6 +83,7 @@ class SessionDatabase:
         self._owned = owned
         self._server = server
         self._engine = engine
+        self._pool: PoolExecution | None = None
         self._lifecycle: SessionLifecycleDb | None = None
         self._recorders: WeakSet[SessionRecorder] = WeakSet()
 
@@ -180,7 +183,7 @@ class SessionDatabase:
         if self._owned and self._engine is not None:
             await self._engine.dispose()
         if self._server is not None:
-            self._engine = self._lifecycle = None
+            self._engine = self._pool = self._lifecycle = None
             await self._server.stop()
 
     @property
@@ -197,7 +200,10 @@ class SessionDatabase:
         return self._engine
 
     def _execution(self) -> PoolExecution:
-        return PoolExecution(self.engine, self._settings.database_schema, self._settings.retries)
+        # One for all roles: it looks at the schema once, and keeps what it compiled.
+        if self._pool is None:
+            self._pool = PoolExecution(self.engine, self._settings.database_schema, self._settings.retries)
+        return self._pool
 
     @property
     def lifecycle(self) -> SessionLifecycleDb:
@@ -207,6 +213,11 @@ class SessionDatabase:
             writer = ItemWriter(execution, self._prices, self._payloads)
             self._lifecycle = SqlAlchemySessionLifecycleDb(execution, writer, self._settings.abandon_after)
         return self._lifecycle
+
+    @property
+    def activity(self) -> SessionActivityDb:
+        """Reading what happened in sessions: summaries, details, threads, runs, messages."""
+        return SqlAlchemySessionActivityDb(self._execution(), self._settings.abandon_after)
 
     @property
     def maintenance(self) -> SessionMaintenanceDb:

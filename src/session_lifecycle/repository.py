@@ -10,15 +10,13 @@ from typing import Any, Protocol
 from uuid import UUID
 
 from session_lifecycle.batches import Writable
-from session_lifecycle.cursors import read_cursor, write_cursor
+from session_lifecycle.cursors import answered_page, read_position
 from session_lifecycle.errors import InvalidValueError
 from session_lifecycle.execution import Execution
 from session_lifecycle.models import (
-    TOTAL_BOUND,
     CostByModelRow,
     SessionListFilters,
     SessionListPage,
-    SessionRecord,
     SessionRowWithStatus,
     SessionStats,
     Viewer,
@@ -107,35 +105,24 @@ class SqlAlchemySessionLifecycleDb(WritesItems):
     ) -> SessionRowWithStatus | None:
         """See `SessionLifecycleDb`."""
         wanted = OneSession.of_call(session_id=session_id, prefer_other_owner=prefer_other_owner, owner_id=owner_id)
-        statement = sessions.get_session(
+        session = sessions.preferred_session(
             wanted.session_id,
             Viewer.of_caller(viewer, permitted_dataset_ids),
             prefer_other_owner=wanted.prefer_other_owner,
             owner_id=wanted.owner_id,
-            abandon_after=self._abandon_after,
         )
-        rows = await self._execution.fetch(statement)
+        rows = await self._execution.fetch(sessions.with_status(session, self._abandon_after))
         return _session_row(rows[0]) if rows else None
 
     async def list_session_rows(self, filters: SessionListFilters) -> SessionListPage:
         """See `SessionLifecycleDb`."""
         if not isinstance(filters, SessionListFilters):
             raise InvalidValueError("filters", filters, "a SessionListFilters")
-        position = None if filters.cursor is None else read_cursor(filters.cursor, filters)
+        order = sessions.order_of(filters)
+        position = read_position(filters, order)
         rows = await self._execution.fetch(sessions.list_sessions(filters, position, self._abandon_after))
-        found = [row for row in rows if row.record_user_id is not None]
-        page, has_more = found[: filters.limit], len(found) > filters.limit
-        total = rows[0].total
-        is_bound = filters.total == "bounded" and total > TOTAL_BOUND
-        return SessionListPage(
-            sessions=[_session_row(row) for row in page],
-            total=TOTAL_BOUND if is_bound else total,
-            total_is_lower_bound=is_bound,
-            limit=filters.limit,
-            offset=filters.offset,
-            has_more=has_more,
-            next_cursor=write_cursor(page[-1], rows[0].as_of, filters) if has_more else None,
-        )
+        page, told = answered_page(rows, order, filters)
+        return SessionListPage(sessions=[_session_row(row) for row in page], **told)
 
     async def aggregate_stats(
         self,
@@ -181,8 +168,7 @@ class SqlAlchemySessionLifecycleDb(WritesItems):
 
 
 def _session_row(row: Any) -> SessionRowWithStatus:
-    record = SessionRecord(**{name: getattr(row, f"record_{name}") for name in SessionRecord.model_fields})
-    return SessionRowWithStatus(record=record, effective_status=row.effective_status)
+    return SessionRowWithStatus(record=sessions.record_of(row), effective_status=row.effective_status)
 
 
 def _average(total: Decimal, count: int) -> Decimal:

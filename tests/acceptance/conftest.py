@@ -1,15 +1,27 @@
 """The people, the data sets and the short verbs of the acceptance tables."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import event, text
 
-from session_lifecycle import SessionDatabase, SessionLifecycleDb, SessionListFilters, SessionRecord, UsageEvent, Viewer
+from session_lifecycle import (
+    Item,
+    Receipt,
+    SessionActivityDb,
+    SessionDatabase,
+    SessionLifecycleDb,
+    SessionListFilters,
+    SessionRecord,
+    SessionSummary,
+    SummaryFilters,
+    UsageEvent,
+    Viewer,
+)
 
 A, B, C, D1, D2 = (UUID(int=number) for number in range(1, 6))
 
@@ -28,6 +40,25 @@ class World:
     @property
     def lifecycle(self) -> SessionLifecycleDb:
         return self.db.lifecycle
+
+    @property
+    def activity(self) -> SessionActivityDb:
+        return self.db.activity
+
+    async def record(self, *items: Item) -> list[Receipt]:
+        return await self.lifecycle.record(items)
+
+    async def summaries(self, viewer: Viewer | UUID = A, **filters: Any) -> list[SessionSummary]:
+        viewer = Viewer(viewer) if isinstance(viewer, UUID) else viewer
+        page = await self.activity.list_session_summaries(SummaryFilters(viewer=viewer, **filters))
+        return page.sessions
+
+    async def summarised(self, viewer: Viewer | UUID = A, **filters: Any) -> list[str]:
+        return [summary.session_id for summary in await self.summaries(viewer, **filters)]
+
+    async def summary(self, session_id: str = "s", viewer: Viewer | UUID = A, **filters: Any) -> SessionSummary:
+        [found] = await self.summaries(viewer, session_id=session_id, **filters)
+        return found
 
     async def touch(self, session_id: str = "s", user: UUID = A, dataset: UUID | None = None, **more: Any) -> Any:
         return await self.lifecycle.ensure_and_touch_session(session_id, user, dataset, **more)
@@ -62,6 +93,27 @@ class World:
         async with self.db.engine.begin() as connection:
             result = await connection.execute(text(statement), values)
             return list(result.mappings()) if result.returns_rows else []
+
+    async def statements(self, call: Awaitable[Any]) -> list[tuple[str, tuple[Any, ...]]]:
+        """What a call runs, with what it binds."""
+        ran: list[tuple[str, tuple[Any, ...]]] = []
+
+        def note(connection: Any, cursor: Any, statement: str, bound: Any, *context: Any) -> None:
+            ran.append((statement, bound))
+
+        event.listen(self.db.engine.sync_engine, "before_cursor_execute", note)
+        try:
+            await call
+        finally:
+            event.remove(self.db.engine.sync_engine, "before_cursor_execute", note)
+        return ran
+
+    async def plan(self, call: Awaitable[Any]) -> str:
+        """How the database runs the statement of a call; what comes before is the look at the schema."""
+        *_, (statement, bound) = await self.statements(call)
+        async with self.db.engine.connect() as connection:
+            lines = await connection.exec_driver_sql(f"EXPLAIN {statement}", bound)
+            return "\n".join(lines.scalars())
 
     async def ledger(self) -> list[Any]:
         return await self.sql("SELECT * FROM session_lifecycle.session_usage_events ORDER BY recorded_at")

@@ -13,15 +13,27 @@ from pydantic import BaseModel
 
 import session_lifecycle
 from session_lifecycle import (
+    Action,
     CostByModelRow,
     End,
+    Lineage,
+    RunDetail,
+    RunEvent,
+    RunFilters,
+    RunPage,
     SessionDatabase,
+    SessionDetail,
     SessionListFilters,
     SessionListPage,
     SessionRecord,
     SessionRowWithStatus,
     SessionStats,
+    SessionSummary,
     Settings,
+    SummaryFilters,
+    SummaryPage,
+    Thread,
+    ThreadPage,
     Touch,
     UsageEvent,
     UsageReceipt,
@@ -86,6 +98,18 @@ def test_every_public_name_is_in_the_reference() -> None:
     [
         *(Touch, UsageEvent, End, UsageReceipt, Viewer, SessionListFilters),
         *(SessionListPage, SessionRowWithStatus, SessionRecord, SessionStats, CostByModelRow),
+        *(
+            Lineage,
+            SummaryFilters,
+            SummaryPage,
+            SessionSummary,
+            SessionDetail,
+            RunFilters,
+            RunPage,
+            RunDetail,
+            RunEvent,
+        ),
+        *(ThreadPage, Thread, Action),
     ],
 )
 def test_every_field_of_a_value_is_in_the_reference(value: type[BaseModel]) -> None:

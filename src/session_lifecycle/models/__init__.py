@@ -1,6 +1,20 @@
 """The values that go in and come out: frozen Pydantic models, by noun."""
 
 from session_lifecycle.models.activity import ActivityOutcome, Message, MessageRole, Run, RunStatus, Step
+from session_lifecycle.models.activity_reads import (
+    Action,
+    Lineage,
+    RunDetail,
+    RunEvent,
+    RunFilters,
+    RunPage,
+    SessionDetail,
+    SessionSummary,
+    SummaryFilters,
+    SummaryPage,
+    Thread,
+    ThreadPage,
+)
 from session_lifecycle.models.items import (
     End,
     EndOutcome,
@@ -15,8 +29,8 @@ from session_lifecycle.models.items import (
     UsageReceipt,
 )
 from session_lifecycle.models.maintenance import RepriceReport
+from session_lifecycle.models.pages import TOTAL_BOUND
 from session_lifecycle.models.reads import (
-    TOTAL_BOUND,
     CostByModelRow,
     EffectiveStatus,
     SessionListFilters,
@@ -29,26 +43,38 @@ from session_lifecycle.models.viewer import Viewer
 
 __all__ = [
     "TOTAL_BOUND",
+    "Action",
     "ActivityOutcome",
     "CostByModelRow",
     "EffectiveStatus",
     "End",
     "EndOutcome",
     "Item",
+    "Lineage",
     "Message",
     "MessageRole",
     "Receipt",
     "ReopenOutcome",
     "RepriceReport",
     "Run",
+    "RunDetail",
+    "RunEvent",
+    "RunFilters",
+    "RunPage",
     "RunStatus",
+    "SessionDetail",
     "SessionListFilters",
     "SessionListPage",
     "SessionRecord",
     "SessionRowWithStatus",
     "SessionStats",
     "SessionStatus",
+    "SessionSummary",
     "Step",
+    "SummaryFilters",
+    "SummaryPage",
+    "Thread",
+    "ThreadPage",
     "Touch",
     "TouchOutcome",
     "UsageEvent",

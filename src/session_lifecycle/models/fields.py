@@ -155,6 +155,10 @@ class Value(BaseModel):
                 fields[name] = value
         super().__init__(**fields)
 
+    # As on Pydantic's own: positions are all that is added, so validating need not come through here. It could not with
+    # JSON, where a strict field takes the text of an id or a time.
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
+
     @classmethod
     def of_call(cls, **arguments: Any) -> Self:
         """The value a call's arguments make.

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from typing import Annotated, Any
+from unicodedata import normalize
 
 from pydantic import BeforeValidator
 from pydantic_core import PydanticCustomError, to_jsonable_python
@@ -18,6 +19,11 @@ def safe_text(text: str) -> str:
         return text
     # Two surrogates that make a character are that character.
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").replace("\x00", REPLACEMENT)
+
+
+def folded(text: str) -> str:
+    """The text as a search compares it: without case by Unicode, composed; in every locale of a database the same."""
+    return normalize("NFC", text.casefold())
 
 
 def safe_json(value: Any, depth: int = PAYLOAD_DEPTH) -> Any:  # noqa: PLR0911 - one per kind of value

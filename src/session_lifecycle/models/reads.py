@@ -3,19 +3,16 @@
 from datetime import datetime
 from decimal import Decimal
 from enum import StrEnum
-from typing import Annotated, Any, Literal, Self
+from typing import Any
 from uuid import UUID
 
-from pydantic import Field, Strict, model_validator
-
-from session_lifecycle.models.fields import Flag, Id, Moment, OptionalName, SessionId, Text, Value, inconsistent
+from session_lifecycle.models.fields import Flag, Id, Moment, SessionId, Text, Value
 from session_lifecycle.models.items import SessionStatus
-from session_lifecycle.models.viewer import Viewer
+from session_lifecycle.models.pages import Page, PageFilters
 
-TOTAL_BOUND = 10_000
-"""How far `total="bounded"` counts."""
-
-MOST_OFFSET = 2**62
+SESSION_ORDERS = ("last_activity_at", "started_at", "ended_at", "cost_usd", "tokens_in", "tokens_out")
+"""The columns a page of sessions can be ordered by (rule R13)."""
+DEFAULT_SESSION_ORDER = SESSION_ORDERS[0]
 
 
 class EffectiveStatus(StrEnum):
@@ -27,42 +24,24 @@ class EffectiveStatus(StrEnum):
     ABANDONED = "abandoned"
 
 
-class SessionListFilters(Value):
-    """What `list_session_rows` is asked.
+class SessionFilters(PageFilters):
+    """What every page of sessions is asked. The window is `[since, until)` on `last_activity_at`."""
 
-    Who is asking is either `viewer`, or in the reference's shape `user_id` and `permitted_dataset_ids`. The window is
-    `[since, until)` on `last_activity_at`. An unknown `order_by` falls back to `last_activity_at` (rule R13).
-    """
-
-    viewer: Viewer | None = None
-    user_id: Id | None = None
-    permitted_dataset_ids: tuple[Id, ...] = ()
-    since: Moment | None = None
-    until: Moment | None = None
     status_filter: EffectiveStatus | None = None
-    limit: Annotated[int, Strict(), Field(ge=1, le=500)] = 50
-    offset: Annotated[int, Strict(), Field(ge=0, le=MOST_OFFSET)] = 0
-    order_by: Text = "last_activity_at"
-    descending: Flag = True
-    owner_id: Id | None = None
-    dataset_id: Id | None = None
-    agent_name: OptionalName = None
-    cursor: Text | None = None
-    """A page's `next_cursor`: the page after it, under the same filters. Not together with `offset`."""
-    total: Literal["exact", "bounded", "none"] = "exact"
-
-    @model_validator(mode="after")
-    def _is_consistent(self) -> Self:
-        if self.viewer is not None and (self.user_id is not None or self.permitted_dataset_ids):
-            raise inconsistent("viewer", "none beside user_id and permitted_dataset_ids")
-        if self.cursor is not None and self.offset:
-            raise inconsistent("cursor", "none together with an offset")
-        return self
+    order_by: Text = DEFAULT_SESSION_ORDER
 
     @property
-    def asker(self) -> Viewer:
-        """Who is asking, whichever shape it came in; one who sees nothing when nobody is named."""
-        return self.viewer or Viewer(self.user_id, self.permitted_dataset_ids)
+    def order_column(self) -> str:
+        """The column the page is ordered by: an unknown one falls back to `last_activity_at` (rule R13)."""
+        return self.order_by if self.order_by in SESSION_ORDERS else DEFAULT_SESSION_ORDER
+
+    def question(self) -> dict[str, Any]:
+        """See `PageFilters`."""
+        return super().question() | {"order_by": self.order_column}
+
+
+class SessionListFilters(SessionFilters):
+    """What `list_session_rows` is asked. An unknown `order_by` falls back to `last_activity_at`."""
 
 
 class OneSession(Value):
@@ -138,18 +117,10 @@ def _ready_for_json(value: Any) -> Any:
             return value
 
 
-class SessionListPage(Value):
-    """A page of sessions, its total and how to go on, all from one snapshot."""
+class SessionListPage(Page):
+    """A page of sessions."""
 
     sessions: list[SessionRowWithStatus]
-    total: int | None
-    """Of all pages; None when it was not asked for."""
-    limit: int
-    offset: int
-    has_more: bool
-    next_cursor: str | None
-    total_is_lower_bound: bool = False
-    """`total="bounded"` stopped counting: there are at least `total`."""
 
 
 class SessionStats(Value):

@@ -3,6 +3,7 @@
 from sqlalchemy import ColumnElement, and_, false, literal_column, or_, true
 
 from session_lifecycle.entities import SessionRecordEntity as S
+from session_lifecycle.entities import SessionRunEntity as R
 from session_lifecycle.models import Viewer
 
 
@@ -18,3 +19,18 @@ def visible(viewer: Viewer) -> ColumnElement[bool]:
     if viewer.permitted_dataset_ids:
         ways.append(S.dataset_id.in_(viewer.permitted_dataset_ids))
     return or_(*ways) if ways else false()
+
+
+def visible_run(viewer: Viewer) -> ColumnElement[bool]:
+    """True for the runs this viewer sees, of runs outer-joined with their sessions.
+
+    Those are the runs of visible sessions; and of runs that wait outside of any, the viewer's own and their agents'.
+    """
+    if viewer.sees_all:
+        return true()
+    if not viewer.owner_ids:
+        return visible(viewer)
+    own = R.user_id.in_(viewer.owner_ids)
+    seen = or_(visible(viewer), and_(R.session_id.is_(None), own))
+    # All of them are the viewer's own where nothing is shared; said, so that the index on a user's runs is used.
+    return seen if viewer.permitted_dataset_ids else and_(own, seen)
