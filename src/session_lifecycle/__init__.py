@@ -16,12 +16,18 @@ from session_lifecycle.handle import SessionHandle, current_session
 from session_lifecycle.maintenance import SessionMaintenanceDb, SqlAlchemySessionMaintenanceDb
 from session_lifecycle.migrations import include_object
 from session_lifecycle.models import (
+    CostByAgentRow,
     CostByModelRow,
+    CostByUserRow,
     EffectiveStatus,
     End,
     EndOutcome,
+    ErasureReceipt,
     Item,
+    Mismatch,
+    PruneReport,
     Receipt,
+    ReconcileReport,
     ReopenOutcome,
     RepriceReport,
     SessionListFilters,
@@ -30,6 +36,9 @@ from session_lifecycle.models import (
     SessionRowWithStatus,
     SessionStats,
     SessionStatus,
+    Spend,
+    TelemetryKey,
+    TelemetrySummary,
     Touch,
     TouchOutcome,
     UsageEvent,
@@ -39,6 +48,7 @@ from session_lifecycle.models import (
 )
 from session_lifecycle.pricing import PriceOverride
 from session_lifecycle.recorder import SessionRecorder
+from session_lifecycle.reports import SessionReportsDb, SqlAlchemySessionReportsDb
 from session_lifecycle.repository import SessionLifecycleDb, SqlAlchemySessionLifecycleDb
 from session_lifecycle.settings import Settings
 from session_lifecycle.telemetry import RecorderSnapshot
@@ -47,15 +57,21 @@ from session_lifecycle.writing import SessionWriter
 __all__ = [
     "BoundSessionDatabase",
     "ConfigurationError",
+    "CostByAgentRow",
     "CostByModelRow",
+    "CostByUserRow",
     "DatabaseUnavailableError",
     "EffectiveStatus",
     "End",
     "EndOutcome",
+    "ErasureReceipt",
     "InvalidValueError",
     "Item",
+    "Mismatch",
     "PriceOverride",
+    "PruneReport",
     "Receipt",
+    "ReconcileReport",
     "RecorderClosedError",
     "RecorderFullError",
     "RecorderSnapshot",
@@ -71,13 +87,18 @@ __all__ = [
     "SessionMaintenanceDb",
     "SessionRecord",
     "SessionRecorder",
+    "SessionReportsDb",
     "SessionRowWithStatus",
     "SessionStats",
     "SessionStatus",
     "SessionWriter",
     "Settings",
+    "Spend",
     "SqlAlchemySessionLifecycleDb",
     "SqlAlchemySessionMaintenanceDb",
+    "SqlAlchemySessionReportsDb",
+    "TelemetryKey",
+    "TelemetrySummary",
     "Touch",
     "TouchOutcome",
     "TransactionConflictError",

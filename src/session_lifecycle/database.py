@@ -33,6 +33,7 @@ from session_lifecycle.recorder import (
     DEFAULT_MAX_PENDING,
     SessionRecorder,
 )
+from session_lifecycle.reports import SessionReportsDb, SqlAlchemySessionReportsDb
 from session_lifecycle.repository import SessionLifecycleDb, SqlAlchemySessionLifecycleDb
 from session_lifecycle.settings import Settings, check_schema_name
 from session_lifecycle.writing import ItemWriter
@@ -48,6 +49,7 @@ class BoundSessionDatabase:
     def __init__(self, execution: Execution, prices: PriceCatalogue, settings: Settings) -> None:
         writer = ItemWriter(execution, prices)
         self.lifecycle: SessionLifecycleDb = SqlAlchemySessionLifecycleDb(execution, writer, settings.abandon_after)
+        self.reports: SessionReportsDb = SqlAlchemySessionReportsDb(execution)
         self.maintenance: SessionMaintenanceDb = SqlAlchemySessionMaintenanceDb(execution, prices)
 
 
@@ -197,6 +199,11 @@ class SessionDatabase:
             writer = ItemWriter(execution, self._prices)
             self._lifecycle = SqlAlchemySessionLifecycleDb(execution, writer, self._settings.abandon_after)
         return self._lifecycle
+
+    @property
+    def reports(self) -> SessionReportsDb:
+        """What was spent, by whom, and how runs did."""
+        return SqlAlchemySessionReportsDb(self._execution())
 
     @property
     def maintenance(self) -> SessionMaintenanceDb:

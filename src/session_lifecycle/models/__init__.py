@@ -14,7 +14,7 @@ from session_lifecycle.models.items import (
     UsageOutcome,
     UsageReceipt,
 )
-from session_lifecycle.models.maintenance import RepriceReport
+from session_lifecycle.models.maintenance import ErasureReceipt, Mismatch, PruneReport, ReconcileReport, RepriceReport
 from session_lifecycle.models.reads import (
     TOTAL_BOUND,
     CostByModelRow,
@@ -25,19 +25,26 @@ from session_lifecycle.models.reads import (
     SessionRowWithStatus,
     SessionStats,
 )
+from session_lifecycle.models.reports import CostByAgentRow, CostByUserRow, Spend, TelemetryKey, TelemetrySummary
 from session_lifecycle.models.viewer import Viewer
 
 __all__ = [
     "TOTAL_BOUND",
     "ActivityOutcome",
+    "CostByAgentRow",
     "CostByModelRow",
+    "CostByUserRow",
     "EffectiveStatus",
     "End",
     "EndOutcome",
+    "ErasureReceipt",
     "Item",
     "Message",
     "MessageRole",
+    "Mismatch",
+    "PruneReport",
     "Receipt",
+    "ReconcileReport",
     "ReopenOutcome",
     "RepriceReport",
     "Run",
@@ -48,7 +55,10 @@ __all__ = [
     "SessionRowWithStatus",
     "SessionStats",
     "SessionStatus",
+    "Spend",
     "Step",
+    "TelemetryKey",
+    "TelemetrySummary",
     "Touch",
     "TouchOutcome",
     "UsageEvent",
