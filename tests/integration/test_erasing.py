@@ -6,9 +6,9 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from stored_rows import TABLES, ask, counts, store_message, store_run, store_step
 
 from session_lifecycle import InvalidValueError, SessionDatabase, Touch, UsageEvent, Viewer
+from stored_rows import TABLES, ask, counts, store_message, store_run, store_step
 
 A, B, D = UUID(int=1), UUID(int=2), UUID(int=3)
 NOW = datetime.now(UTC)

@@ -1,15 +1,15 @@
 """Reconciling: every total beside the ledger, told where it differs, put right where that is asked for."""
 
 import asyncio
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
 import pytest
-from stored_rows import ask, store_run
 
 from session_lifecycle import End, InvalidValueError, Mismatch, SessionDatabase, Touch, UsageEvent
+from stored_rows import ask, store_run
 
 A, B = UUID(int=1), UUID(int=2)
 NOW = datetime.now(UTC)
