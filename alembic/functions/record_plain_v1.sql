@@ -1,5 +1,5 @@
 -- What nearly every batch is: signs of life and new usage, of sessions that exist and run. One short statement writes it;
--- one row per item. Where anything is otherwise it raises `SL001` with nothing left written, and `record_wave_v1` decides.
+-- one row per item. Where anything is otherwise it raises `SL001` with nothing left written, and `record_wave_v2` decides.
 CREATE FUNCTION {schema}.record_plain_v1(items jsonb, now_at timestamptz) RETURNS TABLE (
     item_position int,
     outcome text,
@@ -19,7 +19,7 @@ BEGIN
     WITH item AS MATERIALIZED (
         SELECT i.position, i.kind, i.user_id, i.session_id COLLATE "C" AS session_id, i.dataset_id, i.agent_name, i.title,
                i.event_id, i.model, i.provider, i.cost_usd, i.given_cost_usd, i.price_source, i.unit_prices,
-               i.idempotency_key, i.run_id,
+               i.idempotency_key,
                coalesce(i.at, now_at) AS moment,
                coalesce(i.tokens_in, 0) AS tokens_in,
                coalesce(i.tokens_out, 0) AS tokens_out,
@@ -37,7 +37,7 @@ BEGIN
             title text, event_id uuid, model text, provider text, tokens_in bigint, tokens_out bigint,
             cache_read_tokens bigint, cache_write_tokens bigint, reasoning_tokens bigint, cost_usd numeric,
             given_cost_usd numeric, price_source text, unit_prices jsonb, errored boolean, measured boolean,
-            idempotency_key text, run_id text, details jsonb, touch boolean
+            idempotency_key text, details jsonb, touch boolean
         )
     ),
     session_change AS (
@@ -83,7 +83,8 @@ BEGIN
             cost_usd = s.cost_usd + c.cost_usd,
             error_count = s.error_count + c.error_count,
             unpriced_events = s.unpriced_events + c.unpriced_events,
-            unmeasured_events = s.unmeasured_events + c.unmeasured_events
+            unmeasured_events = s.unmeasured_events + c.unmeasured_events,
+            derived = false
         FROM session_change c
         WHERE s.user_id = ANY (ARRAY[c.user_id]) AND s.session_id = ANY (ARRAY[c.session_id]) AND s.status = 'running'
         RETURNING s.user_id, s.session_id, s.tokens_in - c.tokens_in AS tokens_in,
@@ -96,10 +97,10 @@ BEGIN
         INSERT INTO {schema}.session_usage_events
             (user_id, session_id, event_id, at, recorded_at, model, provider, tokens_in, tokens_out,
              cache_read_tokens, cache_write_tokens, reasoning_tokens, cost_usd, given_cost_usd, price_source, unit_prices,
-             errored, measured, idempotency_key, run_id, details)
+             errored, measured, idempotency_key, details)
         SELECT i.user_id, i.session_id, i.event_id, i.moment, now_at, i.model, i.provider, i.tokens_in, i.tokens_out,
                i.cache_read_tokens, i.cache_write_tokens, i.reasoning_tokens, i.cost_usd, i.given_cost_usd,
-               i.price_source, i.unit_prices, i.errored, i.measured, i.idempotency_key, i.run_id, i.details
+               i.price_source, i.unit_prices, i.errored, i.measured, i.idempotency_key, i.details
         FROM locked, item i
         WHERE locked.sessions > 0 AND i.kind = 'usage' AND (i.idempotency_key IS NOT NULL OR i.is_measurement)
         ON CONFLICT DO NOTHING

@@ -1,10 +1,11 @@
--- Any number of items in one transaction, as if they had come one after another; one row per item.
--- `waves` is an array of arrays: the items of one wave do not depend on each other, those of a later wave may on an
--- earlier one. `latest_at` is the latest time any of them says it happened: more than five minutes ahead of the database
--- (rule R09) nothing at all is written, and the only row is `future`. `is_plain` says that they are one wave of touches and
--- uses without a revision, a key of the user's scope or metadata.
--- Locks are taken in one order everywhere (rule R10): keys of the user's scope, then sessions, each sorted.
-CREATE FUNCTION {schema}.record_v3(waves jsonb, latest_at timestamptz, is_plain boolean) RETURNS TABLE (
+-- Any number of items in one transaction, as if they had come one after another; a row per item, and where an item has
+-- several the last one holds. `waves` is an array of arrays with what is written to sessions, and `activity` one with the
+-- runs, steps and messages: the items of one wave do not depend on each other, those of a later wave may on an earlier one.
+-- `latest_at` is the latest time any of them says it happened: more than five minutes ahead of the database (rule R09)
+-- nothing at all is written, and the only row is `future`. `is_plain` says that they are one wave of touches and uses
+-- without a run, a revision, a key of the user's scope or metadata.
+-- Locks are taken in one order everywhere (rule R10): keys of the user's scope, sessions, who links runs, runs; each sorted.
+CREATE FUNCTION {schema}.record_v3(waves jsonb, activity jsonb, latest_at timestamptz, is_plain boolean) RETURNS TABLE (
     item_position int,
     outcome text,
     event_cost_usd numeric,
@@ -17,6 +18,9 @@ DECLARE
     -- Not now(), which stands still in a host's transaction.
     now_at timestamptz := statement_timestamp();
     single jsonb;
+    has_runs boolean;
+    others jsonb := '[]';
+    found_missing text;
 BEGIN
     IF latest_at > now_at + interval '5 minutes' THEN
         outcome := 'future';
@@ -26,11 +30,11 @@ BEGIN
     IF is_plain AND waves -> 0 -> 1 IS NULL THEN
         single := waves -> 0 -> 0;
         IF single ->> 'kind' = 'usage' THEN
-            RETURN QUERY SELECT 0, 'applied', u.* FROM {schema}.use_v1(single, now_at) u;
+            RETURN QUERY SELECT 0, 'applied', u.* FROM {schema}.use_v2(single, now_at) u;
             IF FOUND THEN
                 RETURN;
             END IF;
-        ELSIF {schema}.touch_v1(single, now_at) THEN
+        ELSIF {schema}.touch_v2(single, now_at) THEN
             item_position := 0;
             outcome := 'touched';
             RETURN NEXT;
@@ -44,9 +48,22 @@ BEGIN
             -- One of the items is otherwise. Nothing is left written or locked; what follows decides.
         END;
     END IF;
-    PERFORM {schema}.lock_sessions_v1(waves);
-    FOR wave IN 0..jsonb_array_length(waves) - 1 LOOP
-        RETURN QUERY SELECT * FROM {schema}.record_wave_v1(waves -> wave, now_at);
+    -- An event with a revision may take the place of one of a run.
+    has_runs := activity <> '[]' OR waves @? '$[*][*] ? (exists (@.run_id) || @.revision > 0 || exists (@.key_scope))';
+    IF NOT has_runs THEN
+        RETURN QUERY SELECT * FROM {schema}.record_locked_v1(waves, activity, others, has_runs, now_at);
+        RETURN;
+    END IF;
+    LOOP
+        BEGIN
+            RETURN QUERY SELECT * FROM {schema}.record_locked_v1(waves, activity, others, has_runs, now_at);
+            RETURN;
+        EXCEPTION WHEN SQLSTATE 'SL002' THEN
+            -- The items turned out to be about more sessions. Locks are taken in their order or not at all: everything is
+            -- undone and done again with those.
+            GET STACKED DIAGNOSTICS found_missing = PG_EXCEPTION_DETAIL;
+            others := others || jsonb_build_array(found_missing::jsonb);
+        END;
     END LOOP;
 END
 $body$;

@@ -16,6 +16,7 @@ from session_lifecycle.handle import SessionHandle, current_session
 from session_lifecycle.maintenance import SessionMaintenanceDb, SqlAlchemySessionMaintenanceDb
 from session_lifecycle.migrations import include_object
 from session_lifecycle.models import (
+    ActivityOutcome,
     CostByAgentRow,
     CostByModelRow,
     CostByUserRow,
@@ -24,12 +25,16 @@ from session_lifecycle.models import (
     EndOutcome,
     ErasureReceipt,
     Item,
+    Message,
+    MessageRole,
     Mismatch,
     PruneReport,
     Receipt,
     ReconcileReport,
     ReopenOutcome,
     RepriceReport,
+    Run,
+    RunStatus,
     SessionListFilters,
     SessionListPage,
     SessionRecord,
@@ -37,6 +42,7 @@ from session_lifecycle.models import (
     SessionStats,
     SessionStatus,
     Spend,
+    Step,
     TelemetryKey,
     TelemetrySummary,
     Touch,
@@ -55,6 +61,7 @@ from session_lifecycle.telemetry import RecorderSnapshot
 from session_lifecycle.writing import SessionWriter
 
 __all__ = [
+    "ActivityOutcome",
     "BoundSessionDatabase",
     "ConfigurationError",
     "CostByAgentRow",
@@ -67,6 +74,8 @@ __all__ = [
     "ErasureReceipt",
     "InvalidValueError",
     "Item",
+    "Message",
+    "MessageRole",
     "Mismatch",
     "PriceOverride",
     "PruneReport",
@@ -77,6 +86,8 @@ __all__ = [
     "RecorderSnapshot",
     "ReopenOutcome",
     "RepriceReport",
+    "Run",
+    "RunStatus",
     "SchemaError",
     "SessionDatabase",
     "SessionHandle",
@@ -97,6 +108,7 @@ __all__ = [
     "SqlAlchemySessionLifecycleDb",
     "SqlAlchemySessionMaintenanceDb",
     "SqlAlchemySessionReportsDb",
+    "Step",
     "TelemetryKey",
     "TelemetrySummary",
     "Touch",

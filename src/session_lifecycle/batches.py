@@ -1,15 +1,16 @@
 """What is written: items, priced and put into waves, as `record_v3` reads them."""
 
 import hashlib
+import unicodedata
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 from uuid import UUID, uuid4
 
 from pydantic_core import to_json
 
-from session_lifecycle.models import End, Item, Touch, UsageEvent
+from session_lifecycle.models import End, Item, Message, Run, Step, Touch, UsageEvent
 from session_lifecycle.models.items import Reopen
 from session_lifecycle.pricing import PriceCatalogue
 
@@ -37,7 +38,9 @@ _OF_KIND: dict[type, tuple[str, ...]] = {
         "details",
     ),
 }
-_KINDS = {Touch: "touch", End: "end", Reopen: "reopen"}
+_KINDS = {Touch: "touch", End: "end", Reopen: "reopen", Run: "run", Step: "step", Message: "message"}
+# These make it depend on more than its session.
+_NOT_PLAIN = {"revision", "key_scope", "run_id"}
 
 
 def is_repeatable(item: Writable) -> bool:
@@ -49,9 +52,14 @@ class Prepared(NamedTuple):
     """An item and, as JSON will have it, what is written of it."""
 
     item: Writable
-    written: dict[str, Any]
-    key: UUID | None
-    """Its event's id, where an idempotency key makes it."""
+    written: dict[str, Any] | None
+    """What it does to the session it names; None where it names none."""
+    activity: dict[str, Any] | None
+    """The run, step or message; None of other items."""
+    key: Hashable
+    """What may be in a wave once only: the id of a keyed event, or a run's, step's or message's own; None: nothing."""
+    latest_at: datetime | None
+    """The latest time it speaks of."""
     is_alone: bool
     """No other item of its session may be in its wave: an end, a reopening, and metadata."""
     is_plain: bool
@@ -65,35 +73,43 @@ def is_to_be_priced(item: Writable) -> bool:
 
 def prepare(item: Writable, prices: PriceCatalogue) -> Prepared:
     """The item with its price; the catalogue is loaded, where it is needed."""
+    if isinstance(item, Run | Step | Message):
+        return _prepare_activity(item)
     written = _written(item, prices)
     key = written["event_id"] if "idempotency_key" in written else None
     is_alone = isinstance(item, End | Reopen) or "metadata" in written
-    is_plain = not is_alone and not {"revision", "key_scope"} & written.keys() and written["kind"] != "nothing"
-    return Prepared(item, written, key, is_alone, is_plain)
+    is_plain = not is_alone and _NOT_PLAIN.isdisjoint(written) and written["kind"] != "nothing"
+    return Prepared(item, written, None, key, item.at, is_alone, is_plain)
 
 
 def parameters(prepared: Sequence[Prepared]) -> dict[str, Any]:
     """What `statements.recording.record` binds for these items."""
     waves: list[list[dict[str, Any]]] = [[]]
-    of_key: dict[UUID, int] = {}
+    activity: list[list[dict[str, Any]]] = [[]]
+    of_key: dict[Hashable, int] = {}
     of_user: dict[UUID, _UsersWaves] = defaultdict(_UsersWaves)
-    latest_at: datetime | None = None
     is_plain = True
-    for position, (item, written, key, is_alone, is_plain_item) in enumerate(prepared):
-        not_before = 0 if key is None else of_key.get(key, -1) + 1
-        wave = of_user[item.user_id].next_wave(
-            item.session_id, not_before, is_alone=is_alone, is_anywhere="key_scope" in written
-        )
-        if key is not None:
-            of_key[key] = wave
+    for position, one in enumerate(prepared):
+        not_before = 0 if one.key is None else of_key.get(one.key, -1) + 1
+        wave = of_user[one.item.user_id].next_wave(one, not_before)
+        if one.key is not None:
+            of_key[one.key] = wave
         while wave >= len(waves):
             waves.append([])
-        written["position"] = position
-        waves[wave].append(written)
-        is_plain = is_plain and is_plain_item
-        if item.at is not None and (latest_at is None or item.at > latest_at):
-            latest_at = item.at
-    return {"waves": to_json(waves).decode(), "latest_at": latest_at, "is_plain": is_plain and len(waves) == 1}
+            activity.append([])
+        if one.written is not None:
+            one.written["position"] = position
+            waves[wave].append(one.written)
+        if one.activity is not None:
+            one.activity["position"] = position
+            activity[wave].append(one.activity)
+        is_plain = is_plain and one.is_plain
+    return {
+        "waves": to_json(waves).decode(),
+        "activity": to_json(activity if any(activity) else []).decode(),
+        "latest_at": max((one.latest_at for one in prepared if one.latest_at is not None), default=None),
+        "is_plain": is_plain and len(waves) == 1,
+    }
 
 
 class _UsersWaves:
@@ -107,31 +123,62 @@ class _UsersWaves:
         self._last_alone = -1
         self._last_anywhere = -1
 
-    def next_wave(self, session_id: str, not_before: int, *, is_alone: bool, is_anywhere: bool) -> int:
-        """The wave of the next item.
-
-        Args:
-            session_id: The session it names.
-            not_before: The first wave in which its key is free.
-            is_alone: No other item of its session may be in its wave.
-            is_anywhere: Its key is of the user's scope: it may turn out to be of any session of the user.
-        """
+    def next_wave(self, one: Prepared, not_before: int) -> int:
+        """The wave of the next item; not before the one in which its key is free."""
+        if one.written is None:
+            # Of a session that is not known here: it depends on what ends or reopens any, and on nothing else.
+            wave = max(self._first, not_before, self._last_alone + 1)
+            self._last_anywhere = max(self._last_anywhere, wave)
+            self._last = max(self._last, wave)
+            return wave
+        session_id = one.written["session_id"]
         wave, follows_alone = self._of_session.get(session_id, (0, False))
-        if follows_alone or (is_alone and session_id in self._of_session):
+        if follows_alone or (one.is_alone and session_id in self._of_session):
             wave += 1
         wave = max(wave, self._first, not_before)
-        if is_anywhere:
+        if "key_scope" in one.written:
+            # A key of the user's scope: it may turn out to be of any session of the user.
             wave = max(wave, self._last, self._last_alone + 1)
             self._first = self._last_anywhere = wave
-        elif is_alone:
+        elif one.is_alone:
             wave = max(wave, self._last_anywhere + 1)
             self._last_alone = max(self._last_alone, wave)
         self._last = max(self._last, wave)
-        self._of_session[session_id] = (wave, is_alone)
+        self._of_session[session_id] = (wave, one.is_alone)
         return wave
 
 
-def _written(item: Writable, prices: PriceCatalogue) -> dict[str, Any]:
+def _prepare_activity(item: Run | Step | Message) -> Prepared:
+    activity = {name: value for name, value in item if value is not None}
+    activity["kind"] = _KINDS[type(item)]
+    touch: dict[str, Any] | None = None
+    match item:
+        case Run():
+            key: Hashable = (Run, item.user_id, item.run_id)
+            latest_at = max(item.started_at, item.ended_at or item.started_at)
+            if item.session_id is not None:
+                touch = {"session_id": item.session_id, "began_at": item.started_at}
+                touch |= {name: activity[name] for name in ("dataset_id", "agent_name") if name in activity}
+        case Step():
+            key = (Step, item.user_id, item.run_id, item.step_id)
+            latest_at = max(item.started_at, item.ended_at or item.started_at)
+            activity["step_kind"] = item.kind
+        case Message():
+            key = (Message, item.user_id, item.session_id, item.message_id)
+            latest_at = item.created_at
+            activity["content_folded"] = folded(item.content)
+            touch = {"session_id": item.session_id}
+    if touch is not None:
+        touch |= {"kind": "touch", "user_id": item.user_id, "at": latest_at, "answers": False}
+    return Prepared(item, touch, activity, key, latest_at, is_alone=False, is_plain=False)
+
+
+def folded(text: str) -> str:
+    """The text as a search compares it: without case by Unicode, composed."""
+    return unicodedata.normalize("NFC", text.casefold())
+
+
+def _written(item: Touch | UsageEvent | End | Reopen, prices: PriceCatalogue) -> dict[str, Any]:
     written: dict[str, Any] = {"user_id": item.user_id, "session_id": item.session_id}
     if isinstance(item, UsageEvent) and item.is_nothing:
         return written | {"kind": "nothing", "cost_usd": 0}

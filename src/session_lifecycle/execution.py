@@ -9,6 +9,7 @@ from weakref import WeakKeyDictionary
 
 import asyncpg
 from sqlalchemy import Engine, Executable, Select, exc
+from sqlalchemy.dialects.postgresql.asyncpg import AsyncAdapt_asyncpg_dbapi
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 from sqlalchemy.util import greenlet_spawn
 
@@ -31,10 +32,14 @@ LONGEST_PAUSE_SECONDS = 1.0
 CONFLICTS = {"40001": "serialization failure", "40P01": "deadlock", "55P03": "lock not available"}
 MISSING = {"42P01", "42883", "42703", "3F000", "42704"}
 UNAVAILABLE_CLASSES = {"08", "53", "57", "58"}
+ERASED = "SL004"  # raised by our functions
 # The server stops, crashed, starts, or has no connection left.
 PASSING = {"57P01", "57P02", "57P03", "53300"}
+# What SQLAlchemy makes of the driver's errors, and wraps once more only around its own statements.
+AdaptedError = AsyncAdapt_asyncpg_dbapi.Error
 DATABASE_TROUBLE = (
     exc.SQLAlchemyError,
+    AdaptedError,
     OSError,
     asyncpg.InterfaceError,
     asyncpg.InternalClientError,
@@ -247,8 +252,8 @@ def _is_lost(driver: "asyncpg.Connection", error: BaseException) -> bool:
 
 def _driver_error(error: BaseException) -> BaseException:
     """The error of asyncpg or of the network, under SQLAlchemy's where it is wrapped."""
-    original = getattr(error, "orig", None)
-    return error if original is None else original.__cause__ or original
+    adapted = getattr(error, "orig", None) or error
+    return adapted.__cause__ or adapted if isinstance(adapted, AdaptedError) else adapted
 
 
 def _sqlstate(error: BaseException) -> str | None:
@@ -286,6 +291,9 @@ def raise_ours(error: BaseException, *, may_have_written: bool = False) -> NoRet
         raise DatabaseUnavailableError(
             f"the database cannot be reached or did not answer: {told}", may_have_written=may_have_written
         ) from error
+    if state == ERASED:
+        user_id = getattr(cause, "detail", None)
+        raise InvalidValueError("user_id", user_id, "a user who was not erased for good") from error
     if state in CONFLICTS:
         raise TransactionConflictError(f"another transaction was in the way ({CONFLICTS[state]}): {told}") from error
     if state in MISSING:

@@ -212,6 +212,7 @@ class SqlAlchemySessionMaintenanceDb:
         return {
             **key,
             "revision": row.revision,
+            "run_id": row.run_id,
             "old_cost_usd": row.cost_usd,
             "cost_usd": price.cost_usd,
             "price_source": price.source,

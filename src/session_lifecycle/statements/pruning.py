@@ -127,7 +127,8 @@ def _waits(cut_at: datetime) -> ColumnElement[bool]:
     unused = and_(R.events_cost_usd == 0, R.events_tokens_in == 0, R.events_tokens_out == 0)
     return and_(
         R.session_id.is_(None),
-        func.coalesce(R.last_seen, R.started_at) < literal(cut_at, INSTANT),
+        # Seen by nobody, it stands for a run whose namers are gone.
+        or_(func.coalesce(R.last_seen, R.started_at) < literal(cut_at, INSTANT), R.first_seen.is_(None)),
         or_(R.started_at.is_not(None), and_(unused, nobody_names)),
     )
 

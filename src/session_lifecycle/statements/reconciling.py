@@ -17,7 +17,6 @@ from sqlalchemy import (
     and_,
     bindparam,
     func,
-    not_,
     or_,
     select,
     tuple_,
@@ -31,9 +30,15 @@ from session_lifecycle.entities import SessionModelUsageEntity as M
 from session_lifecycle.entities import SessionRecordEntity as S
 from session_lifecycle.entities import SessionRunEntity as R
 from session_lifecycle.entities import SessionUsageEventEntity as E
-
-ADJUSTMENT = "run"
-"""The key scope of what a run reports beyond its events."""
+from session_lifecycle.statements.ledger import (
+    COUNTS,
+    IS_LATE,
+    IS_MEASUREMENT,
+    IS_OF_RUN,
+    IS_UNMEASURED,
+    IS_UNPRICED,
+    TOKENS,
+)
 
 Totals = Mapping[str, ColumnElement[Any]]
 
@@ -53,30 +58,24 @@ def _count(*conditions: ColumnElement[bool]) -> ColumnElement[Any]:
     return func.count().filter(*conditions).cast(BigInteger)
 
 
-_PARTS = (E.cost_usd, E.tokens_in, E.tokens_out, E.cache_read_tokens, E.cache_write_tokens)
-_IS_LATE: ColumnElement[bool] = E.late.expression
-_COUNTS = not_(E.late)
-_UNPRICED = and_(_COUNTS, E.measured, E.cost_usd.is_(None))
-_UNMEASURED = and_(_COUNTS, not_(E.measured))
-
 OF_SESSION: Totals = {
-    **{column.key: _sum(column, _COUNTS) for column in (*_PARTS, E.reasoning_tokens)},
-    "unpriced_events": _count(_UNPRICED),
-    "unmeasured_events": _count(_UNMEASURED),
-    "late_events": _count(_IS_LATE),
-    "late_cost_usd": _sum(E.cost_usd, _IS_LATE),
+    **{column.key: _sum(column, COUNTS) for column in (E.cost_usd, *TOKENS)},
+    "unpriced_events": _count(IS_UNPRICED),
+    "unmeasured_events": _count(IS_UNMEASURED),
+    "late_events": _count(IS_LATE),
+    "late_cost_usd": _sum(E.cost_usd, IS_LATE),
 }
 """A session's totals. Not its errors and its last model: without a key those need no event in the ledger (rule R03)."""
 
 OF_MODEL: Totals = {
-    **{column.key: _sum(column, _COUNTS) for column in (*_PARTS, E.reasoning_tokens)},
-    "events": _count(_COUNTS),
-    "unpriced_events": _count(_UNPRICED),
-    "unmeasured_events": _count(_UNMEASURED),
+    **{column.key: _sum(column, COUNTS) for column in (E.cost_usd, *TOKENS)},
+    "events": _count(COUNTS),
+    "unpriced_events": _count(IS_UNPRICED),
+    "unmeasured_events": _count(IS_UNMEASURED),
 }
 """A model's totals within a session, over its measurements."""
 
-OF_RUN: Totals = {f"events_{column.key}": _sum(column, _COUNTS) for column in _PARTS}
+OF_RUN: Totals = {f"events_{column.key}": _sum(column, COUNTS) for column in (E.cost_usd, *TOKENS[:4])}
 """A run's totals, over its events of whichever session."""
 
 
@@ -117,10 +116,9 @@ def model_mismatches(first: SessionKey, last: SessionKey) -> Select[*tuple[Any, 
     """The same of the totals by model; what is found is null where there is no row for the model."""
     names = ("user_id", "session_id", "model")
     model = func.coalesce(E.model, "").label("model")
-    is_measurement = or_(E.tokens_in > 0, E.tokens_out > 0, E.cost_usd > 0, not_(E.measured))
     ledger = (
         select(E.user_id, E.session_id, model, *_labelled(OF_MODEL))
-        .where(_between(E, first, last), _COUNTS, is_measurement)
+        .where(_between(E, first, last), IS_MEASUREMENT)
         .group_by(E.user_id, E.session_id, model)
         .subquery("ledger")
     )
@@ -139,7 +137,7 @@ def run_mismatches(first: UUID, last: UUID) -> Select[*tuple[Any, ...]]:
     """The same of the runs of the users from the first to the last, in the order of their keys."""
     ledger = (
         select(E.user_id, E.run_id, *_labelled(OF_RUN))
-        .where(E.user_id.between(first, last), E.run_id.is_not(None), E.key_scope != ADJUSTMENT)
+        .where(E.user_id.between(first, last), IS_OF_RUN)
         .group_by(E.user_id, E.run_id)
         .subquery("ledger")
     )

@@ -27,15 +27,15 @@ class Written(NamedTuple):
 
 
 def record(schema: str) -> Select[tuple[int, str, object, int, int, object]]:
-    """One row per item of the bound `waves`, a JSON array of arrays of items as text; or the one row that is `future`.
+    """A row per item of the bound `waves` and `activity`, JSON arrays of arrays as text; or the one that is `future`.
 
-    The bound `latest_at` is the latest `at` of all items, None where none has one; `is_plain` says that they are one
-    wave of items that are plain.
+    Of several rows of one item the last one holds. The bound `latest_at` is the latest time any item speaks of, None
+    where none does; `is_plain` says that they are one wave of items that are plain.
     """
     is_plain = bindparam("is_plain", type_=Boolean)
-    waves = cast(bindparam("waves", type_=Text), JSONB)
+    waves, activity = (cast(bindparam(name, type_=Text), JSONB) for name in ("waves", "activity"))
     latest_at = bindparam("latest_at", type_=DateTime(timezone=True))
-    receipts = own_function(schema, "record_v3", waves, latest_at, is_plain).table_valued(
+    receipts = own_function(schema, "record_v3", waves, activity, latest_at, is_plain).table_valued(
         column("item_position", Integer),
         column("outcome", Text),
         column("event_cost_usd", Numeric),

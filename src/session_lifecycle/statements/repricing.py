@@ -1,4 +1,4 @@
-"""Pricing events again: those that were priced by us, and one call of `reprice_v1` for those whose price changed."""
+"""Pricing events again: those that were priced by us, and one call of `reprice_v2` for those whose price changed."""
 
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -35,6 +35,7 @@ def priced_events(
             E.session_id,
             E.event_id,
             E.revision,
+            E.run_id,
             E.at,
             E.model,
             E.provider,
@@ -76,4 +77,4 @@ def reprice(schema: str) -> Select[int]:
     """How many of the bound `changes`, a JSON array as text, were written for the run `repricing_id`."""
     changes = cast(bindparam("changes", type_=Text), JSONB)
     run = bindparam("repricing_id", type_=Uuid)
-    return select(type_coerce(own_function(schema, "reprice_v1", changes, run), BigInteger))
+    return select(type_coerce(own_function(schema, "reprice_v2", changes, run), BigInteger))

@@ -1,22 +1,26 @@
-"""Writing plain batches by one short statement: `record_v3`, in the place of `record_v2`.
-
-Upgrade the hosts together with the schema.
-"""
+"""Deleting, emptying and anonymising sessions, for maintenance."""
 
 from pathlib import Path
 
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0004"
-down_revision = "0003"
+revision = "0005"
+down_revision = "0004"
 branch_labels = None
 depends_on = None
 
 FOLDER = Path(__file__).parent.parent / "functions"
-REMOVED = {"record_v2": "jsonb, timestamptz"}
 # In the order in which they need each other.
-ADDED = {"record_plain_v1": "jsonb, timestamptz", "record_v3": "jsonb, timestamptz, boolean"}
+ADDED = {
+    "lock_idle_sessions_v1": "jsonb, timestamptz",
+    "delete_activity_v1": "uuid[], text[]",
+    "delete_unnamed_runs_v1": "uuid[], text[], timestamptz",
+    "delete_sessions_v1": "jsonb, timestamptz",
+    "delete_waiting_runs_v1": "jsonb, timestamptz",
+    "empty_sessions_v1": "jsonb, timestamptz",
+    "anonymise_sessions_v1": "jsonb, uuid",
+}
 
 
 def quoted_schema() -> str:
@@ -44,10 +48,8 @@ def drop(functions: dict[str, str]) -> None:
 
 
 def upgrade() -> None:
-    drop(REMOVED)
     create(ADDED)
 
 
 def downgrade() -> None:
     drop(ADDED)
-    create(REMOVED)

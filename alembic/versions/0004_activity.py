@@ -1,4 +1,7 @@
-"""Runs, steps and messages; the adjustment of a run; tombstones of erased users."""
+"""Runs, steps and messages; the adjustment of a run; tombstones of erased users; `record_v3`, which writes them all.
+
+Upgrade the hosts together with the schema.
+"""
 
 from pathlib import Path
 
@@ -6,8 +9,8 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
 
-revision = "0005"
-down_revision = "0004"
+revision = "0004"
+down_revision = "0003"
 branch_labels = None
 depends_on = None
 
@@ -15,9 +18,32 @@ INSTANT = sa.DateTime(timezone=True)
 KEY = sa.Text(collation="C")
 IS_ERROR = "COALESCE((jsonb_typeof(errors) <> 'null'::text) AND (errors <> '[]'::jsonb), false)"
 FOLDER = Path(__file__).parent.parent / "functions"
-REMOVED: dict[str, str] = {}
 # In the order in which they need each other.
-ADDED: dict[str, str] = {}
+REMOVED = {
+    "lock_session_v1": "uuid, text",
+    "lock_sessions_v1": "jsonb",
+    "record_wave_v1": "jsonb, timestamptz",
+    "use_v1": "jsonb, timestamptz",
+    "touch_v1": "jsonb, timestamptz",
+    "record_v2": "jsonb, timestamptz",
+    "reprice_v1": "jsonb, uuid",
+}
+ADDED = {
+    "refuse_erased_v1": "uuid",
+    "lock_session_v2": "uuid, text",
+    "lock_sessions_v2": "jsonb, jsonb, jsonb",
+    "lock_runs_v1": "jsonb, jsonb",
+    "record_wave_v2": "jsonb, timestamptz",
+    "record_activity_v1": "jsonb",
+    "adjust_v1": "jsonb, timestamptz",
+    "settle_runs_v1": "uuid[], text[], uuid[], text[], timestamptz",
+    "record_locked_v1": "jsonb, jsonb, jsonb, boolean, timestamptz",
+    "use_v2": "jsonb, timestamptz",
+    "touch_v2": "jsonb, timestamptz",
+    "record_plain_v1": "jsonb, timestamptz",
+    "record_v3": "jsonb, jsonb, timestamptz, boolean",
+    "reprice_v2": "jsonb, uuid",
+}
 # Searching is right without this index, and slower. Not every database lets us have the extension.
 CREATE_SEARCH_INDEX = """
 DO $do$

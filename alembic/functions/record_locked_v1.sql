@@ -1,0 +1,50 @@
+-- Takes the locks, then writes one wave after another. `others` are sessions to be locked besides, `has_runs` says whether
+-- any item names a run or may do so.
+CREATE FUNCTION {schema}.record_locked_v1(waves jsonb, activity jsonb, others jsonb, has_runs boolean, now_at timestamptz) RETURNS TABLE (
+    item_position int,
+    outcome text,
+    event_cost_usd numeric,
+    session_tokens_in bigint,
+    session_tokens_out bigint,
+    session_cost_usd numeric
+)
+LANGUAGE plpgsql AS $body$
+#variable_conflict use_column
+DECLARE
+    locked record;
+    named record;
+    receipts jsonb;
+    differences jsonb;
+BEGIN
+    locked := {schema}.lock_sessions_v2(waves, activity, others);
+    IF NOT has_runs THEN
+        FOR wave IN 0..jsonb_array_length(waves) - 1 LOOP
+            RETURN QUERY SELECT * FROM {schema}.record_wave_v2(waves -> wave, now_at);
+        END LOOP;
+        RETURN;
+    END IF;
+
+    named := {schema}.lock_runs_v1(waves, activity);
+    FOR wave IN 0..jsonb_array_length(waves) - 1 LOOP
+        SELECT jsonb_agg(w) INTO receipts FROM {schema}.record_wave_v2(waves -> wave, now_at) w;
+        RETURN QUERY
+        SELECT a.item_position, a.outcome, NULL::numeric, 0::bigint, 0::bigint, 0::numeric
+        FROM {schema}.record_activity_v1(activity -> wave) a;
+        SELECT jsonb_agg(d) INTO differences
+        FROM {schema}.settle_runs_v1(named.users, named.runs, locked.users, locked.sessions, now_at) d;
+        -- What a run reports shrinks by what its events account for; the sessions' cost after the call knows it.
+        RETURN QUERY
+        SELECT w.item_position, w.outcome, w.event_cost_usd, w.session_tokens_in, w.session_tokens_out,
+               w.session_cost_usd + coalesce(d.difference_usd, 0)
+        FROM jsonb_to_recordset(receipts) w (
+            item_position int, outcome text, event_cost_usd numeric, session_tokens_in bigint, session_tokens_out bigint,
+            session_cost_usd numeric
+        )
+        JOIN jsonb_to_recordset(waves -> wave) i (position int, user_id uuid, session_id text, answers boolean)
+            ON i.position = w.item_position
+        LEFT JOIN jsonb_to_recordset(differences) d (user_id uuid, session_id text, difference_usd numeric)
+            ON d.user_id = i.user_id AND d.session_id = i.session_id
+        WHERE i.answers IS NOT false;
+    END LOOP;
+END
+$body$;

@@ -1,0 +1,198 @@
+-- Brings runs, their threads, their sessions and the ledger in line after something was recorded of them. `users` and
+-- `runs` are those that may change, all locked; `locked_users` and `locked_sessions` the sessions that are. Where another
+-- session is needed it raises `SL002` with those as its detail, to be called again with them locked. Returns by how much the cost of
+-- sessions changed.
+CREATE FUNCTION {schema}.settle_runs_v1(
+    users uuid[], runs text[], locked_users uuid[], locked_sessions text[], now_at timestamptz
+) RETURNS TABLE (user_id uuid, session_id text, difference_usd numeric)
+LANGUAGE plpgsql
+-- The tables are asked by ANY, and so by their keys, one row after another; what was found may be joined by hashing.
+SET enable_seqscan = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan
+AS $body$
+#variable_conflict use_column
+DECLARE
+    left_users uuid[];
+    left_sessions text[];
+    touches jsonb;
+    adjustments jsonb;
+    missing jsonb;
+BEGIN
+    -- A run that began with the result of a tool call is the child of the run that made the newest such call before it.
+    UPDATE {schema}.session_runs r
+    SET parent_run_id = c.caller_run_id
+    FROM (
+        SELECT k.user_id, k.run_id, (
+            SELECT s.run_id FROM {schema}.session_steps s
+            WHERE s.user_id = k.user_id AND s.tool_call_id = k.parent_tool_call_id AND s.started_at <= k.started_at
+                AND s.run_id <> k.run_id
+            ORDER BY s.started_at DESC, s.run_id DESC
+            LIMIT 1
+        ) AS caller_run_id
+        FROM unnest(users, runs) n (user_id, run_id)
+        JOIN {schema}.session_runs k ON k.user_id = ANY (ARRAY[n.user_id]) AND k.run_id = ANY (ARRAY[n.run_id])
+        WHERE k.parent_tool_call_id IS NOT NULL AND NOT k.parent_given
+    ) c
+    WHERE r.user_id = ANY (ARRAY[c.user_id]) AND r.run_id = ANY (ARRAY[c.run_id])
+        AND r.parent_run_id IS DISTINCT FROM c.caller_run_id;
+
+    -- The root of each, from the top of its thread down. What does not hang on a known root has none.
+    WITH RECURSIVE known AS MATERIALIZED (
+        SELECT k.user_id, k.run_id, k.parent_run_id, k.root_run_id, k.root_given, k.started_at IS NOT NULL AS is_recorded
+        FROM unnest(users, runs) n (user_id, run_id)
+        JOIN {schema}.session_runs k ON k.user_id = ANY (ARRAY[n.user_id]) AND k.run_id = ANY (ARRAY[n.run_id])
+    ),
+    thread AS (
+        SELECT k.user_id, k.run_id,
+               CASE WHEN k.root_given THEN k.root_run_id WHEN k.parent_run_id IS NULL THEN k.run_id
+                    ELSE parent.root_run_id END AS root_run_id
+        FROM known k
+        LEFT JOIN known inside ON inside.user_id = k.user_id AND inside.run_id = k.parent_run_id
+        LEFT JOIN {schema}.session_runs parent
+            ON parent.user_id = ANY (ARRAY[k.user_id]) AND parent.run_id = ANY (ARRAY[k.parent_run_id])
+        WHERE k.root_given OR k.is_recorded AND inside.run_id IS NULL
+        UNION ALL
+        SELECT k.user_id, k.run_id, t.root_run_id
+        FROM thread t
+        JOIN known k ON k.user_id = t.user_id AND k.parent_run_id = t.run_id AND NOT k.root_given AND k.is_recorded
+    )
+    UPDATE {schema}.session_runs r
+    SET root_run_id = c.root_run_id
+    FROM (
+        SELECT k.user_id, k.run_id, t.root_run_id
+        FROM known k
+        LEFT JOIN thread t ON t.user_id = k.user_id AND t.run_id = k.run_id
+        WHERE k.root_run_id IS DISTINCT FROM t.root_run_id
+    ) c
+    WHERE r.user_id = ANY (ARRAY[c.user_id]) AND r.run_id = ANY (ARRAY[c.run_id]);
+
+    -- The session of each: the one given, else its root's, which is the one given to that or one named like it.
+    UPDATE {schema}.session_runs r
+    SET session_id = c.session_id
+    FROM (
+        SELECT k.user_id, k.run_id,
+               CASE WHEN root.session_given THEN root.session_id
+                    WHEN root.started_at IS NOT NULL THEN root.run_id END AS session_id
+        FROM unnest(users, runs) n (user_id, run_id)
+        JOIN {schema}.session_runs k ON k.user_id = ANY (ARRAY[n.user_id]) AND k.run_id = ANY (ARRAY[n.run_id])
+        LEFT JOIN {schema}.session_runs root
+            ON root.user_id = ANY (ARRAY[k.user_id]) AND root.run_id = ANY (ARRAY[k.root_run_id])
+        WHERE k.started_at IS NOT NULL AND NOT k.session_given
+    ) c
+    WHERE r.user_id = ANY (ARRAY[c.user_id]) AND r.run_id = ANY (ARRAY[c.run_id])
+        AND r.session_id IS DISTINCT FROM c.session_id;
+    -- A session that stood for a thread is left when its root turns out to belong elsewhere.
+    SELECT array_agg(s.user_id), array_agg(s.session_id) INTO left_users, left_sessions
+    FROM unnest(users, runs) n (user_id, run_id)
+    JOIN {schema}.session_runs r ON r.user_id = ANY (ARRAY[n.user_id]) AND r.run_id = ANY (ARRAY[n.run_id])
+    JOIN {schema}.session_records s ON s.user_id = ANY (ARRAY[n.user_id]) AND s.session_id = ANY (ARRAY[n.run_id])
+    WHERE s.derived AND r.session_id IS DISTINCT FROM r.run_id;
+
+    -- What the runs say of their sessions, where those do not know it yet.
+    SELECT jsonb_agg(t) INTO touches
+    FROM (
+        SELECT t.*, s.user_id IS NULL AS is_new
+        FROM (
+            SELECT r.user_id, r.session_id,
+                   min(r.first_seen) AS first_seen,
+                   max(r.last_seen) AS last_seen,
+                   (array_agg(r.dataset_id ORDER BY r.started_at, r.run_id) FILTER (WHERE r.dataset_id IS NOT NULL))[1]
+                       AS dataset_id,
+                   (array_agg(r.agent_name ORDER BY r.started_at, r.run_id) FILTER (WHERE r.agent_name IS NOT NULL))[1]
+                       AS agent_name
+            FROM unnest(users, runs) n (user_id, run_id)
+            JOIN {schema}.session_runs r ON r.user_id = ANY (ARRAY[n.user_id]) AND r.run_id = ANY (ARRAY[n.run_id])
+            WHERE r.started_at IS NOT NULL AND r.session_id IS NOT NULL
+            GROUP BY r.user_id, r.session_id
+        ) t
+        LEFT JOIN {schema}.session_records s
+            ON s.user_id = ANY (ARRAY[t.user_id]) AND s.session_id = ANY (ARRAY[t.session_id])
+        WHERE s.user_id IS NULL
+            OR s.status = 'running' AND (
+                t.first_seen < s.started_at OR t.last_seen > s.last_activity_at
+                OR s.dataset_id IS NULL AND t.dataset_id IS NOT NULL OR s.agent_name IS NULL AND t.agent_name IS NOT NULL
+            )
+    ) t;
+
+    -- What each run reports beyond its events, beside what the ledger holds of that.
+    SELECT jsonb_agg(a) INTO adjustments
+    FROM (
+        SELECT r.user_id, r.run_id, r.session_id, coalesce(r.model, '') AS model, r.provider, r.due_usd,
+               coalesce(r.ended_at, r.started_at) AS at, e.session_id AS held_session_id,
+               coalesce(e.model, '') AS held_model, e.cost_usd AS held_usd, e.late AS held_late
+        FROM (
+            SELECT r.*, CASE WHEN r.session_id IS NULL OR r.started_at IS NULL THEN 0
+                             ELSE greatest(r.reported_cost_usd - r.events_cost_usd, 0) END AS due_usd
+            FROM unnest(users, runs) n (user_id, run_id)
+            JOIN {schema}.session_runs r ON r.user_id = ANY (ARRAY[n.user_id]) AND r.run_id = ANY (ARRAY[n.run_id])
+        ) r
+        LEFT JOIN {schema}.session_usage_events e
+            ON e.key_scope = 'run' AND e.user_id = ANY (ARRAY[r.user_id]) AND e.run_id = ANY (ARRAY[r.run_id])
+        WHERE coalesce(e.cost_usd, 0) <> r.due_usd
+            OR r.due_usd > 0 AND (e.session_id <> r.session_id OR coalesce(e.model, '') <> coalesce(r.model, ''))
+    ) a;
+
+    SELECT jsonb_agg(jsonb_build_object('user_id', t.user_id, 'session_id', t.session_id)) INTO missing
+    FROM (
+        SELECT t.user_id, t.session_id FROM jsonb_to_recordset(touches) t (user_id uuid, session_id text)
+        UNION
+        SELECT a.user_id, a.session_id FROM jsonb_to_recordset(adjustments) a (user_id uuid, session_id text)
+        WHERE a.session_id IS NOT NULL
+        UNION
+        SELECT a.user_id, a.held_session_id
+        FROM jsonb_to_recordset(adjustments) a (user_id uuid, held_session_id text)
+        WHERE a.held_session_id IS NOT NULL
+        UNION
+        SELECT l.user_id, l.session_id FROM unnest(left_users, left_sessions) l (user_id, session_id)
+        EXCEPT
+        SELECT l.user_id, l.session_id FROM unnest(locked_users, locked_sessions) l (user_id, session_id)
+    ) t;
+    IF missing IS NOT NULL THEN
+        RAISE EXCEPTION USING ERRCODE = 'SL002', MESSAGE = 'sessions have to be locked', DETAIL = missing::text;
+    END IF;
+
+    IF touches IS NOT NULL THEN
+        INSERT INTO {schema}.session_records
+            (user_id, session_id, dataset_id, agent_name, started_at, last_activity_at, derived)
+        SELECT t.user_id, t.session_id, t.dataset_id, t.agent_name, t.first_seen, t.last_seen, true
+        FROM jsonb_to_recordset(touches) t (
+            user_id uuid, session_id text, dataset_id uuid, agent_name text, first_seen timestamptz,
+            last_seen timestamptz, is_new boolean
+        )
+        WHERE t.is_new;
+        UPDATE {schema}.session_records s
+        SET started_at = least(s.started_at, t.first_seen),
+            last_activity_at = greatest(s.last_activity_at, t.last_seen),
+            dataset_id = coalesce(s.dataset_id, t.dataset_id),
+            agent_name = coalesce(s.agent_name, t.agent_name)
+        FROM jsonb_to_recordset(touches) t (
+            user_id uuid, session_id text, dataset_id uuid, agent_name text, first_seen timestamptz,
+            last_seen timestamptz, is_new boolean
+        )
+        WHERE NOT t.is_new AND s.user_id = ANY (ARRAY[t.user_id]) AND s.session_id = ANY (ARRAY[t.session_id]);
+    END IF;
+    IF adjustments IS NOT NULL THEN
+        RETURN QUERY SELECT * FROM {schema}.adjust_v1(adjustments, now_at);
+    END IF;
+
+    -- A session that only stood for a thread goes when its last run has left it.
+    IF left_users IS NOT NULL THEN
+        WITH empty AS (
+            DELETE FROM {schema}.session_records s
+            USING unnest(left_users, left_sessions) l (user_id, session_id)
+            WHERE s.user_id = ANY (ARRAY[l.user_id]) AND s.session_id = ANY (ARRAY[l.session_id]) AND s.derived
+                AND NOT EXISTS (
+                    SELECT FROM {schema}.session_runs r
+                    WHERE r.user_id = s.user_id AND r.session_id = s.session_id AND r.started_at IS NOT NULL
+                )
+                AND NOT EXISTS (
+                    SELECT FROM {schema}.session_usage_events e
+                    WHERE e.user_id = s.user_id AND e.session_id = s.session_id
+                )
+            RETURNING s.user_id, s.session_id
+        )
+        DELETE FROM {schema}.session_model_usage m
+        USING empty e
+        WHERE m.user_id = ANY (ARRAY[e.user_id]) AND m.session_id = ANY (ARRAY[e.session_id]);
+    END IF;
+END
+$body$;
