@@ -7,7 +7,7 @@ from uuid import UUID
 
 import pytest
 
-from session_lifecycle import InvalidValueError, SessionDatabase, Touch, UsageEvent, Viewer
+from session_lifecycle import InvalidValueError, Message, Run, SessionDatabase, Touch, UsageEvent, Viewer
 from stored_rows import TABLES, ask, counts, store_message, store_run, store_step
 
 A, B, D = UUID(int=1), UUID(int=2), UUID(int=3)
@@ -97,12 +97,39 @@ async def test_an_anonymous_users_spend_stays_right_and_leads_nowhere(session_da
     assert sessions == [(receipt.pseudonym, None, None, {}, D)] * 2
 
 
-async def test_of_a_tombstone_the_receipt_tells(session_database: SessionDatabase) -> None:
-    await live(session_database, "one", A)
-    receipt = await session_database.maintenance.erase_user(A, tombstone=True)
-    assert receipt.tombstoned
-    assert await ask(session_database, "SELECT user_id FROM session_tombstones") == [(A,)]
-    assert (await session_database.maintenance.erase_user(A, tombstone=True)).tombstoned
+async def test_one_with_a_tombstone_cannot_come_back(session_database: SessionDatabase) -> None:
+    db = session_database
+    for user in (A, B):
+        await live(db, "one", user)
+    receipt = await db.maintenance.erase_user(A, tombstone=True)
+    assert (receipt.sessions, receipt.tombstoned) == (1, True)
+    for item in (
+        Touch("one", A),
+        UsageEvent("one", A, "m", 1, run_id="r"),
+        UsageEvent("one", A, "m", 1, idempotency_key="k", key_scope="user"),
+        Run(run_id="r", user_id=A, started_at=NOW),
+        Run(run_id="waiting", user_id=A, parent_run_id="r", started_at=NOW),
+        Message(message_id="m", user_id=A, session_id="one", role="user", content="hi", created_at=NOW),
+    ):
+        with pytest.raises(InvalidValueError, match="erased"):
+            await db.lifecycle.record([item])
+    assert await counts(db, user_id=A) == NOTHING
+    await live(db, "two", B)
+    again = await db.maintenance.erase_user(A, tombstone=True)
+    assert (again.sessions, again.tombstoned) == (0, True)
+
+
+async def test_what_is_created_while_the_tombstone_is_written_is_erased_as_well(
+    session_database: SessionDatabase,
+) -> None:
+    db = session_database
+    async with db.engine.begin() as host:
+        await db.bind(host).lifecycle.ensure_and_touch_session("just in time", A)
+        erasing = asyncio.create_task(db.maintenance.erase_user(A, tombstone=True))
+        done, _ = await asyncio.wait([erasing], timeout=0.3)
+        assert not done
+    assert (await erasing).sessions == 1
+    assert await counts(db) == NOTHING
 
 
 async def test_erasing_waits_for_a_writer(session_database: SessionDatabase) -> None:

@@ -107,8 +107,8 @@ async def test_writers_go_on_while_it_repairs(session_database: SessionDatabase)
 
     async def disturb() -> None:
         for _ in range(10):
-            await ask(db, "UPDATE session_records SET tokens_in = tokens_in + 5")
-            await ask(db, "DELETE FROM session_model_usage WHERE model = 'm1'")
+            await ask(db, "UPDATE session_records SET tokens_in = tokens_in + 5 WHERE session_id = 's0'")
+            await ask(db, "DELETE FROM session_model_usage WHERE session_id = 's0' AND model = 'm1'")
             await db.maintenance.reconcile(repair=True)
 
     await asyncio.gather(*(write(caller) for caller in range(4)), disturb())
