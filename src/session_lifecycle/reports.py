@@ -1,7 +1,7 @@
 """Reports: what was spent, by whom, and how runs did."""
 
 from datetime import datetime
-from typing import Protocol
+from typing import Any, Protocol
 from uuid import UUID
 
 from session_lifecycle.execution import Execution
@@ -128,13 +128,12 @@ class SqlAlchemySessionReportsDb:
         """See `SessionReportsDb`."""
         filters = TelemetryFilters.of_call(provider=provider, model=model, client=client, since=since, until=until)
         [row] = await self._execution.fetch(runs_telemetry.telemetry(Viewer.of_caller(viewer), filters))
-        figures = row._asdict()
-        durations_us = {name: figures.pop(name) for name in runs_telemetry.PERCENTILES}
-        durations_ms = {
-            name.removesuffix("us") + "ms": None if value is None else round(value / 1000, DURATION_DECIMALS)
-            for name, value in durations_us.items()
-        }
-        return TelemetrySummary(**figures, **durations_ms)
+        figures: dict[str, Any] = row._asdict()
+        for name in runs_telemetry.PERCENTILES:
+            duration_us = figures.pop(name)
+            in_ms = None if duration_us is None else round(duration_us / 1000, DURATION_DECIMALS)
+            figures[name.replace("_us", "_ms")] = in_ms
+        return TelemetrySummary(**figures)
 
     async def list_telemetry_keys(
         self, viewer: Viewer | UUID, *, since: datetime | None = None, until: datetime | None = None

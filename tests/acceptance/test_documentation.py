@@ -13,8 +13,15 @@ from pydantic import BaseModel
 
 import session_lifecycle
 from session_lifecycle import (
+    CostByAgentRow,
     CostByModelRow,
+    CostByUserRow,
     End,
+    ErasureReceipt,
+    Mismatch,
+    PruneReport,
+    ReconcileReport,
+    RepriceReport,
     SessionDatabase,
     SessionListFilters,
     SessionListPage,
@@ -22,6 +29,9 @@ from session_lifecycle import (
     SessionRowWithStatus,
     SessionStats,
     Settings,
+    Spend,
+    TelemetryKey,
+    TelemetrySummary,
     Touch,
     UsageEvent,
     UsageReceipt,
@@ -86,6 +96,8 @@ def test_every_public_name_is_in_the_reference() -> None:
     [
         *(Touch, UsageEvent, End, UsageReceipt, Viewer, SessionListFilters),
         *(SessionListPage, SessionRowWithStatus, SessionRecord, SessionStats, CostByModelRow),
+        *(Spend, CostByAgentRow, CostByUserRow, TelemetrySummary, TelemetryKey),
+        *(RepriceReport, PruneReport, ErasureReceipt, ReconcileReport, Mismatch),
     ],
 )
 def test_every_field_of_a_value_is_in_the_reference(value: type[BaseModel]) -> None:

@@ -280,12 +280,11 @@ async def prune_under_writers(db: SessionDatabase, user: UUID, sessions: int) ->
     assert last.sessions <= len(writers)
     reports = [next(one for one in told if one.sessions > sessions / 2), report, last]
     pruned = sum(one.sessions for one in reports)
-    # Each went once: what is left of the old ones was written to since, and had all it had or began anew.
+    # Each went once, with all that was its; what is left of the old ones was written to before its turn came.
     [(revived,)] = await ask(db, "SELECT count(*) FROM session_records WHERE started_at < :at", at=NOW - 30 * DAY)
     assert pruned + revived == sessions
     assert sum(one.messages for one in reports) == pruned
     assert sum(one.steps for one in reports) == 3 * pruned
-    # What writers came back with may have been pruned with the rest only if it was there before the cut: it was not.
     assert sum(one.events for one in reports) == 2 * pruned
     assert (await counts(db))["messages"] == revived
     assert len(told) > 2
