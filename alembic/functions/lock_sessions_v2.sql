@@ -64,25 +64,32 @@ BEGIN
         ) t;
     END IF;
 
-    SELECT count(*) INTO existing
-    FROM unnest(users, sessions) t (user_id, session_id)
-    JOIN {schema}.session_records s ON s.user_id = t.user_id AND s.session_id = t.session_id;
-    IF existing < cardinality(users) THEN
-        FOR place IN 1..cardinality(users) LOOP
-            PERFORM {schema}.lock_session_v2(users[place], sessions[place]);
-        END LOOP;
-        RETURN;
-    END IF;
+    LOOP
+        SELECT count(*) INTO existing
+        FROM unnest(users, sessions) t (user_id, session_id)
+        JOIN {schema}.session_records s ON s.user_id = t.user_id AND s.session_id = t.session_id;
+        IF existing < cardinality(users) THEN
+            FOR place IN 1..cardinality(users) LOOP
+                PERFORM {schema}.lock_session_v2(users[place], sessions[place]);
+            END LOOP;
+            RETURN;
+        END IF;
 
-    -- Nearly always all of them are there, and can be locked at once.
-    PERFORM 1
-    FROM unnest(users, sessions) t (user_id, session_id)
-    JOIN {schema}.session_records s ON s.user_id = t.user_id AND s.session_id = t.session_id
-    ORDER BY s.user_id, s.session_id
-    FOR NO KEY UPDATE OF s;
-    GET DIAGNOSTICS locked = ROW_COUNT;
-    IF locked < existing THEN
-        RAISE EXCEPTION USING ERRCODE = 'serialization_failure', MESSAGE = 'a session was deleted meanwhile';
-    END IF;
+        -- Nearly always all of them are there, and can be locked at once.
+        BEGIN
+            PERFORM 1
+            FROM unnest(users, sessions) t (user_id, session_id)
+            JOIN {schema}.session_records s ON s.user_id = t.user_id AND s.session_id = t.session_id
+            ORDER BY s.user_id, s.session_id
+            FOR NO KEY UPDATE OF s;
+            GET DIAGNOSTICS locked = ROW_COUNT;
+            IF locked = existing THEN
+                RETURN;
+            END IF;
+            RAISE EXCEPTION USING ERRCODE = 'SL003', MESSAGE = 'a session was deleted meanwhile';
+        EXCEPTION WHEN SQLSTATE 'SL003' THEN
+            -- Nothing is locked any more, and one more is missing.
+        END;
+    END LOOP;
 END
 $body$;

@@ -1,16 +1,19 @@
 """Runs, steps, messages and usage in any order, cut up in any way, any number of times: the same tables."""
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from random import Random
 from typing import Any
 from uuid import UUID
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from session_lifecycle import Item, Message, Run, SessionDatabase, Step, UsageEvent
+from session_lifecycle import Item, Message, Run, SessionDatabase, SessionWriter, Step, UsageEvent
 from session_lifecycle.entities import metadata
 
 USERS = (UUID(int=1), UUID(int=2))
@@ -88,6 +91,40 @@ def activities(draw: st.DrawFn) -> list[Item]:
     return items
 
 
+def fleet(threads: int) -> list[Item]:
+    """Threads of three runs each, linked by a parent and by a tool call, with all that belongs to them."""
+    items: list[Item] = []
+    for number in range(threads):
+        user = USERS[number % 2]
+        top, middle, low = (f"{number}-{name}" for name in ("top", "middle", "low"))
+        start = moment(number)
+        common: dict[str, Any] = {"user_id": user, "started_at": start}
+        session = f"s{number % 7}" if number % 3 else None
+        items.append(Run(run_id=top, session_id=session, **common, reported_cost_usd=1))
+        items.append(Run(run_id=middle, parent_run_id=top, **common, ended_at=start + timedelta(seconds=5)))
+        items.append(Run(run_id=low, parent_tool_call_id=f"call-{number}", **common))
+        items.append(Step(step_id="call", run_id=middle, kind="tool", tool_call_id=f"call-{number}", **common))
+        items.append(Step(step_id="task", run_id=low, kind="task", errors="no", **common))
+        items += [
+            UsageEvent(
+                f"s{place}",
+                user,
+                "m",
+                10,
+                5,
+                Decimal("0.6"),
+                idempotency_key=f"{run_id}-{place}",
+                at=start,
+                run_id=run_id,
+            )
+            for place, run_id in enumerate((top, middle, low))
+        ]
+        items.append(
+            Message(message_id=top, user_id=user, session_id="s1", role="user", content="hello", created_at=start)
+        )
+    return items
+
+
 async def tables(db: SessionDatabase) -> dict[str, list[tuple[Any, ...]]]:
     """All that is stored, and then nothing is."""
     found: dict[str, list[tuple[Any, ...]]] = {}
@@ -129,3 +166,43 @@ async def test_any_order_leaves_the_same_tables(session_database: SessionDatabas
         shuffled = data.draw(st.permutations(items + data.draw(st.lists(st.sampled_from(items), max_size=5))))
         await write(session_database, shuffled, data.draw(sizes))
         assert await tables(session_database) == expected
+
+
+async def storm(db: SessionDatabase, threads: int, tasks: int) -> None:
+    """The fleet by many at once: directly, by a recorder, and in a host's transactions, everything about twice."""
+    random = Random(threads)
+    items = fleet(threads)
+    await write(db, items, [50] * len(items))
+    expected = await tables(db)
+    shares = [random.sample(items, len(items) * 2 // tasks) for _ in range(tasks - 1)]
+    sent = [item for share in shares for item in share]
+    shares.append([item for item in items if item not in sent])
+
+    async def some(number: int, share: Sequence[Item], recorder: SessionWriter) -> None:
+        for item in share:
+            size = random.randint(1, 6)
+            part = [item, *random.sample(share, min(size, len(share)))]
+            if number % 3 == 0:
+                await db.lifecycle.record(part)
+            elif number % 3 == 1:
+                await recorder.record(part)
+            else:
+                async with db.engine.begin() as connection:
+                    await db.bind(connection).lifecycle.record(part)
+
+    async with db.recorder() as recorder:
+        await asyncio.gather(*(some(number, share, recorder) for number, share in enumerate(shares)))
+    async with db.engine.connect() as connection:
+        deadlocks = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
+        assert (await connection.exec_driver_sql(deadlocks)).scalar_one() == 0
+    assert await tables(db) == expected
+
+
+async def test_many_at_once_leave_the_same_tables(session_database: SessionDatabase) -> None:
+    await storm(session_database, threads=24, tasks=9)
+
+
+@pytest.mark.soak
+async def test_a_storm_of_activity_leaves_the_same_tables(session_database: SessionDatabase) -> None:
+    for threads in (40, 80, 160):
+        await storm(session_database, threads=threads, tasks=24)

@@ -78,7 +78,7 @@ class ReopenOutcome(StrEnum):
     UNKNOWN = "unknown"
 
 
-# What sources call the parts of the input. https://github.com/coder/aibridge
+# What sources call the parts of the input.
 PROVIDERS_NAMES = {
     "cache_read_tokens": ("cache_read_input", "input_cached", "prompt_cached"),
     "cache_write_tokens": ("cache_creation_input",),

@@ -1,0 +1,132 @@
+"""Rows of the tables about what recording does to runs: lineage, repetition, reported cost, token extras."""
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+
+import pytest
+from sqlalchemy import select
+
+from session_lifecycle import Run, Step, UsageEvent
+from session_lifecycle.entities import SessionRunEntity
+
+A = UUID(int=1)
+T = datetime(2026, 1, 10, 12, tzinfo=UTC)
+
+
+def run(run_id: str, minutes: float = 0, **more: Any) -> Run:
+    return Run(run_id=run_id, user_id=A, started_at=T + timedelta(minutes=minutes), **more)
+
+
+def call(step_id: str, run_id: str, tool_call_id: str, minutes: float = 0) -> Step:
+    at = T + timedelta(minutes=minutes)
+    return Step(step_id=step_id, run_id=run_id, user_id=A, kind="tool", started_at=at, tool_call_id=tool_call_id)
+
+
+async def lineage(world: Any, run_id: str) -> tuple[str | None, str | None, str | None]:
+    """Its parent, its root, its session."""
+    r = SessionRunEntity
+    async with world.db.engine.connect() as connection:
+        found = await connection.execute(
+            select(r.parent_run_id, r.root_run_id, r.session_id).where(r.user_id == A, r.run_id == run_id)
+        )
+        parent, root, session = found.one()
+    return parent, root, session
+
+
+async def test_C24_a_run_that_starts_with_a_tool_result_has_its_caller_as_parent(world: Any) -> None:
+    await world.lifecycle.record([run("top", session_id="S"), run("first", 1, parent_run_id="top"), run("second", 2)])
+    await world.lifecycle.record([call("a", "first", "c1", 1), call("b", "second", "c1", 3), call("c", "top", "c2", 1)])
+    await world.lifecycle.record([run("x", 4, parent_tool_call_id="c1"), run("y", 4, parent_tool_call_id="c2")])
+    assert await lineage(world, "x") == ("second", "second", "second")
+    assert await lineage(world, "y") == ("top", "top", "S")
+    # A call that was made later began another one.
+    await world.lifecycle.record([call("d", "first", "c1", 5)])
+    assert await lineage(world, "x") == ("second", "second", "second")
+    await world.lifecycle.record([call("e", "first", "c1", 3.5)])
+    assert await lineage(world, "x") == ("first", "top", "S")
+
+
+async def test_C25_an_unknown_call_has_no_parent_and_a_late_parent_is_found(world: Any) -> None:
+    await world.lifecycle.record([run("x", parent_tool_call_id="nobody's")])
+    assert await lineage(world, "x") == (None, "x", "x")
+
+    await world.lifecycle.record([run("child", 1, parent_run_id="parent"), run("grandchild", 2, parent_run_id="child")])
+    assert await lineage(world, "child") == ("parent", None, None)
+    assert await lineage(world, "grandchild") == ("child", None, None)
+    assert await world.listed() == ["x"]
+    await world.lifecycle.record([run("parent", parent_run_id="top")])
+    assert await lineage(world, "grandchild") == ("child", None, None)
+    await world.lifecycle.record([run("top", session_id="S")])
+    assert await lineage(world, "parent") == ("top", "top", "S")
+    assert await lineage(world, "child") == ("parent", "top", "S")
+    assert await lineage(world, "grandchild") == ("child", "top", "S")
+    assert await world.listed() == ["S", "x"]
+
+
+@pytest.mark.parametrize("named", [None, "S"])
+async def test_C25_parent_and_child_at_the_same_moment(world: Any, named: str | None) -> None:
+    for number in range(25):
+        top, middle, low = (f"{name}{number}" for name in ("top", "middle", "low"))
+        await asyncio.gather(
+            world.lifecycle.record([run(low, parent_run_id=middle)]),
+            world.lifecycle.record([run(middle, parent_run_id=top)]),
+            world.lifecycle.record([run(top, session_id=named)]),
+            world.lifecycle.record([UsageEvent("S", A, "m", 1, run_id=low, idempotency_key=low, at=T)]),
+            world.lifecycle.record([call("step", low, f"call{number}"), run(top, session_id=named)]),
+            world.lifecycle.record([run(f"tool{number}", 1, parent_tool_call_id=f"call{number}")]),
+        )
+        for run_id, parent in ((low, middle), (middle, top), (f"tool{number}", low)):
+            assert await lineage(world, run_id) == (parent, top, named or top)
+
+
+async def test_C26_the_first_end_of_a_run_is_kept(world: Any) -> None:
+    first, second = T + timedelta(minutes=1), T + timedelta(minutes=2)
+    assert await world.lifecycle.record([run("r", session_id="S")]) == ["created"]
+    assert await world.lifecycle.record([run("r", session_id="S", ended_at=first, status="failed")]) == ["updated"]
+    assert await world.lifecycle.record([run("r", session_id="S", ended_at=second)]) == ["already_ended"]
+    assert await world.lifecycle.record([run("r", session_id="S")]) == ["unchanged"]
+    r = SessionRunEntity
+    async with world.db.engine.connect() as connection:
+        found = (await connection.execute(select(r.ended_at, r.status))).one()
+    assert tuple(found) == (first, "failed")
+
+
+@pytest.mark.parametrize(
+    ("extras", "read", "written"),
+    [
+        ({"cache_read_input": 30}, 30, 0),
+        ({"input_cached": 30}, 30, 0),
+        ({"prompt_cached": 30, "cache_creation_input": 20}, 30, 20),
+        ({"prompt_cached": 30, "input_cached": 30}, 30, 0),
+    ],
+)
+async def test_C36_token_extras_are_mapped_and_counted_once(
+    world: Any, extras: dict[str, int], read: int, written: int
+) -> None:
+    await world.event(model="m", tokens_in=100, details=extras)
+    row = await world.row()
+    assert (row.tokens_in, row.cache_read_tokens, row.cache_write_tokens) == (100, read, written)
+    await world.event(model="m", tokens_in=100, cache_read_tokens=30, details=extras)
+    row = await world.row()
+    assert (row.tokens_in, row.cache_read_tokens) == (200, read + 30)
+
+
+async def test_T25_what_a_run_reports_and_what_its_events_sum_to_agree(world: Any) -> None:
+    """At each point: the session's spend, the stats and the cost by model."""
+
+    async def spend() -> list[Decimal]:
+        stats = await world.lifecycle.aggregate_stats(A)
+        by_model = sum((row.cost_usd for row in await world.lifecycle.cost_by_model(A)), Decimal(0))
+        return [(await world.row("S")).cost_usd, stats.total_spend_usd, by_model]
+
+    await world.lifecycle.record([run("r", session_id="S", model="m", reported_cost_usd=1)])
+    assert await spend() == [1, 1, 1]
+    for cost, expected in ((Decimal("0.4"), Decimal(1)), (Decimal("0.9"), Decimal("1.3"))):
+        event = UsageEvent("S", A, "other", 1, 0, cost, run_id="r", idempotency_key=str(cost), at=T)
+        [receipt] = await world.lifecycle.record([event])
+        assert getattr(receipt, "session_cost_usd", None) == expected
+        assert await spend() == [expected] * 3
+    assert {row.model for row in await world.lifecycle.cost_by_model(A)} == {"other"}
