@@ -13,6 +13,13 @@ DECLARE
 BEGIN
     SELECT * INTO locked FROM {schema}.lock_idle_sessions_v1(keys, idle_before);
 
+    -- Whoever records an event of a run in another session locks the run as well, sorted like this.
+    PERFORM 1
+    FROM unnest(locked.users, locked.sessions) t (user_id, session_id)
+    JOIN {schema}.session_runs r ON r.user_id = t.user_id AND r.session_id = t.session_id AND r.started_at IS NOT NULL
+    ORDER BY r.user_id, r.run_id
+    FOR NO KEY UPDATE OF r;
+
     UPDATE {schema}.session_steps s
     SET inputs = NULL, output = NULL, prompt = NULL, errors = CASE WHEN s.is_error THEN '"pruned"'::jsonb END
     FROM unnest(locked.users, locked.sessions) t (user_id, session_id)

@@ -71,7 +71,8 @@ class SessionMaintenanceDb(Protocol):
         were last seen before the cut go as well.
 
         Oldest first, each batch one transaction, and a smaller one where the last took long. No writer is waited for:
-        a session that one is at is passed by, and the next call looks at it again. Inside a host's transaction all
+        a session that one is at is passed by, and the next call looks at it again. A batch whose answer was lost with
+        its connection is run again, and the report counts what that still found. Inside a host's transaction all
         batches are of that one, and their locks last as long.
 
         Args:

@@ -17,6 +17,7 @@ from sqlalchemy import (
     and_,
     bindparam,
     func,
+    literal,
     or_,
     select,
     tuple_,
@@ -160,8 +161,17 @@ def repair(
 
 
 def add_model(key: Mapping[str, Any], expected: Mapping[str, Any]) -> ReturningInsert[UUID]:
-    """Adds the row a model lacks; no row where somebody else did meanwhile."""
-    return insert(M).values({**key, **expected}).on_conflict_do_nothing().returning(M.user_id)
+    """Adds the row a model lacks; no row where somebody else did, or the session went, meanwhile."""
+    columns = {name: getattr(M, name) for name in (*key, *expected)}
+    values = [literal(value, columns[name].type) for name, value in {**key, **expected}.items()]
+    # Whoever deletes the session waits for us, or we for them.
+    session = (
+        select(*values)
+        .select_from(S)
+        .where(S.user_id == key["user_id"], S.session_id == key["session_id"])
+        .with_for_update(key_share=True)
+    )
+    return insert(M).from_select(list(columns), session).on_conflict_do_nothing().returning(M.user_id)
 
 
 def _labelled(totals: Totals) -> list[ColumnElement[Any]]:
