@@ -5,7 +5,7 @@ CREATE FUNCTION {schema}.adjust_v1(adjustments jsonb, now_at timestamptz) RETURN
     user_id uuid, session_id text, difference_usd numeric
 )
 LANGUAGE plpgsql
-SET enable_seqscan = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan SET jit = off
 AS $body$
 #variable_conflict use_column
 BEGIN
@@ -26,13 +26,13 @@ BEGIN
             held_session_id text, held_model text, held_usd numeric, held_late boolean
         )
         LEFT JOIN {schema}.session_records s
-            ON s.user_id = ANY (ARRAY[a.user_id]) AND s.session_id = ANY (ARRAY[a.session_id])
+            ON s.user_id = a.user_id AND s.session_id = a.session_id
     ),
     gone AS (
         DELETE FROM {schema}.session_usage_events e
         USING adjustment a
         WHERE a.is_held AND a.due_usd = 0
-            AND e.key_scope = 'run' AND e.user_id = ANY (ARRAY[a.user_id]) AND e.run_id = ANY (ARRAY[a.run_id])
+            AND e.key_scope = 'run' AND e.user_id = a.user_id AND e.run_id = a.run_id
     ),
     changed AS (
         UPDATE {schema}.session_usage_events e
@@ -40,7 +40,7 @@ BEGIN
             provider = a.provider, cost_usd = a.due_usd, given_cost_usd = a.due_usd, late = a.is_late
         FROM adjustment a
         WHERE a.is_held AND a.due_usd > 0
-            AND e.key_scope = 'run' AND e.user_id = ANY (ARRAY[a.user_id]) AND e.run_id = ANY (ARRAY[a.run_id])
+            AND e.key_scope = 'run' AND e.user_id = a.user_id AND e.run_id = a.run_id
     ),
     added AS (
         INSERT INTO {schema}.session_usage_events
@@ -74,7 +74,7 @@ BEGIN
             late_cost_usd = s.late_cost_usd + d.late_cost_usd,
             late_events = s.late_events + d.late_events
         FROM session_difference d
-        WHERE s.user_id = ANY (ARRAY[d.user_id]) AND s.session_id = ANY (ARRAY[d.session_id])
+        WHERE s.user_id = d.user_id AND s.session_id = d.session_id
     ),
     model_usage AS (
         UPDATE {schema}.session_model_usage m
@@ -85,8 +85,8 @@ BEGIN
             WHERE NOT d.is_late
             GROUP BY d.user_id, d.session_id, d.model
         ) d
-        WHERE m.user_id = ANY (ARRAY[d.user_id]) AND m.session_id = ANY (ARRAY[d.session_id])
-            AND m.model = ANY (ARRAY[d.model])
+        WHERE m.user_id = d.user_id AND m.session_id = d.session_id
+            AND m.model = d.model
     )
     SELECT d.user_id, d.session_id, d.cost_usd FROM session_difference d;
 
@@ -98,8 +98,8 @@ BEGIN
             user_id uuid, session_id text, model text, held_session_id text, held_model text
         ), LATERAL (VALUES (a.session_id, a.model), (a.held_session_id, a.held_model)) t (session_id, model)
     ) t
-    WHERE m.user_id = ANY (ARRAY[t.user_id]) AND m.session_id = ANY (ARRAY[t.session_id])
-        AND m.model = ANY (ARRAY[t.model])
+    WHERE m.user_id = t.user_id AND m.session_id = t.session_id
+        AND m.model = t.model
         AND m.events = 0 AND m.cost_usd = 0 AND m.tokens_in = 0 AND m.tokens_out = 0;
 END
 $body$;

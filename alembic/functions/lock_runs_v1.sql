@@ -2,7 +2,7 @@
 -- with the sessions locked. The row of a run that is only named has no start.
 CREATE FUNCTION {schema}.lock_runs_v1(waves jsonb, activity jsonb, OUT users uuid[], OUT runs text[])
 LANGUAGE plpgsql
-SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan SET jit = off
 AS $body$
 BEGIN
     -- Who changes which run is whose child is alone with the user's runs: a parent and its child that are recorded at the

@@ -1,11 +1,12 @@
 -- Locks all that the items are about, so that nobody changes it before this transaction ends: keys of the user's scope,
 -- then sessions, each sorted (rule R10). `waves` holds what is written to sessions, `activity` runs, steps and messages,
--- `others` further sessions; each an array of arrays. Returns the sessions it locked.
+-- `others` further sessions; each an array of arrays. Returns the sessions it locked; raises `SL003` where one was deleted
+-- meanwhile, to be called again.
 CREATE FUNCTION {schema}.lock_sessions_v2(
     waves jsonb, activity jsonb, others jsonb, OUT users uuid[], OUT sessions text[]
 )
 LANGUAGE plpgsql
-SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan SET jit = off
 AS $body$
 DECLARE
     existing int;
@@ -64,32 +65,25 @@ BEGIN
         ) t;
     END IF;
 
-    LOOP
-        SELECT count(*) INTO existing
-        FROM unnest(users, sessions) t (user_id, session_id)
-        JOIN {schema}.session_records s ON s.user_id = t.user_id AND s.session_id = t.session_id;
-        IF existing < cardinality(users) THEN
-            FOR place IN 1..cardinality(users) LOOP
-                PERFORM {schema}.lock_session_v2(users[place], sessions[place]);
-            END LOOP;
-            RETURN;
-        END IF;
+    SELECT count(*) INTO existing
+    FROM unnest(users, sessions) t (user_id, session_id)
+    JOIN {schema}.session_records s ON s.user_id = t.user_id AND s.session_id = t.session_id;
+    IF existing < cardinality(users) THEN
+        FOR place IN 1..cardinality(users) LOOP
+            PERFORM {schema}.lock_session_v2(users[place], sessions[place]);
+        END LOOP;
+        RETURN;
+    END IF;
 
-        -- Nearly always all of them are there, and can be locked at once.
-        BEGIN
-            PERFORM 1
-            FROM unnest(users, sessions) t (user_id, session_id)
-            JOIN {schema}.session_records s ON s.user_id = t.user_id AND s.session_id = t.session_id
-            ORDER BY s.user_id, s.session_id
-            FOR NO KEY UPDATE OF s;
-            GET DIAGNOSTICS locked = ROW_COUNT;
-            IF locked = existing THEN
-                RETURN;
-            END IF;
-            RAISE EXCEPTION USING ERRCODE = 'SL003', MESSAGE = 'a session was deleted meanwhile';
-        EXCEPTION WHEN SQLSTATE 'SL003' THEN
-            -- Nothing is locked any more, and one more is missing.
-        END;
-    END LOOP;
+    -- Nearly always all of them are there, and can be locked at once.
+    PERFORM 1
+    FROM unnest(users, sessions) t (user_id, session_id)
+    JOIN {schema}.session_records s ON s.user_id = t.user_id AND s.session_id = t.session_id
+    ORDER BY s.user_id, s.session_id
+    FOR NO KEY UPDATE OF s;
+    GET DIAGNOSTICS locked = ROW_COUNT;
+    IF locked < existing THEN
+        RAISE EXCEPTION USING ERRCODE = 'SL003', MESSAGE = 'a session was deleted meanwhile';
+    END IF;
 END
 $body$;

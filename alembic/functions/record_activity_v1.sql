@@ -3,7 +3,7 @@
 -- there and locked, and the sessions of all messages.
 CREATE FUNCTION {schema}.record_activity_v1(items jsonb) RETURNS TABLE (item_position int, outcome text)
 LANGUAGE plpgsql
-SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan SET jit = off
 AS $body$
 #variable_conflict use_column
 BEGIN

@@ -9,7 +9,7 @@ CREATE FUNCTION {schema}.record_plain_v1(items jsonb, now_at timestamptz) RETURN
     session_cost_usd numeric
 )
 LANGUAGE plpgsql
-SET enable_seqscan = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan
+SET enable_seqscan = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan SET jit = off
 AS $body$
 #variable_conflict use_column
 DECLARE

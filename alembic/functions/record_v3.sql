@@ -50,19 +50,19 @@ BEGIN
     END IF;
     -- An event with a revision may take the place of one of a run.
     has_runs := activity <> '[]' OR waves @? '$[*][*] ? (exists (@.run_id) || @.revision > 0 || exists (@.key_scope))';
-    IF NOT has_runs THEN
-        RETURN QUERY SELECT * FROM {schema}.record_locked_v1(waves, activity, others, has_runs, now_at);
-        RETURN;
-    END IF;
     LOOP
+        -- Locks are taken in their order or not at all: where one is missing, everything is undone and done again. The
+        -- block must not hold another one, as who waits for a lock of that would wait for the whole transaction.
         BEGIN
             RETURN QUERY SELECT * FROM {schema}.record_locked_v1(waves, activity, others, has_runs, now_at);
             RETURN;
-        EXCEPTION WHEN SQLSTATE 'SL002' THEN
-            -- The items turned out to be about more sessions. Locks are taken in their order or not at all: everything is
-            -- undone and done again with those.
-            GET STACKED DIAGNOSTICS found_missing = PG_EXCEPTION_DETAIL;
-            others := others || jsonb_build_array(found_missing::jsonb);
+        EXCEPTION
+            WHEN SQLSTATE 'SL002' THEN
+                -- The items turned out to be about more sessions.
+                GET STACKED DIAGNOSTICS found_missing = PG_EXCEPTION_DETAIL;
+                others := others || jsonb_build_array(found_missing::jsonb);
+            WHEN SQLSTATE 'SL003' THEN
+                -- A session that was there is not any more.
         END;
     END LOOP;
 END

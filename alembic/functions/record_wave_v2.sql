@@ -11,7 +11,7 @@ CREATE FUNCTION {schema}.record_wave_v2(wave jsonb, now_at timestamptz) RETURNS 
 )
 LANGUAGE plpgsql
 -- The tables may be small when the statement is planned and large soon after: by their keys it is always right.
-SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan SET jit = off
 AS $body$
 #variable_conflict use_column
 BEGIN

@@ -2,7 +2,7 @@
 -- A change is written only where the event still is what it was when its price was looked up, so repeating is harmless.
 CREATE FUNCTION {schema}.reprice_v2(changes jsonb, of_run uuid) RETURNS bigint
 LANGUAGE plpgsql
-SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan SET jit = off
 AS $body$
 DECLARE
     changed bigint;

@@ -6,11 +6,12 @@ CREATE FUNCTION {schema}.settle_runs_v1(
     users uuid[], runs text[], locked_users uuid[], locked_sessions text[], now_at timestamptz
 ) RETURNS TABLE (user_id uuid, session_id text, difference_usd numeric)
 LANGUAGE plpgsql
--- The tables are asked by ANY, and so by their keys, one row after another; what was found may be joined by hashing.
-SET enable_seqscan = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan SET jit = off
 AS $body$
 #variable_conflict use_column
 DECLARE
+    keys text[];
+    rooted text[];
     left_users uuid[];
     left_sessions text[];
     touches jsonb;
@@ -29,41 +30,42 @@ BEGIN
             LIMIT 1
         ) AS caller_run_id
         FROM unnest(users, runs) n (user_id, run_id)
-        JOIN {schema}.session_runs k ON k.user_id = ANY (ARRAY[n.user_id]) AND k.run_id = ANY (ARRAY[n.run_id])
+        JOIN {schema}.session_runs k ON k.user_id = n.user_id AND k.run_id = n.run_id
         WHERE k.parent_tool_call_id IS NOT NULL AND NOT k.parent_given
     ) c
-    WHERE r.user_id = ANY (ARRAY[c.user_id]) AND r.run_id = ANY (ARRAY[c.run_id])
+    WHERE r.user_id = c.user_id AND r.run_id = c.run_id
         AND r.parent_run_id IS DISTINCT FROM c.caller_run_id;
 
-    -- The root of each, from the top of its thread down. What does not hang on a known root has none.
-    WITH RECURSIVE known AS MATERIALIZED (
-        SELECT k.user_id, k.run_id, k.parent_run_id, k.root_run_id, k.root_given, k.started_at IS NOT NULL AS is_recorded
-        FROM unnest(users, runs) n (user_id, run_id)
-        JOIN {schema}.session_runs k ON k.user_id = ANY (ARRAY[n.user_id]) AND k.run_id = ANY (ARRAY[n.run_id])
-    ),
-    thread AS (
+    -- The root of each, from the top of its thread down.
+    SELECT array_agg(n.user_id || n.run_id) INTO keys FROM unnest(users, runs) n (user_id, run_id);
+    WITH RECURSIVE thread AS (
         SELECT k.user_id, k.run_id,
                CASE WHEN k.root_given THEN k.root_run_id WHEN k.parent_run_id IS NULL THEN k.run_id
                     ELSE parent.root_run_id END AS root_run_id
-        FROM known k
-        LEFT JOIN known inside ON inside.user_id = k.user_id AND inside.run_id = k.parent_run_id
-        LEFT JOIN {schema}.session_runs parent
-            ON parent.user_id = ANY (ARRAY[k.user_id]) AND parent.run_id = ANY (ARRAY[k.parent_run_id])
-        WHERE k.root_given OR k.is_recorded AND inside.run_id IS NULL
+        FROM unnest(users, runs) n (user_id, run_id)
+        JOIN {schema}.session_runs k ON k.user_id = n.user_id AND k.run_id = n.run_id
+        LEFT JOIN {schema}.session_runs parent ON parent.user_id = k.user_id AND parent.run_id = k.parent_run_id
+        WHERE k.root_given
+            OR k.started_at IS NOT NULL AND (k.parent_run_id IS NULL OR k.user_id || k.parent_run_id <> ALL (keys))
         UNION ALL
-        SELECT k.user_id, k.run_id, t.root_run_id
+        SELECT c.user_id, c.run_id, t.root_run_id
         FROM thread t
-        JOIN known k ON k.user_id = t.user_id AND k.parent_run_id = t.run_id AND NOT k.root_given AND k.is_recorded
+        JOIN {schema}.session_runs c ON c.user_id = t.user_id AND c.parent_run_id = t.run_id
+        WHERE NOT c.root_given AND c.started_at IS NOT NULL
+    ),
+    changed AS (
+        UPDATE {schema}.session_runs r
+        SET root_run_id = t.root_run_id
+        FROM thread t
+        WHERE r.user_id = t.user_id AND r.run_id = t.run_id AND r.root_run_id IS DISTINCT FROM t.root_run_id
     )
+    SELECT coalesce(array_agg(t.user_id || t.run_id), '{}') INTO rooted FROM thread t;
+    -- What hangs on nothing but itself has none.
     UPDATE {schema}.session_runs r
-    SET root_run_id = c.root_run_id
-    FROM (
-        SELECT k.user_id, k.run_id, t.root_run_id
-        FROM known k
-        LEFT JOIN thread t ON t.user_id = k.user_id AND t.run_id = k.run_id
-        WHERE k.root_run_id IS DISTINCT FROM t.root_run_id
-    ) c
-    WHERE r.user_id = ANY (ARRAY[c.user_id]) AND r.run_id = ANY (ARRAY[c.run_id]);
+    SET root_run_id = NULL
+    FROM unnest(users, runs) n (user_id, run_id)
+    WHERE r.user_id = n.user_id AND r.run_id = n.run_id AND cardinality(rooted) < cardinality(keys)
+        AND r.root_run_id IS NOT NULL AND r.user_id || r.run_id <> ALL (rooted);
 
     -- The session of each: the one given, else its root's, which is the one given to that or one named like it.
     UPDATE {schema}.session_runs r
@@ -73,18 +75,18 @@ BEGIN
                CASE WHEN root.session_given THEN root.session_id
                     WHEN root.started_at IS NOT NULL THEN root.run_id END AS session_id
         FROM unnest(users, runs) n (user_id, run_id)
-        JOIN {schema}.session_runs k ON k.user_id = ANY (ARRAY[n.user_id]) AND k.run_id = ANY (ARRAY[n.run_id])
+        JOIN {schema}.session_runs k ON k.user_id = n.user_id AND k.run_id = n.run_id
         LEFT JOIN {schema}.session_runs root
-            ON root.user_id = ANY (ARRAY[k.user_id]) AND root.run_id = ANY (ARRAY[k.root_run_id])
+            ON root.user_id = k.user_id AND root.run_id = k.root_run_id
         WHERE k.started_at IS NOT NULL AND NOT k.session_given
     ) c
-    WHERE r.user_id = ANY (ARRAY[c.user_id]) AND r.run_id = ANY (ARRAY[c.run_id])
+    WHERE r.user_id = c.user_id AND r.run_id = c.run_id
         AND r.session_id IS DISTINCT FROM c.session_id;
     -- A session that stood for a thread is left when its root turns out to belong elsewhere.
     SELECT array_agg(s.user_id), array_agg(s.session_id) INTO left_users, left_sessions
     FROM unnest(users, runs) n (user_id, run_id)
-    JOIN {schema}.session_runs r ON r.user_id = ANY (ARRAY[n.user_id]) AND r.run_id = ANY (ARRAY[n.run_id])
-    JOIN {schema}.session_records s ON s.user_id = ANY (ARRAY[n.user_id]) AND s.session_id = ANY (ARRAY[n.run_id])
+    JOIN {schema}.session_runs r ON r.user_id = n.user_id AND r.run_id = n.run_id
+    JOIN {schema}.session_records s ON s.user_id = n.user_id AND s.session_id = n.run_id
     WHERE s.derived AND r.session_id IS DISTINCT FROM r.run_id;
 
     -- What the runs say of their sessions, where those do not know it yet.
@@ -100,12 +102,12 @@ BEGIN
                    (array_agg(r.agent_name ORDER BY r.started_at, r.run_id) FILTER (WHERE r.agent_name IS NOT NULL))[1]
                        AS agent_name
             FROM unnest(users, runs) n (user_id, run_id)
-            JOIN {schema}.session_runs r ON r.user_id = ANY (ARRAY[n.user_id]) AND r.run_id = ANY (ARRAY[n.run_id])
+            JOIN {schema}.session_runs r ON r.user_id = n.user_id AND r.run_id = n.run_id
             WHERE r.started_at IS NOT NULL AND r.session_id IS NOT NULL
             GROUP BY r.user_id, r.session_id
         ) t
         LEFT JOIN {schema}.session_records s
-            ON s.user_id = ANY (ARRAY[t.user_id]) AND s.session_id = ANY (ARRAY[t.session_id])
+            ON s.user_id = t.user_id AND s.session_id = t.session_id
         WHERE s.user_id IS NULL
             OR s.status = 'running' AND (
                 t.first_seen < s.started_at OR t.last_seen > s.last_activity_at
@@ -123,10 +125,10 @@ BEGIN
             SELECT r.*, CASE WHEN r.session_id IS NULL OR r.started_at IS NULL THEN 0
                              ELSE greatest(r.reported_cost_usd - r.events_cost_usd, 0) END AS due_usd
             FROM unnest(users, runs) n (user_id, run_id)
-            JOIN {schema}.session_runs r ON r.user_id = ANY (ARRAY[n.user_id]) AND r.run_id = ANY (ARRAY[n.run_id])
+            JOIN {schema}.session_runs r ON r.user_id = n.user_id AND r.run_id = n.run_id
         ) r
         LEFT JOIN {schema}.session_usage_events e
-            ON e.key_scope = 'run' AND e.user_id = ANY (ARRAY[r.user_id]) AND e.run_id = ANY (ARRAY[r.run_id])
+            ON e.key_scope = 'run' AND e.user_id = r.user_id AND e.run_id = r.run_id
         WHERE coalesce(e.cost_usd, 0) <> r.due_usd
             OR r.due_usd > 0 AND (e.session_id <> r.session_id OR coalesce(e.model, '') <> coalesce(r.model, ''))
     ) a;
@@ -168,7 +170,7 @@ BEGIN
             user_id uuid, session_id text, dataset_id uuid, agent_name text, first_seen timestamptz,
             last_seen timestamptz, is_new boolean
         )
-        WHERE NOT t.is_new AND s.user_id = ANY (ARRAY[t.user_id]) AND s.session_id = ANY (ARRAY[t.session_id]);
+        WHERE NOT t.is_new AND s.user_id = t.user_id AND s.session_id = t.session_id;
     END IF;
     IF adjustments IS NOT NULL THEN
         RETURN QUERY SELECT * FROM {schema}.adjust_v1(adjustments, now_at);
@@ -179,7 +181,7 @@ BEGIN
         WITH empty AS (
             DELETE FROM {schema}.session_records s
             USING unnest(left_users, left_sessions) l (user_id, session_id)
-            WHERE s.user_id = ANY (ARRAY[l.user_id]) AND s.session_id = ANY (ARRAY[l.session_id]) AND s.derived
+            WHERE s.user_id = l.user_id AND s.session_id = l.session_id AND s.derived
                 AND NOT EXISTS (
                     SELECT FROM {schema}.session_runs r
                     WHERE r.user_id = s.user_id AND r.session_id = s.session_id AND r.started_at IS NOT NULL
@@ -192,7 +194,18 @@ BEGIN
         )
         DELETE FROM {schema}.session_model_usage m
         USING empty e
-        WHERE m.user_id = ANY (ARRAY[e.user_id]) AND m.session_id = ANY (ARRAY[e.session_id]);
+        WHERE m.user_id = e.user_id AND m.session_id = e.session_id;
+        -- One that is not empty yet forgets what was said of it by those that left.
+        UPDATE {schema}.session_records s
+        SET started_at = r.first_seen, last_activity_at = r.last_seen
+        FROM (
+            SELECT r.user_id, r.session_id, min(r.first_seen) AS first_seen, max(r.last_seen) AS last_seen
+            FROM unnest(left_users, left_sessions) l (user_id, session_id)
+            JOIN {schema}.session_runs r ON r.user_id = l.user_id AND r.session_id = l.session_id
+            WHERE r.started_at IS NOT NULL
+            GROUP BY r.user_id, r.session_id
+        ) r
+        WHERE s.user_id = r.user_id AND s.session_id = r.session_id AND s.derived AND s.status = 'running';
     END IF;
 END
 $body$;

@@ -183,11 +183,11 @@ def upgrade() -> None:
     )
     index("session_runs", "user_id", "session_id", "started_at", "run_id", where="started_at IS NOT NULL")
     index("session_runs", "user_id", "parent_run_id", where="parent_run_id IS NOT NULL")
-    index("session_runs", "user_id", "root_run_id")
+    index("session_runs", "user_id", "root_run_id", where="root_run_id IS NOT NULL")
     index("session_runs", "user_id", "parent_tool_call_id", where="parent_tool_call_id IS NOT NULL")
     index("session_runs", "model", "user_id", "session_id")
     index("session_runs", "client", "user_id", "session_id")
-    index("session_runs", "user_id", "started_at", "run_id")
+    index("session_runs", "user_id", "started_at", "run_id", where="started_at IS NOT NULL")
 
     op.create_table(
         "session_steps",

@@ -257,18 +257,19 @@ class SessionRunEntity(Base):
 
     __table_args__ = (
         CheckConstraint("status IN ('running', 'completed', 'failed', 'cancelled')", name="status"),
-        # The runs of a session; the recorded ones only, as reads want them.
+        # All are partial, so that a lookup by key is never planned with them (see `SessionRecordEntity`).
+        # The runs of a session.
         Index(None, "user_id", "session_id", "started_at", "run_id", postgresql_where=text("started_at IS NOT NULL")),
         # Those whose parent was recorded after them; and all of a thread.
         Index(None, "user_id", "parent_run_id", postgresql_where=text("parent_run_id IS NOT NULL")),
-        Index(None, "user_id", "root_run_id"),
+        Index(None, "user_id", "root_run_id", postgresql_where=text("root_run_id IS NOT NULL")),
         # Those waiting for the run that made a tool call.
         Index(None, "user_id", "parent_tool_call_id", postgresql_where=text("parent_tool_call_id IS NOT NULL")),
         # Sessions by model and by client, whoever's.
         Index(None, "model", "user_id", "session_id"),
         Index(None, "client", "user_id", "session_id"),
         # Runs by time: reports over all runs, and pages of runs.
-        Index(None, "user_id", "started_at", "run_id"),
+        Index(None, "user_id", "started_at", "run_id", postgresql_where=text("started_at IS NOT NULL")),
     )
 
 

@@ -29,10 +29,15 @@ FIRST_PAUSE_SECONDS = 0.01
 LONGEST_PAUSE_SECONDS = 1.0
 
 # https://www.postgresql.org/docs/current/errcodes-appendix.html
-CONFLICTS = {"40001": "serialization failure", "40P01": "deadlock", "55P03": "lock not available"}
+CONFLICTS = {
+    "40001": "serialization failure",
+    "40P01": "deadlock",
+    "55P03": "lock not available",
+    "SL003": "a session was deleted",  # raised by our functions, as is the next one
+}
 MISSING = {"42P01", "42883", "42703", "3F000", "42704"}
 UNAVAILABLE_CLASSES = {"08", "53", "57", "58"}
-ERASED = "SL004"  # raised by our functions
+ERASED = "SL004"
 # The server stops, crashed, starts, or has no connection left.
 PASSING = {"57P01", "57P02", "57P03", "53300"}
 # What SQLAlchemy makes of the driver's errors, and wraps once more only around its own statements.

@@ -10,7 +10,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from session_lifecycle import Item, Message, Run, SessionDatabase, SessionWriter, Step, UsageEvent
@@ -153,19 +153,42 @@ async def nothing_left(db: SessionDatabase) -> AsyncIterator[None]:
     await tables(db)
 
 
-@settings(
-    deadline=None, max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+async def agrees(db: SessionDatabase, data: st.DataObject) -> None:
+    """Draws what happened and two ways to tell it, and compares what they leave."""
+    items = data.draw(activities())
+    again = data.draw(st.lists(st.sampled_from(items), max_size=5))
+    shuffled = data.draw(st.permutations(items + again))
+    sizes = data.draw(st.lists(st.integers(1, 6), max_size=8))
+    async with nothing_left(db):
+        await write(db, items, [])
+        expected = await tables(db)
+        await write(db, shuffled, sizes)
+        found = await tables(db)
+        for name, rows in expected.items():
+            assert found[name] == rows, name
+
+
+any_order = settings(
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    # Shrinking runs on a real database, and takes longer than finding.
+    phases=[Phase.explicit, Phase.reuse, Phase.generate],
 )
+
+
+@settings(any_order, max_examples=50)
 @given(data=st.data())
 async def test_any_order_leaves_the_same_tables(session_database: SessionDatabase, data: st.DataObject) -> None:
-    items = data.draw(activities())
-    async with nothing_left(session_database):
-        await write(session_database, items, [])
-        expected = await tables(session_database)
-        sizes = st.lists(st.integers(1, 6), max_size=8)
-        shuffled = data.draw(st.permutations(items + data.draw(st.lists(st.sampled_from(items), max_size=5))))
-        await write(session_database, shuffled, data.draw(sizes))
-        assert await tables(session_database) == expected
+    await agrees(session_database, data)
+
+
+@pytest.mark.soak
+@settings(any_order, max_examples=3000)
+@given(data=st.data())
+async def test_any_order_at_length_leaves_the_same_tables(
+    session_database: SessionDatabase, data: st.DataObject
+) -> None:
+    await agrees(session_database, data)
 
 
 async def storm(db: SessionDatabase, threads: int, tasks: int) -> None:
