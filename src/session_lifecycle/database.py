@@ -35,6 +35,7 @@ from session_lifecycle.recorder import (
     DEFAULT_MAX_PENDING,
     SessionRecorder,
 )
+from session_lifecycle.reports import SessionReportsDb, SqlAlchemySessionReportsDb
 from session_lifecycle.repository import SessionLifecycleDb, SqlAlchemySessionLifecycleDb
 from session_lifecycle.settings import Settings, check_schema_name
 from session_lifecycle.writing import ItemWriter
@@ -53,6 +54,7 @@ class BoundSessionDatabase:
         writer = ItemWriter(execution, prices, payloads)
         self.lifecycle: SessionLifecycleDb = SqlAlchemySessionLifecycleDb(execution, writer, settings.abandon_after)
         self.activity: SessionActivityDb = SqlAlchemySessionActivityDb(execution, settings.abandon_after)
+        self.reports: SessionReportsDb = SqlAlchemySessionReportsDb(execution)
         self.maintenance: SessionMaintenanceDb = SqlAlchemySessionMaintenanceDb(execution, prices)
 
 
@@ -218,6 +220,11 @@ class SessionDatabase:
     def activity(self) -> SessionActivityDb:
         """Reading what happened in sessions: summaries, details, threads, runs, messages."""
         return SqlAlchemySessionActivityDb(self._execution(), self._settings.abandon_after)
+
+    @property
+    def reports(self) -> SessionReportsDb:
+        """What was spent, by whom, and how runs did."""
+        return SqlAlchemySessionReportsDb(self._execution())
 
     @property
     def maintenance(self) -> SessionMaintenanceDb:
