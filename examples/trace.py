@@ -1,6 +1,6 @@
 """Traces by OpenTelemetry's GenAI conventions: a trace is a run, a span a step, a call of a model usage as well.
 
-The names are those of https://opentelemetry.io/docs/specs/semconv/gen-ai/ of November 2026.
+The names are those of https://opentelemetry.io/docs/specs/semconv/gen-ai/, as of November 2026.
 
 Run: python examples/trace.py
 With SESSION_LIFECYCLE_DATABASE_URL set it uses that database, else a Postgres of its own.
@@ -137,26 +137,28 @@ def items_of(span: Span, session_id: str, user_id: UUID, project: str | None = N
 async def export(db: SessionDatabase, trace: Sequence[Span], user_id: UUID, project: str | None = None) -> None:
     """Records a whole trace."""
     session_id = session_of(trace)
-    # The agent and the model that are named first stay: let them be those of the outermost span.
+    # The agent and the model named first stay: those of the outermost span, where it names them.
     spans = sorted(trace, key=lambda span: span.start_ns)
     await db.lifecycle.record([item for span in spans for item in items_of(span, session_id, user_id, project)])
 
 
+NOON_NS = round(datetime(2026, 1, 10, 12, tzinfo=UTC).timestamp()) * 1_000_000_000
+
+
 def at_second(second: float) -> int:
-    """A second after a noon, in nanoseconds since 1970."""
-    noon = datetime(2026, 1, 10, 12, tzinfo=UTC)
-    return round((noon.timestamp() + second) * 1_000) * 1_000_000
+    """So many seconds after that noon."""
+    return NOON_NS + round(second * 1_000_000_000)
 
 
 ASSISTANT = [  # in the order in which they ended
     Span(
-        "trace-1",
-        "span-2",
-        "span-1",
-        "chat gpt-4o-mini",
-        at_second(0.5),
-        at_second(2),
-        {
+        trace_id="trace-1",
+        span_id="span-2",
+        parent_id="span-1",
+        name="chat gpt-4o-mini",
+        start_ns=at_second(0.5),
+        end_ns=at_second(2),
+        attributes={
             "gen_ai.operation.name": "chat",
             "gen_ai.provider.name": "openai",
             "gen_ai.request.model": "gpt-4o-mini",
@@ -165,13 +167,13 @@ ASSISTANT = [  # in the order in which they ended
         },
     ),
     Span(
-        "trace-1",
-        "span-3",
-        "span-1",
-        "execute_tool weather",
-        at_second(2),
-        at_second(2.5),
-        {
+        trace_id="trace-1",
+        span_id="span-3",
+        parent_id="span-1",
+        name="execute_tool weather",
+        start_ns=at_second(2),
+        end_ns=at_second(2.5),
+        attributes={
             "gen_ai.operation.name": "execute_tool",
             "gen_ai.tool.name": "weather",
             "gen_ai.tool.call.id": "call-1",
@@ -180,13 +182,13 @@ ASSISTANT = [  # in the order in which they ended
         },
     ),
     Span(
-        "trace-1",
-        "span-1",
-        None,
-        "invoke_agent guide",
-        at_second(0),
-        at_second(3),
-        {
+        trace_id="trace-1",
+        span_id="span-1",
+        parent_id=None,
+        name="invoke_agent guide",
+        start_ns=at_second(0),
+        end_ns=at_second(3),
+        attributes={
             "gen_ai.operation.name": "invoke_agent",
             "gen_ai.agent.name": "guide",
             "gen_ai.conversation.id": "trip-1",
@@ -198,13 +200,13 @@ ASSISTANT = [  # in the order in which they ended
 ]
 SEARCH = [
     Span(
-        "trace-2",
-        "span-4",
-        None,
-        "embeddings text-embedding-3-small",
-        at_second(4),
-        at_second(4.2),
-        {
+        trace_id="trace-2",
+        span_id="span-4",
+        parent_id=None,
+        name="embeddings text-embedding-3-small",
+        start_ns=at_second(4),
+        end_ns=at_second(4.2),
+        attributes={
             "gen_ai.operation.name": "embeddings",
             "gen_ai.provider.name": "openai",
             "gen_ai.request.model": "text-embedding-3-small",
