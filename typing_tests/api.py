@@ -1,7 +1,7 @@
 """Type-checked, never run: what hosts write against the public names."""
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any, assert_type
 from uuid import UUID
@@ -9,14 +9,19 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 
 from session_lifecycle import (
+    CostByAgentRow,
     CostByModelRow,
+    CostByUserRow,
     EffectiveStatus,
     End,
     EndOutcome,
+    ErasureReceipt,
     Item,
     Lineage,
     Message,
+    PruneReport,
     Receipt,
+    ReconcileReport,
     ReopenOutcome,
     RunFilters,
     RunPage,
@@ -26,12 +31,17 @@ from session_lifecycle import (
     SessionLifecycleDb,
     SessionListFilters,
     SessionListPage,
+    SessionMaintenanceDb,
+    SessionReportsDb,
     SessionRowWithStatus,
     SessionStats,
     SessionStatus,
     SessionWriter,
+    Spend,
     SummaryFilters,
     SummaryPage,
+    TelemetryKey,
+    TelemetrySummary,
     ThreadPage,
     Touch,
     TouchOutcome,
@@ -96,6 +106,29 @@ async def look_into(activity: SessionActivityDb, user: UUID, since: datetime) ->
     assert_type(await activity.chat_history("s", user, limit=1, max_characters=1), list[Message])
 
 
+async def report(reports: SessionReportsDb, user: UUID, since: datetime) -> None:
+    """Every report."""
+    assert_type(await reports.spend(user, since=since), Spend)
+    assert_type(await reports.cost_by_agent(Viewer.auditor(), since, since), list[CostByAgentRow])
+    assert_type(await reports.cost_by_user(user), list[CostByUserRow])
+    telemetry = await reports.telemetry(user, provider="anthropic", model="m", client="Unknown", until=since)
+    assert_type(telemetry, TelemetrySummary)
+    assert_type(telemetry.duration_p99_ms, float | None)
+    assert_type(await reports.list_telemetry_keys(user, since=since), list[TelemetryKey])
+
+
+async def care(maintenance: SessionMaintenanceDb, user: UUID, age: timedelta) -> None:
+    """What an operator calls."""
+    told: list[PruneReport] = []
+    assert_type(await maintenance.prune_sessions(age, batch=10, on_progress=told.append), PruneReport)
+    assert_type(await maintenance.prune_payloads(age, dry_run=True), PruneReport)
+    assert_type(await maintenance.delete_session("s", user), bool)
+    receipt = await maintenance.erase_user(user, usage="anonymise", tombstone=True)
+    assert_type(receipt, ErasureReceipt)
+    assert_type(receipt.pseudonym, UUID | None)
+    assert_type(await maintenance.reconcile(repair=True), ReconcileReport)
+
+
 async def ways_in(engine: AsyncEngine, connection: AsyncConnection, session: AsyncSession) -> None:
     """The front door; every role is both protocols."""
     db = SessionDatabase.from_engine(engine)
@@ -107,6 +140,9 @@ async def ways_in(engine: AsyncEngine, connection: AsyncConnection, session: Asy
     assert_type(db.bind(connection).activity, SessionActivityDb)
     assert_type(db.bind(connection).lifecycle, SessionLifecycleDb)
     assert_type(db.bind(session, savepoints=False).lifecycle, SessionLifecycleDb)
+    assert_type(db.reports, SessionReportsDb)
+    assert_type(db.bind(connection).reports, SessionReportsDb)
+    assert_type(db.maintenance, SessionMaintenanceDb)
     async with SessionDatabase.connect("postgresql://h/x", pgbouncer=True) as connected:
         assert_type(connected, SessionDatabase)
     async with SessionDatabase.embedded() as embedded:

@@ -13,23 +13,28 @@ LANGUAGE plpgsql AS $body$
 DECLARE
     locked record;
     named record;
-    receipts jsonb;
+    receipts jsonb := '[]';
+    last_wave int := jsonb_array_length(waves) - 1;
     differences jsonb;
 BEGIN
     locked := {schema}.lock_sessions_v2(waves, activity, others);
     IF NOT has_runs THEN
-        FOR wave IN 0..jsonb_array_length(waves) - 1 LOOP
+        FOR wave IN 0..last_wave LOOP
             RETURN QUERY SELECT * FROM {schema}.record_wave_v2(waves -> wave, now_at);
         END LOOP;
         RETURN;
     END IF;
 
     named := {schema}.lock_runs_v1(waves, activity);
-    FOR wave IN 0..jsonb_array_length(waves) - 1 LOOP
-        SELECT jsonb_agg(w) INTO receipts FROM {schema}.record_wave_v2(waves -> wave, now_at) w;
+    FOR wave IN 0..last_wave LOOP
+        SELECT receipts || coalesce(jsonb_agg(w), '[]') INTO receipts
+        FROM {schema}.record_wave_v2(waves -> wave, now_at) w;
         RETURN QUERY
         SELECT a.item_position, a.outcome, NULL::numeric, 0::bigint, 0::bigint, 0::numeric
         FROM {schema}.record_activity_v1(activity -> wave) a;
+        -- Before sessions end, and at last.
+        CONTINUE WHEN wave < last_wave AND NOT waves -> (wave + 1) @? '$[*] ? (@.kind == "end" || @.kind == "reopen")';
+
         SELECT jsonb_agg(d) INTO differences
         FROM {schema}.settle_runs_v1(named.users, named.runs, locked.users, locked.sessions, now_at) d;
         -- What a run reports shrinks by what its events account for; the sessions' cost after the call knows it.
@@ -40,11 +45,15 @@ BEGIN
             item_position int, outcome text, event_cost_usd numeric, session_tokens_in bigint, session_tokens_out bigint,
             session_cost_usd numeric
         )
-        JOIN jsonb_to_recordset(waves -> wave) i (position int, user_id uuid, session_id text, answers boolean)
-            ON i.position = w.item_position
+        JOIN (
+            SELECT i.*
+            FROM jsonb_array_elements(waves) wave,
+                 jsonb_to_recordset(wave) i (position int, user_id uuid, session_id text, answers boolean)
+        ) i ON i.position = w.item_position
         LEFT JOIN jsonb_to_recordset(differences) d (user_id uuid, session_id text, difference_usd numeric)
             ON d.user_id = i.user_id AND d.session_id = i.session_id
         WHERE i.answers IS NOT false;
+        receipts := '[]';
     END LOOP;
 END
 $body$;

@@ -26,6 +26,7 @@ from session_lifecycle.execution import (
 )
 from session_lifecycle.handle import SessionHandle
 from session_lifecycle.maintenance import SessionMaintenanceDb, SqlAlchemySessionMaintenanceDb
+from session_lifecycle.payloads import PayloadPolicy, Redact
 from session_lifecycle.pricing import PriceCatalogue, PriceOverride
 from session_lifecycle.recorder import (
     DEFAULT_DRAIN_WITHIN,
@@ -34,6 +35,7 @@ from session_lifecycle.recorder import (
     DEFAULT_MAX_PENDING,
     SessionRecorder,
 )
+from session_lifecycle.reports import SessionReportsDb, SqlAlchemySessionReportsDb
 from session_lifecycle.repository import SessionLifecycleDb, SqlAlchemySessionLifecycleDb
 from session_lifecycle.settings import Settings, check_schema_name
 from session_lifecycle.writing import ItemWriter
@@ -46,10 +48,13 @@ URL_OPTIONS = {"direct_tls", "gsslib", "host", "krbsrvname", "passfile", "port",
 class BoundSessionDatabase:
     """The roles inside a host's transaction, from `SessionDatabase.bind`: never commits, rolls back or repeats."""
 
-    def __init__(self, execution: Execution, prices: PriceCatalogue, settings: Settings) -> None:
-        writer = ItemWriter(execution, prices)
+    def __init__(
+        self, execution: Execution, prices: PriceCatalogue, payloads: PayloadPolicy, settings: Settings
+    ) -> None:
+        writer = ItemWriter(execution, prices, payloads)
         self.lifecycle: SessionLifecycleDb = SqlAlchemySessionLifecycleDb(execution, writer, settings.abandon_after)
         self.activity: SessionActivityDb = SqlAlchemySessionActivityDb(execution, settings.abandon_after)
+        self.reports: SessionReportsDb = SqlAlchemySessionReportsDb(execution)
         self.maintenance: SessionMaintenanceDb = SqlAlchemySessionMaintenanceDb(execution, prices)
 
 
@@ -69,12 +74,14 @@ class SessionDatabase:
         engine: AsyncEngine | None,
         settings: Settings,
         prices: Sequence[PriceOverride],
+        redact: Redact | None,
         *,
         owned: bool,
         server: "_Server | None" = None,
     ) -> None:
         self._settings = settings
         self._prices = PriceCatalogue(prices)
+        self._payloads = PayloadPolicy(settings.payload_limit_bytes, settings.payload_when_larger, redact)
         self._owned = owned
         self._server = server
         self._engine = engine
@@ -90,6 +97,7 @@ class SessionDatabase:
         schema: str | None = None,
         settings: Settings | None = None,
         prices: Sequence[PriceOverride] = (),
+        redact: Redact | None = None,
         pgbouncer: bool = False,
     ) -> Self:
         """A database at a URL, with an engine of our own. Opens nothing yet.
@@ -99,6 +107,7 @@ class SessionDatabase:
             schema: The Postgres schema of our tables; None: as the settings say.
             settings: Pool, timeouts, threshold; None: read from the environment now.
             prices: The host's own prices, which go before the catalogue's.
+            redact: Given every item before anything of it is stored; returns what may be.
             pgbouncer: There is a pgbouncer in transaction mode on the way.
 
         Raises:
@@ -112,7 +121,7 @@ class SessionDatabase:
                     "SessionDatabase.embedded() starts a Postgres of its own"
                 )
             url = settings.database_url.get_secret_value()
-        return cls(_engine(asyncpg_url(url), settings, pgbouncer=pgbouncer), settings, prices, owned=True)
+        return cls(_engine(asyncpg_url(url), settings, pgbouncer=pgbouncer), settings, prices, redact, owned=True)
 
     @classmethod
     def embedded(
@@ -122,6 +131,7 @@ class SessionDatabase:
         schema: str | None = None,
         settings: Settings | None = None,
         prices: Sequence[PriceOverride] = (),
+        redact: Redact | None = None,
     ) -> Self:
         """A Postgres of our own, started on entering `async with` and stopped by its last user.
 
@@ -130,11 +140,12 @@ class SessionDatabase:
             schema: The Postgres schema of our tables; None: as the settings say.
             settings: Pool, timeouts, threshold; None: read from the environment now.
             prices: The host's own prices, which go before the catalogue's.
+            redact: Given every item before anything of it is stored; returns what may be.
 
         Raises:
             ConfigurationError: On entering, when there are no Postgres binaries, or the data is not for them.
         """
-        return cls(None, _settings(settings, schema), prices, owned=True, server=_Server(data_dir))
+        return cls(None, _settings(settings, schema), prices, redact, owned=True, server=_Server(data_dir))
 
     @classmethod
     def from_engine(
@@ -144,6 +155,7 @@ class SessionDatabase:
         schema: str | None = None,
         settings: Settings | None = None,
         prices: Sequence[PriceOverride] = (),
+        redact: Redact | None = None,
     ) -> Self:
         """A database through the host's own engine, which keeps its options and is never disposed by us.
 
@@ -154,7 +166,7 @@ class SessionDatabase:
         """
         if not isinstance(engine, AsyncEngine) or engine.dialect.driver != "asyncpg":
             raise ConfigurationError(f"engine: got {engine!r}, expected an AsyncEngine of {DRIVER}://…")
-        return cls(engine, _settings(settings, schema), prices, owned=False)
+        return cls(engine, _settings(settings, schema), prices, redact, owned=False)
 
     async def __aenter__(self) -> Self:
         if self._server is not None and self._engine is None:
@@ -200,7 +212,7 @@ class SessionDatabase:
         """Writing sessions, and reading them."""
         if self._lifecycle is None:
             execution = self._execution()
-            writer = ItemWriter(execution, self._prices)
+            writer = ItemWriter(execution, self._prices, self._payloads)
             self._lifecycle = SqlAlchemySessionLifecycleDb(execution, writer, self._settings.abandon_after)
         return self._lifecycle
 
@@ -208,6 +220,11 @@ class SessionDatabase:
     def activity(self) -> SessionActivityDb:
         """Reading what happened in sessions: summaries, details, threads, runs, messages."""
         return SqlAlchemySessionActivityDb(self._execution(), self._settings.abandon_after)
+
+    @property
+    def reports(self) -> SessionReportsDb:
+        """What was spent, by whom, and how runs did."""
+        return SqlAlchemySessionReportsDb(self._execution())
 
     @property
     def maintenance(self) -> SessionMaintenanceDb:
@@ -251,7 +268,7 @@ class SessionDatabase:
             ConfigurationError: A bound is not one it can have.
         """
         recorder = SessionRecorder(
-            ItemWriter(self._execution(), self._prices),
+            ItemWriter(self._execution(), self._prices, self._payloads),
             max_batch=max_batch,
             max_delay=max_delay,
             max_pending=max_pending,
@@ -273,7 +290,7 @@ class SessionDatabase:
         if not isinstance(host, AsyncConnection | AsyncSession):
             raise ConfigurationError(f"bind: got {host!r}, expected an AsyncConnection or an AsyncSession")
         execution = BoundExecution(host, self._settings.database_schema, savepoints=savepoints)
-        return BoundSessionDatabase(execution, self._prices, self._settings)
+        return BoundSessionDatabase(execution, self._prices, self._payloads, self._settings)
 
     async def migrate(self, *, connection: AsyncConnection | None = None) -> None:
         """Brings the schema to this version's revision; does nothing where it already is.

@@ -1,26 +1,34 @@
-"""What an operator does to sessions: pricing them again."""
+"""What an operator does to sessions: pricing them again, pruning, erasing, and checking their totals."""
 
 from collections.abc import Callable
-from datetime import datetime
+from datetime import datetime, timedelta
 from decimal import Decimal
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 from uuid import UUID, uuid4
 
 from pydantic_core import to_json
 
+from session_lifecycle.erasing import Eraser
 from session_lifecycle.errors import ConfigurationError
 from session_lifecycle.execution import Execution
-from session_lifecycle.models import RepriceReport
-from session_lifecycle.models.maintenance import Repricing
+from session_lifecycle.models import ErasureReceipt, PruneReport, ReconcileReport, RepriceReport
+from session_lifecycle.models.maintenance import Erasing, OwnedSession, Pruning, Reconciling, Repricing
 from session_lifecycle.pricing import PriceCatalogue
+from session_lifecycle.pruning import Pruner
+from session_lifecycle.reconciling import Reconciler
 from session_lifecycle.statements import repricing
 from session_lifecycle.statements.repricing import EventKey
 
 DEFAULT_BATCH = 500
+DEFAULT_PRUNE_BATCH = 1000
 
 
 class SessionMaintenanceDb(Protocol):
-    """What an operator does. Every call may be interrupted and run again."""
+    """What an operator does. Every call may be interrupted and run again, and goes on where it was.
+
+    No call asks who is looking: it is the host's to say who may make it. Each raises `InvalidValueError` for a value it
+    refuses, and nothing is changed then.
+    """
 
     async def reprice(
         self,
@@ -48,6 +56,95 @@ class SessionMaintenanceDb(Protocol):
         """
         ...
 
+    async def prune_sessions(
+        self,
+        older_than: timedelta,
+        *,
+        batch: int = DEFAULT_PRUNE_BATCH,
+        dry_run: bool = False,
+        on_progress: Callable[[PruneReport], None] | None = None,
+    ) -> PruneReport:
+        """Deletes sessions last active longer ago than that, with all that is theirs: totals, ledger, runs, messages.
+
+        A session goes as a whole or stays as a whole, whatever its status; last active exactly at the cut it stays.
+        What it cost leaves stats, spend and cost by model together with it. Runs that wait outside of any session and
+        were last seen before the cut go as well.
+
+        Oldest first, each batch one transaction, and a smaller one where the last took long. No writer is waited for:
+        a session that one is at is passed by, and the next call looks at it again. A batch whose answer was lost with
+        its connection is run again, and the report counts what that still found. Inside a host's transaction all
+        batches are of that one, and their locks last as long.
+
+        Args:
+            older_than: How long ago, more than nothing; by the database's clock.
+            batch: How many sessions a transaction deletes at most, 1..10,000.
+            dry_run: Nothing is deleted; the report counts what is there now.
+            on_progress: Told after each batch what the report is so far.
+        """
+        ...
+
+    async def prune_payloads(
+        self,
+        older_than: timedelta,
+        *,
+        batch: int = DEFAULT_PRUNE_BATCH,
+        dry_run: bool = False,
+        on_progress: Callable[[PruneReport], None] | None = None,
+    ) -> PruneReport:
+        """Takes what was said and done out of sessions last active longer ago than that; what it cost stays.
+
+        Deletes their messages, and empties the `input`, `output` and `error` of their runs and the `inputs`, `output`,
+        `prompt` and `errors` of their steps. Sessions, ledger, runs, steps and their metadata stay. What counted as an
+        error goes on counting: the errors of such a step become the text "pruned", and a run keeps its status.
+
+        In batches as `prune_sessions`; the report counts sessions treated, rows emptied, and messages deleted. Sessions
+        with nothing left to prune are not found again. Runs that wait outside of any session are left as they are.
+
+        Args:
+            older_than: How long ago, more than nothing; by the database's clock.
+            batch: How many sessions a transaction treats at most, 1..10,000.
+            dry_run: Nothing is changed; the report counts what is there now.
+            on_progress: Told after each batch what the report is so far.
+        """
+        ...
+
+    async def delete_session(self, session_id: str, user_id: UUID) -> bool:
+        """Deletes a session of this user with all that is theirs; whether there was one. One transaction.
+
+        Waits for a writer that is at it. Writing to it again begins a new session under the same id.
+        """
+        ...
+
+    async def erase_user(
+        self, user_id: UUID, *, usage: Literal["delete", "anonymise"] = "delete", tombstone: bool = False
+    ) -> ErasureReceipt:
+        """Erases everything this user has, in batches of sessions, each one transaction.
+
+        Without a tombstone, what is written for the user meanwhile may be there afterwards; run again, it goes too, and
+        what was made anonymous then is under another pseudonym.
+
+        Args:
+            user_id: Whose.
+            usage: `delete` deletes the ledger as well. `anonymise` keeps it, so that spend and stats stay right:
+                ledger, totals, times, status, models and data sets stay, under a random user id and random session
+                ids. Runs, steps, messages, titles, agents' names, metadata, and the keys and details of events go.
+            tombstone: The user cannot come back: before the first row goes, creating a session of theirs is refused.
+        """
+        ...
+
+    async def reconcile(self, *, repair: bool = False) -> ReconcileReport:
+        """Rebuilds every total from the ledger and compares: of sessions, of their models, and of runs.
+
+        A session's `error_count` and `last_model` are left out: an error, or a model, that came without a key is in no
+        ledger (rule R03). In batches in the order of keys; nothing is locked, and each batch is compared within one
+        snapshot, so writers may go on.
+
+        Args:
+            repair: Each row that differs gets the right totals, one transaction each. One that a writer changed since
+                it was compared is left for the next call.
+        """
+        ...
+
 
 class SqlAlchemySessionMaintenanceDb:
     """`SessionMaintenanceDb` on Postgres. Made by `SessionDatabase`; not constructed by hosts."""
@@ -56,6 +153,8 @@ class SqlAlchemySessionMaintenanceDb:
         self._execution = execution
         self._prices = prices
         self._reprice = repricing.reprice(execution.schema)
+        self._pruner = Pruner(execution)
+        self._eraser = Eraser(execution)
 
     async def reprice(
         self,
@@ -69,8 +168,7 @@ class SqlAlchemySessionMaintenanceDb:
     ) -> RepriceReport:
         """See `SessionMaintenanceDb`."""
         wanted = Repricing.of_call(model=model, since=since, dry_run=dry_run, until=until, batch=batch)
-        if on_progress is not None and not callable(on_progress):
-            raise ConfigurationError(f"on_progress: got {on_progress!r}, expected a callable")
+        _check_callable(on_progress)
         await self._prices.load()
         run = uuid4()
         window = (wanted.model, wanted.since, wanted.until)
@@ -121,3 +219,49 @@ class SqlAlchemySessionMaintenanceDb:
             "price_source": price.source,
             "unit_prices": price.unit_prices,
         }
+
+    async def prune_sessions(
+        self,
+        older_than: timedelta,
+        *,
+        batch: int = DEFAULT_PRUNE_BATCH,
+        dry_run: bool = False,
+        on_progress: Callable[[PruneReport], None] | None = None,
+    ) -> PruneReport:
+        """See `SessionMaintenanceDb`."""
+        _check_callable(on_progress)
+        asked = Pruning.of_call(older_than=older_than, batch=batch, dry_run=dry_run)
+        return await self._pruner.prune_sessions(asked, on_progress)
+
+    async def prune_payloads(
+        self,
+        older_than: timedelta,
+        *,
+        batch: int = DEFAULT_PRUNE_BATCH,
+        dry_run: bool = False,
+        on_progress: Callable[[PruneReport], None] | None = None,
+    ) -> PruneReport:
+        """See `SessionMaintenanceDb`."""
+        _check_callable(on_progress)
+        asked = Pruning.of_call(older_than=older_than, batch=batch, dry_run=dry_run)
+        return await self._pruner.prune_payloads(asked, on_progress)
+
+    async def delete_session(self, session_id: str, user_id: UUID) -> bool:
+        """See `SessionMaintenanceDb`."""
+        return await self._eraser.delete_session(OwnedSession.of_call(session_id=session_id, user_id=user_id))
+
+    async def erase_user(
+        self, user_id: UUID, *, usage: Literal["delete", "anonymise"] = "delete", tombstone: bool = False
+    ) -> ErasureReceipt:
+        """See `SessionMaintenanceDb`."""
+        return await self._eraser.erase_user(Erasing.of_call(user_id=user_id, usage=usage, tombstone=tombstone))
+
+    async def reconcile(self, *, repair: bool = False) -> ReconcileReport:
+        """See `SessionMaintenanceDb`."""
+        asked = Reconciling.of_call(repair=repair)
+        return await Reconciler(self._execution, repair=asked.repair).reconcile()
+
+
+def _check_callable(on_progress: object) -> None:
+    if on_progress is not None and not callable(on_progress):
+        raise ConfigurationError(f"on_progress: got {on_progress!r}, expected a callable")

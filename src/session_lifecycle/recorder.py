@@ -198,8 +198,13 @@ class SessionRecorder(WritesItems):
             raise InvalidValueError("items", f"{len(items)} items", f"at most the {self._max_pending} of max_pending")
         self._start()
         await self._room_for(len(items))
+        try:
+            prepared = self._writer.prepare_now(items)
+        except Exception:
+            self._release(len(items))
+            raise
         answer: asyncio.Future[list[Answer]] = asyncio.get_running_loop().create_future()
-        self._take(_Call(items, self._writer.prepare_now(items), answer))
+        self._take(_Call(items, prepared, answer))
         # Cancelling the caller cancels this future and not the item: it was taken in, and is written.
         return await answer
 

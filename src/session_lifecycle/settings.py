@@ -6,7 +6,7 @@ Each field is also an environment variable, `SESSION_LIFECYCLE_` and its name in
 
 import logging
 from datetime import timedelta
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, PositiveInt, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -90,6 +90,14 @@ class Settings(BaseSettings):
     application_name: str = Field(default="session-lifecycle", description="As shown in `pg_stat_activity`.")
     retries: Annotated[int, Field(ge=0, le=100)] = Field(
         default=5, description="How often a call that failed in passing is repeated, where repeating is safe."
+    )
+
+    payload_limit_bytes: Annotated[int, Field(ge=1_000, le=100_000_000)] = Field(
+        default=1_048_576, description="How large one payload of a run, step or message may be, as JSON or text."
+    )
+    payload_when_larger: Literal["truncate", "refuse"] = Field(
+        default="truncate",
+        description="What is done with a larger one: `truncate` it with a mark, or `refuse` the item.",
     )
 
     @classmethod

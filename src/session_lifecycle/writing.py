@@ -28,6 +28,7 @@ from session_lifecycle.models import (
     UsageReceipt,
 )
 from session_lifecycle.models.items import Reopen
+from session_lifecycle.payloads import PayloadPolicy
 from session_lifecycle.pricing import PriceCatalogue
 from session_lifecycle.statements import recording
 
@@ -197,24 +198,29 @@ class WritesItems(ABC):
 
 
 class ItemWriter:
-    """Writes items: each call one statement, one transaction."""
+    """Writes items, as the policy lets them: each call one statement, one transaction."""
 
-    def __init__(self, execution: Execution, prices: PriceCatalogue) -> None:
+    def __init__(self, execution: Execution, prices: PriceCatalogue, payloads: PayloadPolicy) -> None:
         self._execution = execution
         self._prices = prices
+        self._payloads = payloads
         self._record = recording.record(execution.schema)
 
     async def prepare(self, items: Sequence[Writable]) -> list[Prepared]:
         """The items with their prices, ready to be written."""
         if any(map(is_to_be_priced, items)):
             await self._prices.load()
-        return [prepare(item, self._prices) for item in items]
+        return self._prepared(items)
 
     def prepare_now(self, items: Sequence[Writable]) -> list[Prepared]:
         """The same without waiting; nothing where the catalogue has to be loaded first."""
         if not self._prices.is_loaded and any(map(is_to_be_priced, items)):
             return []
-        return [prepare(item, self._prices) for item in items]
+        return self._prepared(items)
+
+    def _prepared(self, items: Sequence[Writable]) -> list[Prepared]:
+        applied = self._payloads.applied
+        return [prepare(item if isinstance(item, Reopen) else applied(item), self._prices) for item in items]
 
     async def write(self, items: Sequence[Prepared]) -> list[Answer]:
         """An answer per item, in order.

@@ -14,9 +14,16 @@ from pydantic import BaseModel
 import session_lifecycle
 from session_lifecycle import (
     Action,
+    CostByAgentRow,
     CostByModelRow,
+    CostByUserRow,
     End,
+    ErasureReceipt,
     Lineage,
+    Mismatch,
+    PruneReport,
+    ReconcileReport,
+    RepriceReport,
     RunDetail,
     RunEvent,
     RunFilters,
@@ -30,8 +37,11 @@ from session_lifecycle import (
     SessionStats,
     SessionSummary,
     Settings,
+    Spend,
     SummaryFilters,
     SummaryPage,
+    TelemetryKey,
+    TelemetrySummary,
     Thread,
     ThreadPage,
     Touch,
@@ -110,6 +120,8 @@ def test_every_public_name_is_in_the_reference() -> None:
             RunEvent,
         ),
         *(ThreadPage, Thread, Action),
+        *(Spend, CostByAgentRow, CostByUserRow, TelemetrySummary, TelemetryKey),
+        *(RepriceReport, PruneReport, ErasureReceipt, ReconcileReport, Mismatch),
     ],
 )
 def test_every_field_of_a_value_is_in_the_reference(value: type[BaseModel]) -> None:

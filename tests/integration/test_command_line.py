@@ -12,14 +12,17 @@ import tempfile
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import asyncpg
 import pytest
 import pytest_asyncio
 
+from session_lifecycle import SessionDatabase, Touch
 from session_lifecycle.testing import TemplateServer
 
 PROGRAM = (str(Path(sys.executable).with_name("session-lifecycle")),)
@@ -27,6 +30,7 @@ COLUMNS = ("offset_ms", "session_id", "turn", "tokens_in", "tokens_out")
 HEADER = ",".join(COLUMNS)
 ODD_SCHEMA = 'odd "name"; --'
 SCHEMAS = pytest.mark.parametrize("schema", [None, ODD_SCHEMA], ids=["default", "odd"])
+CARE = ("prune-sessions", "prune-payloads", "erase-user", "reconcile")
 UP_TO_DATE = "The schema is up to date.\n"
 
 REQUESTS, SESSIONS = 600, 60
@@ -151,6 +155,37 @@ async def empty_url(session_template_server: TemplateServer) -> AsyncIterator[st
 
 def in_schema(schema: str | None) -> list[str]:
     return ["--schema", schema] if schema else []
+
+
+async def test_an_operator_prunes_erases_and_reconciles(session_database_url: str) -> None:
+    at = ("--database-url", session_database_url)
+    user = "00000000-0000-0000-0000-000000000001"
+    long_ago = datetime.now(UTC) - timedelta(days=40)
+    async with SessionDatabase.connect(session_database_url) as db:
+        await db.lifecycle.record([Touch(name, UUID(user), at=long_ago) for name in ("s", "t")])
+        await db.lifecycle.accumulate_usage("young", UUID(user), "m", 1, cost_usd=1)
+    would_be = succeed("prune-sessions", "--older-than-days", "30", "--dry-run", *at)
+    assert would_be.startswith("Would delete: cut_at ")
+    assert ", sessions 2, runs 0," in would_be
+    assert "Emptied: " in succeed("prune-payloads", "--older-than-days", "30", *at)
+    assert ", sessions 2, runs 0," in succeed("prune-sessions", "--older-than-days", "30", "--batch", "1", *at)
+    refused = run("prune-sessions", "--older-than-days", "-1", *at)
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert refused.stderr.startswith("error: older_than: ")
+
+    assert succeed("reconcile", *at) == "1 sessions, 0 mismatches, 0 repaired\n"
+    await ask(session_database_url, "UPDATE session_lifecycle.session_records SET tokens_in = 9 RETURNING 1")
+    differing = run("reconcile", *at)
+    assert (differing.returncode, differing.stderr) == (1, "")
+    found = f"Differs: user_id {user}, session_id young, field tokens_in, found 9, expected 1\n"
+    assert differing.stdout == f"{found}1 sessions, 1 mismatches, 0 repaired\n"
+    assert succeed("reconcile", "--repair", *at) == f"{found}1 sessions, 1 mismatches, 1 repaired\n"
+
+    unasked = run("erase-user", user, *at)
+    assert unasked.returncode == 1  # nobody said yes
+    assert "sessions 1, runs 0" in succeed("erase-user", user, "--anonymise", "--tombstone", "--yes", *at)
+    assert await ask(session_database_url, "SELECT sum(cost_usd) FROM session_lifecycle.session_records") == 1
+    assert await ask(session_database_url, "SELECT count(*) FROM session_lifecycle.session_tombstones") == 1
 
 
 async def schemas(url: str) -> list[str]:
@@ -346,7 +381,7 @@ def test_what_is_wrong_is_told_in_one_line_without_the_password(tmp_path: Path) 
     assert "setting pool_size" in unknown.stderr
 
 
-@pytest.mark.parametrize("command", ["", "demo", "replay", "db", "db upgrade", "db check", "db sql"])
+@pytest.mark.parametrize("command", [*("", "demo", "replay", "db", "db upgrade", "db check", "db sql"), *CARE])
 def test_every_command_explains_itself(command: str) -> None:
     assert f"Usage: session-lifecycle {command}".strip() in succeed(*command.split(), "--help")
 

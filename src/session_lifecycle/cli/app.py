@@ -3,17 +3,19 @@
 import asyncio
 import sys
 from collections.abc import Awaitable, Callable
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Annotated, NoReturn
 from uuid import UUID
 
 import typer
+from pydantic import BaseModel
 from rich.console import Console
 
-from session_lifecycle import ConfigurationError, SessionDatabase, SessionLifecycleError, Settings
+from session_lifecycle import ConfigurationError, PruneReport, SessionDatabase, SessionLifecycleError, Settings
 from session_lifecycle.cli import demo as demo_command
 from session_lifecycle.cli import replay as replay_command
+from session_lifecycle.maintenance import DEFAULT_PRUNE_BATCH
 
 app = typer.Typer(
     help="Sessions of AI agents, kept in Postgres.",
@@ -38,6 +40,9 @@ DataDir = Annotated[
     Path | None,
     typer.Option(help="Where the embedded Postgres keeps its data; else one place per user.", show_default=False),
 ]
+OlderThanDays = Annotated[float, typer.Option(help="Sessions last active longer ago than so many days.")]
+Batch = Annotated[int, typer.Option(help="How many sessions one transaction takes at most.")]
+DryRun = Annotated[bool, typer.Option(help="Change nothing; say what would be.")]
 Schema = Annotated[str | None, typer.Option(help="The Postgres schema of the tables.", show_default=False)]
 
 
@@ -94,6 +99,92 @@ def replay(
     _on_database(work, database_url, data_dir, schema)
 
 
+@app.command()
+def prune_sessions(
+    older_than_days: OlderThanDays,
+    database_url: DatabaseUrl = None,
+    data_dir: DataDir = None,
+    schema: Schema = None,
+    batch: Batch = DEFAULT_PRUNE_BATCH,
+    dry_run: DryRun = False,
+) -> None:
+    """Deletes sessions idle for longer than that, with all that is theirs. Interrupted and run again, it goes on."""
+
+    async def work(db: SessionDatabase) -> None:
+        report = await db.maintenance.prune_sessions(
+            timedelta(days=older_than_days), batch=batch, dry_run=dry_run, on_progress=_tell_progress
+        )
+        _tell("Would delete" if dry_run else "Deleted", report)
+
+    _on_database(work, database_url, data_dir, schema)
+
+
+@app.command()
+def prune_payloads(
+    older_than_days: OlderThanDays,
+    database_url: DatabaseUrl = None,
+    data_dir: DataDir = None,
+    schema: Schema = None,
+    batch: Batch = DEFAULT_PRUNE_BATCH,
+    dry_run: DryRun = False,
+) -> None:
+    """Deletes what was said and done in sessions idle for longer than that; what it cost stays."""
+
+    async def work(db: SessionDatabase) -> None:
+        report = await db.maintenance.prune_payloads(
+            timedelta(days=older_than_days), batch=batch, dry_run=dry_run, on_progress=_tell_progress
+        )
+        _tell("Would empty" if dry_run else "Emptied", report)
+
+    _on_database(work, database_url, data_dir, schema)
+
+
+@app.command()
+def erase_user(
+    user: Annotated[UUID, typer.Argument(help="Whose sessions.")],
+    database_url: DatabaseUrl = None,
+    data_dir: DataDir = None,
+    schema: Schema = None,
+    anonymise: Annotated[bool, typer.Option(help="Keep what was used and spent, under a random user id.")] = False,
+    tombstone: Annotated[bool, typer.Option(help="Refuse everything that would bring the user back.")] = False,
+    yes: Annotated[bool, typer.Option(help="Do not ask.")] = False,
+) -> None:
+    """Erases everything a user has."""
+    if not yes:
+        typer.confirm(f"Erase everything of {user}? It cannot be undone.", abort=True)
+
+    async def work(db: SessionDatabase) -> None:
+        receipt = await db.maintenance.erase_user(
+            user, usage="anonymise" if anonymise else "delete", tombstone=tombstone
+        )
+        _tell("Erased", receipt)
+
+    _on_database(work, database_url, data_dir, schema)
+
+
+@app.command()
+def reconcile(
+    database_url: DatabaseUrl = None,
+    data_dir: DataDir = None,
+    schema: Schema = None,
+    repair: Annotated[bool, typer.Option(help="Put right what differs.")] = False,
+) -> None:
+    """Compares every total with what the ledger adds up to; exit code 1 where one differs that was not put right."""
+
+    async def work(db: SessionDatabase) -> None:
+        report = await db.maintenance.reconcile(repair=repair)
+        for mismatch in report.mismatches:
+            _tell("Differs", mismatch)
+        console = Console(soft_wrap=True, highlight=False)
+        console.print(
+            f"{report.sessions_looked_at} sessions, {report.mismatch_count} mismatches, {report.repaired} repaired"
+        )
+        if report.repaired < report.mismatch_count:
+            raise typer.Exit(1)
+
+    _on_database(work, database_url, data_dir, schema)
+
+
 @database_app.command()
 def upgrade(database_url: DatabaseUrl = None, data_dir: DataDir = None, schema: Schema = None) -> None:
     """Brings the schema to this version's revision."""
@@ -126,6 +217,16 @@ def sql(schema: Schema = None) -> None:
         sys.stdout.write(await SessionDatabase.connect("postgresql://", schema=schema).migration_sql())
 
     _run(work)
+
+
+def _tell_progress(report: PruneReport) -> None:
+    Console(stderr=True, soft_wrap=True).print(f"{report.sessions} sessions so far", highlight=False)
+
+
+def _tell(what: str, report: BaseModel) -> None:
+    """The report's fields that say something, on one line."""
+    fields = ", ".join(f"{name} {value}" for name, value in report if value is not None)
+    Console(soft_wrap=True).print(f"{what}: {fields}", markup=False, highlight=False)
 
 
 def _console() -> Console:

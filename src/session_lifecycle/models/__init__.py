@@ -28,7 +28,7 @@ from session_lifecycle.models.items import (
     UsageOutcome,
     UsageReceipt,
 )
-from session_lifecycle.models.maintenance import RepriceReport
+from session_lifecycle.models.maintenance import ErasureReceipt, Mismatch, PruneReport, ReconcileReport, RepriceReport
 from session_lifecycle.models.pages import TOTAL_BOUND
 from session_lifecycle.models.reads import (
     CostByModelRow,
@@ -39,21 +39,28 @@ from session_lifecycle.models.reads import (
     SessionRowWithStatus,
     SessionStats,
 )
+from session_lifecycle.models.reports import CostByAgentRow, CostByUserRow, Spend, TelemetryKey, TelemetrySummary
 from session_lifecycle.models.viewer import Viewer
 
 __all__ = [
     "TOTAL_BOUND",
     "Action",
     "ActivityOutcome",
+    "CostByAgentRow",
     "CostByModelRow",
+    "CostByUserRow",
     "EffectiveStatus",
     "End",
     "EndOutcome",
+    "ErasureReceipt",
     "Item",
     "Lineage",
     "Message",
     "MessageRole",
+    "Mismatch",
+    "PruneReport",
     "Receipt",
+    "ReconcileReport",
     "ReopenOutcome",
     "RepriceReport",
     "Run",
@@ -70,9 +77,12 @@ __all__ = [
     "SessionStats",
     "SessionStatus",
     "SessionSummary",
+    "Spend",
     "Step",
     "SummaryFilters",
     "SummaryPage",
+    "TelemetryKey",
+    "TelemetrySummary",
     "Thread",
     "ThreadPage",
     "Touch",

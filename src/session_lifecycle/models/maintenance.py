@@ -1,12 +1,19 @@
 """What an operator asks for, and is told."""
 
+from datetime import datetime, timedelta
 from decimal import Decimal
-from typing import Annotated
+from typing import Annotated, Literal
 from uuid import UUID
 
 from pydantic import Field, Strict
 
-from session_lifecycle.models.fields import Flag, Moment, OptionalModel, Value
+from session_lifecycle.models.fields import Flag, Id, Moment, OptionalModel, SessionId, Value
+
+MOST_MISMATCHES = 100
+"""How many mismatches a `ReconcileReport` lists."""
+LONGEST_AGE = timedelta(days=365_000)
+
+BatchSize = Annotated[int, Strict(), Field(ge=1, le=10_000)]
 
 
 class Repricing(Value):
@@ -16,7 +23,7 @@ class Repricing(Value):
     since: Moment | None = None
     dry_run: Flag = False
     until: Moment | None = None
-    batch: Annotated[int, Strict(), Field(ge=1, le=10_000)]
+    batch: BatchSize
 
 
 class RepriceReport(Value):
@@ -32,3 +39,100 @@ class RepriceReport(Value):
     """What those cost before, USD; an unpriced one nothing."""
     cost_after_usd: Decimal
     """What they cost now, USD."""
+
+
+class Pruning(Value):
+    """What `prune_sessions` and `prune_payloads` are asked."""
+
+    older_than: Annotated[timedelta, Strict(), Field(gt=timedelta(0), le=LONGEST_AGE)]
+    batch: BatchSize
+    dry_run: Flag
+
+
+class PruneReport(Value):
+    """How many rows went; of a dry run, how many would have."""
+
+    cut_at: datetime
+    """Sessions last active before this moment were old enough."""
+    sessions: int = 0
+    runs: int = 0
+    steps: int = 0
+    messages: int = 0
+    events: int = 0
+    """Rows of the ledger."""
+    model_rows: int = 0
+    """Totals by model, one of each session and model."""
+    dry_run: bool = False
+
+
+class OwnedSession(Value):
+    """Which session of which user."""
+
+    session_id: SessionId
+    user_id: Id
+
+
+class Erasing(Value):
+    """What `erase_user` is asked."""
+
+    user_id: Id
+    usage: Literal["delete", "anonymise"] = "delete"
+    tombstone: Flag = False
+
+
+class ErasureReceipt(Value):
+    """What became of everything a user had.
+
+    Nothing in the database leads from the pseudonym back to the user. This receipt does: keep one of the two only.
+    """
+
+    user_id: UUID
+    erased_at: datetime
+    """When it was done."""
+    pseudonym: UUID | None
+    """Whose the usage is from now on; None where it was deleted."""
+    sessions: int
+    """Sessions deleted, or made anonymous."""
+    runs: int
+    steps: int
+    messages: int
+    events: int
+    """Rows of the ledger deleted, or made anonymous."""
+    tombstoned: bool
+    """The user cannot come back: what names them is refused."""
+
+
+class Reconciling(Value):
+    """What `reconcile` is asked."""
+
+    repair: Flag
+
+
+class Mismatch(Value):
+    """A total that is not what the ledger adds up to."""
+
+    user_id: UUID
+    session_id: str | None = None
+    """The session whose total it is; None for a run's."""
+    model: str | None = None
+    """The model whose total it is within the session, empty for usage that named none; None for the session's own."""
+    run_id: str | None = None
+    """The run whose total it is; None for a session's."""
+    field: str
+    """The column."""
+    found: Decimal | None
+    """What was stored; None where there was no row for this model."""
+    expected: Decimal
+    """What the ledger adds up to."""
+
+
+class ReconcileReport(Value):
+    """What rebuilding every total from the ledger found."""
+
+    sessions_looked_at: int
+    mismatch_count: int
+    """Totals that were not as expected."""
+    mismatches: list[Mismatch]
+    """The first 100 of them: those of sessions in the order of their keys, then those of runs."""
+    repaired: int
+    """Of all mismatches those that were put right."""

@@ -17,7 +17,8 @@ def safe_text(text: str) -> str:
     """The text with U+FFFD in the place of what Postgres cannot hold: NUL and lone surrogates."""
     if "\x00" not in text and text.isascii():
         return text
-    return text.encode("utf-8", "surrogatepass").decode("utf-8", "replace").replace("\x00", REPLACEMENT)
+    # Two surrogates that make a character are that character.
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").replace("\x00", REPLACEMENT)
 
 
 def folded(text: str) -> str:

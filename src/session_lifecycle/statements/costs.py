@@ -1,9 +1,9 @@
-"""What each model cost (rule R17)."""
+"""What each model cost (rule R17), each agent and each user."""
 
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import BigInteger, Numeric, Select, and_, case, func, literal, or_, select, tuple_
+from sqlalchemy import BigInteger, ColumnElement, Numeric, Select, and_, case, func, literal, or_, select, tuple_
 
 from session_lifecycle.entities import SessionModelUsageEntity as M
 from session_lifecycle.entities import SessionRecordEntity as S
@@ -12,6 +12,7 @@ from session_lifecycle.statements.visibility import visible
 from session_lifecycle.statements.windows import active_within
 
 UNKNOWN_MODEL = "unknown"
+UNKNOWN_AGENT = "unknown"
 
 
 def cost_by_model(viewer: Viewer, since: datetime | None, until: datetime | None) -> Select[*tuple[Any, ...]]:
@@ -41,4 +42,37 @@ def cost_by_model(viewer: Viewer, since: datetime | None, until: datetime | None
         )
         .group_by(model)
         .order_by(cost.desc(), model)
+    )
+
+
+def cost_by_agent(viewer: Viewer, since: datetime | None, until: datetime | None) -> Select[*tuple[Any, ...]]:
+    """One row per agent, most expensive first, ties by name."""
+    return _cost_by(func.coalesce(S.agent_name, UNKNOWN_AGENT).collate("C").label("agent_name"), viewer, since, until)
+
+
+def cost_by_user(viewer: Viewer, since: datetime | None, until: datetime | None) -> Select[*tuple[Any, ...]]:
+    """One row per user, most expensive first, ties by id."""
+    return _cost_by(S.user_id.label("user_id"), viewer, since, until)
+
+
+def _cost_by(
+    who: ColumnElement[Any], viewer: Viewer, since: datetime | None, until: datetime | None
+) -> Select[*tuple[Any, ...]]:
+    cost = func.sum(S.cost_usd).cast(Numeric)
+    tokens = [
+        func.sum(column).cast(Numeric).label(column.key)
+        for column in (S.tokens_in, S.tokens_out, S.cache_read_tokens, S.cache_write_tokens, S.reasoning_tokens)
+    ]
+    return (
+        select(
+            who,
+            func.count().label("session_count"),
+            cost.label("cost_usd"),
+            *tokens,
+            func.sum(S.unpriced_events).cast(BigInteger).label("unpriced_events"),
+        )
+        .select_from(S)
+        .where(visible(viewer), *active_within(since, until))
+        .group_by(who)
+        .order_by(cost.desc(), who)
     )

@@ -1,0 +1,34 @@
+-- Of these runs, which are locked, deletes the rows that stand for runs never recorded and that nothing names any more, and
+-- their steps; returns how many steps. With `idle_before`, not those with a step that was seen since.
+CREATE FUNCTION {schema}.delete_unnamed_runs_v1(of_users uuid[], of_runs text[], idle_before timestamptz) RETURNS bigint
+LANGUAGE plpgsql
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan
+AS $body$
+DECLARE
+    steps bigint;
+BEGIN
+    WITH gone AS (
+        DELETE FROM {schema}.session_runs r
+        USING unnest(of_users, of_runs) n (user_id, run_id)
+        WHERE r.user_id = n.user_id AND r.run_id = n.run_id AND r.started_at IS NULL
+            AND (idle_before IS NULL OR r.last_seen IS NULL OR r.last_seen < idle_before)
+            -- Events of its own would be among these sums.
+            AND r.events_cost_usd = 0 AND r.events_tokens_in = 0 AND r.events_tokens_out = 0
+            AND NOT EXISTS (
+                SELECT FROM {schema}.session_runs c
+                WHERE c.user_id = r.user_id AND c.parent_run_id = r.run_id AND c.run_id <> r.run_id
+            )
+            AND NOT EXISTS (
+                SELECT FROM {schema}.session_runs c
+                WHERE c.user_id = r.user_id AND c.root_run_id = r.run_id AND c.run_id <> r.run_id
+            )
+        RETURNING r.user_id, r.run_id
+    ),
+    gone_steps AS (
+        DELETE FROM {schema}.session_steps s USING gone g WHERE s.user_id = g.user_id AND s.run_id = g.run_id
+        RETURNING true
+    )
+    SELECT count(*) INTO steps FROM gone_steps;
+    RETURN steps;
+END
+$body$;

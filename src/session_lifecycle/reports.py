@@ -1,0 +1,145 @@
+"""Reports: what was spent, by whom, and how runs did."""
+
+from datetime import datetime
+from typing import Any, Protocol
+from uuid import UUID
+
+from session_lifecycle.execution import Execution
+from session_lifecycle.models import CostByAgentRow, CostByUserRow, Spend, TelemetryKey, TelemetrySummary, Viewer
+from session_lifecycle.models.reads import Window
+from session_lifecycle.models.reports import TelemetryFilters
+from session_lifecycle.statements import costs, runs_telemetry, spending
+
+DURATION_DECIMALS = 3
+"""Of a duration in milliseconds: the clock counts microseconds."""
+
+
+class SessionReportsDb(Protocol):
+    """Reports over all that a viewer sees. Each is one statement and so one snapshot.
+
+    `viewer` is a `Viewer`, or a user id. Every window is `[since, until)`, open where it is None. Each raises
+    `InvalidValueError` for a value it refuses.
+    """
+
+    async def spend(
+        self, viewer: Viewer | UUID, *, since: datetime | None = None, until: datetime | None = None
+    ) -> Spend:
+        """What was used and spent in the window, by the time of use, whenever its sessions were last active.
+
+        Over all time its cost is `total_spend_usd` of `aggregate_stats`.
+        """
+        ...
+
+    async def cost_by_agent(
+        self, viewer: Viewer | UUID, since: datetime | None = None, until: datetime | None = None
+    ) -> list[CostByAgentRow]:
+        """What the sessions of each agent cost, of those last active in the window: most expensive first, ties by name.
+
+        Sessions without an agent are `unknown`. The costs add up to `total_spend_usd` of the same window.
+        """
+        ...
+
+    async def cost_by_user(
+        self, viewer: Viewer | UUID, since: datetime | None = None, until: datetime | None = None
+    ) -> list[CostByUserRow]:
+        """What the sessions of each user cost, of those last active in the window: most expensive first, ties by id.
+
+        The costs add up to `total_spend_usd` of the same window.
+        """
+        ...
+
+    async def telemetry(
+        self,
+        viewer: Viewer | UUID,
+        *,
+        provider: str | None = None,
+        model: str | None = None,
+        client: str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+    ) -> TelemetrySummary:
+        """Figures over the runs that ended in the window, whenever their sessions were last active.
+
+        Runs that wait outside of any session are seen by their owner, and by whose agent that is.
+
+        Args:
+            viewer: Who is asking.
+            provider: Runs of this provider; None: of any.
+            model: Runs that named this model; None: of any.
+            client: Runs of this client, `Unknown` for those that named none; None: of any.
+            since: Ended at this time or later.
+            until: Ended before this time.
+        """
+        ...
+
+    async def list_telemetry_keys(
+        self, viewer: Viewer | UUID, *, since: datetime | None = None, until: datetime | None = None
+    ) -> list[TelemetryKey]:
+        """What `telemetry` can be asked for: each provider, model and client of runs that ended in the window, once.
+
+        By provider, then model, then client, what names none last; empty without runs.
+        """
+        ...
+
+
+class SqlAlchemySessionReportsDb:
+    """`SessionReportsDb` on Postgres. Made by `SessionDatabase`; not constructed by hosts."""
+
+    def __init__(self, execution: Execution) -> None:
+        self._execution = execution
+
+    async def spend(
+        self, viewer: Viewer | UUID, *, since: datetime | None = None, until: datetime | None = None
+    ) -> Spend:
+        """See `SessionReportsDb`."""
+        window = Window.of_call(since=since, until=until)
+        statement = spending.spend(Viewer.of_caller(viewer), window.since, window.until)
+        [row] = await self._execution.fetch(statement)
+        return Spend(**row._mapping)  # noqa: SLF001 - the public name of a row's mapping
+
+    async def cost_by_agent(
+        self, viewer: Viewer | UUID, since: datetime | None = None, until: datetime | None = None
+    ) -> list[CostByAgentRow]:
+        """See `SessionReportsDb`."""
+        window = Window.of_call(since=since, until=until)
+        statement = costs.cost_by_agent(Viewer.of_caller(viewer), window.since, window.until)
+        rows = await self._execution.fetch(statement)
+        return [CostByAgentRow(**row._mapping) for row in rows]  # noqa: SLF001 - the public name of a row's mapping
+
+    async def cost_by_user(
+        self, viewer: Viewer | UUID, since: datetime | None = None, until: datetime | None = None
+    ) -> list[CostByUserRow]:
+        """See `SessionReportsDb`."""
+        window = Window.of_call(since=since, until=until)
+        statement = costs.cost_by_user(Viewer.of_caller(viewer), window.since, window.until)
+        rows = await self._execution.fetch(statement)
+        return [CostByUserRow(**row._mapping) for row in rows]  # noqa: SLF001 - the public name of a row's mapping
+
+    async def telemetry(
+        self,
+        viewer: Viewer | UUID,
+        *,
+        provider: str | None = None,
+        model: str | None = None,
+        client: str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+    ) -> TelemetrySummary:
+        """See `SessionReportsDb`."""
+        filters = TelemetryFilters.of_call(provider=provider, model=model, client=client, since=since, until=until)
+        [row] = await self._execution.fetch(runs_telemetry.telemetry(Viewer.of_caller(viewer), filters))
+        figures: dict[str, Any] = row._asdict()
+        for name in runs_telemetry.PERCENTILES:
+            duration_us = figures.pop(name)
+            in_ms = None if duration_us is None else round(duration_us / 1000, DURATION_DECIMALS)
+            figures[name.replace("_us", "_ms")] = in_ms
+        return TelemetrySummary(**figures)
+
+    async def list_telemetry_keys(
+        self, viewer: Viewer | UUID, *, since: datetime | None = None, until: datetime | None = None
+    ) -> list[TelemetryKey]:
+        """See `SessionReportsDb`."""
+        window = Window.of_call(since=since, until=until)
+        statement = runs_telemetry.telemetry_keys(Viewer.of_caller(viewer), window.since, window.until)
+        rows = await self._execution.fetch(statement)
+        return [TelemetryKey(**row._mapping) for row in rows]  # noqa: SLF001 - the public name of a row's mapping

@@ -1,0 +1,200 @@
+"""What the ledger adds up to, beside what is stored: totals of sessions, of their models, and of runs.
+
+Whoever writes to the ledger moves the totals by the same amount in the same transaction. So a row whose totals still
+are what was seen together with the ledger is still wrong by as much, and one that was changed meanwhile is left for
+another time: a repair is one statement on one row, and waits for nobody while it holds anything.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+from uuid import UUID
+
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Select,
+    Subquery,
+    and_,
+    bindparam,
+    func,
+    literal,
+    or_,
+    select,
+    tuple_,
+    update,
+)
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import InstrumentedAttribute
+from sqlalchemy.sql.dml import ReturningInsert, ReturningUpdate
+
+from session_lifecycle.entities import SessionModelUsageEntity as M
+from session_lifecycle.entities import SessionRecordEntity as S
+from session_lifecycle.entities import SessionRunEntity as R
+from session_lifecycle.entities import SessionUsageEventEntity as E
+from session_lifecycle.statements.ledger import (
+    COUNTS,
+    IS_LATE,
+    IS_MEASUREMENT,
+    IS_OF_RUN,
+    IS_UNMEASURED,
+    IS_UNPRICED,
+    TOKENS,
+)
+
+Totals = Mapping[str, ColumnElement[Any]]
+
+
+class SessionKey(NamedTuple):
+    """Which session."""
+
+    user_id: UUID
+    session_id: str
+
+
+def _sum(column: InstrumentedAttribute[Any], *conditions: ColumnElement[bool]) -> ColumnElement[Any]:
+    return func.coalesce(func.sum(column).filter(*conditions), 0).cast(column.type)
+
+
+def _count(*conditions: ColumnElement[bool]) -> ColumnElement[Any]:
+    return func.count().filter(*conditions).cast(BigInteger)
+
+
+OF_SESSION: Totals = {
+    **{column.key: _sum(column, COUNTS) for column in (E.cost_usd, *TOKENS)},
+    "unpriced_events": _count(IS_UNPRICED),
+    "unmeasured_events": _count(IS_UNMEASURED),
+    "late_events": _count(IS_LATE),
+    "late_cost_usd": _sum(E.cost_usd, IS_LATE),
+}
+"""A session's totals. Not its errors and its last model: without a key those need no event in the ledger (rule R03)."""
+
+OF_MODEL: Totals = {
+    **{column.key: _sum(column, COUNTS) for column in (E.cost_usd, *TOKENS)},
+    "events": _count(COUNTS),
+    "unpriced_events": _count(IS_UNPRICED),
+    "unmeasured_events": _count(IS_UNMEASURED),
+}
+"""A model's totals within a session, over its measurements."""
+
+OF_RUN: Totals = {f"events_{column.key}": _sum(column, COUNTS) for column in (E.cost_usd, *TOKENS[:4])}
+"""A run's totals, over its events of whichever session."""
+
+
+def sessions(after: SessionKey | None, limit: int) -> Select[UUID, str]:
+    """The next sessions in the order of their keys."""
+    statement = select(S.user_id, S.session_id).order_by(S.user_id, S.session_id).limit(limit)
+    return statement if after is None else statement.where(tuple_(S.user_id, S.session_id) > _bound(after))
+
+
+def users_with_runs(after: UUID | None, limit: int) -> Select[UUID]:
+    """The next users that have runs, in the order of their ids."""
+    statement = select(R.user_id).distinct().order_by(R.user_id).limit(limit)
+    return statement if after is None else statement.where(R.user_id > after)
+
+
+def session_mismatches(first: SessionKey, last: SessionKey) -> Select[*tuple[Any, ...]]:
+    """The sessions from the first to the last with a total that is not as expected, in the order of their keys.
+
+    Columns: the key, and of each total what was found and what is expected, as `found_…` and `expected_…`.
+    """
+    ledger = (
+        select(E.user_id, E.session_id, *_labelled(OF_SESSION))
+        .where(_between(E, first, last))
+        .group_by(E.user_id, E.session_id)
+        .subquery("ledger")
+    )
+    found = {name: getattr(S, name) for name in OF_SESSION}
+    return (
+        select(S.user_id, S.session_id, *_pairs(found, ledger))
+        .select_from(S)
+        .outerjoin(ledger, and_(S.user_id == ledger.c.user_id, S.session_id == ledger.c.session_id))
+        .where(_between(S, first, last), _differ(found, ledger))
+        .order_by(S.user_id, S.session_id)
+    )
+
+
+def model_mismatches(first: SessionKey, last: SessionKey) -> Select[*tuple[Any, ...]]:
+    """The same of the totals by model; what is found is null where there is no row for the model."""
+    names = ("user_id", "session_id", "model")
+    model = func.coalesce(E.model, "").label("model")
+    ledger = (
+        select(E.user_id, E.session_id, model, *_labelled(OF_MODEL))
+        .where(_between(E, first, last), IS_MEASUREMENT)
+        .group_by(E.user_id, E.session_id, model)
+        .subquery("ledger")
+    )
+    stored = select(M).where(_between(M, first, last)).subquery("stored")
+    found = {name: stored.c[name] for name in OF_MODEL}
+    keys = {name: func.coalesce(stored.c[name], ledger.c[name]) for name in names}
+    return (
+        select(*(key.label(name) for name, key in keys.items()), *_pairs(found, ledger))
+        .select_from(stored.join(ledger, and_(*(stored.c[name] == ledger.c[name] for name in names)), full=True))
+        .where(_differ(found, ledger))
+        .order_by(*keys.values())
+    )
+
+
+def run_mismatches(first: UUID, last: UUID) -> Select[*tuple[Any, ...]]:
+    """The same of the runs of the users from the first to the last, in the order of their keys."""
+    ledger = (
+        select(E.user_id, E.run_id, *_labelled(OF_RUN))
+        .where(E.user_id.between(first, last), IS_OF_RUN)
+        .group_by(E.user_id, E.run_id)
+        .subquery("ledger")
+    )
+    found = {name: getattr(R, name) for name in OF_RUN}
+    return (
+        select(R.user_id, R.run_id, *_pairs(found, ledger))
+        .select_from(R)
+        .outerjoin(ledger, and_(R.user_id == ledger.c.user_id, R.run_id == ledger.c.run_id))
+        .where(R.user_id.between(first, last), _differ(found, ledger))
+        .order_by(R.user_id, R.run_id)
+    )
+
+
+def repair(
+    entity: type[S | M | R], key: Mapping[str, Any], found: Mapping[str, Any], expected: Mapping[str, Any]
+) -> ReturningUpdate[UUID]:
+    """Gives the row of this key the expected totals; no row where they are not what was found any more."""
+    as_seen = [getattr(entity, name) == value for name, value in {**key, **found}.items()]
+    return update(entity).where(*as_seen).values(dict(expected)).returning(entity.user_id)
+
+
+def add_model(key: Mapping[str, Any], expected: Mapping[str, Any]) -> ReturningInsert[UUID]:
+    """Adds the row a model lacks; no row where somebody else did, or the session went, meanwhile."""
+    columns = {name: getattr(M, name) for name in (*key, *expected)}
+    values = [literal(value, columns[name].type) for name, value in {**key, **expected}.items()]
+    # Whoever deletes the session waits for us, or we for them.
+    session = (
+        select(*values)
+        .select_from(S)
+        .where(S.user_id == key["user_id"], S.session_id == key["session_id"])
+        .with_for_update(key_share=True)
+    )
+    return insert(M).from_select(list(columns), session).on_conflict_do_nothing().returning(M.user_id)
+
+
+def _labelled(totals: Totals) -> list[ColumnElement[Any]]:
+    return [total.label(name) for name, total in totals.items()]
+
+
+def _pairs(found: Totals, ledger: Subquery) -> list[ColumnElement[Any]]:
+    return [
+        column.label(f"{side}_{name}")
+        for name, stored in found.items()
+        for side, column in (("found", stored), ("expected", func.coalesce(ledger.c[name], 0)))
+    ]
+
+
+def _differ(found: Totals, ledger: Subquery) -> ColumnElement[bool]:
+    """Whether any total differs; a row that is not there has zeros."""
+    return or_(*(func.coalesce(stored, 0) != func.coalesce(ledger.c[name], 0) for name, stored in found.items()))
+
+
+def _between(entity: type[S | M | E], first: SessionKey, last: SessionKey) -> ColumnElement[bool]:
+    return tuple_(entity.user_id, entity.session_id).between(_bound(first), _bound(last))
+
+
+def _bound(key: SessionKey) -> ColumnElement[Any]:
+    columns = (S.user_id, S.session_id)
+    return tuple_(*(bindparam(None, value, type_=column.type) for value, column in zip(key, columns, strict=True)))
