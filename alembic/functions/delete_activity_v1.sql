@@ -5,7 +5,7 @@ CREATE FUNCTION {schema}.delete_activity_v1(
     OUT runs bigint, OUT steps bigint, OUT messages bigint, OUT named_users uuid[], OUT named_runs text[]
 )
 LANGUAGE plpgsql
-SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan SET jit = off
 AS $body$
 BEGIN
     SELECT array_agg(l.user_id), array_agg(l.run_id)

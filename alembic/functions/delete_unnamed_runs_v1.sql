@@ -2,7 +2,7 @@
 -- their steps; returns how many steps. With `idle_before`, not those with a step that was seen since.
 CREATE FUNCTION {schema}.delete_unnamed_runs_v1(of_users uuid[], of_runs text[], idle_before timestamptz) RETURNS bigint
 LANGUAGE plpgsql
-SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan SET jit = off
 AS $body$
 DECLARE
     steps bigint;

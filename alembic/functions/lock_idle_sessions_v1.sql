@@ -5,7 +5,7 @@ CREATE FUNCTION {schema}.lock_idle_sessions_v1(
     keys jsonb, idle_before timestamptz, OUT users uuid[], OUT sessions text[]
 )
 LANGUAGE plpgsql
-SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan SET jit = off
 AS $body$
 BEGIN
     IF idle_before IS NULL THEN

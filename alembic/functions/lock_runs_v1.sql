@@ -1,6 +1,9 @@
 -- Locks the rows of all runs that the items name or that may change with those, made where they are missing; to be called
--- with the sessions locked. The row of a run that is only named has no start.
-CREATE FUNCTION {schema}.lock_runs_v1(waves jsonb, activity jsonb, OUT users uuid[], OUT runs text[])
+-- with the sessions locked. The row of a run that is only named has no start. `linked` says of each whether its thread may
+-- change.
+CREATE FUNCTION {schema}.lock_runs_v1(
+    waves jsonb, activity jsonb, OUT users uuid[], OUT runs text[], OUT linked boolean[]
+)
 LANGUAGE plpgsql
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan SET jit = off
 AS $body$
@@ -15,8 +18,9 @@ BEGIN
         ORDER BY 1
     ) linking;
 
-    SELECT array_agg(t.user_id ORDER BY t.user_id, t.run_id), array_agg(t.run_id ORDER BY t.user_id, t.run_id)
-    INTO users, runs
+    SELECT array_agg(t.user_id ORDER BY t.user_id, t.run_id), array_agg(t.run_id ORDER BY t.user_id, t.run_id),
+           array_agg(t.is_linked ORDER BY t.user_id, t.run_id)
+    INTO users, runs, linked
     FROM (
         WITH RECURSIVE item AS (
             SELECT i.kind, i.user_id, i.run_id COLLATE "C" AS run_id, i.parent_run_id COLLATE "C" AS parent_run_id,
@@ -45,27 +49,31 @@ BEGIN
                 WHERE c.user_id = f.user_id AND c.root_run_id = f.run_id
             ) r ON true
         )
-        SELECT f.user_id, f.run_id FROM family f
-        UNION
-        SELECT i.user_id, named.run_id
-        FROM item i, LATERAL (VALUES (i.run_id), (i.parent_run_id), (i.root_run_id)) named (run_id)
-        WHERE named.run_id IS NOT NULL
-        UNION
-        -- A revision may take what its key holds away from another run.
-        SELECT i.user_id, coalesce(i.run_id, held.run_id) COLLATE "C"
-        FROM jsonb_array_elements(waves) wave,
-             jsonb_to_recordset(wave) i (
-                 user_id uuid, session_id text, event_id uuid, run_id text, revision int, key_scope text
-             )
-        LEFT JOIN LATERAL (
-            SELECT e.run_id FROM {schema}.session_usage_events e
-            WHERE i.revision > 0 AND i.key_scope IS NULL
-                AND e.user_id = i.user_id AND e.session_id = i.session_id AND e.event_id = i.event_id
+        SELECT t.user_id, t.run_id, bool_or(t.is_linked) AS is_linked
+        FROM (
+            SELECT f.user_id, f.run_id, true AS is_linked FROM family f
             UNION ALL
-            SELECT e.run_id FROM {schema}.session_usage_events e
-            WHERE i.key_scope = 'user' AND e.key_scope = 'user' AND e.user_id = i.user_id AND e.event_id = i.event_id
-        ) held ON true
-        WHERE coalesce(i.run_id, held.run_id) IS NOT NULL
+            SELECT i.user_id, named.run_id, false
+            FROM item i, LATERAL (VALUES (i.run_id), (i.parent_run_id), (i.root_run_id)) named (run_id)
+            WHERE named.run_id IS NOT NULL
+            UNION ALL
+            -- A revision may take what its key holds away from another run.
+            SELECT i.user_id, coalesce(i.run_id, held.run_id) COLLATE "C", false
+            FROM jsonb_array_elements(waves) wave,
+                 jsonb_to_recordset(wave) i (
+                     user_id uuid, session_id text, event_id uuid, run_id text, revision int, key_scope text
+                 )
+            LEFT JOIN LATERAL (
+                SELECT e.run_id FROM {schema}.session_usage_events e
+                WHERE i.revision > 0 AND i.key_scope IS NULL
+                    AND e.user_id = i.user_id AND e.session_id = i.session_id AND e.event_id = i.event_id
+                UNION ALL
+                SELECT e.run_id FROM {schema}.session_usage_events e
+                WHERE i.key_scope = 'user' AND e.key_scope = 'user' AND e.user_id = i.user_id AND e.event_id = i.event_id
+            ) held ON true
+            WHERE coalesce(i.run_id, held.run_id) IS NOT NULL
+        ) t
+        GROUP BY t.user_id, t.run_id
     ) t;
 
     -- Sorted, and in one statement: whoever locks several runs' rows locks them like this.

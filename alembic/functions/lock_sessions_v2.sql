@@ -36,7 +36,7 @@ BEGIN
         FROM jsonb_array_elements(others) wave, jsonb_to_recordset(wave) i (user_id uuid, session_id text)
     ) t;
 
-    IF activity <> '[]' THEN
+    IF activity <> '[]' OR waves @? '$[*][*].run_id' THEN
         -- The sessions of the runs there are, and those that runs without one will most likely be in. Where the guess is
         -- wrong, `settle_runs_v1` finds out and asks for the right ones.
         SELECT array_agg(t.user_id ORDER BY t.user_id, t.session_id),
@@ -46,7 +46,7 @@ BEGIN
             SELECT s.user_id, s.session_id COLLATE "C" AS session_id FROM unnest(users, sessions) s (user_id, session_id)
             UNION
             SELECT i.user_id, r.session_id
-            FROM jsonb_array_elements(activity) wave, jsonb_to_recordset(wave) i (user_id uuid, run_id text)
+            FROM jsonb_array_elements(waves || activity) wave, jsonb_to_recordset(wave) i (user_id uuid, run_id text)
             JOIN {schema}.session_runs r ON r.user_id = i.user_id AND r.run_id = i.run_id
             WHERE r.session_id IS NOT NULL
             UNION

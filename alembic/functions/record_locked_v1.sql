@@ -13,6 +13,8 @@ LANGUAGE plpgsql AS $body$
 DECLARE
     locked record;
     named record;
+    followed jsonb;
+    missing jsonb;
     receipts jsonb := '[]';
     last_wave int := jsonb_array_length(waves) - 1;
     differences jsonb;
@@ -26,6 +28,20 @@ BEGIN
     END IF;
 
     named := {schema}.lock_runs_v1(waves, activity);
+    followed := {schema}.follow_runs_v1(waves);
+    IF followed <> waves THEN
+        waves := followed;
+        SELECT jsonb_agg(jsonb_build_object('user_id', t.user_id, 'session_id', t.session_id)) INTO missing
+        FROM (
+            SELECT i.user_id, i.session_id COLLATE "C" AS session_id
+            FROM jsonb_array_elements(waves) wave, jsonb_to_recordset(wave) i (user_id uuid, session_id text)
+            EXCEPT
+            SELECT l.user_id, l.session_id FROM unnest(locked.users, locked.sessions) l (user_id, session_id)
+        ) t;
+        IF missing IS NOT NULL THEN
+            RAISE EXCEPTION USING ERRCODE = 'SL002', MESSAGE = 'sessions have to be locked', DETAIL = missing::text;
+        END IF;
+    END IF;
     FOR wave IN 0..last_wave LOOP
         SELECT receipts || coalesce(jsonb_agg(w), '[]') INTO receipts
         FROM {schema}.record_wave_v2(waves -> wave, now_at) w;
@@ -36,7 +52,7 @@ BEGIN
         CONTINUE WHEN wave < last_wave AND NOT waves -> (wave + 1) @? '$[*] ? (@.kind == "end" || @.kind == "reopen")';
 
         SELECT jsonb_agg(d) INTO differences
-        FROM {schema}.settle_runs_v1(named.users, named.runs, locked.users, locked.sessions, now_at) d;
+        FROM {schema}.settle_runs_v1(named.users, named.runs, named.linked, locked.users, locked.sessions, now_at) d;
         -- What a run reports shrinks by what its events account for; the sessions' cost after the call knows it.
         RETURN QUERY
         SELECT w.item_position, w.outcome, w.event_cost_usd, w.session_tokens_in, w.session_tokens_out,

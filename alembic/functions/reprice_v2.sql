@@ -85,7 +85,7 @@ BEGIN
     )
     SELECT count(*) INTO changed FROM change;
     IF named.runs IS NOT NULL THEN
-        PERFORM {schema}.settle_runs_v1(named.users, named.runs, locked.users, locked.sessions, statement_timestamp());
+        PERFORM {schema}.settle_runs_v1(named.users, named.runs, named.linked, locked.users, locked.sessions, statement_timestamp());
     END IF;
     RETURN changed;
 END

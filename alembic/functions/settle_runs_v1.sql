@@ -1,15 +1,17 @@
 -- Brings runs, their threads, their sessions and the ledger in line after something was recorded of them. `users` and
--- `runs` are those that may change, all locked; `locked_users` and `locked_sessions` the sessions that are. Where another
+-- `runs` are those that may change, all locked, `linked` says of which the threads may; `locked_users` and `locked_sessions` the sessions that are. Where another
 -- session is needed it raises `SL002` with those as its detail, to be called again with them locked. Returns by how much the cost of
 -- sessions changed.
 CREATE FUNCTION {schema}.settle_runs_v1(
-    users uuid[], runs text[], locked_users uuid[], locked_sessions text[], now_at timestamptz
+    users uuid[], runs text[], linked boolean[], locked_users uuid[], locked_sessions text[], now_at timestamptz
 ) RETURNS TABLE (user_id uuid, session_id text, difference_usd numeric)
 LANGUAGE plpgsql
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan SET jit = off
 AS $body$
 #variable_conflict use_column
 DECLARE
+    family_users uuid[];
+    family_runs text[];
     keys text[];
     rooted text[];
     left_users uuid[];
@@ -18,70 +20,76 @@ DECLARE
     adjustments jsonb;
     missing jsonb;
 BEGIN
-    -- A run that began with the result of a tool call is the child of the run that made the newest such call before it.
-    UPDATE {schema}.session_runs r
-    SET parent_run_id = c.caller_run_id
-    FROM (
-        SELECT k.user_id, k.run_id, (
-            SELECT s.run_id FROM {schema}.session_steps s
-            WHERE s.user_id = k.user_id AND s.tool_call_id = k.parent_tool_call_id AND s.started_at <= k.started_at
-                AND s.run_id <> k.run_id
-            ORDER BY s.started_at DESC, s.run_id DESC
-            LIMIT 1
-        ) AS caller_run_id
-        FROM unnest(users, runs) n (user_id, run_id)
-        JOIN {schema}.session_runs k ON k.user_id = n.user_id AND k.run_id = n.run_id
-        WHERE k.parent_tool_call_id IS NOT NULL AND NOT k.parent_given
-    ) c
-    WHERE r.user_id = c.user_id AND r.run_id = c.run_id
-        AND r.parent_run_id IS DISTINCT FROM c.caller_run_id;
-
-    -- The root of each, from the top of its thread down.
-    SELECT array_agg(n.user_id || n.run_id) INTO keys FROM unnest(users, runs) n (user_id, run_id);
-    WITH RECURSIVE thread AS (
-        SELECT k.user_id, k.run_id,
-               CASE WHEN k.root_given THEN k.root_run_id WHEN k.parent_run_id IS NULL THEN k.run_id
-                    ELSE parent.root_run_id END AS root_run_id
-        FROM unnest(users, runs) n (user_id, run_id)
-        JOIN {schema}.session_runs k ON k.user_id = n.user_id AND k.run_id = n.run_id
-        LEFT JOIN {schema}.session_runs parent ON parent.user_id = k.user_id AND parent.run_id = k.parent_run_id
-        WHERE k.root_given
-            OR k.started_at IS NOT NULL AND (k.parent_run_id IS NULL OR k.user_id || k.parent_run_id <> ALL (keys))
-        UNION ALL
-        SELECT c.user_id, c.run_id, t.root_run_id
-        FROM thread t
-        JOIN {schema}.session_runs c ON c.user_id = t.user_id AND c.parent_run_id = t.run_id
-        WHERE NOT c.root_given AND c.started_at IS NOT NULL
-    ),
-    changed AS (
+    SELECT array_agg(n.user_id), array_agg(n.run_id) INTO family_users, family_runs
+    FROM unnest(users, runs, linked) n (user_id, run_id, is_linked)
+    WHERE n.is_linked;
+    IF family_users IS NOT NULL THEN
+        -- A run that began with the result of a tool call is the child of the run that made the newest such call before it.
         UPDATE {schema}.session_runs r
-        SET root_run_id = t.root_run_id
-        FROM thread t
-        WHERE r.user_id = t.user_id AND r.run_id = t.run_id AND r.root_run_id IS DISTINCT FROM t.root_run_id
-    )
-    SELECT coalesce(array_agg(t.user_id || t.run_id), '{}') INTO rooted FROM thread t;
-    -- What hangs on nothing but itself has none.
-    UPDATE {schema}.session_runs r
-    SET root_run_id = NULL
-    FROM unnest(users, runs) n (user_id, run_id)
-    WHERE r.user_id = n.user_id AND r.run_id = n.run_id AND cardinality(rooted) < cardinality(keys)
-        AND r.root_run_id IS NOT NULL AND r.user_id || r.run_id <> ALL (rooted);
+        SET parent_run_id = c.caller_run_id
+        FROM (
+            SELECT k.user_id, k.run_id, (
+                SELECT s.run_id FROM {schema}.session_steps s
+                WHERE s.user_id = k.user_id AND s.tool_call_id = k.parent_tool_call_id AND s.started_at <= k.started_at
+                    AND s.run_id <> k.run_id
+                ORDER BY s.started_at DESC, s.run_id DESC
+                LIMIT 1
+            ) AS caller_run_id
+            FROM unnest(family_users, family_runs) n (user_id, run_id)
+            JOIN {schema}.session_runs k ON k.user_id = n.user_id AND k.run_id = n.run_id
+            WHERE k.parent_tool_call_id IS NOT NULL AND NOT k.parent_given
+        ) c
+        WHERE r.user_id = c.user_id AND r.run_id = c.run_id
+            AND r.parent_run_id IS DISTINCT FROM c.caller_run_id;
 
-    -- The session of each: the one given, else its root's, which is the one given to that or one named like it.
-    UPDATE {schema}.session_runs r
-    SET session_id = c.session_id
-    FROM (
-        SELECT k.user_id, k.run_id,
-               CASE WHEN root.session_given THEN root.session_id
-                    WHEN root.started_at IS NOT NULL THEN root.run_id END AS session_id
-        FROM unnest(users, runs) n (user_id, run_id)
-        JOIN {schema}.session_runs k ON k.user_id = n.user_id AND k.run_id = n.run_id
-        LEFT JOIN {schema}.session_runs root
-            ON root.user_id = k.user_id AND root.run_id = k.root_run_id
-        WHERE k.started_at IS NOT NULL AND NOT k.session_given
-    ) c
-    WHERE r.user_id = c.user_id AND r.run_id = c.run_id
-        AND r.session_id IS DISTINCT FROM c.session_id;
+        -- The root of each, from the top of its thread down.
+        SELECT array_agg(n.user_id || n.run_id) INTO keys FROM unnest(family_users, family_runs) n (user_id, run_id);
+        WITH RECURSIVE thread AS (
+            SELECT k.user_id, k.run_id,
+                   CASE WHEN k.root_given THEN k.root_run_id WHEN k.parent_run_id IS NULL THEN k.run_id
+                        ELSE parent.root_run_id END AS root_run_id
+            FROM unnest(family_users, family_runs) n (user_id, run_id)
+            JOIN {schema}.session_runs k ON k.user_id = n.user_id AND k.run_id = n.run_id
+            LEFT JOIN {schema}.session_runs parent ON parent.user_id = k.user_id AND parent.run_id = k.parent_run_id
+            WHERE k.root_given
+                OR k.started_at IS NOT NULL AND (k.parent_run_id IS NULL OR k.user_id || k.parent_run_id <> ALL (keys))
+            UNION ALL
+            SELECT c.user_id, c.run_id, t.root_run_id
+            FROM thread t
+            JOIN {schema}.session_runs c ON c.user_id = t.user_id AND c.parent_run_id = t.run_id
+            WHERE NOT c.root_given AND c.started_at IS NOT NULL
+        ),
+        changed AS (
+            UPDATE {schema}.session_runs r
+            SET root_run_id = t.root_run_id
+            FROM thread t
+            WHERE r.user_id = t.user_id AND r.run_id = t.run_id AND r.root_run_id IS DISTINCT FROM t.root_run_id
+        )
+        SELECT coalesce(array_agg(t.user_id || t.run_id), '{}') INTO rooted FROM thread t;
+        -- What hangs on nothing but itself has none.
+        UPDATE {schema}.session_runs r
+        SET root_run_id = NULL
+        FROM unnest(family_users, family_runs) n (user_id, run_id)
+        WHERE r.user_id = n.user_id AND r.run_id = n.run_id AND cardinality(rooted) < cardinality(keys)
+            AND r.root_run_id IS NOT NULL AND r.user_id || r.run_id <> ALL (rooted);
+
+        -- The session of each: the one given, else its root's, which is the one given to that or one named like it.
+        UPDATE {schema}.session_runs r
+        SET session_id = c.session_id
+        FROM (
+            SELECT k.user_id, k.run_id,
+                   CASE WHEN root.session_given THEN root.session_id
+                        WHEN root.started_at IS NOT NULL THEN root.run_id END AS session_id
+            FROM unnest(family_users, family_runs) n (user_id, run_id)
+            JOIN {schema}.session_runs k ON k.user_id = n.user_id AND k.run_id = n.run_id
+            LEFT JOIN {schema}.session_runs root
+                ON root.user_id = k.user_id AND root.run_id = k.root_run_id
+            WHERE k.started_at IS NOT NULL AND NOT k.session_given
+        ) c
+        WHERE r.user_id = c.user_id AND r.run_id = c.run_id
+            AND r.session_id IS DISTINCT FROM c.session_id;
+    END IF;
+
     -- A session that stood for a thread is left when its root turns out to belong elsewhere.
     SELECT array_agg(s.user_id), array_agg(s.session_id) INTO left_users, left_sessions
     FROM unnest(users, runs) n (user_id, run_id)

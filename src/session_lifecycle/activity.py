@@ -168,7 +168,7 @@ class SqlAlchemySessionActivityDb:
         """See `SessionActivityDb`."""
         call = ToolCall.of_call(user_id=user_id, tool_call_id=tool_call_id)
         rows = await self._execution.fetch(lineage.find_lineage(call.user_id, call.tool_call_id))
-        return Lineage(**rows[0]._mapping) if rows else None  # noqa: SLF001 - the public name of a row's mapping
+        return Lineage(**rows[0]._mapping) if rows else None
 
     async def list_session_summaries(self, filters: SummaryFilters) -> SummaryPage:
         """See `SessionActivityDb`."""
@@ -280,7 +280,7 @@ class SqlAlchemySessionActivityDb:
             max_characters=wanted.max_characters,
         )
         rows = await self._execution.fetch(statement)
-        return [Message(**row._mapping) for row in rows]  # noqa: SLF001 - the public name of a row's mapping
+        return [Message(**row._mapping) for row in rows]
 
 
 def _summary(row: Any) -> SessionSummary:

@@ -88,12 +88,15 @@ def parameters(prepared: Sequence[Prepared]) -> dict[str, Any]:
     activity: list[list[dict[str, Any]]] = [[]]
     of_key: dict[Hashable, int] = {}
     of_user: dict[UUID, _UsersWaves] = defaultdict(_UsersWaves)
+    of_run: dict[tuple[UUID, str], str] = {}
     is_plain = True
     for position, one in enumerate(prepared):
-        not_before = 0 if one.key is None else of_key.get(one.key, -1) + 1
+        _follow_run(one, of_run)
+        key = one.key if one.written is None or one.activity is not None else one.written.get("event_id", one.key)
+        not_before = 0 if key is None else of_key.get(key, -1) + 1
         wave = of_user[one.item.user_id].next_wave(one, not_before)
-        if one.key is not None:
-            of_key[one.key] = wave
+        if key is not None:
+            of_key[key] = wave
         while wave >= len(waves):
             waves.append([])
             activity.append([])
@@ -110,6 +113,22 @@ def parameters(prepared: Sequence[Prepared]) -> dict[str, Any]:
         "latest_at": max((one.latest_at for one in prepared if one.latest_at is not None), default=None),
         "is_plain": is_plain and len(waves) == 1,
     }
+
+
+def _follow_run(one: Prepared, of_run: dict[tuple[UUID, str], str]) -> None:
+    """What is about a run is of the session the run was given first, whichever it names itself.
+
+    Here the one given in this batch; the function knows those given before.
+    """
+    written, item = one.written, one.item
+    if written is None or "run_id" not in written:
+        return
+    run = (item.user_id, written["run_id"])
+    given = of_run.setdefault(run, written["session_id"]) if isinstance(item, Run) else of_run.get(run)
+    if given is not None and given != written["session_id"]:
+        written["session_id"] = given
+        if isinstance(item, UsageEvent) and "idempotency_key" in written and "key_scope" not in written:
+            written["event_id"] = _keyed_event_id(item.user_id, given, written["idempotency_key"])
 
 
 class _UsersWaves:
@@ -140,6 +159,10 @@ class _UsersWaves:
             # A key of the user's scope: it may turn out to be of any session of the user.
             wave = max(wave, self._last, self._last_alone + 1)
             self._first = self._last_anywhere = wave
+        elif "run_id" in one.written:
+            # Of the session its run was given, which may be another one.
+            wave = max(wave, self._last_alone + 1)
+            self._last_anywhere = max(self._last_anywhere, wave)
         elif one.is_alone:
             wave = max(wave, self._last_anywhere + 1)
             self._last_alone = max(self._last_alone, wave)
@@ -157,7 +180,7 @@ def _prepare_activity(item: Run | Step | Message) -> Prepared:
             key: Hashable = (Run, item.user_id, item.run_id)
             latest_at = max(item.started_at, item.ended_at or item.started_at)
             if item.session_id is not None:
-                touch = {"session_id": item.session_id, "began_at": item.started_at}
+                touch = {"session_id": item.session_id, "began_at": item.started_at, "run_id": item.run_id}
                 touch |= {name: activity[name] for name in ("dataset_id", "agent_name") if name in activity}
         case Step():
             key = (Step, item.user_id, item.run_id, item.step_id)
@@ -222,12 +245,18 @@ def _add_cost(written: dict[str, Any], event: UsageEvent, prices: PriceCatalogue
 
 
 def _event_id(event: UsageEvent) -> UUID:
-    """Of a keyed event derived from the key within its scope, a UUIDv8 of RFC 9562; else a new one."""
+    """Of a keyed event derived from the key within its scope; else a new one."""
     if event.idempotency_key is None:
         return uuid4()
-    # No session id is empty, so a key of the user's scope is never one of a session's; lengths keep the parts apart.
+    # No session id is empty, so a key of the user's scope is never one of a session's.
     session_id = event.session_id if event.key_scope == "session" else ""
-    name = f"{len(session_id)}:{session_id}{event.idempotency_key}".encode()
-    digest = int.from_bytes(hashlib.sha256(event.user_id.bytes + name).digest()[:16])
+    return _keyed_event_id(event.user_id, session_id, event.idempotency_key)
+
+
+def _keyed_event_id(user_id: UUID, session_id: str, key: str) -> UUID:
+    """A UUIDv8 of RFC 9562; `keyed_event_id_v1` makes the same."""
+    # The length keeps the parts apart.
+    name = f"{len(session_id)}:{session_id}{key}".encode()
+    digest = int.from_bytes(hashlib.sha256(user_id.bytes + name).digest()[:16])
     version_and_variant = (0x8 << 76) | (0b10 << 62)
     return UUID(int=digest & ~((0xF << 76) | (0b11 << 62)) | version_and_variant)

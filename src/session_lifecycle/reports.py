@@ -95,7 +95,7 @@ class SqlAlchemySessionReportsDb:
         window = Window.of_call(since=since, until=until)
         statement = spending.spend(Viewer.of_caller(viewer), window.since, window.until)
         [row] = await self._execution.fetch(statement)
-        return Spend(**row._mapping)  # noqa: SLF001 - the public name of a row's mapping
+        return Spend(**row._mapping)
 
     async def cost_by_agent(
         self, viewer: Viewer | UUID, since: datetime | None = None, until: datetime | None = None
@@ -104,7 +104,7 @@ class SqlAlchemySessionReportsDb:
         window = Window.of_call(since=since, until=until)
         statement = costs.cost_by_agent(Viewer.of_caller(viewer), window.since, window.until)
         rows = await self._execution.fetch(statement)
-        return [CostByAgentRow(**row._mapping) for row in rows]  # noqa: SLF001 - the public name of a row's mapping
+        return [CostByAgentRow(**row._mapping) for row in rows]
 
     async def cost_by_user(
         self, viewer: Viewer | UUID, since: datetime | None = None, until: datetime | None = None
@@ -113,7 +113,7 @@ class SqlAlchemySessionReportsDb:
         window = Window.of_call(since=since, until=until)
         statement = costs.cost_by_user(Viewer.of_caller(viewer), window.since, window.until)
         rows = await self._execution.fetch(statement)
-        return [CostByUserRow(**row._mapping) for row in rows]  # noqa: SLF001 - the public name of a row's mapping
+        return [CostByUserRow(**row._mapping) for row in rows]
 
     async def telemetry(
         self,
@@ -142,4 +142,4 @@ class SqlAlchemySessionReportsDb:
         window = Window.of_call(since=since, until=until)
         statement = runs_telemetry.telemetry_keys(Viewer.of_caller(viewer), window.since, window.until)
         rows = await self._execution.fetch(statement)
-        return [TelemetryKey(**row._mapping) for row in rows]  # noqa: SLF001 - the public name of a row's mapping
+        return [TelemetryKey(**row._mapping) for row in rows]

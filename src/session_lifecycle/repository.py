@@ -138,7 +138,7 @@ class SqlAlchemySessionLifecycleDb(WritesItems):
         rows = await self._execution.fetch(
             stats.aggregate_stats(asker, window.since, window.until, self._abandon_after)
         )
-        figures = dict(rows[0]._mapping)  # noqa: SLF001 - the public name of a row's mapping
+        figures = dict(rows[0]._mapping)
         count = figures["sessions"]
         agent_time_s: Decimal = figures.pop("agent_time_s")
         judged = figures["completed"] + figures["failed"] + figures["abandoned"]
@@ -164,7 +164,7 @@ class SqlAlchemySessionLifecycleDb(WritesItems):
         window = Window.of_call(since=since, until=until)
         asker = Viewer.of_caller(viewer, permitted_dataset_ids)
         rows = await self._execution.fetch(costs.cost_by_model(asker, window.since, window.until))
-        return [CostByModelRow(**row._mapping) for row in rows]  # noqa: SLF001 - the public name of a row's mapping
+        return [CostByModelRow(**row._mapping) for row in rows]
 
 
 def _session_row(row: Any) -> SessionRowWithStatus:

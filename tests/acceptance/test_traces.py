@@ -161,29 +161,46 @@ def test_T14_a_negative_cost_is_refused() -> None:
         model_span("s", "t", "a", "10:00:00", "-0.1")
 
 
-async def test_T15_T16_T17_a_trace_is_of_the_session_first_named(world: Any) -> None:
-    first = [trace("t", "S1", "10:00:01"), Step("child", "t", A, kind="span", started_at=clock("10:00:01"))]
-    last = [
-        trace("t", "S2", "10:00:02"),
-        Step("other", "t", A, kind="span", started_at=clock("10:00:02"), ended_at=clock("10:00:09")),
-        model_span("S1", "t", "other", "10:00:09", "0.5", (1, 2)),
-    ]
-    await world.record(*first)
+LAST_SPAN = [
+    trace("t", "S2", "10:00:02"),
+    Step("other", "t", A, kind="span", started_at=clock("10:00:02"), ended_at=clock("10:00:09")),
+    # It names its own session as well, and is counted in its trace's.
+    model_span("S2", "t", "other", "10:00:09", "0.5", (1, 2)),
+]
+
+
+async def trace_of_three_spans(world: Any) -> None:
+    """Two child spans that name a session each, and the root between them, which names none."""
+    await world.record(trace("t", "S1", "10:00:01"), Step("child", "t", A, kind="span", started_at=clock("10:00:01")))
     await world.record(trace("t", None, "10:00:00", "10:00:03"))
-    await world.record(*last)
+    await world.record(*LAST_SPAN)
 
-    async def assert_is_in_s1() -> None:
-        assert await world.summarised(project="default") == ["S1"]
-        summary = await world.summary("S1")
-        assert figures(summary) == (1, 3000.0, Decimal("0.5"))
-        assert (summary.tokens_total, summary.last_seen) == (3, clock("10:00:09"))
 
-    await assert_is_in_s1()
-    await world.record(*last)
-    await assert_is_in_s1()
-    for session in ("S3", "", None):
-        await world.record(trace("t", session, "10:00:00", "10:00:03"))
-        await assert_is_in_s1()
+async def assert_is_in_s1(world: Any) -> None:
+    for scope in ({}, {"project": "default"}):
+        assert await world.summarised(**scope) == ["S1"]
+    summary = await world.summary("S1")
+    assert figures(summary) == (1, 3000.0, Decimal("0.5"))
+    assert (summary.tokens_total, summary.last_seen) == (3, clock("10:00:09"))
+
+
+async def test_T15_a_trace_is_of_the_session_first_named(world: Any) -> None:
+    await trace_of_three_spans(world)
+    await assert_is_in_s1(world)
+
+
+async def test_T16_the_last_span_again_changes_nothing(world: Any) -> None:
+    await trace_of_three_spans(world)
+    await world.record(*LAST_SPAN)
+    await assert_is_in_s1(world)
+
+
+@pytest.mark.parametrize("session", ["S3", "", None])
+async def test_T17_the_trace_again_with_another_session_changes_nothing(world: Any, session: str | None) -> None:
+    await trace_of_three_spans(world)
+    again = model_span(session or "t", "t", "other", "10:00:09", "0.5", (1, 2))
+    await world.record(trace("t", session, "10:00:00", "10:00:03"), again)
+    await assert_is_in_s1(world)
 
 
 async def test_T18_spans_arrive_in_any_order(world: Any) -> None:

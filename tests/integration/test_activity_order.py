@@ -67,7 +67,8 @@ def activities(draw: st.DrawFn) -> list[Item]:
             for place in range(draw(st.integers(0, 2))):
                 items.append(
                     UsageEvent(
-                        session_id=draw(st.sampled_from(["s1", "s3"])),
+                        # The one its run was given; else any.
+                        session_id=known["session_id"] or draw(st.sampled_from(["s1", "s3"])),
                         user_id=user,
                         model="m1",
                         tokens_in=10,

@@ -123,6 +123,7 @@ class UsageEvent(Value):
     """When it happened; None: now, by the database's clock."""
     dataset_id: Id | None = None
     run_id: ExternalId | None = None
+    """Its run. Where that was given a session, the event is of that one, whichever it names itself."""
     revision: Revision = 0
     key_scope: Literal["session", "user"] = "session"
     touch: Flag = True

@@ -4,7 +4,7 @@ from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import FromClause, Select, Text, and_, case, cast, func, null, or_, select, true, tuple_
+from sqlalchemy import ColumnElement, FromClause, Select, Text, and_, case, cast, func, null, or_, select, true, tuple_
 
 from session_lifecycle.entities import SessionMessageEntity as M
 from session_lifecycle.entities import SessionRunEntity as R
@@ -39,16 +39,15 @@ def list_threads(
     session = with_status(preferred_session(session_id, viewer, owner_id=owner_id), abandon_after).cte("session")
     runs = _runs(session)
     threads = _threads(runs)
+    order = (threads.c.root_started_at, threads.c.thread_id)
+    page = select(threads).order_by(*(order if before is None else (part.desc() for part in order))).limit(limit + 1)
     anchor = before if after is None else after
-    page = select(threads)
-    is_anchored: Any = true()
+    is_anchored: ColumnElement[bool] = true()
     if anchor is not None:
-        here = select(threads.c.root_started_at, threads.c.thread_id).where(threads.c.thread_id == anchor).cte("here")
-        there_key, here_key = tuple_(threads.c.root_started_at, threads.c.thread_id), tuple_(*here.c)
+        here = select(*order).where(threads.c.thread_id == anchor).cte("here")
+        there_key, here_key = tuple_(*order), tuple_(*here.c)
         page = page.join(here, there_key > here_key if before is None else there_key < here_key)
         is_anchored = select(here.c.thread_id).exists()
-    nearest = (threads.c.root_started_at, threads.c.thread_id)
-    page = page.order_by(*(nearest if before is None else [part.desc() for part in nearest])).limit(limit + 1)
     return with_figures(select(*session.c).select_from(session), session, RunChoice()).add_columns(
         is_anchored.label("is_anchored"), _bodies(session, runs, page.cte("page")).label("threads")
     )
@@ -80,7 +79,7 @@ def _threads(runs: FromClause) -> FromClause:
     )
 
 
-def _bodies(session: FromClause, runs: FromClause, page: FromClause) -> Any:
+def _bodies(session: FromClause, runs: FromClause, page: FromClause) -> ColumnElement[str]:
     """The page's threads as one JSON array of the fields of a `Thread`."""
     actions = _actions(runs, page)
     prompt = (
