@@ -229,8 +229,8 @@ def _event_id(event: UsageEvent) -> UUID:
     """Of a keyed event derived from the key within its scope, a UUIDv8 of RFC 9562; else a new one."""
     if event.idempotency_key is None:
         return uuid4()
-    # No session id is empty, so a key of the user's scope is never one of a session's. The length keeps the parts apart.
-    # `keyed_event_id_v1` makes the same.
+    # No session id is empty, so a key of the user's scope is never one of a session's. The length keeps the parts
+    # apart. `keyed_event_id_v1` makes the same.
     session_id = event.session_id if event.key_scope == "session" else ""
     name = f"{len(session_id)}:{session_id}{event.idempotency_key}".encode()
     digest = int.from_bytes(hashlib.sha256(event.user_id.bytes + name).digest()[:16])
