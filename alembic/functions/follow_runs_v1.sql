@@ -1,36 +1,89 @@
--- The waves, with what is about a run put into the session the run was given, whichever it names itself. The rows of all runs
--- are there and locked.
-CREATE FUNCTION {schema}.follow_runs_v1(waves jsonb) RETURNS jsonb
+-- Puts what is about a run into the session the run was given, in the database or first in these items, whichever it names
+-- itself; but an event that was counted already in the session it names stays there. `waves` is null where nothing is to be
+-- moved. The rows of all runs and the sessions named are locked.
+CREATE FUNCTION {schema}.follow_runs_v1(INOUT waves jsonb, INOUT activity jsonb)
 LANGUAGE plpgsql
-SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan SET jit = off
+SET enable_seqscan = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan SET jit = off
 AS $body$
 DECLARE
-    followed jsonb;
+    moved jsonb;
 BEGIN
-    IF NOT EXISTS (
-        SELECT
-        FROM jsonb_array_elements(waves) wave, jsonb_to_recordset(wave) i (user_id uuid, session_id text, run_id text)
-        JOIN {schema}.session_runs r ON r.user_id = i.user_id AND r.run_id = i.run_id
-        WHERE r.session_given AND r.session_id <> i.session_id
-    ) THEN
-        RETURN waves;
+    WITH item AS MATERIALIZED (
+        SELECT i.user_id, i.session_id, i.run_id, i.position, i.kind, i.event_id, i.idempotency_key, i.key_scope
+        FROM jsonb_array_elements(waves) wave,
+             jsonb_to_recordset(wave) i (
+                 user_id uuid, session_id text, run_id text, position int, kind text, event_id uuid, idempotency_key text,
+                 key_scope text
+             )
+        WHERE i.run_id IS NOT NULL
+    ),
+    given AS (
+        SELECT DISTINCT ON (g.user_id, g.run_id) g.user_id, g.run_id, g.session_id
+        FROM (
+            SELECT r.user_id, r.run_id, r.session_id, -1 AS position
+            FROM item i
+            JOIN LATERAL (
+                SELECT r.user_id, r.run_id, r.session_id
+                FROM {schema}.session_runs r
+                WHERE r.user_id = i.user_id AND r.run_id = i.run_id AND r.session_given
+                LIMIT 1
+            ) r ON true
+            UNION ALL
+            SELECT i.user_id, i.run_id, i.session_id, i.position FROM item i WHERE i.kind = 'touch'
+        ) g
+        ORDER BY g.user_id, g.run_id, g.position
+    )
+    SELECT jsonb_object_agg(i.position, CASE
+               WHEN i.idempotency_key IS NULL OR i.key_scope IS NOT NULL THEN jsonb_build_object('session_id', g.session_id)
+               ELSE jsonb_build_object(
+                   'session_id', g.session_id,
+                   'event_id', {schema}.keyed_event_id_v1(i.user_id, g.session_id, i.idempotency_key)
+               ) END)
+    INTO moved
+    FROM item i
+    JOIN given g ON g.user_id = i.user_id AND g.run_id = i.run_id AND g.session_id <> i.session_id
+    WHERE i.idempotency_key IS NULL OR i.key_scope IS NOT NULL
+        OR NOT EXISTS (
+            SELECT FROM {schema}.session_usage_events e
+            WHERE e.user_id = i.user_id AND e.session_id = i.session_id AND e.event_id = i.event_id
+        );
+    IF moved IS NULL THEN
+        waves := NULL;
+        RETURN;
     END IF;
-    SELECT jsonb_agg(w.items ORDER BY w.number) INTO followed
+
+    SELECT jsonb_agg(w.items ORDER BY w.number) INTO waves
     FROM (
-        SELECT wave.number, coalesce(jsonb_agg(
-                   CASE WHEN r.session_id IS NULL THEN i.item
-                        WHEN i.item ? 'idempotency_key' AND NOT i.item ? 'key_scope' THEN i.item || jsonb_build_object(
-                            'session_id', r.session_id,
-                            'event_id', {schema}.keyed_event_id_v1(r.user_id, r.session_id, i.item ->> 'idempotency_key'))
-                        ELSE i.item || jsonb_build_object('session_id', r.session_id) END
-                   ORDER BY i.number) FILTER (WHERE i.item IS NOT NULL), '[]') AS items
+        SELECT wave.number, coalesce(jsonb_agg(i.item || coalesce(moved -> (i.item ->> 'position'), '{}') ORDER BY i.number)
+                   FILTER (WHERE i.item IS NOT NULL), '[]') AS items
         FROM jsonb_array_elements(waves) WITH ORDINALITY wave (items, number)
         LEFT JOIN LATERAL jsonb_array_elements(wave.items) WITH ORDINALITY i (item, number) ON true
-        LEFT JOIN {schema}.session_runs r
-            ON r.user_id = (i.item ->> 'user_id')::uuid AND r.run_id = i.item ->> 'run_id' AND r.session_given
-            AND r.session_id <> i.item ->> 'session_id'
         GROUP BY wave.number
     ) w;
-    RETURN followed;
+    IF EXISTS (
+        SELECT
+        FROM jsonb_array_elements(waves) WITH ORDINALITY wave (items, number),
+             jsonb_to_recordset(wave.items) i (event_id text)
+        WHERE i.event_id IS NOT NULL
+        GROUP BY wave.number, i.event_id
+        HAVING count(*) > 1
+    ) THEN
+        -- Keys that were apart have met in one session: one item after the other.
+        SELECT jsonb_agg(coalesce(w.items, '[]') ORDER BY p.position),
+               jsonb_agg(coalesce(a.items, '[]') ORDER BY p.position)
+        INTO waves, activity
+        FROM (
+            SELECT DISTINCT (i ->> 'position')::int AS position
+            FROM jsonb_array_elements(waves || activity) wave, jsonb_array_elements(wave) i
+        ) p
+        LEFT JOIN (
+            SELECT (i ->> 'position')::int AS position, jsonb_build_array(i) AS items
+            FROM jsonb_array_elements(waves) wave, jsonb_array_elements(wave) i
+        ) w ON w.position = p.position
+        LEFT JOIN (
+            SELECT (i ->> 'position')::int AS position, jsonb_build_array(i) AS items
+            FROM jsonb_array_elements(activity) wave, jsonb_array_elements(wave) i
+        ) a ON a.position = p.position;
+    END IF;
 END
 $body$;

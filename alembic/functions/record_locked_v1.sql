@@ -13,7 +13,7 @@ LANGUAGE plpgsql AS $body$
 DECLARE
     locked record;
     named record;
-    followed jsonb;
+    followed record;
     missing jsonb;
     receipts jsonb := '[]';
     last_wave int := jsonb_array_length(waves) - 1;
@@ -28,9 +28,11 @@ BEGIN
     END IF;
 
     named := {schema}.lock_runs_v1(waves, activity);
-    followed := {schema}.follow_runs_v1(waves);
-    IF followed <> waves THEN
-        waves := followed;
+    followed := {schema}.follow_runs_v1(waves, activity);
+    IF followed.waves IS NOT NULL THEN
+        waves := followed.waves;
+        activity := followed.activity;
+        last_wave := jsonb_array_length(waves) - 1;
         SELECT jsonb_agg(jsonb_build_object('user_id', t.user_id, 'session_id', t.session_id)) INTO missing
         FROM (
             SELECT i.user_id, i.session_id COLLATE "C" AS session_id

@@ -38,7 +38,7 @@ ADDED = {
     "adjust_v1": "jsonb, timestamptz",
     "settle_runs_v1": "uuid[], text[], boolean[], uuid[], text[], timestamptz",
     "keyed_event_id_v1": "uuid, text, text",
-    "follow_runs_v1": "jsonb",
+    "follow_runs_v1": "jsonb, jsonb",
     "record_locked_v1": "jsonb, jsonb, jsonb, boolean, timestamptz",
     "use_v2": "jsonb, timestamptz",
     "touch_v2": "jsonb, timestamptz",

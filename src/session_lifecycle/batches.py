@@ -88,15 +88,12 @@ def parameters(prepared: Sequence[Prepared]) -> dict[str, Any]:
     activity: list[list[dict[str, Any]]] = [[]]
     of_key: dict[Hashable, int] = {}
     of_user: dict[UUID, _UsersWaves] = defaultdict(_UsersWaves)
-    of_run: dict[tuple[UUID, str], str] = {}
     is_plain = True
     for position, one in enumerate(prepared):
-        _follow_run(one, of_run)
-        key = one.key if one.written is None or one.activity is not None else one.written.get("event_id", one.key)
-        not_before = 0 if key is None else of_key.get(key, -1) + 1
+        not_before = 0 if one.key is None else of_key.get(one.key, -1) + 1
         wave = of_user[one.item.user_id].next_wave(one, not_before)
-        if key is not None:
-            of_key[key] = wave
+        if one.key is not None:
+            of_key[one.key] = wave
         while wave >= len(waves):
             waves.append([])
             activity.append([])
@@ -113,22 +110,6 @@ def parameters(prepared: Sequence[Prepared]) -> dict[str, Any]:
         "latest_at": max((one.latest_at for one in prepared if one.latest_at is not None), default=None),
         "is_plain": is_plain and len(waves) == 1,
     }
-
-
-def _follow_run(one: Prepared, of_run: dict[tuple[UUID, str], str]) -> None:
-    """What is about a run is of the session the run was given first, whichever it names itself.
-
-    Here the one given in this batch; the function knows those given before.
-    """
-    written, item = one.written, one.item
-    if written is None or "run_id" not in written:
-        return
-    run = (item.user_id, written["run_id"])
-    given = of_run.setdefault(run, written["session_id"]) if isinstance(item, Run) else of_run.get(run)
-    if given is not None and given != written["session_id"]:
-        written["session_id"] = given
-        if isinstance(item, UsageEvent) and "idempotency_key" in written and "key_scope" not in written:
-            written["event_id"] = _keyed_event_id(item.user_id, given, written["idempotency_key"])
 
 
 class _UsersWaves:
@@ -245,18 +226,13 @@ def _add_cost(written: dict[str, Any], event: UsageEvent, prices: PriceCatalogue
 
 
 def _event_id(event: UsageEvent) -> UUID:
-    """Of a keyed event derived from the key within its scope; else a new one."""
+    """Of a keyed event derived from the key within its scope, a UUIDv8 of RFC 9562; else a new one."""
     if event.idempotency_key is None:
         return uuid4()
-    # No session id is empty, so a key of the user's scope is never one of a session's.
+    # No session id is empty, so a key of the user's scope is never one of a session's. The length keeps the parts
+    # apart. `keyed_event_id_v1` makes the same.
     session_id = event.session_id if event.key_scope == "session" else ""
-    return _keyed_event_id(event.user_id, session_id, event.idempotency_key)
-
-
-def _keyed_event_id(user_id: UUID, session_id: str, key: str) -> UUID:
-    """A UUIDv8 of RFC 9562; `keyed_event_id_v1` makes the same."""
-    # The length keeps the parts apart.
-    name = f"{len(session_id)}:{session_id}{key}".encode()
-    digest = int.from_bytes(hashlib.sha256(user_id.bytes + name).digest()[:16])
+    name = f"{len(session_id)}:{session_id}{event.idempotency_key}".encode()
+    digest = int.from_bytes(hashlib.sha256(event.user_id.bytes + name).digest()[:16])
     version_and_variant = (0x8 << 76) | (0b10 << 62)
     return UUID(int=digest & ~((0xF << 76) | (0b11 << 62)) | version_and_variant)

@@ -130,3 +130,39 @@ async def test_T25_what_a_run_reports_and_what_its_events_sum_to_agree(world: An
         assert getattr(receipt, "session_cost_usd", None) == expected
         assert await spend() == [expected] * 3
     assert {row.model for row in await world.lifecycle.cost_by_model(A)} == {"other"}
+
+
+def used(session_id: str, key: str = "k") -> UsageEvent:
+    return UsageEvent(session_id, A, "m", 10, 0, Decimal("0.5"), run_id="r", idempotency_key=key, at=T)
+
+
+async def spends(world: Any) -> dict[str, Decimal]:
+    return {session_id: (await world.row(session_id)).cost_usd for session_id in await world.listed()}
+
+
+async def test_T17_an_event_is_of_the_session_its_run_was_given(world: Any) -> None:
+    await world.lifecycle.record([run("r", session_id="S1")])
+    for session_id, outcome in (("S2", "applied"), ("S3", "duplicate"), ("S1", "duplicate")):
+        [receipt] = await world.lifecycle.record([used(session_id)])
+        assert (receipt.outcome, receipt.session_cost_usd) == (outcome, Decimal("0.5"))
+    assert await spends(world) == {"S1": Decimal("0.5")}
+    # What names the run differently creates nothing.
+    await world.lifecycle.record([run("r", session_id="S4"), used("S5", "k2")])
+    assert await spends(world) == {"S1": Decimal(1)}
+
+
+async def test_T17_an_event_that_came_before_its_run_is_not_counted_again(world: Any) -> None:
+    await world.lifecycle.record([used("S2")])
+    await world.lifecycle.record([run("r", session_id="S1")])
+    for items in ([used("S2")], [run("r", session_id="S1"), used("S2")], [used("S2"), used("S2")]):
+        receipts = await world.lifecycle.record(items)
+        assert receipts[-1].outcome == "duplicate"
+    assert await spends(world) == {"S1": 0, "S2": Decimal("0.5")}
+
+
+async def test_T17_one_batch_that_names_three_sessions(world: Any) -> None:
+    items = [used("S2"), run("r", session_id="S1"), used("S3"), run("r", session_id="S4"), used("S1")]
+    receipts = await world.lifecycle.record(items)
+    outcomes = [getattr(receipt, "outcome", receipt) for receipt in receipts]
+    assert outcomes == ["applied", "created", "duplicate", "unchanged", "duplicate"]
+    assert await spends(world) == {"S1": Decimal("0.5")}

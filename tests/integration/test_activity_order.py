@@ -106,20 +106,9 @@ def fleet(threads: int) -> list[Item]:
         items.append(Run(run_id=low, parent_tool_call_id=f"call-{number}", **common))
         items.append(Step(step_id="call", run_id=middle, kind="tool", tool_call_id=f"call-{number}", **common))
         items.append(Step(step_id="task", run_id=low, kind="task", errors="no", **common))
-        items += [
-            UsageEvent(
-                f"s{place}",
-                user,
-                "m",
-                10,
-                5,
-                Decimal("0.6"),
-                idempotency_key=f"{run_id}-{place}",
-                at=start,
-                run_id=run_id,
-            )
-            for place, run_id in enumerate((top, middle, low))
-        ]
+        for run_id, named in ((top, session or "s9"), (middle, "s0"), (low, "s9")):
+            used = {"tokens_in": 10, "tokens_out": 5, "cost_usd": Decimal("0.6"), "model": "m", "at": start}
+            items.append(UsageEvent(named, user, idempotency_key=run_id, run_id=run_id, **used))
         items.append(
             Message(message_id=top, user_id=user, session_id="s1", role="user", content="hello", created_at=start)
         )
