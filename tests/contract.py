@@ -12,9 +12,12 @@ import pytest
 from session_lifecycle import (
     End,
     InvalidValueError,
+    Message,
+    Run,
     SessionLifecycleDb,
     SessionListFilters,
     SessionStatus,
+    Step,
     Touch,
     UsageEvent,
     UsageReceipt,
@@ -56,6 +59,27 @@ class SessionLifecycleContract:
         found = await lifecycle.get_session_row("s", A)
         assert found is not None
         assert (found.effective_status, found.record.ended_at) == ("running", None)
+
+    async def test_activity_finds_its_session_and_its_cost(self, lifecycle: SessionLifecycleDb) -> None:
+        began = datetime(2026, 1, 1, tzinfo=UTC)
+        child = Run(run_id="child", user_id=A, parent_run_id="root", started_at=began + MINUTE)
+        step = Step(step_id="1", run_id="child", user_id=A, kind="task", started_at=began + 2 * MINUTE)
+        assert await lifecycle.record([step, child]) == ["created", "created"]
+        assert await lifecycle.get_session_row("root", A) is None
+        root = Run(run_id="root", user_id=A, started_at=began, model="m", reported_cost_usd=2)
+        message = Message(message_id="1", user_id=A, session_id="root", role="user", content="hi", created_at=began)
+        assert await lifecycle.record([root, message, root]) == ["created", "created", "unchanged"]
+        [receipt] = await lifecycle.record([event(session_id="root", run_id="root", idempotency_key="k", at=began)])
+        assert isinstance(receipt, UsageReceipt)
+        assert (receipt.outcome, receipt.cost_usd, receipt.session_cost_usd) == ("applied", 1, 2)
+        # The thread turns out to be of a session that has a name.
+        named = Run(run_id="root", user_id=A, session_id="s", started_at=began, ended_at=began + 3 * MINUTE)
+        assert await lifecycle.record([named, End(session_id="s", user_id=A, status=COMPLETED)]) == ["updated", "ended"]
+        found = await lifecycle.get_session_row("s", A)
+        assert found is not None
+        record = found.record
+        assert (record.started_at, record.last_activity_at) == (began, began + 3 * MINUTE)
+        assert (record.cost_usd, record.status, record.late_cost_usd) == (1, "completed", 0)
 
     async def test_usage_is_answered_with_its_cost_and_the_totals_after_it(self, lifecycle: SessionLifecycleDb) -> None:
         first = await lifecycle.accumulate_usage("s", A, "gpt-4o", 100, 50, 0.012, False)

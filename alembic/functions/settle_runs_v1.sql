@@ -6,6 +6,8 @@ CREATE FUNCTION {schema}.settle_runs_v1(
     users uuid[], runs text[], linked boolean[], locked_users uuid[], locked_sessions text[], now_at timestamptz
 ) RETURNS TABLE (user_id uuid, session_id text, difference_usd numeric)
 LANGUAGE plpgsql
+-- Runs are looked up by their keys. Where it is asked whether they were recorded, it is asked in words that do not imply what
+-- the indexes of recorded runs say, or one of those could be planned with and read all runs of a user.
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan SET jit = off
 AS $body$
 #variable_conflict use_column
@@ -57,7 +59,7 @@ BEGIN
             SELECT c.user_id, c.run_id, t.root_run_id
             FROM thread t
             JOIN {schema}.session_runs c ON c.user_id = t.user_id AND c.parent_run_id = t.run_id
-            WHERE NOT c.root_given AND c.started_at IS NOT NULL
+            WHERE NOT c.root_given AND (c.started_at IS NULL) IS NOT true
         ),
         changed AS (
             UPDATE {schema}.session_runs r
@@ -84,7 +86,7 @@ BEGIN
             JOIN {schema}.session_runs k ON k.user_id = n.user_id AND k.run_id = n.run_id
             LEFT JOIN {schema}.session_runs root
                 ON root.user_id = k.user_id AND root.run_id = k.root_run_id
-            WHERE k.started_at IS NOT NULL AND NOT k.session_given
+            WHERE (k.started_at IS NULL) IS NOT true AND NOT k.session_given
         ) c
         WHERE r.user_id = c.user_id AND r.run_id = c.run_id
             AND r.session_id IS DISTINCT FROM c.session_id;
@@ -111,7 +113,7 @@ BEGIN
                        AS agent_name
             FROM unnest(users, runs) n (user_id, run_id)
             JOIN {schema}.session_runs r ON r.user_id = n.user_id AND r.run_id = n.run_id
-            WHERE r.started_at IS NOT NULL AND r.session_id IS NOT NULL
+            WHERE r.session_id IS NOT NULL
             GROUP BY r.user_id, r.session_id
         ) t
         LEFT JOIN {schema}.session_records s

@@ -48,12 +48,14 @@ class PayloadPolicy:
         try:
             redacted = redact(item)
         except Exception as error:
-            raise SessionLifecycleError(f"redact failed, and nothing was stored: {error!r}") from error
+            # Neither the item nor the error's own words: they may hold what was to be taken out.
+            raise SessionLifecycleError(f"redact failed ({type(error).__name__}), and nothing was stored") from error
         same = type(redacted) is type(item) and all(
             getattr(redacted, name, None) == getattr(item, name, None) for name in _IDENTITY
         )
         if not same:
-            raise InvalidValueError("redact", redacted, "the same item, of the same ids, with other content")
+            told = f"another {type(redacted).__name__}"
+            raise InvalidValueError("redact", told, "the same item, of the same ids, with other content")
         # A copy is not validated: once more, so that what is stored is what may be.
         return type(item).of_call(**dict(redacted))
 
