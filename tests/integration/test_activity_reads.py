@@ -130,6 +130,8 @@ async def test_R11_a_waiting_run_is_its_owners_and_the_auditors(session_database
 
 async def test_R11_a_run_does_not_show_what_belongs_to_another_session(session_database: SessionDatabase) -> None:
     """Shared is the one session; the messages, usage and thread of the other are not."""
+    # It came before its run, and stays where it was counted.
+    await record(session_database, UsageEvent("private", A, "private-model", 1, run_id="child", at=NOON))
     await record(
         session_database,
         Touch("private", A),
@@ -137,7 +139,6 @@ async def test_R11_a_run_does_not_show_what_belongs_to_another_session(session_d
         run("child", 1, session_id="shared", parent_run_id="root", dataset_id=SHARED),
         said("m1", "private", "private message", run_id="child", created_at=moment(1)),
         said("m2", "private", "private prompt", run_id="root"),
-        UsageEvent("private", A, "private-model", 1, run_id="child", at=NOON),
     )
     viewer = Viewer(B, [SHARED])
     assert "private" not in await everything(session_database.activity, viewer, None, model="none", project="none")
