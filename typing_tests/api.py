@@ -46,6 +46,7 @@ from session_lifecycle import (
     Touch,
     TouchOutcome,
     UsageEvent,
+    UsagePoint,
     UsageReceipt,
     Viewer,
 )
@@ -111,6 +112,8 @@ async def report(reports: SessionReportsDb, user: UUID, since: datetime) -> None
     assert_type(await reports.spend(user, since=since), Spend)
     assert_type(await reports.cost_by_agent(Viewer.auditor(), since, since), list[CostByAgentRow])
     assert_type(await reports.cost_by_user(user), list[CostByUserRow])
+    points = await reports.usage_timeseries(user, since=since, until=since, bucket="hour", group_by="model")
+    assert_type(points, list[UsagePoint])
     telemetry = await reports.telemetry(user, provider="anthropic", model="m", client="Unknown", until=since)
     assert_type(telemetry, TelemetrySummary)
     assert_type(telemetry.duration_p99_ms, float | None)

@@ -62,6 +62,7 @@ from session_lifecycle.models import (
     TouchOutcome,
     UsageEvent,
     UsageOutcome,
+    UsagePoint,
     UsageReceipt,
     Viewer,
 )
@@ -143,6 +144,7 @@ __all__ = [
     "TransactionConflictError",
     "UsageEvent",
     "UsageOutcome",
+    "UsagePoint",
     "UsageReceipt",
     "Viewer",
     "current_session",

@@ -1,13 +1,22 @@
 """Reports: what was spent, by whom, and how runs did."""
 
 from datetime import datetime
-from typing import Any, Protocol
+from itertools import pairwise
+from typing import Any, Literal, Protocol
 from uuid import UUID
 
 from session_lifecycle.execution import Execution
-from session_lifecycle.models import CostByAgentRow, CostByUserRow, Spend, TelemetryKey, TelemetrySummary, Viewer
+from session_lifecycle.models import (
+    CostByAgentRow,
+    CostByUserRow,
+    Spend,
+    TelemetryKey,
+    TelemetrySummary,
+    UsagePoint,
+    Viewer,
+)
 from session_lifecycle.models.reads import Window
-from session_lifecycle.models.reports import TelemetryFilters
+from session_lifecycle.models.reports import Series, TelemetryFilters
 from session_lifecycle.statements import costs, runs_telemetry, spending
 
 DURATION_DECIMALS = 3
@@ -27,6 +36,34 @@ class SessionReportsDb(Protocol):
         """What was used and spent in the window, by the time of use, whenever its sessions were last active.
 
         Over all time its cost is `total_spend_usd` of `aggregate_stats`.
+        """
+        ...
+
+    async def usage_timeseries(
+        self,
+        viewer: Viewer | UUID,
+        *,
+        since: datetime,
+        until: datetime,
+        bucket: Literal["hour", "day", "week", "month"] = "day",
+        timezone: str = "UTC",
+        group_by: Literal["model", "agent", "user", "dataset"] | None = None,
+    ) -> list[UsagePoint]:
+        """What was used and spent in each bucket of the window, by the time of use; buckets without any are there too.
+
+        In the order of time; grouped, each bucket has a point of every group that used anything in the window, by its
+        name. The points add up to `spend` of the window.
+
+        Args:
+            viewer: Who is asking.
+            since: Used at this time or later.
+            until: Used before this time.
+            bucket: How long one is, by the clocks of the time zone; weeks begin on Monday.
+            timezone: The name of an IANA time zone. A day on which its clocks are set has 23 or 25 hours.
+            group_by: What is told apart. Agent and data set are those of the session.
+
+        Raises:
+            InvalidValueError: There is no such time zone, or the window has more than 10,000 buckets.
         """
         ...
 
@@ -96,6 +133,33 @@ class SqlAlchemySessionReportsDb:
         statement = spending.spend(Viewer.of_caller(viewer), window.since, window.until)
         [row] = await self._execution.fetch(statement)
         return Spend(**row._mapping)
+
+    async def usage_timeseries(
+        self,
+        viewer: Viewer | UUID,
+        *,
+        since: datetime,
+        until: datetime,
+        bucket: Literal["hour", "day", "week", "month"] = "day",
+        timezone: str = "UTC",
+        group_by: Literal["model", "agent", "user", "dataset"] | None = None,
+    ) -> list[UsagePoint]:
+        """See `SessionReportsDb`."""
+        series = Series.of_call(since=since, until=until, bucket=bucket, timezone=timezone, group_by=group_by)
+        asker = Viewer.of_caller(viewer)
+        boundaries = series.boundaries()
+        if not boundaries:
+            return []
+        rows = await self._execution.fetch(spending.usage_by_bucket(asker, series, boundaries))
+        figures = UsagePoint.model_fields.keys() - {"starts_at", "ends_at", "group"}
+        found = {(row.number, row.group): {name: getattr(row, name) for name in figures} for row in rows}
+        groups: list[str | None] = sorted({row.group for row in rows}) if series.group_by else [None]
+        nothing = dict.fromkeys(figures, 0)
+        return [
+            UsagePoint(starts_at=starts_at, ends_at=ends_at, group=group, **found.get((number, group), nothing))
+            for number, (starts_at, ends_at) in enumerate(pairwise(boundaries), 1)
+            for group in groups
+        ]
 
     async def cost_by_agent(
         self, viewer: Viewer | UUID, since: datetime | None = None, until: datetime | None = None

@@ -81,6 +81,7 @@ PUBLIC = [
     "TransactionConflictError",
     "UsageEvent",
     "UsageOutcome",
+    "UsagePoint",
     "UsageReceipt",
     "Viewer",
     "current_session",

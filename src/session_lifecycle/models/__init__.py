@@ -39,7 +39,14 @@ from session_lifecycle.models.reads import (
     SessionRowWithStatus,
     SessionStats,
 )
-from session_lifecycle.models.reports import CostByAgentRow, CostByUserRow, Spend, TelemetryKey, TelemetrySummary
+from session_lifecycle.models.reports import (
+    CostByAgentRow,
+    CostByUserRow,
+    Spend,
+    TelemetryKey,
+    TelemetrySummary,
+    UsagePoint,
+)
 from session_lifecycle.models.viewer import Viewer
 
 __all__ = [
@@ -89,6 +96,7 @@ __all__ = [
     "TouchOutcome",
     "UsageEvent",
     "UsageOutcome",
+    "UsagePoint",
     "UsageReceipt",
     "Viewer",
 ]

@@ -32,6 +32,8 @@ from session_lifecycle.statements.json_values import Column
 
 RUNS_AND_SESSIONS = join(R, S, and_(S.user_id == R.user_id, S.session_id == R.session_id), isouter=True)
 """Runs beside their sessions; those that wait outside of any as well."""
+TOOL = "tool"
+"""The kind of a step that called a tool."""
 RECORDED = R.started_at.is_not(None)
 ENDED = R.ended_at.is_not(None)
 THREAD_ID: ColumnElement[str] = func.coalesce(R.root_run_id, R.run_id, type_=Text(collation="C"))

@@ -12,38 +12,29 @@ from sqlalchemy import (
     Select,
     and_,
     extract,
-    false,
     func,
     not_,
     select,
     true,
-    union_all,
 )
 
 from session_lifecycle.entities import SessionMessageEntity as Me
-from session_lifecycle.entities import SessionRecordEntity as S
 from session_lifecycle.entities import SessionRunEntity as R
 from session_lifecycle.entities import SessionStepEntity as St
 from session_lifecycle.models import MessageRole, Viewer
-from session_lifecycle.models.reports import UNKNOWN_CLIENT, TelemetryFilters
-from session_lifecycle.statements.visibility import visible
+from session_lifecycle.models.activity_reads import RunChoice
+from session_lifecycle.models.reports import TelemetryFilters
+from session_lifecycle.statements.run_figures import CLIENT, RUNS_AND_SESSIONS, TOOL, counted
+from session_lifecycle.statements.visibility import visible_run
 from session_lifecycle.statements.windows import within
 
 PERCENTILES = {"duration_p50_us": 0.5, "duration_p90_us": 0.9, "duration_p95_us": 0.95, "duration_p99_us": 0.99}
-TOOL = "tool"
-"""The kind of a step that is a tool call."""
 
 
 def telemetry(viewer: Viewer, filters: TelemetryFilters) -> Select[*tuple[Any, ...]]:
     """Exactly one row; the percentiles are microseconds, null without runs."""
-    conditions = within(R.ended_at, filters.since, filters.until)
-    if filters.provider is not None:
-        conditions.append(R.provider == filters.provider)
-    if filters.model is not None:
-        conditions.append(R.model == filters.model)
-    if filters.client is not None:
-        conditions.append(_client() == filters.client)
-    runs = _ended_runs(viewer, conditions)
+    choice = RunChoice(provider=filters.provider, model=filters.model, client=filters.client, include_open=False)
+    runs = _ended_runs(viewer, choice, filters.since, filters.until)
     # The difference of two instants is exact; so are its microseconds, below 285 years.
     duration_us = func.greatest(0, extract("epoch", runs.c.ended_at - runs.c.started_at) * 1_000_000).cast(Double)
     figures = select(
@@ -68,37 +59,33 @@ def telemetry(viewer: Viewer, filters: TelemetryFilters) -> Select[*tuple[Any, .
         .select_from(runs.join(St, is_tool))
         .subquery("tools")
     )
-    is_prompt = and_(Me.user_id == runs.c.user_id, Me.run_id == runs.c.run_id, Me.role == MessageRole.USER.value)
+    is_prompt = and_(
+        Me.user_id == runs.c.user_id,
+        Me.run_id == runs.c.run_id,
+        # Who sees a run need not see another session, whose message may name it all the same.
+        Me.session_id == func.coalesce(runs.c.session_id, Me.session_id),
+        Me.role == MessageRole.USER.value,
+    )
     prompts = select(func.count().label("prompts_count")).select_from(runs.join(Me, is_prompt)).subquery("prompts")
     return select(*figures.c, *tools.c, *prompts.c).select_from(figures.join(tools, true()).join(prompts, true()))
 
 
 def telemetry_keys(viewer: Viewer, since: datetime | None, until: datetime | None) -> Select[*tuple[Any, ...]]:
     """Every provider, model and client of runs that ended in the window, each together once, in that order."""
-    runs = _ended_runs(viewer, within(R.ended_at, since, until))
+    runs = _ended_runs(viewer, RunChoice(include_open=False), since, until)
     columns = (runs.c.provider, runs.c.model, runs.c.client)
     return select(*columns).distinct().order_by(*columns)
 
 
-def _ended_runs(viewer: Viewer, conditions: list[ColumnElement[bool]]) -> CTE:
-    """The recorded runs that have an end and that the viewer sees, in visible sessions or waiting outside of any."""
-    ended = select(*(column for column in R.__table__.c if column.key != "client"), _client().label("client")).where(
-        R.started_at.is_not(None), R.ended_at.is_not(None), *conditions
+def _ended_runs(viewer: Viewer, choice: RunChoice, since: datetime | None, until: datetime | None) -> CTE:
+    """The runs that ended in the window and that the viewer sees, in visible sessions or waiting outside of any."""
+    columns = [column for column in R.__table__.c if column.key != "client"]
+    return (
+        select(*columns, CLIENT.label("client"))
+        .select_from(RUNS_AND_SESSIONS)
+        .where(visible_run(viewer), *counted(choice), *within(R.ended_at, since, until))
+        .cte("runs")
     )
-    in_sessions = ended.join(S, and_(S.user_id == R.user_id, S.session_id == R.session_id)).where(visible(viewer))
-    waiting = ended.where(R.session_id.is_(None), _owned(viewer))
-    return union_all(in_sessions, waiting).cte("runs")
-
-
-def _owned(viewer: Viewer) -> ColumnElement[bool]:
-    """What is in no session is shared through no data set: its owner sees it, and whose agent that is."""
-    if viewer.sees_all:
-        return true()
-    return R.user_id.in_(viewer.owner_ids) if viewer.owner_ids else false()
-
-
-def _client() -> ColumnElement[str]:
-    return func.coalesce(R.client, UNKNOWN_CLIENT)
 
 
 def _count(*conditions: ColumnElement[bool]) -> ColumnElement[int]:

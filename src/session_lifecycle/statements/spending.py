@@ -1,16 +1,69 @@
 """What was used and spent, by the time of use."""
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import BigInteger, Numeric, Select, and_, func, select
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    DateTime,
+    Integer,
+    Numeric,
+    Select,
+    Text,
+    and_,
+    bindparam,
+    cast,
+    func,
+    null,
+    select,
+)
+from sqlalchemy.dialects.postgresql import ARRAY
 
 from session_lifecycle.entities import SessionRecordEntity as S
 from session_lifecycle.entities import SessionUsageEventEntity as E
 from session_lifecycle.models import Viewer
+from session_lifecycle.models.reports import Series
 from session_lifecycle.statements.ledger import COUNTS, IS_LATE, IS_MEASUREMENT, IS_UNPRICED, TOKENS
 from session_lifecycle.statements.visibility import visible
 from session_lifecycle.statements.windows import within
+
+UNKNOWN = "unknown"
+
+
+def usage_by_bucket(viewer: Viewer, series: Series, boundaries: Sequence[datetime]) -> Select[*tuple[Any, ...]]:
+    """One row per bucket and group with any event: the bucket's number from 1, the group, and the sums."""
+    # One clock decides what a day is: the caller's, which made the boundaries.
+    thresholds = bindparam("boundaries", list(boundaries), type_=ARRAY(DateTime(timezone=True)))
+    number = func.width_bucket(E.at, thresholds, type_=Integer).label("number")
+    group = _group(series).label("group")
+    sums = [func.coalesce(func.sum(column), 0).cast(Numeric).label(column.key) for column in (E.cost_usd, *TOKENS)]
+    counts = [
+        func.count().filter(condition).cast(BigInteger).label(name)
+        for name, condition in (("events", IS_MEASUREMENT), ("unpriced_events", IS_UNPRICED))
+    ]
+    return (
+        select(number, group, *sums, *counts)
+        .select_from(E)
+        .join(S, and_(S.user_id == E.user_id, S.session_id == E.session_id))
+        .where(visible(viewer), COUNTS, *within(E.at, series.since, series.until))
+        .group_by(number, group)
+    )
+
+
+def _group(series: Series) -> ColumnElement[str | None]:
+    match series.group_by:
+        case "model":
+            return func.coalesce(E.model, UNKNOWN, type_=Text)
+        case "agent":
+            return func.coalesce(S.agent_name, UNKNOWN, type_=Text)
+        case "user":
+            return cast(S.user_id, Text)
+        case "dataset":
+            return func.coalesce(cast(S.dataset_id, Text), UNKNOWN, type_=Text)
+        case None:
+            return cast(null(), Text)
 
 
 def spend(viewer: Viewer, since: datetime | None, until: datetime | None) -> Select[*tuple[Any, ...]]:

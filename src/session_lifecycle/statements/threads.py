@@ -13,13 +13,10 @@ from session_lifecycle.models import Message, MessageRole, Step, Viewer
 from session_lifecycle.models.activity_reads import RunChoice
 from session_lifecycle.statements.json_values import fields_of, json_array, json_object, or_empty
 from session_lifecycle.statements.messages import NEWEST_FIRST, OLDEST_FIRST
-from session_lifecycle.statements.run_figures import RECORDED, THREAD_ID, TOTALS
+from session_lifecycle.statements.run_figures import RECORDED, THREAD_ID, TOOL, TOTALS
 from session_lifecycle.statements.runs import STEP_ORDER
 from session_lifecycle.statements.session_figures import with_figures
 from session_lifecycle.statements.sessions import preferred_session, with_status
-
-TOOL = "tool"
-"""The kind of a step that called a tool."""
 
 
 def list_threads(
