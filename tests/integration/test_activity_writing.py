@@ -119,15 +119,18 @@ async def test_several_create_a_session_that_goes_just_then(session_database: Se
     async with db.engine.connect() as host:
         await db.bind(host).lifecycle.record([run(session_id="s")])
         uses = [
-            asyncio.create_task(db.lifecycle.record([event("1", "r", run_id=None, idempotency_key=str(number))]))
+            asyncio.create_task(
+                db.lifecycle.record([event("1", "r", run_id=None, idempotency_key=str(number), revision=1)])
+            )
             for number in range(4)
         ]
-        waiting = (
-            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
-        )
-        async with asyncio.timeout(10), db.engine.connect() as watcher:
-            while (await watcher.exec_driver_sql(waiting)).scalar_one() < len(uses):
+        async with db.engine.connect() as watcher:
+            for _ in range(500):
+                if (await watcher.exec_driver_sql(WAITING)).scalar_one() == len(uses):
+                    break
                 await asyncio.sleep(0.02)
+            else:
+                raise AssertionError("they do not all wait")
         await host.commit()
         receipts = [receipt for [receipt] in await asyncio.gather(*uses)]
     assert {getattr(receipt, "outcome", None) for receipt in receipts} == {"applied"}
