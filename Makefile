@@ -57,11 +57,12 @@ format: setup  ## Put the code into its form.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-benchmark: setup  ## Measure what writing, touching and a page of summaries cost, each beside what it is compared with.
+benchmark: setup  ## Measure what writing, touching, recording and a page cost, each beside what it is compared with.
 	$(BIN)/python -m pip install --quiet --group benchmarks
 	$(BIN)/python benchmarks/write_path.py --plot docs/discussion/write-path.svg
 	$(BIN)/python benchmarks/touch.py
-	$(BIN)/python benchmarks/activity.py
+	$(BIN)/python benchmarks/record_activity.py
+	$(BIN)/python benchmarks/activity.py --plot docs/discussion/activity.svg
 
 clean:  ## Remove what was made.
 	rm -rf .venv .make .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
