@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 from uuid import UUID
 
 from sqlalchemy import TextClause, text
@@ -132,8 +132,8 @@ async def measure_size(db: SessionDatabase, runs: int, seconds: float) -> list[M
     """All sides, with so many runs."""
     await seed(db, runs)
 
-    async def page(total: str) -> list[SessionSummary]:
-        filters = SummaryFilters(user_id=USER, limit=PAGE, total=total)  # type: ignore[arg-type]
+    async def page(total: Literal["exact", "none"]) -> list[SessionSummary]:
+        filters = SummaryFilters(user_id=USER, limit=PAGE, total=total)
         return (await db.activity.list_session_summaries(filters)).sessions
 
     if [told(row) for row in await grouped(db)] != [told(one) for one in await page("exact")]:

@@ -12,7 +12,7 @@ from decimal import Decimal
 from typing import NamedTuple
 from uuid import UUID, uuid4
 
-from sqlalchemy import func, insert, select
+from sqlalchemy import func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from session_lifecycle import Item, Message, Run, SessionDatabase, Settings, Step, UsageEvent
@@ -65,7 +65,7 @@ async def insert_plainly(connection: AsyncConnection, item: Item) -> None:
         case Run():
             r = SessionRunEntity
             await connection.execute(
-                r.__table__.update()  # type: ignore[attr-defined]
+                update(r)
                 .where(r.user_id == item.user_id, r.run_id == item.run_id)
                 .values(ended_at=item.ended_at, output=item.output, status="completed")
             )

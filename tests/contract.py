@@ -35,11 +35,7 @@ def event(**fields: Any) -> UsageEvent:
 
 
 class SessionLifecycleContract:
-    """Each test finds an empty, migrated database behind `lifecycle`."""
-
-    @pytest.fixture
-    def lifecycle(self) -> SessionLifecycleDb:
-        raise NotImplementedError("the way in that is tested")
+    """Each test finds an empty, migrated database behind `lifecycle`, a fixture of whoever inherits this."""
 
     async def test_a_session_lives_from_touch_to_end_and_again(self, lifecycle: SessionLifecycleDb) -> None:
         assert await lifecycle.end_session("s", A, COMPLETED) == "unknown"

@@ -5,6 +5,7 @@ import runpy
 import subprocess
 import sys
 from datetime import timedelta
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -137,7 +138,8 @@ async def test_the_host_app_serves_its_users(
 ) -> None:
     monkeypatch.setenv("SESSION_LIFECYCLE_DATABASE_URL", session_database_url)
     monkeypatch.syspath_prepend(EXAMPLES)
-    from fastapi_host import app, sessions  # type: ignore[import-not-found]
+    host = import_module("fastapi_host")
+    app, sessions = host.app, host.sessions
 
     ann, ben = ({"x-user-id": str(uuid4())} for _ in range(2))
     async with (
