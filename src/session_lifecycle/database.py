@@ -55,7 +55,9 @@ class BoundSessionDatabase:
         self.lifecycle: SessionLifecycleDb = SqlAlchemySessionLifecycleDb(execution, writer, settings.abandon_after)
         self.activity: SessionActivityDb = SqlAlchemySessionActivityDb(execution, settings.abandon_after)
         self.reports: SessionReportsDb = SqlAlchemySessionReportsDb(execution)
-        self.maintenance: SessionMaintenanceDb = SqlAlchemySessionMaintenanceDb(execution, prices)
+        self.maintenance: SessionMaintenanceDb = SqlAlchemySessionMaintenanceDb(
+            execution, prices, settings.abandon_after
+        )
 
 
 class SessionDatabase:
@@ -229,7 +231,7 @@ class SessionDatabase:
     @property
     def maintenance(self) -> SessionMaintenanceDb:
         """What an operator does."""
-        return SqlAlchemySessionMaintenanceDb(self._execution(), self._prices)
+        return SqlAlchemySessionMaintenanceDb(self._execution(), self._prices, self._settings.abandon_after)
 
     def session(
         self, session_id: str, user_id: UUID, dataset_id: UUID | None = None, *, agent_name: str | None = None

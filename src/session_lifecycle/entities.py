@@ -16,6 +16,7 @@ from sqlalchemy import (
     Computed,
     DateTime,
     Double,
+    Identity,
     Index,
     Integer,
     MetaData,
@@ -28,6 +29,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import Uuid
 
+from session_lifecycle.models.reads import SESSION_ORDERS
 from session_lifecycle.settings import DEFAULT_SCHEMA
 
 metadata = MetaData(
@@ -48,6 +50,8 @@ Instant = DateTime(timezone=True)
 Money = Numeric()
 # As Postgres writes it, so that Alembic finds it unchanged.
 ACTIVITY_MINUTE = "date_bin('00:01:00'::interval, last_activity_at, '2000-01-01 00:00:00+00'::timestamp with time zone)"
+NOT_ROLLED_UP = "rolled_up IS NULL"
+ROLLED_UP = "rolled_up IS NOT NULL"
 IS_ERROR = "COALESCE((jsonb_typeof(errors) <> 'null'::text) AND (errors <> '[]'::jsonb), false)"
 
 
@@ -59,6 +63,20 @@ class Base(DeclarativeBase):
 
 def _never_negative(*columns: str) -> CheckConstraint:
     return CheckConstraint(" AND ".join(f"{column} >= 0" for column in columns), name="never_negative")
+
+
+def _rolled_up(scope: str | None, column: str, *key: str, within: str | None = None) -> Index:
+    """Sessions that are rolled up, by status and in the order of a column, within a user, data set or agent."""
+    scopes = [name for name in (scope, within) if name is not None]
+    shared = [f"{name} IS NOT NULL" for name in scopes if name != "user_id"]
+    return Index(
+        "_".join(("ix_rolled_up_sessions", *scopes, column)),
+        *scopes,
+        "status",
+        column,
+        *key,
+        postgresql_where=text(" AND ".join((ROLLED_UP, *shared))),
+    )
 
 
 class SessionRecordEntity(Base):
@@ -94,6 +112,9 @@ class SessionRecordEntity(Base):
     activity_minute: Mapped[datetime] = mapped_column(Instant, Computed(ACTIVITY_MINUTE, persisted=True))
     # Nobody named it so far: it stands for the thread of a run that named no session, and goes with its last run.
     derived: Mapped[bool] = mapped_column(Boolean, server_default=text("false"))
+    # What of it by model is in the roll-ups; null: it is not in them. Whatever changes the row takes it out again: the
+    # trigger `leave_rollups` appends what was in, taken away, and makes this null.
+    rolled_up: Mapped[list[dict[str, Any]] | None] = mapped_column(JSONB)
 
     __table_args__ = (
         CheckConstraint("status IN ('running', 'completed', 'failed')", name="status"),
@@ -111,12 +132,26 @@ class SessionRecordEntity(Base):
             "late_events",
             "late_cost_usd",
         ),
-        # list_session_rows and aggregate_stats over a viewer's own sessions, newest activity first. Partial by what
-        # always holds, so that only what names it (`visible`) is planned with this index: a lookup by key would take it
-        # for as good as the primary key while the table has no statistics yet.
-        Index(None, "user_id", "activity_minute", postgresql_where=text("session_id <> ''")),
-        # The same over the sessions shared through a data set.
-        Index(None, "dataset_id", "activity_minute", postgresql_where=text("dataset_id IS NOT NULL")),
+        # Those not rolled up: of a user, of a data set, of everybody. Few, once older ones are rolled up. All are
+        # partial, so that only reads that name the condition are planned with them: a lookup by key would take one for
+        # as good as the primary key while the table has no statistics yet.
+        Index(None, "user_id", "status", "activity_minute", postgresql_where=text(NOT_ROLLED_UP)),
+        Index(
+            None,
+            "dataset_id",
+            "status",
+            "activity_minute",
+            postgresql_where=text(f"{NOT_ROLLED_UP} AND dataset_id IS NOT NULL"),
+        ),
+        Index(None, "status", "activity_minute", postgresql_where=text(NOT_ROLLED_UP)),
+        # Those rolled up, in every order a page of sessions can have. Nothing that is written often pays for these.
+        *(_rolled_up("user_id", column, "session_id") for column in SESSION_ORDERS),
+        *(_rolled_up("dataset_id", column, "user_id", "session_id") for column in SESSION_ORDERS),
+        _rolled_up(None, "last_activity_at", "user_id", "session_id"),
+        # The same of an agent, and of what a user has in a data set, by activity.
+        _rolled_up("user_id", "last_activity_at", "session_id", within="agent_name"),
+        _rolled_up("dataset_id", "last_activity_at", "user_id", "session_id", within="agent_name"),
+        _rolled_up("user_id", "last_activity_at", "session_id", within="dataset_id"),
         # get_session_row, when the id is visible through a data set and not the viewer's own.
         Index(None, "session_id", "user_id"),
     )
@@ -336,6 +371,113 @@ class SessionTombstoneEntity(Base):
 
     user_id: Mapped[UUID] = mapped_column(Uuid, primary_key=True)
     erased_at: Mapped[datetime] = mapped_column(Instant, server_default=text("statement_timestamp()"))
+
+
+# Where the columns of the classes that follow stand in their tables.
+FIRST, LAST = -1, 1
+
+
+class _Figures:
+    """What is added up of sessions."""
+
+    sessions: Mapped[int] = mapped_column(BigInteger, server_default=Zero, sort_order=LAST)
+    cost_usd: Mapped[Decimal] = mapped_column(Money, server_default=Zero, sort_order=LAST)
+    tokens_in: Mapped[Decimal] = mapped_column(Numeric, server_default=Zero, sort_order=LAST)
+    tokens_out: Mapped[Decimal] = mapped_column(Numeric, server_default=Zero, sort_order=LAST)
+    duration_us: Mapped[Decimal] = mapped_column(Numeric, server_default=Zero, sort_order=LAST)
+    unpriced_events: Mapped[int] = mapped_column(BigInteger, server_default=Zero, sort_order=LAST)
+    unmeasured_events: Mapped[int] = mapped_column(BigInteger, server_default=Zero, sort_order=LAST)
+    late_events: Mapped[int] = mapped_column(BigInteger, server_default=Zero, sort_order=LAST)
+    late_cost_usd: Mapped[Decimal] = mapped_column(Money, server_default=Zero, sort_order=LAST)
+
+
+class _ModelFigures:
+    """What is added up of one model in sessions."""
+
+    sessions: Mapped[int] = mapped_column(BigInteger, server_default=Zero, sort_order=LAST)
+    cost_usd: Mapped[Decimal] = mapped_column(Money, server_default=Zero, sort_order=LAST)
+    tokens_in: Mapped[Decimal] = mapped_column(Numeric, server_default=Zero, sort_order=LAST)
+    tokens_out: Mapped[Decimal] = mapped_column(Numeric, server_default=Zero, sort_order=LAST)
+    cache_read_tokens: Mapped[Decimal] = mapped_column(Numeric, server_default=Zero, sort_order=LAST)
+    cache_write_tokens: Mapped[Decimal] = mapped_column(Numeric, server_default=Zero, sort_order=LAST)
+    reasoning_tokens: Mapped[Decimal] = mapped_column(Numeric, server_default=Zero, sort_order=LAST)
+    events: Mapped[int] = mapped_column(BigInteger, server_default=Zero, sort_order=LAST)
+    unpriced_events: Mapped[int] = mapped_column(BigInteger, server_default=Zero, sort_order=LAST)
+
+
+class _Bucket:
+    """Of which sessions a row of the roll-ups is the sum, and of which time.
+
+    Each session is in four families: everybody's, its user's, its data set's, and that of its user and data set. What a
+    viewer sees is the sum over their users and data sets, less that of those users in those data sets: no session is
+    counted twice.
+    """
+
+    family: Mapped[str] = mapped_column(SessionKey, primary_key=True, sort_order=FIRST)
+    # Zero where the family has none.
+    user_id: Mapped[UUID] = mapped_column(Uuid, primary_key=True, sort_order=FIRST)
+    dataset_id: Mapped[UUID] = mapped_column(Uuid, primary_key=True, sort_order=FIRST)
+    level: Mapped[str] = mapped_column(SessionKey, primary_key=True, sort_order=FIRST)
+
+
+class _Change:
+    """What one session adds to the roll-ups or, negative, takes away; until `roll_up` puts it into them."""
+
+    change_id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True, sort_order=FIRST)
+    user_id: Mapped[UUID] = mapped_column(Uuid, sort_order=FIRST)
+    dataset_id: Mapped[UUID | None] = mapped_column(Uuid, sort_order=FIRST)
+
+
+def _of_its_owner() -> tuple[Index, Index]:
+    return (
+        Index(None, "user_id", "starts_at"),
+        Index(None, "dataset_id", "starts_at", postgresql_where=text("dataset_id IS NOT NULL")),
+    )
+
+
+class SessionRollupEntity(_Bucket, _Figures, Base):
+    """Figures over the sessions of one family and status, last active in one quarter of an hour, day or month (UTC)."""
+
+    __tablename__ = "session_rollups"
+
+    status: Mapped[str] = mapped_column(SessionKey, primary_key=True)
+    starts_at: Mapped[datetime] = mapped_column(Instant, primary_key=True)
+
+    __table_args__ = (PrimaryKeyConstraint("family", "user_id", "dataset_id", "level", "status", "starts_at"),)
+
+
+class SessionModelRollupEntity(_Bucket, _ModelFigures, Base):
+    """The same by model."""
+
+    __tablename__ = "session_model_rollups"
+
+    starts_at: Mapped[datetime] = mapped_column(Instant, primary_key=True)
+    # As it is reported: usage without a model is `unknown`.
+    model: Mapped[str] = mapped_column(SessionKey, primary_key=True)
+
+    __table_args__ = (PrimaryKeyConstraint("family", "user_id", "dataset_id", "level", "starts_at", "model"),)
+
+
+class SessionRollupChangeEntity(_Change, _Figures, Base):
+    """A change of `session_rollups`, by the quarter of an hour."""
+
+    __tablename__ = "session_rollup_changes"
+
+    status: Mapped[str] = mapped_column(SessionKey)
+    starts_at: Mapped[datetime] = mapped_column(Instant)
+
+    __table_args__ = _of_its_owner()
+
+
+class SessionModelRollupChangeEntity(_Change, _ModelFigures, Base):
+    """A change of `session_model_rollups`, by the quarter of an hour."""
+
+    __tablename__ = "session_model_rollup_changes"
+
+    starts_at: Mapped[datetime] = mapped_column(Instant)
+    model: Mapped[str] = mapped_column(SessionKey)
+
+    __table_args__ = _of_its_owner()
 
 
 class SessionRepricingEntity(Base):

@@ -6,10 +6,10 @@ from uuid import uuid4
 
 from pydantic_core import to_json
 
-from session_lifecycle.deleting import in_batches
 from session_lifecycle.execution import Execution
 from session_lifecycle.models import ErasureReceipt
 from session_lifecycle.models.maintenance import Erasing, OwnedSession
+from session_lifecycle.piecemeal import in_batches
 from session_lifecycle.statements import deleting, erasing
 
 MOST_AT_ONCE = 1000
@@ -49,7 +49,7 @@ class Eraser:
         erased: Counter[str] = Counter()
         for batches in (usage, runs):
             async for rows in batches:
-                erased.update(rows._asdict())
+                erased.update(deleting.Deleted(*rows)._asdict())
         [(erased_at,)] = await self._execution.fetch(erasing.now())
         return ErasureReceipt(
             user_id=user_id,

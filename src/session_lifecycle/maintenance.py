@@ -11,11 +11,12 @@ from pydantic_core import to_json
 from session_lifecycle.erasing import Eraser
 from session_lifecycle.errors import ConfigurationError
 from session_lifecycle.execution import Execution
-from session_lifecycle.models import ErasureReceipt, PruneReport, ReconcileReport, RepriceReport
+from session_lifecycle.models import ErasureReceipt, PruneReport, ReconcileReport, RepriceReport, RollUpReport
 from session_lifecycle.models.maintenance import Erasing, OwnedSession, Pruning, Reconciling, Repricing
 from session_lifecycle.pricing import PriceCatalogue
 from session_lifecycle.pruning import Pruner
 from session_lifecycle.reconciling import Reconciler
+from session_lifecycle.rolling_up import RollUp
 from session_lifecycle.statements import repricing
 from session_lifecycle.statements.repricing import EventKey
 
@@ -53,6 +54,21 @@ class SessionMaintenanceDb(Protocol):
             until: Used before this time.
             batch: How many events are looked at, and at most changed, in one transaction.
             on_progress: Told after each batch how many events were looked at.
+        """
+        ...
+
+    async def roll_up(self, *, on_progress: Callable[[RollUpReport], None] | None = None) -> RollUpReport:
+        """Adds up the sessions that are over, so that `aggregate_stats`, `cost_by_model` and totals need not.
+
+        No answer depends on it: whether, when and how often anyone rolls up, only how long an answer takes. Over are
+        sessions that ended, and those that are abandoned by the settings' `abandon_after`. One that changes afterwards
+        is taken out again by whoever changes it, and added up anew by the next call. To be run every few minutes.
+
+        In short transactions, of which each is kept: interrupted, the next call goes on. No writer is waited for, and
+        several calls at once share the work.
+
+        Args:
+            on_progress: Told after each transaction what the report is so far.
         """
         ...
 
@@ -149,9 +165,10 @@ class SessionMaintenanceDb(Protocol):
 class SqlAlchemySessionMaintenanceDb:
     """`SessionMaintenanceDb` on Postgres. Made by `SessionDatabase`; not constructed by hosts."""
 
-    def __init__(self, execution: Execution, prices: PriceCatalogue) -> None:
+    def __init__(self, execution: Execution, prices: PriceCatalogue, abandon_after: timedelta) -> None:
         self._execution = execution
         self._prices = prices
+        self._roll_up = RollUp(execution, abandon_after)
         self._reprice = repricing.reprice(execution.schema)
         self._pruner = Pruner(execution)
         self._eraser = Eraser(execution)
@@ -219,6 +236,11 @@ class SqlAlchemySessionMaintenanceDb:
             "price_source": price.source,
             "unit_prices": price.unit_prices,
         }
+
+    async def roll_up(self, *, on_progress: Callable[[RollUpReport], None] | None = None) -> RollUpReport:
+        """See `SessionMaintenanceDb`."""
+        _check_callable(on_progress)
+        return await self._roll_up.roll_up(on_progress)
 
     async def prune_sessions(
         self,

@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from functools import partial
 
-from session_lifecycle.deleting import in_batches
 from session_lifecycle.execution import Execution
 from session_lifecycle.models import PruneReport
 from session_lifecycle.models.maintenance import Pruning
+from session_lifecycle.piecemeal import in_batches
 from session_lifecycle.statements import deleting, pruning
 from session_lifecycle.statements.deleting import Deleted
 
@@ -36,7 +36,7 @@ class Pruner:
             async for deleted in in_batches(
                 self._execution, found, delete, most=asked.batch, idle_before=report.cut_at
             ):
-                report = _told(report, deleted, on_progress)
+                report = _told(report, Deleted(*deleted), on_progress)
         return report
 
     async def prune_payloads(self, asked: Pruning, on_progress: OnProgress) -> PruneReport:
@@ -49,7 +49,7 @@ class Pruner:
         async for emptied in in_batches(
             self._execution, found, self._empty_sessions, most=asked.batch, idle_before=report.cut_at
         ):
-            report = _told(report, emptied, on_progress)
+            report = _told(report, Deleted(*emptied), on_progress)
         return report
 
     async def _begin(self, asked: Pruning) -> PruneReport:

@@ -14,6 +14,7 @@ from sqlalchemy import Column, Connection, Integer, MetaData, Table, inspect
 
 from session_lifecycle import End, SchemaError, SessionDatabase, UsageEvent, include_object, metadata
 from session_lifecycle.migrations import HEAD, REVISIONS, SEARCH_INDEX, configuration, quoted, run
+from session_lifecycle.models.reads import SESSION_ORDERS
 from session_lifecycle.settings import DEFAULT_SCHEMA
 from session_lifecycle.statements.schema_version import VERSION_TABLE
 
@@ -21,7 +22,7 @@ USER = UUID(int=1)
 TABLES = sorted(table.name for table in metadata.tables.values())
 FIRST_TABLES = ("session_model_usage", "session_records", "session_usage_events")
 # Of the first tables; they come and go with a later revision.
-ADDED_COLUMNS = {"derived"}
+ADDED_COLUMNS = {"derived", "rolled_up"}
 
 # All that the catalogue says about our tables, except where they are and how full their pages.
 DESCRIBE = """
@@ -198,9 +199,25 @@ async def test_constraints_are_named_by_convention(empty_url: str, schema: str) 
                     "ck_session_records_status",
                     "ck_session_records_ended_at",
                     "ck_session_records_never_negative",
-                    "ix_session_records_user_id_activity_minute",
-                    "ix_session_records_dataset_id_activity_minute",
+                    "ix_session_records_user_id_status_activity_minute",
+                    "ix_session_records_dataset_id_status_activity_minute",
+                    "ix_session_records_status_activity_minute",
                     "ix_session_records_session_id_user_id",
+                    "ix_rolled_up_sessions_last_activity_at",
+                    "ix_rolled_up_sessions_user_id_agent_name_last_activity_at",
+                    "ix_rolled_up_sessions_dataset_id_agent_name_last_activity_at",
+                    "ix_rolled_up_sessions_user_id_dataset_id_last_activity_at",
+                    *(
+                        f"ix_rolled_up_sessions_{scope}_{column}"
+                        for scope in ("user_id", "dataset_id")
+                        for column in SESSION_ORDERS
+                    ),
+                },
+                "session_rollups": {"pk_session_rollups"},
+                "session_model_rollups": {"pk_session_model_rollups"},
+                **{
+                    name: {f"pk_{name}", f"ix_{name}_user_id_starts_at", f"ix_{name}_dataset_id_starts_at"}
+                    for name in ("session_rollup_changes", "session_model_rollup_changes")
                 },
                 "session_messages": {
                     "pk_session_messages",

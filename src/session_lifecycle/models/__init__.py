@@ -28,7 +28,14 @@ from session_lifecycle.models.items import (
     UsageOutcome,
     UsageReceipt,
 )
-from session_lifecycle.models.maintenance import ErasureReceipt, Mismatch, PruneReport, ReconcileReport, RepriceReport
+from session_lifecycle.models.maintenance import (
+    ErasureReceipt,
+    Mismatch,
+    PruneReport,
+    ReconcileReport,
+    RepriceReport,
+    RollUpReport,
+)
 from session_lifecycle.models.pages import TOTAL_BOUND
 from session_lifecycle.models.reads import (
     CostByModelRow,
@@ -70,6 +77,7 @@ __all__ = [
     "ReconcileReport",
     "ReopenOutcome",
     "RepriceReport",
+    "RollUpReport",
     "Run",
     "RunDetail",
     "RunEvent",

@@ -65,6 +65,17 @@ class PruneReport(Value):
     dry_run: bool = False
 
 
+class RollUpReport(Value):
+    """What one `roll_up` did."""
+
+    idle_before: datetime
+    """Running sessions last active before this moment were over as well."""
+    sessions: int = 0
+    """Sessions that were rolled up."""
+    changes: int = 0
+    """Changes put into the sums: one of each session and one of each of its models, going in or taken out again."""
+
+
 class OwnedSession(Value):
     """Which session of which user."""
 

@@ -1,4 +1,4 @@
-"""Deleting in batches: each a transaction of its own, and as many rows as no writer waits long for."""
+"""Much work in batches: each a transaction of its own, and as many rows as no writer waits long for."""
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from time import monotonic
@@ -7,7 +7,6 @@ from typing import Any
 from pydantic_core import to_json
 
 from session_lifecycle.execution import AnySelect, Execution
-from session_lifecycle.statements.deleting import Deleted
 
 FIRST_BATCH = 100
 FOUND_AT_ONCE = 20_000
@@ -18,16 +17,16 @@ Find = Callable[[Sequence[Any] | None, int], AnySelect]
 
 
 async def in_batches(
-    execution: Execution, find: Find, delete: AnySelect, *, most: int, **bound: Any
-) -> AsyncIterator[Deleted]:
-    """Deletes what is found, and tells after each transaction how many rows went.
+    execution: Execution, find: Find, treat: AnySelect, *, most: int, **bound: Any
+) -> AsyncIterator[Sequence[Any]]:
+    """Treats what is found, and gives after each transaction the one row it told.
 
     Each key is looked at once: what is passed by because a writer is at it is not come back to.
 
     Args:
         execution: Where the statements run.
         find: The keys in their order, after the last of those found before, and how many at most.
-        delete: What deletes the bound `keys`.
+        treat: What treats the bound `keys`; harmless to repeat.
         most: How many keys a transaction may have.
         **bound: What else it binds.
     """
@@ -39,9 +38,9 @@ async def in_batches(
         while keys:
             batch, keys = keys[:size], keys[size:]
             began = monotonic()
-            [row] = await execution.write(delete, {"keys": to_json(batch).decode(), **bound}, repeatable=True)
+            [row] = await execution.write(treat, {"keys": to_json(batch).decode(), **bound}, repeatable=True)
             size = max(1, size // 2) if monotonic() - began > LONG_SECONDS else min(most, size * 2)
-            yield Deleted(*row)
+            yield row
         if len(found) < FOUND_AT_ONCE:
             return
         last = found[-1]

@@ -1,0 +1,51 @@
+-- Rolls up those sessions of `keys` that are ended, or were last active before `idle_before`, and are not rolled up yet;
+-- returns how many. What a writer is at is passed by. Locks come first and what is added up is read after them, so a
+-- session's totals and those by model are of one moment.
+CREATE FUNCTION {schema}.roll_up_sessions_v1(keys jsonb, idle_before timestamptz) RETURNS bigint
+LANGUAGE plpgsql
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan SET jit = off
+AS $body$
+DECLARE
+    users uuid[];
+    sessions text[];
+    rolled_up_sessions bigint;
+BEGIN
+    SELECT array_agg(l.user_id), array_agg(l.session_id) INTO users, sessions
+    FROM (
+        SELECT s.user_id, s.session_id
+        FROM jsonb_to_recordset(keys) k (user_id uuid, session_id text)
+        JOIN {schema}.session_records s ON s.user_id = k.user_id AND s.session_id = k.session_id
+        WHERE (s.rolled_up IS NOT NULL) IS NOT true AND (s.status <> 'running' OR s.last_activity_at < idle_before)
+        ORDER BY s.user_id, s.session_id
+        FOR NO KEY UPDATE OF s SKIP LOCKED
+    ) l;
+    WITH rolled_up AS (
+        UPDATE {schema}.session_records s
+        SET rolled_up = (
+            SELECT coalesce(jsonb_agg(jsonb_build_object(
+                'model', m.model, 'cost_usd', m.cost_usd, 'tokens_in', m.tokens_in, 'tokens_out', m.tokens_out,
+                'cache_read_tokens', m.cache_read_tokens, 'cache_write_tokens', m.cache_write_tokens,
+                'reasoning_tokens', m.reasoning_tokens, 'events', m.events, 'unpriced_events', m.unpriced_events
+            )), '[]')
+            FROM (
+                -- A model named "unknown" and no model are both reported as unknown; a session with both is one of it.
+                SELECT CASE m.model WHEN '' THEN 'unknown' ELSE m.model END AS model, sum(m.cost_usd) AS cost_usd,
+                       sum(m.tokens_in) AS tokens_in, sum(m.tokens_out) AS tokens_out,
+                       sum(m.cache_read_tokens) AS cache_read_tokens, sum(m.cache_write_tokens) AS cache_write_tokens,
+                       sum(m.reasoning_tokens) AS reasoning_tokens, sum(m.events) AS events,
+                       sum(m.unpriced_events) AS unpriced_events
+                FROM {schema}.session_model_usage m
+                WHERE m.user_id = s.user_id AND m.session_id = s.session_id
+                    -- Of a model whose every event was revised away there is nothing to report.
+                    AND (m.events > 0 OR m.tokens_in > 0 OR m.tokens_out > 0 OR m.cost_usd > 0)
+                GROUP BY 1
+            ) m
+        )
+        FROM unnest(users, sessions) l (user_id, session_id)
+        WHERE s.user_id = l.user_id AND s.session_id = l.session_id
+        RETURNING s
+    )
+    SELECT count({schema}.append_rollup_changes_v1(r.s, 1)) INTO rolled_up_sessions FROM rolled_up r;
+    RETURN rolled_up_sessions;
+END
+$body$;
