@@ -1,7 +1,6 @@
--- Appends what a rolled-up session adds to the roll-ups, `sign` 1, or takes away from them, `sign` -1; never a change of a
--- row that others may be at. This is the one place that says what a session adds. `rolled_up` holds its share by model, so
--- that what is taken away is what was added, whatever became of the rows by model since.
-CREATE FUNCTION {schema}.append_rollup_changes_v1(session {schema}.session_records, sign integer) RETURNS void
+-- Appends what a session adds to the roll-ups, `sign` 1, or takes away from them, `sign` -1; never a change of a row that
+-- others may be at. This is the one place that says what a session adds.
+CREATE FUNCTION {schema}.append_rollup_changes_v1(session {schema}.rolled_up_sessions, sign integer) RETURNS void
 LANGUAGE plpgsql AS $body$
 DECLARE
     quarter_hour timestamptz := date_bin('15 minutes', session.last_activity_at, '2000-01-01 00:00:00+00');
@@ -24,7 +23,7 @@ BEGIN
     SELECT session.user_id, session.dataset_id, quarter_hour, m.model, sign, sign * m.cost_usd, sign * m.tokens_in,
            sign * m.tokens_out, sign * m.cache_read_tokens, sign * m.cache_write_tokens, sign * m.reasoning_tokens,
            sign * m.events, sign * m.unpriced_events
-    FROM jsonb_to_recordset(session.rolled_up) m (
+    FROM jsonb_to_recordset(session.models) m (
         model text, cost_usd numeric, tokens_in numeric, tokens_out numeric, cache_read_tokens numeric,
         cache_write_tokens numeric, reasoning_tokens numeric, events bigint, unpriced_events bigint
     );

@@ -15,18 +15,25 @@ BEGIN
         SELECT s.user_id, s.session_id
         FROM jsonb_to_recordset(keys) k (user_id uuid, session_id text)
         JOIN {schema}.session_records s ON s.user_id = k.user_id AND s.session_id = k.session_id
-        WHERE (s.rolled_up IS NOT NULL) IS NOT true AND (s.status <> 'running' OR s.last_activity_at < idle_before)
+        WHERE (NOT s.rolled_up) IS NOT false AND (s.status <> 'running' OR s.last_activity_at < idle_before)
         ORDER BY s.user_id, s.session_id
         FOR NO KEY UPDATE OF s SKIP LOCKED
     ) l;
+    UPDATE {schema}.session_records s
+    SET rolled_up = true
+    FROM unnest(users, sessions) l (user_id, session_id)
+    WHERE s.user_id = l.user_id AND s.session_id = l.session_id;
     WITH rolled_up AS (
-        UPDATE {schema}.session_records s
-        SET rolled_up = (
-            SELECT coalesce(jsonb_agg(jsonb_build_object(
-                'model', m.model, 'cost_usd', m.cost_usd, 'tokens_in', m.tokens_in, 'tokens_out', m.tokens_out,
-                'cache_read_tokens', m.cache_read_tokens, 'cache_write_tokens', m.cache_write_tokens,
-                'reasoning_tokens', m.reasoning_tokens, 'events', m.events, 'unpriced_events', m.unpriced_events
-            )), '[]')
+        INSERT INTO {schema}.rolled_up_sessions AS r
+            (user_id, session_id, dataset_id, agent_name, status, started_at, last_activity_at, ended_at, tokens_in,
+             tokens_out, cost_usd, unpriced_events, unmeasured_events, late_events, late_cost_usd, models)
+        SELECT s.user_id, s.session_id, s.dataset_id, s.agent_name, s.status, s.started_at, s.last_activity_at, s.ended_at,
+               s.tokens_in, s.tokens_out, s.cost_usd, s.unpriced_events, s.unmeasured_events, s.late_events,
+               s.late_cost_usd, m.models
+        FROM unnest(users, sessions) l (user_id, session_id)
+        JOIN {schema}.session_records s ON s.user_id = l.user_id AND s.session_id = l.session_id
+        CROSS JOIN LATERAL (
+            SELECT coalesce(jsonb_agg(m), '[]') AS models
             FROM (
                 -- A model named "unknown" and no model are both reported as unknown; a session with both is one of it.
                 SELECT CASE m.model WHEN '' THEN 'unknown' ELSE m.model END AS model, sum(m.cost_usd) AS cost_usd,
@@ -40,12 +47,10 @@ BEGIN
                     AND (m.events > 0 OR m.tokens_in > 0 OR m.tokens_out > 0 OR m.cost_usd > 0)
                 GROUP BY 1
             ) m
-        )
-        FROM unnest(users, sessions) l (user_id, session_id)
-        WHERE s.user_id = l.user_id AND s.session_id = l.session_id
-        RETURNING s
+        ) m
+        RETURNING r
     )
-    SELECT count({schema}.append_rollup_changes_v1(r.s, 1)) INTO rolled_up_sessions FROM rolled_up r;
+    SELECT count({schema}.append_rollup_changes_v1(rolled_up.r, 1)) INTO rolled_up_sessions FROM rolled_up;
     RETURN rolled_up_sessions;
 END
 $body$;

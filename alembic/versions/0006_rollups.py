@@ -19,15 +19,14 @@ KEY = sa.Text(collation="C")
 FOLDER = Path(__file__).parent.parent / "functions"
 # In the order in which they need each other.
 ADDED = {
-    "append_rollup_changes_v1": "{schema}.session_records, integer",
+    "append_rollup_changes_v1": "{schema}.rolled_up_sessions, integer",
     "leave_rollups_v1": "",
     "roll_up_sessions_v1": "jsonb, timestamptz",
     "rollup_families_v1": "uuid, uuid",
     "rollup_levels_v1": "timestamptz",
     "compact_rollups_v1": "integer",
 }
-NOT_ROLLED_UP = "rolled_up IS NULL"
-ROLLED_UP = "rolled_up IS NOT NULL"
+NOT_ROLLED_UP = "NOT rolled_up"
 ORDERS = ("last_activity_at", "started_at", "ended_at", "cost_usd", "tokens_in", "tokens_out")
 FIGURES = {
     "sessions": sa.BigInteger,
@@ -88,10 +87,42 @@ def create_index(name: str, *columns: str, where: str | None = None, table: str 
     )
 
 
-def create_rolled_up(scopes: tuple[str, ...], column: str, *key: str) -> None:
-    name = "_".join(("ix_rolled_up_sessions", *scopes, column))
-    shared = [f"{scope} IS NOT NULL" for scope in scopes if scope != "user_id"]
-    create_index(name, *scopes, "status", column, *key, where=" AND ".join((ROLLED_UP, *shared)))
+def create_rolled_up_sessions() -> None:
+    table = "rolled_up_sessions"
+    op.create_table(
+        table,
+        sa.Column("user_id", sa.Uuid, nullable=False),
+        sa.Column("session_id", KEY, nullable=False),
+        sa.Column("dataset_id", sa.Uuid),
+        sa.Column("agent_name", sa.Text),
+        sa.Column("status", sa.Text, nullable=False),
+        sa.Column("started_at", INSTANT, nullable=False),
+        sa.Column("last_activity_at", INSTANT, nullable=False),
+        sa.Column("ended_at", INSTANT),
+        sa.Column("tokens_in", sa.BigInteger, nullable=False),
+        sa.Column("tokens_out", sa.BigInteger, nullable=False),
+        sa.Column("cost_usd", sa.Numeric, nullable=False),
+        sa.Column("unpriced_events", sa.BigInteger, nullable=False),
+        sa.Column("unmeasured_events", sa.BigInteger, nullable=False),
+        sa.Column("late_events", sa.BigInteger, nullable=False),
+        sa.Column("late_cost_usd", sa.Numeric, nullable=False),
+        sa.Column("models", postgresql.JSONB, nullable=False),
+        sa.PrimaryKeyConstraint("user_id", "session_id", name=op.f(f"pk_{table}")),
+        schema=op.get_context().version_table_schema,
+    )
+
+    def index(of: tuple[str, ...], column: str, *key: str) -> None:
+        name = "_".join((f"ix_{table}", *of, column))
+        shared = [f"{one} IS NOT NULL" for one in of if one != "user_id"]
+        create_index(name, *of, "status", column, *key, where=" AND ".join(shared) or None, table=table)
+
+    for column in ORDERS:
+        index(("user_id",), column, "session_id")
+        index(("dataset_id",), column, "user_id", "session_id")
+    index((), "last_activity_at", "user_id", "session_id")
+    index(("user_id", "agent_name"), "last_activity_at", "session_id")
+    index(("dataset_id", "agent_name"), "last_activity_at", "user_id", "session_id")
+    index(("user_id", "dataset_id"), "last_activity_at", "session_id")
 
 
 def drop_indexes(*names: str) -> None:
@@ -143,7 +174,11 @@ def create_rollups(
 
 def upgrade() -> None:
     schema = op.get_context().version_table_schema
-    op.add_column("session_records", sa.Column("rolled_up", postgresql.JSONB), schema=schema)
+    op.add_column(
+        "session_records",
+        sa.Column("rolled_up", sa.Boolean, server_default=sa.text("false"), nullable=False),
+        schema=schema,
+    )
     drop_indexes("ix_session_records_user_id_activity_minute", "ix_session_records_dataset_id_activity_minute")
     prefix = "ix_session_records"
     shared = f"{NOT_ROLLED_UP} AND dataset_id IS NOT NULL"
@@ -152,21 +187,15 @@ def upgrade() -> None:
     )
     create_index(f"{prefix}_dataset_id_status_activity_minute", "dataset_id", "status", "activity_minute", where=shared)
     create_index(f"{prefix}_status_activity_minute", "status", "activity_minute", where=NOT_ROLLED_UP)
-    for column in ORDERS:
-        create_rolled_up(("user_id",), column, "session_id")
-        create_rolled_up(("dataset_id",), column, "user_id", "session_id")
-    create_rolled_up((), "last_activity_at", "user_id", "session_id")
-    create_rolled_up(("user_id", "agent_name"), "last_activity_at", "session_id")
-    create_rolled_up(("dataset_id", "agent_name"), "last_activity_at", "user_id", "session_id")
-    create_rolled_up(("user_id", "dataset_id"), "last_activity_at", "session_id")
 
+    create_rolled_up_sessions()
     create_rollups("session_rollups", "session_rollup_changes", FIGURES, "status", "starts_at")
     create_rollups("session_model_rollups", "session_model_rollup_changes", MODEL_FIGURES, "starts_at", "model")
     create(ADDED)
     op.execute(
         as_text(
             f"CREATE TRIGGER leave_rollups BEFORE UPDATE OR DELETE ON {quoted_schema()}.session_records "
-            f"FOR EACH ROW WHEN (OLD.{ROLLED_UP}) EXECUTE FUNCTION {quoted_schema()}.leave_rollups_v1()"
+            f"FOR EACH ROW WHEN (OLD.rolled_up) EXECUTE FUNCTION {quoted_schema()}.leave_rollups_v1()"
         )
     )
 
@@ -177,7 +206,8 @@ def downgrade() -> None:
     drop(ADDED)
     for name in ("session_model_rollup_changes", "session_model_rollups", "session_rollup_changes", "session_rollups"):
         op.drop_table(name, schema=schema)
-    # Every other index of this revision names the column, and goes with it.
+    op.drop_table("rolled_up_sessions", schema=schema)
+    # Every index of this revision of this revision names the column, and goes with it.
     op.drop_column("session_records", "rolled_up", schema=schema)
     create_index("ix_session_records_user_id_activity_minute", "user_id", "activity_minute", where="session_id <> ''")
     create_index(

@@ -4,6 +4,7 @@ Every key begins with `user_id`, so that the tables can be distributed by it. Th
 a child is only ever written under its session's row lock, and a check of the parent would cost a lookup on every write.
 """
 
+from collections.abc import Sequence
 from datetime import datetime
 from decimal import Decimal
 from typing import Any
@@ -50,8 +51,7 @@ Instant = DateTime(timezone=True)
 Money = Numeric()
 # As Postgres writes it, so that Alembic finds it unchanged.
 ACTIVITY_MINUTE = "date_bin('00:01:00'::interval, last_activity_at, '2000-01-01 00:00:00+00'::timestamp with time zone)"
-NOT_ROLLED_UP = "rolled_up IS NULL"
-ROLLED_UP = "rolled_up IS NOT NULL"
+NOT_ROLLED_UP = "NOT rolled_up"
 IS_ERROR = "COALESCE((jsonb_typeof(errors) <> 'null'::text) AND (errors <> '[]'::jsonb), false)"
 
 
@@ -63,20 +63,6 @@ class Base(DeclarativeBase):
 
 def _never_negative(*columns: str) -> CheckConstraint:
     return CheckConstraint(" AND ".join(f"{column} >= 0" for column in columns), name="never_negative")
-
-
-def _rolled_up(scope: str | None, column: str, *key: str, within: str | None = None) -> Index:
-    """Sessions that are rolled up, by status and in the order of a column, within a user, data set or agent."""
-    scopes = [name for name in (scope, within) if name is not None]
-    shared = [f"{name} IS NOT NULL" for name in scopes if name != "user_id"]
-    return Index(
-        "_".join(("ix_rolled_up_sessions", *scopes, column)),
-        *scopes,
-        "status",
-        column,
-        *key,
-        postgresql_where=text(" AND ".join((ROLLED_UP, *shared))),
-    )
 
 
 class SessionRecordEntity(Base):
@@ -112,9 +98,9 @@ class SessionRecordEntity(Base):
     activity_minute: Mapped[datetime] = mapped_column(Instant, Computed(ACTIVITY_MINUTE, persisted=True))
     # Nobody named it so far: it stands for the thread of a run that named no session, and goes with its last run.
     derived: Mapped[bool] = mapped_column(Boolean, server_default=text("false"))
-    # What of it by model is in the roll-ups; null: it is not in them. Whatever changes the row takes it out again: the
-    # trigger `leave_rollups` appends what was in, taken away, and makes this null.
-    rolled_up: Mapped[list[dict[str, Any]] | None] = mapped_column(JSONB)
+    # Whether it is in `rolled_up_sessions`, and added up in the roll-ups. Whatever changes the row takes it out of
+    # both, by the trigger `leave_rollups`.
+    rolled_up: Mapped[bool] = mapped_column(Boolean, server_default=text("false"))
 
     __table_args__ = (
         CheckConstraint("status IN ('running', 'completed', 'failed')", name="status"),
@@ -134,7 +120,8 @@ class SessionRecordEntity(Base):
         ),
         # Those not rolled up: of a user, of a data set, of everybody. Few, once older ones are rolled up. All are
         # partial, so that only reads that name the condition are planned with them: a lookup by key would take one for
-        # as good as the primary key while the table has no statistics yet.
+        # as good as the primary key while the table has no statistics yet. None names a column that usage changes, but
+        # by the minute: an update is then HOT.
         Index(None, "user_id", "status", "activity_minute", postgresql_where=text(NOT_ROLLED_UP)),
         Index(
             None,
@@ -144,14 +131,6 @@ class SessionRecordEntity(Base):
             postgresql_where=text(f"{NOT_ROLLED_UP} AND dataset_id IS NOT NULL"),
         ),
         Index(None, "status", "activity_minute", postgresql_where=text(NOT_ROLLED_UP)),
-        # Those rolled up, in every order a page of sessions can have. Nothing that is written often pays for these.
-        *(_rolled_up("user_id", column, "session_id") for column in SESSION_ORDERS),
-        *(_rolled_up("dataset_id", column, "user_id", "session_id") for column in SESSION_ORDERS),
-        _rolled_up(None, "last_activity_at", "user_id", "session_id"),
-        # The same of an agent, and of what a user has in a data set, by activity.
-        _rolled_up("user_id", "last_activity_at", "session_id", within="agent_name"),
-        _rolled_up("dataset_id", "last_activity_at", "user_id", "session_id", within="agent_name"),
-        _rolled_up("user_id", "last_activity_at", "session_id", within="dataset_id"),
         # get_session_row, when the id is visible through a data set and not the viewer's own.
         Index(None, "session_id", "user_id"),
     )
@@ -371,6 +350,51 @@ class SessionTombstoneEntity(Base):
 
     user_id: Mapped[UUID] = mapped_column(Uuid, primary_key=True)
     erased_at: Mapped[datetime] = mapped_column(Instant, server_default=text("statement_timestamp()"))
+
+
+def _index(column: str, *key: str, of: Sequence[str] = ()) -> Index:
+    """By status and in the order of a column, of a user, data set or agent."""
+    shared = [f"{name} IS NOT NULL" for name in of if name != "user_id"]
+    where = text(" AND ".join(shared)) if shared else None
+    return Index("_".join(("ix_rolled_up_sessions", *of, column)), *of, "status", column, *key, postgresql_where=where)
+
+
+class RolledUpSessionEntity(Base):
+    """A session that is over, as it is in the roll-ups; a change of the session takes it out.
+
+    In a table of its own, so that it can be indexed in every order a page of sessions can have: what is written often
+    would pay for that in `session_records`.
+    """
+
+    __tablename__ = "rolled_up_sessions"
+
+    user_id: Mapped[UUID] = mapped_column(Uuid, primary_key=True)
+    session_id: Mapped[str] = mapped_column(SessionKey, primary_key=True)
+    dataset_id: Mapped[UUID | None] = mapped_column(Uuid)
+    agent_name: Mapped[str | None] = mapped_column(Text)
+    status: Mapped[str] = mapped_column(Text)
+    started_at: Mapped[datetime] = mapped_column(Instant)
+    last_activity_at: Mapped[datetime] = mapped_column(Instant)
+    ended_at: Mapped[datetime | None] = mapped_column(Instant)
+    tokens_in: Mapped[int] = mapped_column(BigInteger)
+    tokens_out: Mapped[int] = mapped_column(BigInteger)
+    cost_usd: Mapped[Decimal] = mapped_column(Money)
+    unpriced_events: Mapped[int] = mapped_column(BigInteger)
+    unmeasured_events: Mapped[int] = mapped_column(BigInteger)
+    late_events: Mapped[int] = mapped_column(BigInteger)
+    late_cost_usd: Mapped[Decimal] = mapped_column(Money)
+    # Its share by model, as it is reported.
+    models: Mapped[list[dict[str, Any]]] = mapped_column(JSONB)
+
+    __table_args__ = (
+        *(_index(column, "session_id", of=["user_id"]) for column in SESSION_ORDERS),
+        *(_index(column, "user_id", "session_id", of=["dataset_id"]) for column in SESSION_ORDERS),
+        _index("last_activity_at", "user_id", "session_id"),
+        # Of an agent, and of what a user has in a data set, by activity.
+        _index("last_activity_at", "session_id", of=["user_id", "agent_name"]),
+        _index("last_activity_at", "user_id", "session_id", of=["dataset_id", "agent_name"]),
+        _index("last_activity_at", "session_id", of=["user_id", "dataset_id"]),
+    )
 
 
 # Where the columns of the classes that follow stand in their tables.

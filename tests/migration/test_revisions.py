@@ -203,6 +203,9 @@ async def test_constraints_are_named_by_convention(empty_url: str, schema: str) 
                     "ix_session_records_dataset_id_status_activity_minute",
                     "ix_session_records_status_activity_minute",
                     "ix_session_records_session_id_user_id",
+                },
+                "rolled_up_sessions": {
+                    "pk_rolled_up_sessions",
                     "ix_rolled_up_sessions_last_activity_at",
                     "ix_rolled_up_sessions_user_id_agent_name_last_activity_at",
                     "ix_rolled_up_sessions_dataset_id_agent_name_last_activity_at",

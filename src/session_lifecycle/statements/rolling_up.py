@@ -23,7 +23,7 @@ def sessions_to_roll_up(
     """Sessions not rolled up that ended or were last active before that, in an order of theirs, after such a row."""
     order = (S.status, S.activity_minute, S.user_id, S.session_id)
     is_over = or_(S.status != SessionStatus.RUNNING.value, S.last_activity_at < idle_before)
-    statement = select(*order).where(S.rolled_up.is_(None), is_over).order_by(*order).limit(limit)
+    statement = select(*order).where(~S.rolled_up, is_over).order_by(*order).limit(limit)
     if after is None:
         return statement
     position = tuple_(*(literal(value, column.type) for column, value in zip(order, after, strict=True)))
