@@ -197,40 +197,35 @@ class Stored:
             and filters.agent_name in {None, session["agent_name"]}
         )
 
-    # The roll-ups themselves
-
-    def check_rollups(self) -> None:
-        """Asserts that what is rolled up is what the sessions are, and that buckets and changes are its sums."""
+    def faults(self) -> list[str]:
+        """What in the roll-ups is not as the sessions are: those rolled up, their shares by model, and the sums."""
         rolled_up = [session for session in self.sessions if session["rolled_up"]]
         models = self.models_of(rolled_up)
-        kept = {key_of(row): row for row in self.tables["rolled_up_sessions"]}
-        assert kept.keys() == models.keys()
+        kept = {key_of(row): dict(row) for row in self.tables["rolled_up_sessions"]}
+        if kept.keys() != models.keys():
+            return [f"rolled up or not: {sorted(kept.keys() ^ models.keys())}"]
+        faults = []
         for session in rolled_up:
-            row = dict(kept[key_of(session)])
+            row = kept[key_of(session)]
             share = json.loads(row.pop("models"), parse_float=Decimal, parse_int=Decimal)
-            assert row == {column: session[column] for column in row}
-            assert _by_name(share) == _by_name(models[key_of(session)])
-
-        added = [
-            [{**session, "duration_us": duration_us(session)} for session in rolled_up],
-            [{**session, **row} for session in rolled_up for row in models[key_of(session)]],
-        ]
-        for (buckets, changes, name, figures), sessions in zip(ROLLUPS, added, strict=True):
+            if row != {column: session[column] for column in row}:
+                faults.append(f"kept otherwise: {row}, {session}")
+            if _by_name(share) != _by_name(models[key_of(session)]):
+                faults.append(f"kept otherwise by model: {share}, {models[key_of(session)]}")
+        whole = [{**session, "duration_us": duration_us(session)} for session in rolled_up]
+        by_model = [{**session, **row} for session in rolled_up for row in models[key_of(session)]]
+        for (buckets, changes, name, figures), shares in zip(ROLLUPS, (whole, by_model), strict=True):
             columns = ("sessions", *figures)
-            expected = _summed(
-                (place, row)
-                for session in sessions
-                for row in [{"sessions": 1, "starts_at": session["last_activity_at"], **session}]
-                for place in _places(row, name)
-            )
-            found = _summed(
-                [
-                    *(((*_place(row), row[name]), row) for row in self.tables[buckets]),
-                    *((place, row) for row in self.tables[changes] for place in _places(row, name)),
-                ]
-            )
-            assert _figures(found, columns) == _figures(expected, columns), buckets
-            assert [row for row in self.tables[buckets] if row["sessions"] <= 0] == []
+            begun = [{"sessions": 1, "starts_at": share["last_activity_at"], **share} for share in shares]
+            expected = _sums(columns, [(place, row) for row in begun for place in _places(row, name)])
+            in_buckets = [((*_place(row), row[name]), row) for row in self.tables[buckets]]
+            to_come = [(place, row) for row in self.tables[changes] for place in _places(row, name)]
+            found = _sums(columns, [*in_buckets, *to_come])
+            for place in sorted(found.keys() | expected.keys(), key=repr):
+                if found.get(place) != expected.get(place):
+                    faults.append(f"{buckets} {place}: {found.get(place)}, expected {expected.get(place)}")
+            faults += [f"empty: {row}" for row in self.tables[buckets] if row["sessions"] <= 0]
+        return faults
 
 
 def _by_name(models: Iterable[Row]) -> list[list[tuple[str, Any]]]:
@@ -254,14 +249,10 @@ def _places(row: Row, name: str) -> Iterator[tuple[Any, ...]]:
             yield *family, level, starts_at, row[name]
 
 
-def _summed(rows: Iterable[tuple[tuple[Any, ...], Row]]) -> dict[tuple[Any, ...], list[Row]]:
+def _sums(columns: Sequence[str], rows: Iterable[tuple[tuple[Any, ...], Row]]) -> dict[tuple[Any, ...], list[Decimal]]:
+    """The sums by bucket, without those that come to nothing at all."""
     grouped: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
     for place, row in rows:
         grouped[place].append(row)
-    return grouped
-
-
-def _figures(grouped: Mapping[tuple[Any, ...], Sequence[Row]], columns: Sequence[str]) -> dict[tuple[Any, ...], Any]:
-    """The sums by bucket, without those that come to nothing at all."""
-    figures = {place: [exact_sum(rows, column) for column in columns] for place, rows in grouped.items()}
-    return {place: sums for place, sums in figures.items() if any(sums)}
+    sums = {place: [exact_sum(members, column) for column in columns] for place, members in grouped.items()}
+    return {place: figures for place, figures in sums.items() if any(figures)}
