@@ -340,11 +340,10 @@ async def dbs(session_database_url: str) -> AsyncIterator[list[SessionDatabase]]
     await engine.dispose()
 
 
-any_history = settings(
-    deadline=None,
-    suppress_health_check=list(HealthCheck),
-    phases=set(Phase) - {Phase.explain},  # a history takes its time, and explaining takes hundreds
-)
+any_history = settings(deadline=None, suppress_health_check=list(HealthCheck))
+# Shrinking a history runs it hundreds of times; what was found is shrunk by the long variant.
+FOUND_ONLY = [Phase.explicit, Phase.reuse, Phase.generate]
+FOUND_AND_SHRUNK = [*FOUND_ONLY, Phase.shrink]
 
 
 every_history = given(
@@ -362,7 +361,7 @@ async def live(
         await history.go_on(one, question)
 
 
-@settings(any_history, max_examples=30)
+@settings(any_history, max_examples=30, phases=FOUND_ONLY)
 @every_history
 async def test_no_answer_depends_on_rolling_up(
     dbs: list[SessionDatabase], session_clock: SessionClock, **drawn: Any
@@ -371,7 +370,7 @@ async def test_no_answer_depends_on_rolling_up(
 
 
 @pytest.mark.soak
-@settings(any_history, max_examples=3000)
+@settings(any_history, max_examples=3000, phases=FOUND_AND_SHRUNK)
 @every_history
 async def test_no_answer_depends_on_rolling_up_in_many_histories(
     dbs: list[SessionDatabase], session_clock: SessionClock, **drawn: Any
