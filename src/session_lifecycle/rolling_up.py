@@ -53,7 +53,7 @@ class RollUp:
         while True:
             parameters = {"most": CHANGES_AT_ONCE}
             [(more,)] = await self._execution.write(self._compact, parameters, repeatable=True)
-            changes += more
+            changes += int(more)
             # What is appended meanwhile is the next call's: under load there is always more.
             if more < CHANGES_AT_ONCE:
                 return changes
