@@ -217,18 +217,41 @@ async def everything(db: SessionDatabase) -> str:
     return str(rows)
 
 
-@pytest.mark.parametrize("wrong", ["SET cost_usd = cost_usd + 1, tokens_in = 0", "SET model = 'renamed'"])
-async def test_what_was_rolled_up_wrong_is_right_once_it_is_reconciled(
+@pytest.mark.parametrize(
+    "wrong", ["UPDATE {} SET cost_usd = cost_usd + 1", "UPDATE {} SET model = ''", "DELETE FROM {}"]
+)
+async def test_a_total_by_model_that_is_put_right_is_right_in_the_sums(
     session_database: SessionDatabase, wrong: str
 ) -> None:
     db = session_database
-    used = {"model": "m", "tokens_in": 3, "cost_usd": Decimal("0.5"), "at": NOON}
-    await db.lifecycle.record([UsageEvent("s", A, **used), End("s", A, SessionStatus.COMPLETED)])
-    await ask(db, f"UPDATE session_model_usage {wrong}")
+    await use_and_end(db)
+    await ask(db, wrong.format("session_model_usage"))
     await db.maintenance.roll_up()
     assert (await db.maintenance.reconcile(repair=True)).repaired > 0
     assert (await db.maintenance.reconcile()).mismatch_count == 0
     await agree(db, Viewer.auditor())
+
+
+@pytest.mark.parametrize("wrong", ["UPDATE {} SET cost_usd = cost_usd + 1", "DELETE FROM {}"])
+async def test_a_total_by_model_is_put_right_after_who_rolls_it_up_wrong_just_then(
+    session_database: SessionDatabase, wrong: str
+) -> None:
+    db = session_database
+    await use_and_end(db)
+    await ask(db, wrong.format("session_model_usage"))
+    [(keys,)] = await ask(db, KEYS)
+    async with db.engine.begin() as host:
+        await roll_up_sessions(host, keys)
+        repairing = asyncio.create_task(db.maintenance.reconcile(repair=True))
+        done, _ = await asyncio.wait([repairing], timeout=0.3)
+        assert not done
+    assert (await repairing).repaired > 0
+    await agree(db, Viewer.auditor())
+
+
+async def use_and_end(db: SessionDatabase) -> None:
+    used = UsageEvent("s", A, "m", 3, cost_usd=Decimal("0.5"), at=NOON)
+    await db.lifecycle.record([used, End("s", A, SessionStatus.COMPLETED)])
 
 
 class Storm:
