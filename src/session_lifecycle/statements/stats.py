@@ -1,26 +1,25 @@
 """Figures over all sessions of a viewer (rule R16)."""
 
-from datetime import datetime, timedelta
+from functools import cache
 from typing import Any
 
 from sqlalchemy import BigInteger, ColumnElement, Numeric, Select, func, select, union_all
 
-from session_lifecycle.models import EffectiveStatus, Viewer
-from session_lifecycle.models.reads import SessionFilters
-from session_lifecycle.statements.scopes import scopes
+from session_lifecycle.models import EffectiveStatus
+from session_lifecycle.statements.scopes import ScopeKinds
 from session_lifecycle.statements.spans import by_effective_status, filled
-from session_lifecycle.statements.status import clock
 from session_lifecycle.statements.totals import session_totals
 
 
-def aggregate_stats(
-    viewer: Viewer, since: datetime | None, until: datetime | None, abandon_after: timedelta
-) -> Select[*tuple[Any, ...]]:
-    """Exactly one row, zeros where there are no sessions."""
-    spans = union_all(*by_effective_status(since, until, abandon_after, clock()).values()).cte("spans")
-    found = session_totals(scopes(viewer), filled(spans)).subquery("found")
+@cache
+def aggregate_stats(kinds: ScopeKinds) -> Select[*tuple[Any, ...]]:
+    """Exactly one row, zeros where there are no sessions. Binds what `by_effective_status` and the scopes do."""
+    spans = union_all(*by_effective_status().values()).cte("spans")
+    found = session_totals(kinds, filled(spans)).subquery("found")
     counts = [
-        func.coalesce(func.sum(found.c.sessions).filter(found.c.key == status.value), 0).cast(BigInteger).label(status)
+        func.coalesce(func.sum(found.c.sessions).filter(found.c.key == status.value), 0)
+        .cast(BigInteger)
+        .label(status.value)
         for status in EffectiveStatus
     ]
     totals = [
@@ -40,16 +39,13 @@ def aggregate_stats(
     return select(*totals, *counts)
 
 
-def count_sessions(
-    filters: SessionFilters, abandon_after: timedelta, now: ColumnElement[datetime]
-) -> ColumnElement[int]:
-    """How many visible sessions the filters choose, for a statement that asks other things as well."""
-    by_status = by_effective_status(filters.since, filters.until, abandon_after, now)
-    wanted = by_status.values() if filters.status_filter is None else [by_status[filters.status_filter]]
-    found = session_totals(
-        scopes(filters.asker, filters.owner_id, filters.dataset_id),
-        filled(union_all(*wanted).cte("spans")),
-        ["sessions"],
-        filters.agent_name,
-    ).subquery("found")
+def count_sessions(kinds: ScopeKinds, status_filter: EffectiveStatus | None, *, of_agent: bool) -> ColumnElement[int]:
+    """How many sessions there are, for a statement that asks other things as well; binds what `aggregate_stats` does.
+
+    Of one effective status where that is asked, and of the bound `agent_name`.
+    """
+    by_status = by_effective_status()
+    wanted = by_status.values() if status_filter is None else [by_status[status_filter]]
+    spans = filled(union_all(*wanted).cte("spans"))
+    found = session_totals(kinds, spans, ["sessions"], of_agent=of_agent).subquery("found")
     return select(func.coalesce(func.sum(found.c.sessions), 0).cast(BigInteger)).scalar_subquery()
