@@ -36,8 +36,6 @@ DATASETS = [UUID(int=number) for number in (11, 12)]
 NAMES = ["s", "t", "é"]
 AGENTS = ["planner", "coder"]
 MODELS = [None, "priced", "unpriced", "unknown"]
-# What is over for one is running for the next; a session is rolled up by any of them.
-THRESHOLDS = [timedelta(minutes=30), timedelta(minutes=7), timedelta(days=20)]
 PRICES = [{"priced": "0.37"}, {"priced": "0.5", "unpriced": "2"}, {"priced": "0.37"}]
 # Far from UTC and no whole hour: what is cut by days and months of any other zone is cut elsewhere.
 ELSEWHERE = {"server_settings": {"timezone": "Asia/Kathmandu"}}
@@ -53,8 +51,12 @@ EDGES = [
     datetime(2026, 2, 28, 23, 45, tzinfo=UTC),
     datetime(2026, 3, 1, tzinfo=UTC),
     datetime(2026, 3, 1, 0, 15, tzinfo=UTC),
+    datetime(2026, 3, 1, 12, 15, tzinfo=UTC),
     datetime(2026, 3, 1, 12, 30, tzinfo=UTC),
 ]
+# What is over for one is running for the next; a session is rolled up by any of them. Exactly so long before the beginning
+# is an edge.
+THRESHOLDS = [timedelta(minutes=30), timedelta(minutes=15), BEGINNING - EDGES[2]]
 # Exactly there, just before and just after, and within.
 AROUND = [-MICROSECOND, timedelta(0), timedelta(0), MICROSECOND, timedelta(minutes=7)]
 
@@ -175,7 +177,7 @@ in_part = step("roll_up_in_part", user=users, number=numbers, most=st.integers(0
 anything = st.one_of(
     *(recorded, recorded, recorded, rolled_up, rolled_up, in_part, imported),
     step("reopen", user=users, name=names, at=st.none() | past),
-    step("let_pass", by=st.sampled_from([MICROSECOND, *THRESHOLDS[:2], timedelta(minutes=15), timedelta(days=31)])),
+    step("let_pass", by=st.sampled_from([MICROSECOND, *THRESHOLDS[:2], timedelta(days=31)])),
     step(
         "prune", older_than=st.sampled_from([timedelta(days=20), timedelta(days=45)]), payloads=st.booleans(), way=ways
     ),
