@@ -1,7 +1,8 @@
 """The truth about AI-agent sessions, kept in Postgres: who ran what, is it still alive, what did it use and cost."""
 
 from session_lifecycle.activity import SessionActivityDb, SqlAlchemySessionActivityDb
-from session_lifecycle.database import BoundSessionDatabase, SessionDatabase
+from session_lifecycle.background import BackgroundRollUp, RollUpSnapshot
+from session_lifecycle.database import SessionDatabase
 from session_lifecycle.entities import metadata
 from session_lifecycle.errors import (
     ConfigurationError,
@@ -71,6 +72,7 @@ from session_lifecycle.pricing import PriceOverride
 from session_lifecycle.recorder import SessionRecorder
 from session_lifecycle.reports import SessionReportsDb, SqlAlchemySessionReportsDb
 from session_lifecycle.repository import SessionLifecycleDb, SqlAlchemySessionLifecycleDb
+from session_lifecycle.roles import SessionRoles
 from session_lifecycle.settings import Settings
 from session_lifecycle.telemetry import RecorderSnapshot
 from session_lifecycle.writing import SessionWriter
@@ -78,7 +80,7 @@ from session_lifecycle.writing import SessionWriter
 __all__ = [
     "Action",
     "ActivityOutcome",
-    "BoundSessionDatabase",
+    "BackgroundRollUp",
     "ConfigurationError",
     "CostByAgentRow",
     "CostByModelRow",
@@ -104,6 +106,7 @@ __all__ = [
     "ReopenOutcome",
     "RepriceReport",
     "RollUpReport",
+    "RollUpSnapshot",
     "Run",
     "RunDetail",
     "RunEvent",
@@ -123,6 +126,7 @@ __all__ = [
     "SessionRecord",
     "SessionRecorder",
     "SessionReportsDb",
+    "SessionRoles",
     "SessionRowWithStatus",
     "SessionStats",
     "SessionStatus",

@@ -86,8 +86,9 @@ class SessionLifecycleDb(SessionWriter, Protocol):
 class SqlAlchemySessionLifecycleDb(WritesItems):
     """`SessionLifecycleDb` on Postgres. Made by `SessionDatabase`; not constructed by hosts."""
 
-    def __init__(self, execution: Execution, writer: ItemWriter, abandon_after: timedelta) -> None:
-        self._execution = execution
+    def __init__(self, primary: Execution, reading: Execution, writer: ItemWriter, abandon_after: timedelta) -> None:
+        self._primary = primary
+        self._reading = reading
         self._writer = writer
         self._abandon_after = abandon_after
 
@@ -111,7 +112,7 @@ class SqlAlchemySessionLifecycleDb(WritesItems):
             prefer_other_owner=wanted.prefer_other_owner,
             owner_id=wanted.owner_id,
         )
-        rows = await self._execution.fetch(sessions.with_status(session, self._abandon_after))
+        rows = await self._primary.fetch(sessions.with_status(session, self._abandon_after))
         return _session_row(rows[0]) if rows else None
 
     async def list_session_rows(self, filters: SessionListFilters) -> SessionListPage:
@@ -120,7 +121,7 @@ class SqlAlchemySessionLifecycleDb(WritesItems):
             raise InvalidValueError("filters", filters, "a SessionListFilters")
         order = sessions.order_of(filters)
         position = read_position(filters, order)
-        rows = await self._execution.fetch(sessions.list_sessions(filters, position, self._abandon_after))
+        rows = await self._reading.fetch(sessions.list_sessions(filters, position, self._abandon_after))
         page, told = answered_page(rows, order, filters)
         return SessionListPage(sessions=[_session_row(row) for row in page], **told)
 
@@ -135,9 +136,7 @@ class SqlAlchemySessionLifecycleDb(WritesItems):
         """See `SessionLifecycleDb`."""
         window = Window.of_call(since=since, until=until)
         asker = Viewer.of_caller(viewer, permitted_dataset_ids)
-        rows = await self._execution.fetch(
-            stats.aggregate_stats(asker, window.since, window.until, self._abandon_after)
-        )
+        rows = await self._reading.fetch(stats.aggregate_stats(asker, window.since, window.until, self._abandon_after))
         figures = dict(rows[0]._mapping)
         count = figures["sessions"]
         agent_time_s: Decimal = figures.pop("agent_time_s")
@@ -163,7 +162,7 @@ class SqlAlchemySessionLifecycleDb(WritesItems):
         """See `SessionLifecycleDb`."""
         window = Window.of_call(since=since, until=until)
         asker = Viewer.of_caller(viewer, permitted_dataset_ids)
-        rows = await self._execution.fetch(costs.cost_by_model(asker, window.since, window.until))
+        rows = await self._reading.fetch(costs.cost_by_model(asker, window.since, window.until))
         return [CostByModelRow(**row._mapping) for row in rows]
 
 
