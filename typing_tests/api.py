@@ -9,6 +9,7 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 
 from session_lifecycle import (
+    BackgroundRollUp,
     CostByAgentRow,
     CostByModelRow,
     CostByUserRow,
@@ -23,6 +24,8 @@ from session_lifecycle import (
     Receipt,
     ReconcileReport,
     ReopenOutcome,
+    RollUpReport,
+    RollUpSnapshot,
     RunFilters,
     RunPage,
     SessionActivityDb,
@@ -33,6 +36,7 @@ from session_lifecycle import (
     SessionListPage,
     SessionMaintenanceDb,
     SessionReportsDb,
+    SessionRoles,
     SessionRowWithStatus,
     SessionStats,
     SessionStatus,
@@ -130,11 +134,12 @@ async def care(maintenance: SessionMaintenanceDb, user: UUID, age: timedelta) ->
     assert_type(receipt, ErasureReceipt)
     assert_type(receipt.pseudonym, UUID | None)
     assert_type(await maintenance.reconcile(repair=True), ReconcileReport)
+    assert_type(await maintenance.roll_up(on_progress=lambda _report: None), RollUpReport)
 
 
 async def ways_in(engine: AsyncEngine, connection: AsyncConnection, session: AsyncSession) -> None:
     """The front door; every role is both protocols."""
-    db = SessionDatabase.from_engine(engine)
+    db = SessionDatabase.from_engine(engine, read_engine=engine)
     writer: SessionWriter = db.lifecycle
     reader: SessionLifecycleDb = db.lifecycle
     wrap(writer)
@@ -146,7 +151,13 @@ async def ways_in(engine: AsyncEngine, connection: AsyncConnection, session: Asy
     assert_type(db.reports, SessionReportsDb)
     assert_type(db.bind(connection).reports, SessionReportsDb)
     assert_type(db.maintenance, SessionMaintenanceDb)
-    async with SessionDatabase.connect("postgresql://h/x", pgbouncer=True) as connected:
+    assert_type(db.bind(connection), SessionRoles)
+    assert_type(db.primary, SessionRoles)
+    assert_type(db.primary.lifecycle, SessionLifecycleDb)
+    async with db.rolling_up(every=timedelta(minutes=1)) as rolling_up:
+        assert_type(rolling_up, BackgroundRollUp)
+        assert_type(rolling_up.snapshot(), RollUpSnapshot)
+    async with SessionDatabase.connect("postgresql://h/x", read_url="postgresql://r/x", pgbouncer=True) as connected:
         assert_type(connected, SessionDatabase)
     async with SessionDatabase.embedded() as embedded:
         assert_type(embedded.engine, AsyncEngine)

@@ -226,7 +226,9 @@ async def test_rolling_up_goes_on_when_the_database_is_there(empty_url: str) -> 
     with running("roll-up", "--every", "0.01", "--database-url", empty_url) as process:
         assert process.stderr is not None
         told = await asyncio.to_thread(process.stderr.readline)
-        assert told.startswith("rolling up failed, and is tried again in about 0.01 s: schema 'session_lifecycle' is not migrated")
+        assert told.startswith(
+            "rolling up failed, and is tried again in about 0.01 s: schema 'session_lifecycle' is not"
+        )
         async with SessionDatabase.connect(empty_url) as db:
             await db.migrate()
             await db.lifecycle.accumulate_usage("s", USER, "m", 1, cost_usd=1)
