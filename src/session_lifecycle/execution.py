@@ -268,10 +268,10 @@ def _sqlstate(error: BaseException) -> str | None:
 
 def _wrote_nothing(error: BaseException) -> bool:
     """Whether a statement that was sent certainly took no effect."""
-    # The plan was of an older schema; the connection was known to be closed; or the transaction was rolled back.
-    return isinstance(_driver_error(error), asyncpg.InvalidCachedStatementError | asyncpg.InterfaceError) or _sqlstate(
-        error
-    ) in {*CONFLICTS, READ_ONLY}
+    if _sqlstate(error) in {*CONFLICTS, READ_ONLY}:
+        return True  # the transaction was rolled back
+    # The plan was of an older schema, or the connection was known to be closed.
+    return isinstance(_driver_error(error), asyncpg.InvalidCachedStatementError | asyncpg.InterfaceError)
 
 
 def _is_passing(error: BaseException) -> bool:

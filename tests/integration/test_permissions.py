@@ -76,8 +76,15 @@ async def grant(db: SessionDatabase, statements: list[str]) -> None:
 async def read_everything(db: SessionDatabase) -> int:
     assert await db.lifecycle.get_session_row("s", USER) is not None
     page = await db.lifecycle.list_session_rows(SessionListFilters(viewer=ONE))
-    assert page.total == (await db.lifecycle.aggregate_stats(ONE)).sessions
-    return sum(row.tokens_in for row in await db.lifecycle.cost_by_model(ONE))
+    sessions, tokens_in = await read_figures(db)
+    assert page.total == sessions
+    return tokens_in
+
+
+async def read_figures(db: SessionDatabase) -> tuple[int, int]:
+    """How many sessions there are, and what their models were given."""
+    stats, costs = await db.lifecycle.aggregate_stats(ONE), await db.lifecycle.cost_by_model(ONE)
+    return stats.sessions, sum(row.tokens_in for row in costs)
 
 
 async def live(db: SessionDatabase, user: UUID = USER) -> None:
@@ -144,6 +151,11 @@ async def test_the_worker_needs_each_of_its_rights(
         async with SessionDatabase.connect(url) as db:
             with pytest.raises(ConfigurationError, match="42501"):
                 await write_everything(db, session_database, UUID(int=number))
+    for table in (*CHANGES, *ROLLUPS):
+        await grant(session_database, [*grants, f"REVOKE SELECT ON session_lifecycle.{table} FROM {role}"])
+        async with SessionDatabase.connect(url) as db:
+            with pytest.raises(ConfigurationError, match="42501"):
+                await read_figures(db)
 
 
 async def test_the_worker_is_granted_what_was_taken_from_everybody(
