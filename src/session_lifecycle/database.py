@@ -54,7 +54,7 @@ class BoundSessionDatabase:
         writer = ItemWriter(execution, prices, payloads)
         self.lifecycle: SessionLifecycleDb = SqlAlchemySessionLifecycleDb(execution, writer, settings.abandon_after)
         self.activity: SessionActivityDb = SqlAlchemySessionActivityDb(execution, settings.abandon_after)
-        self.reports: SessionReportsDb = SqlAlchemySessionReportsDb(execution)
+        self.reports: SessionReportsDb = SqlAlchemySessionReportsDb(execution, settings.abandon_after)
         self.maintenance: SessionMaintenanceDb = SqlAlchemySessionMaintenanceDb(
             execution, prices, settings.abandon_after
         )
@@ -225,8 +225,8 @@ class SessionDatabase:
 
     @property
     def reports(self) -> SessionReportsDb:
-        """What was spent, by whom, and how runs did."""
-        return SqlAlchemySessionReportsDb(self._execution())
+        """What was spent, by whom, on what tokens, and how long sessions and runs took."""
+        return SqlAlchemySessionReportsDb(self._execution(), self._settings.abandon_after)
 
     @property
     def maintenance(self) -> SessionMaintenanceDb:
