@@ -140,15 +140,15 @@ class SqlAlchemySessionLifecycleDb(WritesItems):
         )
         figures = dict(rows[0]._mapping)
         count = figures["sessions"]
-        agent_time_s: Decimal = figures.pop("agent_time_s")
+        agent_time_us = int(figures.pop("agent_time_us"))
         judged = figures["completed"] + figures["failed"] + figures["abandoned"]
         figures["tokens_in"], figures["tokens_out"] = int(figures["tokens_in"]), int(figures["tokens_out"])
         return SessionStats(
             **figures,
             tokens_total=figures["tokens_in"] + figures["tokens_out"],
             avg_spend_per_session_usd=_average(figures["total_spend_usd"], count),
-            agent_time_s=float(agent_time_s),
-            avg_session_s=float(agent_time_s / count) if count else 0.0,
+            agent_time_s=agent_time_us / 1_000_000,
+            avg_session_s=agent_time_us / (1_000_000 * count) if count else 0.0,
             success_rate=figures["completed"] / judged if judged else 1.0,
         )
 

@@ -6,10 +6,25 @@ and merged, a page reads a page's worth of rows.
 
 from collections.abc import Sequence
 from itertools import product
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from uuid import UUID
 
+from sqlalchemy import ColumnElement, all_, and_, any_, bindparam, true
+from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.types import Uuid
+
+from session_lifecycle.entities import (
+    RolledUpSessionEntity,
+    SessionModelRollupChangeEntity,
+    SessionRecordEntity,
+    SessionRollupChangeEntity,
+)
 from session_lifecycle.models import Viewer
+
+OfSessions = type[
+    SessionRecordEntity | RolledUpSessionEntity | SessionRollupChangeEntity | SessionModelRollupChangeEntity
+]
+"""A table whose rows are of a session each, and so of its user and data set."""
 
 
 class Scopes(NamedTuple):
@@ -25,6 +40,27 @@ class Scopes(NamedTuple):
     def overlap(self) -> Sequence[tuple[UUID, UUID]]:
         """Whose sessions in which data set are in the scopes twice: for the owner's sake and for the data set's."""
         return tuple(product(self.users, self.datasets))
+
+    def conditions(self, table: OfSessions) -> list[ColumnElement[bool]]:
+        """One for each kind of scope, and a row meets at most one of them: to be asked one by one, and put together."""
+        if self.everybody:
+            return [true()]
+        found: list[ColumnElement[bool]] = []
+        if self.users:
+            found.append(table.user_id == any_(ids(self.users)))
+        if self.datasets:
+            shared = table.dataset_id == any_(ids(self.datasets))
+            found.append(and_(shared, table.user_id != all_(ids(self.users))) if self.users else shared)
+        if self.pairs:
+            users, datasets = zip(*self.pairs, strict=True)
+            # They are one user in some data sets, or some users in one.
+            found.append(and_(table.user_id == any_(ids(users)), table.dataset_id == any_(ids(datasets))))
+        return found
+
+
+def ids(values: Sequence[UUID]) -> ColumnElement[Any]:
+    """As an array: the same statement however many there are."""
+    return bindparam(None, list(dict.fromkeys(values)), type_=ARRAY(Uuid))
 
 
 def scopes(viewer: Viewer, owner_id: UUID | None = None, dataset_id: UUID | None = None) -> Scopes:
