@@ -23,7 +23,7 @@ from session_lifecycle.models import (
 )
 from session_lifecycle.models.reads import Window
 from session_lifecycle.models.reports import Series, TelemetryFilters
-from session_lifecycle.statements import costs, durations, runs_telemetry, spending
+from session_lifecycle.statements import costs, durations, runs_telemetry, spending, stats
 
 NO_DURATIONS = Durations(count=0, p50_s=None, p90_s=None, p95_s=None, p99_s=None)
 
@@ -229,7 +229,7 @@ class SqlAlchemySessionReportsDb:
         """See `SessionReportsDb`."""
         window = Window.of_call(since=since, until=until)
         asker = Viewer.of_caller(viewer)
-        statement = durations.session_durations(asker, window.since, window.until, self._abandon_after)
+        statement = stats.session_durations(asker, window.since, window.until, self._abandon_after)
         together, *rows = await self._execution.fetch(statement)
         found = {row.key: Durations(**_durations(row)) for row in rows}
         by_status = {status: found.get(status, NO_DURATIONS) for status in EffectiveStatus}

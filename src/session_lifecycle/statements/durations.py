@@ -1,16 +1,10 @@
-"""How long things took, and how long sessions did."""
+"""How long things took."""
 
-from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import ColumnElement, Double, Numeric, Select, Subquery, extract, func, select, tuple_, type_coerce
 
-from session_lifecycle.entities import SessionRecordEntity as S
-from session_lifecycle.models import Viewer
 from session_lifecycle.statements.json_values import Column
-from session_lifecycle.statements.status import clock, effective_status
-from session_lifecycle.statements.visibility import visible
-from session_lifecycle.statements.windows import active_within
 
 PERCENTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
 
@@ -18,10 +12,6 @@ PERCENTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
 def lasted_us(began: Column, ended: Column) -> ColumnElement[Any]:
     """From one moment to the other in microseconds, exact and never negative."""
     return func.greatest(type_coerce(extract("epoch", ended - began), Numeric) * 1_000_000, 0, type_=Numeric)
-
-
-SESSION_LASTED_US = lasted_us(S.started_at, func.coalesce(S.ended_at, S.last_activity_at))
-"""The duration of rule R16."""
 
 
 def percentiles(duration_us: ColumnElement[Any]) -> dict[str, ColumnElement[Any]]:
@@ -48,15 +38,3 @@ def durations_of(rows: Subquery) -> Select[*tuple[Any, ...]]:
         .group_by(func.grouping_sets(tuple_(), tuple_(rows.c.key)))
         .order_by(rows.c.key.is_not(None), func.count().desc(), rows.c.key)
     )
-
-
-def session_durations(
-    viewer: Viewer, since: datetime | None, until: datetime | None, abandon_after: timedelta
-) -> Select[*tuple[Any, ...]]:
-    """As `durations_of`, by effective status."""
-    rows = (
-        select(effective_status(abandon_after, clock()).label("key"), SESSION_LASTED_US.label("duration_us"))
-        .where(visible(viewer), *active_within(since, until))
-        .subquery("sessions")
-    )
-    return durations_of(rows)

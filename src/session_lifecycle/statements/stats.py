@@ -3,14 +3,17 @@
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import BigInteger, ColumnElement, Numeric, Select, func, select, union_all
+from sqlalchemy import BigInteger, ColumnElement, Numeric, Select, and_, false, func, select, union_all
 
+from session_lifecycle.entities import RolledUpSessionEntity as U
+from session_lifecycle.entities import SessionRecordEntity as S
 from session_lifecycle.models import EffectiveStatus, Viewer
 from session_lifecycle.models.reads import SessionFilters
+from session_lifecycle.statements.durations import durations_of
 from session_lifecycle.statements.scopes import scopes
 from session_lifecycle.statements.spans import by_effective_status, filled
 from session_lifecycle.statements.status import clock
-from session_lifecycle.statements.totals import session_totals
+from session_lifecycle.statements.totals import active_in, duration_us, session_totals
 
 
 def aggregate_stats(
@@ -53,3 +56,18 @@ def count_sessions(
         filters.agent_name,
     ).subquery("found")
     return select(func.coalesce(func.sum(found.c.sessions), 0).cast(BigInteger)).scalar_subquery()
+
+
+def session_durations(
+    viewer: Viewer, since: datetime | None, until: datetime | None, abandon_after: timedelta
+) -> Select[*tuple[Any, ...]]:
+    """As `durations_of`, by effective status. From rows only: percentiles of parts tell nothing about the whole."""
+    spans = union_all(*by_effective_status(since, until, abandon_after, clock()).values()).cte("spans")
+    found = [
+        select(spans.c.label.label("key"), duration_us(table).label("duration_us")).join_from(
+            spans, table, and_(seen, table.status == spans.c.status, *active_in(table, spans))
+        )
+        for table in (U, S)
+        for seen in scopes(viewer).conditions(table) or [false()]
+    ]
+    return durations_of(union_all(*found).subquery("sessions"))
