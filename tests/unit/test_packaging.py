@@ -40,6 +40,7 @@ PUBLIC = [
     "RecorderSnapshot",
     "ReopenOutcome",
     "RepriceReport",
+    "RollUpReport",
     "Run",
     "RunDetail",
     "RunDurations",

@@ -1,6 +1,7 @@
 """Figures over all sessions of a viewer (rule R16)."""
 
 from datetime import datetime, timedelta
+from itertools import product
 from typing import Any
 
 from sqlalchemy import BigInteger, ColumnElement, Numeric, Select, and_, false, func, select, union_all
@@ -62,12 +63,13 @@ def session_durations(
     viewer: Viewer, since: datetime | None, until: datetime | None, abandon_after: timedelta
 ) -> Select[*tuple[Any, ...]]:
     """As `durations_of`, by effective status. From rows only: percentiles of parts tell nothing about the whole."""
-    spans = union_all(*by_effective_status(since, until, abandon_after, clock()).values()).cte("spans")
+    # One by one, so that each is planned by the window it has.
+    spans = [span.subquery() for span in by_effective_status(since, until, abandon_after, clock()).values()]
     found = [
-        select(spans.c.label.label("key"), duration_us(table).label("duration_us")).join_from(
-            spans, table, and_(seen, table.status == spans.c.status, *active_in(table, spans))
+        select(span.c.label.label("key"), duration_us(table).label("duration_us")).join_from(
+            span, table, and_(seen, table.status == span.c.status, *active_in(table, span))
         )
-        for table in (U, S)
+        for span, table in product(spans, (U, S))
         for seen in scopes(viewer).conditions(table) or [false()]
     ]
     return durations_of(union_all(*found).subquery("sessions"))
