@@ -24,6 +24,7 @@ from session_lifecycle.models import (
 from session_lifecycle.models.reads import Window
 from session_lifecycle.models.reports import Series, TelemetryFilters
 from session_lifecycle.statements import costs, durations, runs_telemetry, spending, stats
+from session_lifecycle.statements.scopes import scopes
 
 NO_DURATIONS = Durations(count=0, p50_s=None, p90_s=None, p95_s=None, p99_s=None)
 
@@ -228,9 +229,9 @@ class SqlAlchemySessionReportsDb:
     ) -> SessionDurations:
         """See `SessionReportsDb`."""
         window = Window.of_call(since=since, until=until)
-        asker = Viewer.of_caller(viewer)
-        statement = stats.session_durations(asker, window.since, window.until, self._abandon_after)
-        together, *rows = await self._execution.fetch(statement)
+        seen = scopes(Viewer.of_caller(viewer))
+        parameters = {**seen.parameters(), **window.model_dump(), "abandon_after": self._abandon_after, "as_of": None}
+        together, *rows = await self._execution.fetch(stats.session_durations(seen.kinds), parameters)
         found = {row.key: Durations(**_durations(row)) for row in rows}
         by_status = {status: found.get(status, NO_DURATIONS) for status in EffectiveStatus}
         return SessionDurations(**_durations(together), by_status=by_status)

@@ -23,6 +23,7 @@ from session_lifecycle.models import (
 )
 from session_lifecycle.models.reads import OneSession, Window
 from session_lifecycle.statements import costs, sessions, stats
+from session_lifecycle.statements.scopes import scopes
 from session_lifecycle.writing import Answer, ItemWriter, SessionWriter, WritesItems
 
 AVERAGE_DECIMALS = Decimal("1e-10")
@@ -135,9 +136,9 @@ class SqlAlchemySessionLifecycleDb(WritesItems):
         """See `SessionLifecycleDb`."""
         window = Window.of_call(since=since, until=until)
         asker = Viewer.of_caller(viewer, permitted_dataset_ids)
-        rows = await self._execution.fetch(
-            stats.aggregate_stats(asker, window.since, window.until, self._abandon_after)
-        )
+        seen = scopes(asker)
+        parameters = {**seen.parameters(), **window.model_dump(), "abandon_after": self._abandon_after, "as_of": None}
+        rows = await self._execution.fetch(stats.aggregate_stats(seen.kinds), parameters)
         figures = dict(rows[0]._mapping)
         count = figures["sessions"]
         agent_time_us = int(figures.pop("agent_time_us"))
@@ -163,7 +164,9 @@ class SqlAlchemySessionLifecycleDb(WritesItems):
         """See `SessionLifecycleDb`."""
         window = Window.of_call(since=since, until=until)
         asker = Viewer.of_caller(viewer, permitted_dataset_ids)
-        rows = await self._execution.fetch(costs.cost_by_model(asker, window.since, window.until))
+        seen = scopes(asker)
+        parameters = {**seen.parameters(), **window.model_dump()}
+        rows = await self._execution.fetch(costs.cost_by_model(seen.kinds), parameters)
         return [CostByModelRow(**row._mapping) for row in rows]
 
 

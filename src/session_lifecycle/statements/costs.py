@@ -1,13 +1,14 @@
 """What each model cost (rule R17), each agent and each user."""
 
 from datetime import datetime
+from functools import cache
 from typing import Any
 
 from sqlalchemy import BigInteger, ColumnElement, Numeric, Select, Text, func, null, select
 
 from session_lifecycle.entities import SessionRecordEntity as S
 from session_lifecycle.models import Viewer
-from session_lifecycle.statements.scopes import scopes
+from session_lifecycle.statements.scopes import ScopeKinds
 from session_lifecycle.statements.spans import filled, span, window
 from session_lifecycle.statements.totals import MODEL_FIGURES, model_totals
 from session_lifecycle.statements.visibility import visible
@@ -16,10 +17,14 @@ from session_lifecycle.statements.windows import active_within
 UNKNOWN_AGENT = "unknown"
 
 
-def cost_by_model(viewer: Viewer, since: datetime | None, until: datetime | None) -> Select[*tuple[Any, ...]]:
-    """One row per model, most expensive first, ties by name. A model whose every event was revised away has none."""
-    spans = span(null().cast(Text), null().cast(Text), *window(since, until)).cte("spans")
-    found = model_totals(scopes(viewer), filled(spans)).subquery("found")
+@cache
+def cost_by_model(kinds: ScopeKinds) -> Select[*tuple[Any, ...]]:
+    """One row per model, most expensive first, ties by name. A model whose every event was revised away has none.
+
+    Binds the window, `since` and `until`, and what the scopes do.
+    """
+    spans = span(null().cast(Text), null().cast(Text), *window()).cte("spans")
+    found = model_totals(kinds, filled(spans)).subquery("found")
     told = {"key": "model", "sessions": "session_count"}
     columns = [found.c[name].label(told.get(name, name)) for name in ("key", *MODEL_FIGURES)]
     return select(*columns).order_by(found.c.cost_usd.desc(), found.c.key)

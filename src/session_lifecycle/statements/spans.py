@@ -1,7 +1,7 @@
 """Spans of time, and the buckets of the roll-ups that fill them."""
 
 from collections.abc import Callable
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any, NamedTuple
 
 from sqlalchemy import (
@@ -19,8 +19,8 @@ from sqlalchemy import (
     union_all,
 )
 
-from session_lifecycle.models import EffectiveStatus
-from session_lifecycle.statements.status import INSTANT
+from session_lifecycle.models import EffectiveStatus, SessionStatus
+from session_lifecycle.statements.status import INSTANT, clock
 
 Moment = ColumnElement[datetime]
 
@@ -60,27 +60,29 @@ LEVELS = (
 )
 
 
-def window(since: datetime | None, until: datetime | None) -> tuple[Moment, Moment]:
-    """Where a window begins and ends, endless where it is open."""
-    begin = literal_column("timestamptz '-infinity'", INSTANT) if since is None else bindparam("since", since, INSTANT)
-    end = literal_column("timestamptz 'infinity'", INSTANT) if until is None else bindparam("until", until, INSTANT)
+def window() -> tuple[Moment, Moment]:
+    """Where the window of the bound `since` and `until` begins and ends, endless where it is open."""
+    begin = func.coalesce(bindparam("since", type_=INSTANT), literal_column("'-infinity'::timestamptz", INSTANT))
+    end = func.coalesce(bindparam("until", type_=INSTANT), literal_column("'infinity'::timestamptz", INSTANT))
     return begin, end
 
 
-def by_effective_status(
-    since: datetime | None, until: datetime | None, abandon_after: timedelta, now: Moment
-) -> dict[EffectiveStatus, Select[*tuple[Any, ...]]]:
-    """A window on the last activity: of each effective status, the stored status and the span it comes down to."""
-    begin, end = window(since, until)
-    cut = now - bindparam("abandon_after", abandon_after, type_=Interval())
+def by_effective_status() -> dict[EffectiveStatus, Select[*tuple[Any, ...]]]:
+    """The window on the last activity: of each effective status, the stored status and the span it comes down to.
+
+    Binds `since`, `until`, `abandon_after` and, null for now, the clock `as_of`.
+    """
+    begin, end = window()
+    now = func.coalesce(bindparam("as_of", type_=INSTANT), clock(), type_=INSTANT)
+    cut = now - bindparam("abandon_after", type_=Interval())
     found = {
-        EffectiveStatus.RUNNING: ("running", func.greatest(begin, cut), end),
-        EffectiveStatus.COMPLETED: ("completed", begin, end),
-        EffectiveStatus.FAILED: ("failed", begin, end),
-        EffectiveStatus.ABANDONED: ("running", begin, func.least(end, cut)),
+        EffectiveStatus.RUNNING: (SessionStatus.RUNNING, func.greatest(begin, cut), end),
+        EffectiveStatus.COMPLETED: (SessionStatus.COMPLETED, begin, end),
+        EffectiveStatus.FAILED: (SessionStatus.FAILED, begin, end),
+        EffectiveStatus.ABANDONED: (SessionStatus.RUNNING, begin, func.least(end, cut)),
     }
     return {
-        effective: span(literal(effective.value, Text), literal(stored, Text), first, last)
+        effective: span(literal(effective.value, Text), literal(stored.value, Text), first, last)
         for effective, (stored, first, last) in found.items()
     }
 

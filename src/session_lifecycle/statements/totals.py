@@ -23,9 +23,11 @@ from sqlalchemy import (
     bindparam,
     case,
     column,
+    false,
     func,
     join,
     literal,
+    literal_column,
     or_,
     select,
     true,
@@ -44,7 +46,7 @@ from session_lifecycle.entities import SessionRecordEntity as S
 from session_lifecycle.entities import SessionRollupChangeEntity as C
 from session_lifecycle.entities import SessionRollupEntity as B
 from session_lifecycle.statements.durations import lasted_us
-from session_lifecycle.statements.scopes import Scopes
+from session_lifecycle.statements.scopes import ScopeKinds
 from session_lifecycle.statements.spans import Filled, begin_of_minute
 
 SESSION_FIGURES = (
@@ -71,7 +73,7 @@ MODEL_FIGURES = (
 )
 COUNTS = {"sessions", "events", "unpriced_events", "unmeasured_events", "late_events"}
 UNKNOWN_MODEL = "unknown"
-NOBODY = UUID(int=0)
+NOBODY: ColumnElement[UUID] = literal_column("'00000000-0000-0000-0000-000000000000'::uuid", Uuid)
 """What a bucket has for a user or data set where its family has none."""
 
 Instants = InstrumentedAttribute[Any]
@@ -83,38 +85,38 @@ def duration_us(session: type[S | U]) -> ColumnElement[Any]:
 
 
 def session_totals(
-    scopes: Scopes, spans: Filled, figures: Sequence[str] = SESSION_FIGURES, agent_name: str | None = None
+    kinds: ScopeKinds, spans: Filled, figures: Sequence[str] = SESSION_FIGURES, *, of_agent: bool = False
 ) -> Select[*tuple[Any, ...]]:
     """A row for each label of the spans with sessions: `key`, the label, and these figures added up.
 
-    Of one agent only where that is asked; the roll-ups do not know agents, so those sessions are read one by one.
+    Of the bound `agent_name` only, where that is asked. The roll-ups do not know agents: sessions are read one by one.
     """
     parts = []
-    if agent_name is None:
-        probe = _probe(scopes, spans.pieces)
+    if not of_agent:
+        probe = _probe(kinds, spans.pieces)
         buckets = (*_of_bucket(B, probe), B.status == probe.c.status)
         parts.append(_of_each(probe, probe.c.label, _sums(B, figures, probe.c.sign), *buckets))
         whole = spans.whole
-        for seen in scopes.conditions(C):
+        for seen in kinds.conditions(C):
             changes = (seen, C.status == whole.c.status, *_within(C.starts_at, whole))
             parts.append(_of_each(whole, whole.c.label, _sums(C, figures), *changes))
-    for table, over in ((U, spans.edges if agent_name is None else spans.spans), (S, spans.spans)):
-        for seen in scopes.conditions(table):
+    for table, over in ((U, spans.spans if of_agent else spans.edges), (S, spans.spans)):
+        for seen in kinds.conditions(table):
             rows = [seen, table.status == over.c.status, *active_in(table, over)]
-            if agent_name is not None:
-                rows.append(table.agent_name == agent_name)
+            if of_agent:
+                rows.append(table.agent_name == bindparam("agent_name", type_=Text))
             parts.append(_of_each(over, over.c.label, _sums_of_rows(table, figures), *rows))
     return _added_up(parts, figures)
 
 
-def model_totals(scopes: Scopes, spans: Filled) -> Select[*tuple[Any, ...]]:
+def model_totals(kinds: ScopeKinds, spans: Filled) -> Select[*tuple[Any, ...]]:
     """A row for each model that sessions in the spans used: `key`, its name, and its figures added up."""
-    probe = _probe(scopes, spans.pieces)
+    probe = _probe(kinds, spans.pieces)
     parts = [_of_each(probe, Mb.model, _sums(Mb, MODEL_FIGURES, probe.c.sign), *_of_bucket(Mb, probe), grouped=True)]
-    for seen in scopes.conditions(Mc):
+    for seen in kinds.conditions(Mc):
         changes = (seen, *_within(Mc.starts_at, spans.whole))
         parts.append(_of_each(spans.whole, Mc.model, _sums(Mc, MODEL_FIGURES), *changes, grouped=True))
-    for seen in scopes.conditions(U):
+    for seen in kinds.conditions(U):
         share = _shares()
         rows = (seen, *active_in(U, spans.edges))
         sums = {"sessions": func.count(), **{name: func.sum(share.c[name]) for name in MODEL_FIGURES[1:]}}
@@ -126,7 +128,7 @@ def model_totals(scopes: Scopes, spans: Filled) -> Select[*tuple[Any, ...]]:
     # Of a model whose every event was revised away there is nothing to report.
     has_any = or_(M.events > 0, M.tokens_in > 0, M.tokens_out > 0, M.cost_usd > 0)
     of_session = and_(S.user_id == M.user_id, S.session_id == M.session_id)
-    for seen in scopes.conditions(S):
+    for seen in kinds.conditions(S):
         rows = (seen, *active_in(S, spans.spans), has_any)
         parts.append(_of_each(spans.spans, model, sums, *rows, grouped=True, of=join(S, M, of_session)))
     return _added_up(parts, MODEL_FIGURES)
@@ -173,27 +175,34 @@ def _shares() -> FromClause:
     return func.jsonb_to_recordset(U.models).table_valued(*columns, name="share").render_derived(with_types=True)
 
 
-def _probe(scopes: Scopes, pieces: CTE) -> FromClause:
+def _probe(kinds: ScopeKinds, pieces: CTE) -> FromClause:
     """Which runs of buckets are to be added or, of users' sessions in data sets that were added twice, taken away."""
-    families = [
-        *(("user", user, NOBODY, 1) for user in scopes.users),
-        *(("dataset", NOBODY, dataset, 1) for dataset in scopes.datasets),
-        *(("user_dataset", user, dataset, 1) for user, dataset in scopes.pairs),
-        *(("user_dataset", user, dataset, -1) for user, dataset in scopes.overlap),
-    ]
-    if scopes.everybody:
-        families = [("all", NOBODY, NOBODY, 1)]
-    kinds: dict[str, Any] = {"family": Text, "user_id": Uuid, "dataset_id": Uuid, "sign": Integer}
-    arrays: list[ColumnElement[Any]] = [
-        bindparam(None, list(values), type_=ARRAY(kind))
-        for values, kind in zip(zip(*families, strict=True) if families else ((),) * 4, kinds.values(), strict=True)
-    ]
-    columns = [column(name, kind) for name, kind in kinds.items()]
-    family = func.unnest(*arrays).table_valued(*columns, name="family").render_derived()
-    return (
-        select(*family.c, pieces.c.label, pieces.c.status, pieces.c.level, pieces.c.since, pieces.c.until)
-        .join_from(family, pieces, true())
-        .cte("probe")
+    user, dataset = _unnested("users", "user"), _unnested("datasets", "dataset")
+    everybody = _family("all", NOBODY, NOBODY, 1)
+    families = [everybody if kinds.everybody else everybody.where(false())]
+    if kinds.users:
+        families.append(_family("user", user.c.id, NOBODY, 1))
+    if kinds.datasets:
+        families.append(_family("dataset", NOBODY, dataset.c.id, 1))
+    if kinds.pairs or (kinds.users and kinds.datasets):
+        of_both = _family("user_dataset", user.c.id, dataset.c.id, 1 if kinds.pairs else -1)
+        families.append(of_both.select_from(user.join(dataset, true())))
+    family = union_all(*families).subquery("family")
+    return select(*family.c, *pieces.c).join_from(family, pieces, true()).cte("probe")
+
+
+def _unnested(name: str, alias: str) -> FromClause:
+    return func.unnest(bindparam(name, type_=ARRAY(Uuid))).table_valued(column("id", Uuid), name=alias).render_derived()
+
+
+def _family(
+    name: str, user_id: ColumnElement[UUID], dataset_id: ColumnElement[UUID], sign: int
+) -> Select[*tuple[Any, ...]]:
+    return select(
+        literal(name, Text).label("family"),
+        user_id.label("user_id"),
+        dataset_id.label("dataset_id"),
+        literal(sign, Integer).label("sign"),
     )
 
 
