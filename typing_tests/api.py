@@ -13,6 +13,7 @@ from session_lifecycle import (
     CostByAgentRow,
     CostByModelRow,
     CostByUserRow,
+    Durations,
     EffectiveStatus,
     End,
     EndOutcome,
@@ -26,11 +27,13 @@ from session_lifecycle import (
     ReopenOutcome,
     RollUpReport,
     RollUpSnapshot,
+    RunDurations,
     RunFilters,
     RunPage,
     SessionActivityDb,
     SessionDatabase,
     SessionDetail,
+    SessionDurations,
     SessionLifecycleDb,
     SessionListFilters,
     SessionListPage,
@@ -47,6 +50,7 @@ from session_lifecycle import (
     TelemetryKey,
     TelemetrySummary,
     ThreadPage,
+    TokensByClass,
     Touch,
     TouchOutcome,
     UsageEvent,
@@ -116,6 +120,15 @@ async def report(reports: SessionReportsDb, user: UUID, since: datetime) -> None
     assert_type(await reports.spend(user, since=since), Spend)
     assert_type(await reports.cost_by_agent(Viewer.auditor(), since, since), list[CostByAgentRow])
     assert_type(await reports.cost_by_user(user), list[CostByUserRow])
+    tokens = await reports.tokens_by_class(user, since=since)
+    assert_type(tokens, TokensByClass)
+    assert_type(tokens.by_model["m"].uncached_input_tokens, int)
+    sessions = await reports.session_durations(user, since, since)
+    assert_type(sessions, SessionDurations)
+    assert_type(sessions.by_status[EffectiveStatus.ABANDONED].p99_s, float | None)
+    runs = await reports.run_durations(Viewer.auditor(), since)
+    assert_type(runs, RunDurations)
+    assert_type(runs.by_agent["coder"], Durations)
     points = await reports.usage_timeseries(user, since=since, until=since, bucket="hour", group_by="model")
     assert_type(points, list[UsagePoint])
     telemetry = await reports.telemetry(user, provider="anthropic", model="m", client="Unknown", until=since)

@@ -248,7 +248,7 @@ class SessionDatabase:
 
     @property
     def reports(self) -> SessionReportsDb:
-        """What was spent, by whom, and how runs did."""
+        """What was spent, by whom, on what tokens, and how long sessions and runs took."""
         return self._roles().reports
 
     @property

@@ -30,5 +30,5 @@ class SessionRoles:
         writer = ItemWriter(primary, prices, payloads)
         self.lifecycle: SessionLifecycleDb = SqlAlchemySessionLifecycleDb(primary, reading, writer, abandon_after)
         self.activity: SessionActivityDb = SqlAlchemySessionActivityDb(primary, reading, abandon_after)
-        self.reports: SessionReportsDb = SqlAlchemySessionReportsDb(reading)
+        self.reports: SessionReportsDb = SqlAlchemySessionReportsDb(reading, abandon_after)
         self.maintenance: SessionMaintenanceDb = SqlAlchemySessionMaintenanceDb(primary, prices, abandon_after)
