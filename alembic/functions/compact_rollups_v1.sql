@@ -2,7 +2,8 @@
 -- roll-ups have a single writer, and nobody who records anything waits for it. A bucket that is empty then goes.
 CREATE FUNCTION {schema}.compact_rollups_v1(most integer) RETURNS bigint
 LANGUAGE plpgsql
-SET jit = off
+-- A few thousand buckets are looked up by their keys, and sorted in memory.
+SET enable_hashjoin = off SET enable_mergejoin = off SET work_mem = '64MB' SET jit = off
 AS $body$
 DECLARE
     changes bigint;

@@ -68,8 +68,8 @@ class Execution(Protocol):
 
     schema: str
 
-    async def fetch(self, statement: Executable) -> Sequence[Any]:
-        """All rows of a statement that reads."""
+    async def fetch(self, statement: Executable, parameters: dict[str, Any] | None = None) -> Sequence[Any]:
+        """All rows of a statement that reads, and what it binds where it was built without values."""
         ...
 
     async def write(self, statement: AnySelect, parameters: dict[str, Any], *, repeatable: bool) -> Sequence[Any]:
@@ -94,11 +94,11 @@ class PoolExecution:
         self._engine = engine.execution_options(isolation_level="AUTOCOMMIT", **_options(schema))
         self._compiled: dict[Executable, tuple[str, Sequence[str]]] = {}
 
-    async def fetch(self, statement: Executable) -> Sequence[Any]:
+    async def fetch(self, statement: Executable, parameters: dict[str, Any] | None = None) -> Sequence[Any]:
         """See `Execution`."""
 
         async def run(connection: AsyncConnection) -> Sequence[Any]:
-            return (await connection.execute(statement)).all()
+            return (await connection.execute(statement, parameters)).all()
 
         return await self._repeated(self._connection, run, repeatable=True)
 
@@ -188,9 +188,9 @@ class BoundExecution:
         self._savepoints = savepoints
         self._level_known = False
 
-    async def fetch(self, statement: Executable) -> Sequence[Any]:
+    async def fetch(self, statement: Executable, parameters: dict[str, Any] | None = None) -> Sequence[Any]:
         """See `Execution`."""
-        return await self._run(statement, {})
+        return await self._run(statement, parameters or {})
 
     async def write(self, statement: AnySelect, parameters: dict[str, Any], *, repeatable: bool) -> Sequence[Any]:
         """See `Execution`."""

@@ -276,7 +276,10 @@ class SqlAlchemySessionMaintenanceDb:
         self, user_id: UUID, *, usage: Literal["delete", "anonymise"] = "delete", tombstone: bool = False
     ) -> ErasureReceipt:
         """See `SessionMaintenanceDb`."""
-        return await self._eraser.erase_user(Erasing.of_call(user_id=user_id, usage=usage, tombstone=tombstone))
+        receipt = await self._eraser.erase_user(Erasing.of_call(user_id=user_id, usage=usage, tombstone=tombstone))
+        # Until then the sums, and what was taken out of them, would name the user.
+        await self._roll_up.compact()
+        return receipt
 
     async def reconcile(self, *, repair: bool = False) -> ReconcileReport:
         """See `SessionMaintenanceDb`."""

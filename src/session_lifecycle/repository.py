@@ -23,6 +23,7 @@ from session_lifecycle.models import (
 )
 from session_lifecycle.models.reads import OneSession, Window
 from session_lifecycle.statements import costs, sessions, stats
+from session_lifecycle.statements.scopes import scopes
 from session_lifecycle.writing import Answer, ItemWriter, SessionWriter, WritesItems
 
 AVERAGE_DECIMALS = Decimal("1e-10")
@@ -135,20 +136,20 @@ class SqlAlchemySessionLifecycleDb(WritesItems):
         """See `SessionLifecycleDb`."""
         window = Window.of_call(since=since, until=until)
         asker = Viewer.of_caller(viewer, permitted_dataset_ids)
-        rows = await self._execution.fetch(
-            stats.aggregate_stats(asker, window.since, window.until, self._abandon_after)
-        )
+        seen = scopes(asker)
+        parameters = {**seen.parameters(), **window.model_dump(), "abandon_after": self._abandon_after, "as_of": None}
+        rows = await self._execution.fetch(stats.aggregate_stats(seen.kinds), parameters)
         figures = dict(rows[0]._mapping)
         count = figures["sessions"]
-        agent_time_s: Decimal = figures.pop("agent_time_s")
+        agent_time_us = int(figures.pop("agent_time_us"))
         judged = figures["completed"] + figures["failed"] + figures["abandoned"]
         figures["tokens_in"], figures["tokens_out"] = int(figures["tokens_in"]), int(figures["tokens_out"])
         return SessionStats(
             **figures,
             tokens_total=figures["tokens_in"] + figures["tokens_out"],
             avg_spend_per_session_usd=_average(figures["total_spend_usd"], count),
-            agent_time_s=float(agent_time_s),
-            avg_session_s=float(agent_time_s / count) if count else 0.0,
+            agent_time_s=agent_time_us / 1_000_000,
+            avg_session_s=agent_time_us / (1_000_000 * count) if count else 0.0,
             success_rate=figures["completed"] / judged if judged else 1.0,
         )
 
@@ -163,7 +164,9 @@ class SqlAlchemySessionLifecycleDb(WritesItems):
         """See `SessionLifecycleDb`."""
         window = Window.of_call(since=since, until=until)
         asker = Viewer.of_caller(viewer, permitted_dataset_ids)
-        rows = await self._execution.fetch(costs.cost_by_model(asker, window.since, window.until))
+        seen = scopes(asker)
+        parameters = {**seen.parameters(), **window.model_dump()}
+        rows = await self._execution.fetch(costs.cost_by_model(seen.kinds), parameters)
         return [CostByModelRow(**row._mapping) for row in rows]
 
 

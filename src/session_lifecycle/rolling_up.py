@@ -9,8 +9,8 @@ from session_lifecycle.models import RollUpReport
 from session_lifecycle.piecemeal import in_batches
 from session_lifecycle.statements import pruning, rolling_up
 
-MOST_AT_ONCE = 1000
-"""Sessions of one transaction, whose rows are locked as long as it takes."""
+MOST_AT_ONCE = 100
+"""Sessions of one transaction, whose rows are locked as long as it takes: some ten milliseconds."""
 CHANGES_AT_ONCE = 20_000
 """Changes put into the roll-ups in one transaction. Nobody waits for it, and many together are less work."""
 
@@ -38,21 +38,26 @@ class RollUp:
             report = report.model_copy(update={"sessions": report.sessions + sessions})
             waiting += sessions
             if waiting >= CHANGES_AT_ONCE:
-                report = await self.compact(report)
+                report = _with_changes(report, await self.compact())
                 waiting = 0
             if on_progress is not None:
                 on_progress(report)
-        report = await self.compact(report)
+        report = _with_changes(report, await self.compact())
         if on_progress is not None:
             on_progress(report)
         return report
 
-    async def compact(self, report: RollUpReport) -> RollUpReport:
-        """Puts the changes there are into the sums."""
+    async def compact(self) -> int:
+        """Puts the changes there are into the sums; how many it was."""
+        changes = 0
         while True:
             parameters = {"most": CHANGES_AT_ONCE}
-            [(changes,)] = await self._execution.write(self._compact, parameters, repeatable=True)
-            report = report.model_copy(update={"changes": report.changes + changes})
+            [(more,)] = await self._execution.write(self._compact, parameters, repeatable=True)
+            changes += int(more)
             # What is appended meanwhile is the next call's: under load there is always more.
-            if changes < CHANGES_AT_ONCE:
-                return report
+            if more < CHANGES_AT_ONCE:
+                return changes
+
+
+def _with_changes(report: RollUpReport, changes: int) -> RollUpReport:
+    return report.model_copy(update={"changes": report.changes + changes})

@@ -1,0 +1,362 @@
+"""Rolling up at any moment of any history: no answer depends on it, and the sums are those of the sessions."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+
+import pytest
+import pytest_asyncio
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from recount import Stored
+from session_lifecycle import (
+    End,
+    Item,
+    PriceOverride,
+    Run,
+    SessionDatabase,
+    SessionListFilters,
+    Settings,
+    Touch,
+    UsageEvent,
+    Viewer,
+    metadata,
+)
+from session_lifecycle.statements import rolling_up
+from session_lifecycle.testing import SessionClock
+from stored_rows import ask, table
+
+USERS = [UUID(int=number) for number in (1, 2, 3)]
+DATASETS = [UUID(int=number) for number in (11, 12)]
+NAMES = ["s", "t", "é"]
+AGENTS = ["planner", "coder"]
+MODELS = [None, "priced", "unpriced", "unknown"]
+# What is over for one is running for the next; a session is rolled up by any of them.
+THRESHOLDS = [timedelta(minutes=30), timedelta(minutes=7), timedelta(days=20)]
+PRICES = [{"priced": "0.37"}, {"priced": "0.5", "unpriced": "2"}, {"priced": "0.37"}]
+# Far from UTC and no whole hour: what is cut by days and months of any other zone is cut elsewhere.
+ELSEWHERE = {"server_settings": {"timezone": "Asia/Kathmandu"}}
+
+BEGINNING = datetime(2026, 3, 1, 12, 45, tzinfo=UTC)
+MICROSECOND = timedelta(microseconds=1)
+# Where quarters of an hour, days and months begin.
+EDGES = [
+    datetime(2025, 12, 1, tzinfo=UTC),
+    datetime(2026, 1, 1, tzinfo=UTC),
+    datetime(2026, 2, 1, tzinfo=UTC),
+    datetime(2026, 2, 28, tzinfo=UTC),
+    datetime(2026, 2, 28, 23, 45, tzinfo=UTC),
+    datetime(2026, 3, 1, tzinfo=UTC),
+    datetime(2026, 3, 1, 0, 15, tzinfo=UTC),
+    datetime(2026, 3, 1, 12, 30, tzinfo=UTC),
+]
+# Exactly there, just before and just after, and within.
+AROUND = [-MICROSECOND, timedelta(0), timedelta(0), MICROSECOND, timedelta(minutes=7)]
+
+users = st.sampled_from(USERS)
+names = st.sampled_from(NAMES)
+datasets = st.none() | st.sampled_from(DATASETS)
+agents = st.none() | st.sampled_from(AGENTS)
+numbers = st.sampled_from(range(len(THRESHOLDS)))
+ways = st.sampled_from(["direct", "direct", "bound", "rolled back"])
+past = st.builds(lambda edge, by: edge + by, st.sampled_from(EDGES), st.sampled_from(AROUND))
+# Of a window: such a moment, or as long before now as where a threshold is.
+recent = st.builds(lambda ago, by: ago + by, st.sampled_from([timedelta(0), *THRESHOLDS]), st.sampled_from(AROUND))
+edges = st.none() | past | recent
+viewers = st.one_of(
+    st.builds(
+        Viewer,
+        st.none() | users,
+        st.lists(st.sampled_from(DATASETS), max_size=2),
+        st.lists(users, max_size=2),
+    ),
+    st.builds(Viewer.of_users, st.lists(users, max_size=3)),
+    st.just(Viewer.auditor()),
+)
+filters = st.fixed_dictionaries(
+    {},
+    optional={
+        "status_filter": st.sampled_from(["running", "abandoned", "completed", "failed"]),
+        "owner_id": users,
+        "dataset_id": st.sampled_from(DATASETS),
+        "agent_name": st.sampled_from(AGENTS),
+    },
+)
+OF = "WHERE user_id = :user AND session_id = :name"
+FOREIGN = [
+    f"UPDATE session_records SET dataset_id = :dataset {OF}",
+    f"UPDATE session_records SET last_activity_at = last_activity_at - interval '15 minutes' {OF}",
+    f"UPDATE session_records SET status = 'failed', ended_at = started_at - interval '1 hour' {OF}",
+    f"UPDATE session_records SET cost_usd = cost_usd + 1, late_events = late_events + 1 {OF}",
+    f"UPDATE session_records SET session_id = session_id || '!' {OF} AND session_id NOT LIKE '%!'",
+    f"DELETE FROM session_records {OF}",
+]
+
+
+@st.composite
+def items(draw: st.DrawFn) -> Item:
+    """What callers record."""
+    key: dict[str, Any] = {"session_id": draw(names), "user_id": draw(users)}
+    at = draw(st.none() | past)
+    kind = draw(st.sampled_from([Touch, UsageEvent, UsageEvent, UsageEvent, End, Run]))
+    if kind is End:
+        return End(**key, at=at, status=draw(st.sampled_from(["completed", "failed"])))
+    where = {**key, "dataset_id": draw(datasets)}
+    if kind is Touch:
+        return Touch(**where, at=at, agent_name=draw(agents))
+    run_id = draw(st.sampled_from(["r1", "r2"]))
+    if kind is Run:
+        begun = draw(past)
+        named = {**where, "session_id": draw(st.none() | st.just(key["session_id"]))}
+        return Run(
+            **named,
+            run_id=run_id,
+            started_at=begun,
+            ended_at=draw(st.none() | st.just(begun)),
+            model=draw(st.sampled_from(MODELS)),
+            input="please",
+            reported_cost_usd=draw(st.none() | st.sampled_from([Decimal(0), Decimal("0.3"), Decimal(2)])),
+        )
+    tokens_in, tokens_out = draw(st.sampled_from([(0, 0), (10, 5), (7, 1), (0, 3)]))
+    cost = draw(st.none() | st.sampled_from([Decimal(0), Decimal("0.1"), Decimal("7e-18"), Decimal("9e8")]))
+    keyed = draw(st.none() | st.sampled_from(["k", "l"]))
+    return UsageEvent(
+        **where,
+        at=at,
+        model=draw(st.sampled_from(MODELS)),
+        tokens_in=tokens_in,
+        tokens_out=tokens_out,
+        cost_usd=cost,
+        cache_read_tokens=draw(st.integers(0, tokens_in)),
+        reasoning_tokens=draw(st.integers(0, tokens_out)),
+        errored=draw(st.booleans()),
+        idempotency_key=keyed,
+        revision=draw(st.integers(0, 2)) if keyed else 0,
+        key_scope=draw(st.sampled_from(["session", "session", "user"])),
+        run_id=draw(st.none() | st.just(run_id)),
+        touch=draw(st.booleans()),
+        measured=bool(tokens_in or tokens_out or cost) or draw(st.booleans()),
+    )
+
+
+def step(name: str, /, **fields: st.SearchStrategy[Any]) -> st.SearchStrategy[tuple[str, Mapping[str, Any]]]:
+    """Steps of a history: what `History` does, and with what."""
+    return st.tuples(st.just(name), st.fixed_dictionaries(fields))
+
+
+imported = step(
+    "import_rows",
+    user=users,
+    dataset=datasets,
+    agent=agents,
+    at=past,
+    ended=st.booleans(),
+    models=st.lists(st.sampled_from(["", "unknown", "priced"]), unique=True),
+)
+recorded = step("record", batch=st.lists(items(), min_size=1, max_size=6), way=ways, number=numbers)
+rolled_up = step("roll_up", way=ways, number=numbers)
+in_part = step("roll_up_in_part", user=users, number=numbers, most=st.integers(0, 5))
+asked = step("compare", viewer=viewers, since=edges, until=edges, number=numbers, chosen=filters)
+anything = st.one_of(
+    *(asked, asked, asked, asked, recorded, recorded, recorded, rolled_up, rolled_up, in_part, imported),
+    step("reopen", user=users, name=names, at=st.none() | past),
+    step("let_pass", by=st.sampled_from([MICROSECOND, *THRESHOLDS[:2], timedelta(minutes=15), timedelta(days=31)])),
+    step(
+        "prune", older_than=st.sampled_from([timedelta(days=20), timedelta(days=45)]), payloads=st.booleans(), way=ways
+    ),
+    step("delete", user=users, name=names, way=ways),
+    step("erase", user=users, usage=st.sampled_from(["delete", "anonymise"]), tombstone=st.booleans(), way=ways),
+    step("reprice", number=numbers, model=st.sampled_from(MODELS)),
+    step("reconcile"),
+    step("meddle", sql=st.sampled_from(FOREIGN), user=users, name=names, dataset=datasets),
+)
+histories = st.builds(
+    lambda *parts: [one for part in parts for one in part],
+    st.lists(imported | recorded, min_size=4, max_size=12),
+    st.lists(rolled_up | in_part, min_size=1, max_size=2),
+    st.lists(anything, min_size=5, max_size=20),
+)
+
+
+class History:
+    """A history on an empty database, after each step of which every answer is what the rows add up to."""
+
+    def __init__(self, dbs: Sequence[SessionDatabase], clock: SessionClock) -> None:
+        self.now = BEGINNING
+        self.dbs = dbs
+        self.db = dbs[0]
+        self.clock = clock
+
+    async def live(self, steps: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
+        await self.clock.freeze(self.now)
+        async with self.db.engine.begin() as connection:
+            for one in metadata.sorted_tables:
+                await connection.execute(one.delete())
+        self.stored = await Stored.of(self.db)
+        for name, fields in steps:
+            await getattr(self, name)(**fields)
+            if name != "compare":
+                self.stored = await Stored.of(self.db)
+                assert self.stored.faults() == []
+                await self.compare_figures(Viewer.auditor(), None, None, 0)
+
+    async def _through(self, way: str, number: int, call: Callable[[Any], Awaitable[Any]]) -> None:
+        """Calls with a database, or with one bound to a host's transaction that is committed or rolled back."""
+        db = self.dbs[number]
+        if way == "direct":
+            await call(db)
+            return
+        async with db.engine.connect() as connection:
+            await call(db.bind(connection))
+            await (connection.commit() if way == "bound" else connection.rollback())
+
+    # What callers record
+
+    async def record(self, batch: Sequence[Item], way: str, number: int) -> None:
+        await self._through(way, number, lambda db: db.lifecycle.record(batch))
+
+    async def reopen(self, user: UUID, name: str, at: datetime | None) -> None:
+        await self.db.lifecycle.reopen_session(name, user, at=at)
+
+    async def let_pass(self, by: timedelta) -> None:
+        self.now += by
+        await self.clock.freeze(self.now)
+
+    # What operators do
+
+    async def roll_up(self, way: str, number: int) -> None:
+        await self._through(way, number, lambda db: db.maintenance.roll_up())
+        if way == "rolled back":
+            return
+        stored = await Stored.of(self.db)
+        waiting = [session for session in stored.sessions if not session["rolled_up"]]
+        assert {stored.status(session, THRESHOLDS[number]) for session in waiting} <= {"running"}
+        assert not stored.tables["session_rollup_changes"]
+        assert not stored.tables["session_model_rollup_changes"]
+
+    async def roll_up_in_part(self, user: UUID, number: int, most: int) -> None:
+        """As far as a call comes that is ended half-way: some sessions, and of the changes the oldest."""
+        of_user = "SELECT coalesce(jsonb_agg(to_jsonb(s)), '[]')::text FROM session_records s WHERE user_id = :user"
+        [(keys,)] = await ask(self.db, of_user, user=user)
+        bound = {"keys": keys, "idle_before": self.now - THRESHOLDS[number]}
+        async with self.db.engine.begin() as connection:
+            await connection.execute(rolling_up.roll_up_sessions("session_lifecycle"), bound)
+            await connection.execute(rolling_up.compact("session_lifecycle"), {"most": most})
+
+    async def prune(self, older_than: timedelta, payloads: bool, way: str) -> None:
+        name = "prune_payloads" if payloads else "prune_sessions"
+        await self._through(way, 0, lambda db: getattr(db.maintenance, name)(older_than))
+
+    async def delete(self, user: UUID, name: str, way: str) -> None:
+        await self._through(way, 0, lambda db: db.maintenance.delete_session(name, user))
+
+    async def erase(self, user: UUID, way: str, **how: Any) -> None:
+        await self._through(way, 0, lambda db: db.maintenance.erase_user(user, **how))
+        await ask(self.db, "DELETE FROM session_tombstones")  # the history goes on with the same users
+
+    async def reprice(self, number: int, model: str | None) -> None:
+        await self.dbs[number].maintenance.reprice(model)
+
+    async def reconcile(self) -> None:
+        await self.db.maintenance.reconcile(repair=True)
+
+    # What others do to the tables
+
+    async def meddle(self, sql: str, **bound: Any) -> None:
+        await ask(self.db, sql, **{name: value for name, value in bound.items() if f":{name}" in sql})
+
+    async def import_rows(
+        self, user: UUID, dataset: UUID | None, agent: str | None, at: datetime, ended: bool, models: Sequence[str]
+    ) -> None:
+        key = {"user_id": user, "session_id": f"imported of {at}"}
+        session = {
+            **key,
+            "dataset_id": dataset,
+            "agent_name": agent,
+            "status": "completed" if ended else "running",
+            "started_at": at - timedelta(hours=1),
+            "last_activity_at": at,
+            "ended_at": at if ended else None,
+            "cost_usd": Decimal("0.5") * len(models),
+            "tokens_in": 3 * len(models),
+        }
+        used = [{**key, "model": model, "cost_usd": Decimal("0.5"), "tokens_in": 3, "events": 1} for model in models]
+        async with self.db.engine.begin() as connection:
+            new = insert(table("session_records")).values(session).on_conflict_do_nothing()
+            if (await connection.execute(new)).rowcount and used:
+                await connection.execute(insert(table("session_model_usage")).values(used))
+
+    # What is asked
+
+    async def compare(self, viewer: Viewer, since: Any, until: Any, number: int, chosen: dict[str, Any]) -> None:
+        db, window = self.dbs[number], (self._moment(since), self._moment(until))
+        await self.compare_figures(viewer, *window, number)
+        assert await db.reports.cost_by_agent(viewer, *window) == self.stored.cost_by_agent(viewer, *window)
+        assert await db.reports.cost_by_user(viewer, *window) == self.stored.cost_by_user(viewer, *window)
+        wanted = SessionListFilters(viewer=viewer, since=window[0], until=window[1], limit=500, **chosen)
+        page = await db.lifecycle.list_session_rows(wanted)
+        expected = self.stored.chosen(wanted, THRESHOLDS[number])
+        assert page.total == len(expected)
+        listed = [((row.record.user_id, row.record.session_id), row.effective_status) for row in page.sessions]
+        assert sorted(listed) == expected
+
+    def _moment(self, edge: datetime | timedelta | None) -> datetime | None:
+        return self.now - edge if isinstance(edge, timedelta) else edge
+
+    async def compare_figures(
+        self, viewer: Viewer, since: datetime | None, until: datetime | None, number: int
+    ) -> None:
+        lifecycle = self.dbs[number].lifecycle
+        stats = await lifecycle.aggregate_stats(viewer, (), since, until=until)
+        assert stats == self.stored.stats(viewer, since, until, THRESHOLDS[number])
+        costs = await lifecycle.cost_by_model(viewer, (), since, until=until)
+        assert costs == self.stored.cost_by_model(viewer, since, until)
+
+
+@pytest_asyncio.fixture
+async def dbs(session_database_url: str) -> AsyncIterator[list[SessionDatabase]]:
+    """One database to those with different thresholds and prices."""
+    engine = create_async_engine(
+        session_database_url.replace("postgresql://", "postgresql+asyncpg://", 1), connect_args=ELSEWHERE
+    )
+    yield [
+        SessionDatabase.from_engine(
+            engine,
+            settings=Settings(abandon_after=abandon_after),
+            prices=[
+                PriceOverride(model_pattern=model, input_usd_per_million=usd, output_usd_per_million=usd)
+                for model, usd in prices.items()
+            ],
+        )
+        for abandon_after, prices in zip(THRESHOLDS, PRICES, strict=True)
+    ]
+    await engine.dispose()
+
+
+any_history = settings(
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+    phases=set(Phase) - {Phase.explain},  # a history takes its time, and explaining takes hundreds
+)
+
+
+@settings(any_history, max_examples=30)
+@given(steps=histories)
+async def test_no_answer_depends_on_rolling_up(
+    dbs: list[SessionDatabase], session_clock: SessionClock, steps: list[Any]
+) -> None:
+    await History(dbs, session_clock).live(steps)
+
+
+@pytest.mark.soak
+@settings(any_history, max_examples=3000)
+@given(steps=histories)
+async def test_no_answer_depends_on_rolling_up_in_many_histories(
+    dbs: list[SessionDatabase], session_clock: SessionClock, steps: list[Any]
+) -> None:
+    await History(dbs, session_clock).live(steps)
