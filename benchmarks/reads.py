@@ -225,9 +225,9 @@ class Plain:
 
     async def stats(self, window: Window) -> Sequence[Any]:
         """The figures over all sessions."""
-        [(*figures,)] = await self.rows(PLAIN_STATS, window)
-        figures[3] = float(figures[3])
-        return figures
+        [row] = await self.rows(PLAIN_STATS, window)
+        sessions, spent, late, agent_time_s, *others = row
+        return [sessions, spent, late, float(agent_time_s), *others]
 
     async def costs(self, window: Window) -> Sequence[Any]:
         """What each model cost."""
@@ -294,11 +294,8 @@ class Bench:
         [visible, *_] = await self._plain.stats(OPEN)
         if visible != self._sessions:
             raise SystemExit(f"{visible:,} sessions are visible, not {self._sessions:,}")
-        within_hour = {"second": 30, "microsecond": 0}
-        return Window(
-            (now - timedelta(days=120)).replace(minute=7, **within_hour),
-            (now - timedelta(days=3)).replace(minute=52, **within_hour),
-        )
+        since, until = now - timedelta(days=120), now - timedelta(days=3)
+        return Window(since.replace(minute=7, second=30), until.replace(minute=52, second=10))
 
     async def settle(self) -> None:
         """Live sessions live, nothing dead in the tables, statistics of what is there, nothing left to write."""
@@ -322,7 +319,7 @@ class Bench:
         await self.settle()
         [sizes] = await self._plain.rows(BUCKETS)
         [(edge_sessions,)] = await self._plain.rows(EDGES, window)
-        return RolledUp(self._sessions, seconds, report.sessions, *sizes, edge_sessions)
+        return RolledUp(self._sessions, seconds, report.sessions, *map(int, sizes), edge_sessions=edge_sessions)
 
     async def pages(self, group: str, orders: Iterable[str]) -> None:
         """Pages of 50: the first and a deep one in each order, of each status, and beside the total."""

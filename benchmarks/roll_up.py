@@ -26,6 +26,7 @@ Call = Callable[[int], Awaitable[object]]
 WRITERS = 16
 LIVE = 200
 REVIVALS_PER_SECOND = 50
+"""At most: so long is the pause between two, and the call comes on top."""
 CHUNK = 500
 ROLLER = "roll-up"
 """What the process that rolls up calls itself, on its command line and to Postgres."""
@@ -105,6 +106,8 @@ class Window(NamedTuple):
     began: float
     ended: float
     rolled_up: int = 0
+    changes: int = 0
+    """Put into the sums."""
     looks: int = 0
     """How often it was looked who waits."""
     waits: int = 0
@@ -323,9 +326,8 @@ class Writers:
             await self._timed(self.calls, self.user_id, f"session-{next(self._numbers) % LIVE}")
 
     async def _reviver(self) -> None:
-        began = time.perf_counter()
         for number in range(self._spare):
-            await asyncio.sleep(began + number / REVIVALS_PER_SECOND - time.perf_counter())
+            await asyncio.sleep(1 / REVIVALS_PER_SECOND)
             if self._stopped:
                 return
             await self._timed(self.revivals, self._spare_user, f"session-{number}")
@@ -348,7 +350,7 @@ async def roll_up_here() -> None:
     """What the other process does: rolls up, and says how far it is."""
 
     def say(report: RollUpReport) -> None:
-        print(report.sessions, flush=True)
+        print(report.sessions, report.changes, flush=True)
 
     async with SessionDatabase.connect(settings=Settings(application_name=ROLLER)) as db:
         await db.maintenance.roll_up(on_progress=say)
@@ -384,10 +386,10 @@ async def measure_with(name: str, server: EmbeddedPostgres, db: SessionDatabase,
         raise AssertionError("it was asked to be read")
     watching = asyncio.create_task(watch(db, process))
     began = None
-    rolled_up = 0
+    rolled_up = changes = 0
     async for line in process.stdout:
         began = began or time.perf_counter()
-        rolled_up = int(line)
+        rolled_up, changes = map(int, line.split())
         if rolled_up >= stop_at:
             process.send_signal(signal.SIGINT)
             stop_at = float("inf")
@@ -396,7 +398,7 @@ async def measure_with(name: str, server: EmbeddedPostgres, db: SessionDatabase,
     seen = await watching
     if failed:
         raise SystemExit("the process that rolls up failed")
-    return Window(name, began or ended, ended, rolled_up, len(seen), sum(one > 0 for one in seen))
+    return Window(name, began or ended, ended, rolled_up, changes, len(seen), sum(one > 0 for one in seen))
 
 
 async def measure_beside(server: EmbeddedPostgres, db: SessionDatabase, sessions: int, seconds: float) -> str:
@@ -439,7 +441,18 @@ def latencies(calls: Sequence[tuple[float, float]], window: Window) -> list[str]
 
 def beside_table(sessions: int, held: int, windows: Sequence[Window], writers: Writers) -> str:
     """The windows in their order, as Markdown."""
-    columns = ["beside them", "s", "rolled up/s", "writes/s", "p50 ms", "p99 ms", "longest ms", "revivals/s", "p50 ms"]
+    columns = [
+        "beside them",
+        "s",
+        "rolled up/s",
+        "changes/s",
+        "writes/s",
+        "p50 ms",
+        "p99 ms",
+        "longest ms",
+        "revivals/s",
+        "p50 ms",
+    ]
     columns += ["p99 ms", "longest ms", "looks at locks", "somebody waited"]
     rows = [
         f"### {WRITERS} writers and one that revives, beside a roll_up of {sessions:,} sessions\n",
@@ -449,12 +462,10 @@ def beside_table(sessions: int, held: int, windows: Sequence[Window], writers: W
     ]
     for window in windows:
         seconds = window.ended - window.began
-        rolled_up = f"{window.rolled_up / seconds:,.0f}" if window.rolled_up else ""
-        cells = [window.name, f"{seconds:.1f}", rolled_up, *latencies(writers.calls, window)]
-        cells += [
-            *latencies(writers.revivals, window),
-            *(map(str, (window.looks, window.waits)) if window.looks else ("", "")),
-        ]
+        cells = [window.name, f"{seconds:.1f}"]
+        cells += [f"{done / seconds:,.0f}" if window.looks else "" for done in (window.rolled_up, window.changes)]
+        cells += [*latencies(writers.calls, window), *latencies(writers.revivals, window)]
+        cells += [f"{looks:,}" if window.looks else "" for looks in (window.looks, window.waits)]
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows) + "\n"
 
@@ -475,11 +486,13 @@ async def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sessions", type=int, default=1_000_000, help="how many are rolled up beside the writers")
     parser.add_argument("--revived", type=int, default=10_000, help=f"how many live again, a multiple of {CHUNK}")
-    parser.add_argument("--turns", type=int, default=6, help="how often each side of the write path has its turn")
+    parser.add_argument("--turns", type=int, default=10, help="how often each side of the write path has its turn")
     parser.add_argument(
         "--seconds", type=float, default=5.0, help="how long a turn is; a window without roll_up: twice"
     )
     arguments = parser.parse_args()
+    # As long as a side of the write path is measured, the writers are measured with nothing beside them.
+    window = arguments.turns * arguments.seconds
 
     with temporary_data_dir() as data_dir:
         async with await EmbeddedPostgres.start(data_dir) as server:
@@ -489,7 +502,7 @@ async def main() -> None:
             async with database(server) as db:
                 print(await measure_reviving(db, arguments.revived), flush=True)
             async with database(server) as db:
-                print(await measure_beside(server, db, arguments.sessions, 2 * arguments.seconds), flush=True)
+                print(await measure_beside(server, db, arguments.sessions, window), flush=True)
 
 
 if __name__ == "__main__":
