@@ -188,12 +188,13 @@ class RolledUp(NamedTuple):
     sessions: int
     seconds: float
     rolled_up: int
+    edge_sessions: int
+    """Visible, and last active in the quarters of an hour in which the window begins and ends."""
     buckets: int
     model_buckets: int
     records_bytes: int
     rolled_up_bytes: int
     rollups_bytes: int
-    edge_sessions: int
 
 
 def told_figures(stats: SessionStats) -> Sequence[Any]:
@@ -319,7 +320,7 @@ class Bench:
         await self.settle()
         [sizes] = await self._plain.rows(BUCKETS)
         [(edge_sessions,)] = await self._plain.rows(EDGES, window)
-        return RolledUp(self._sessions, seconds, report.sessions, *map(int, sizes), edge_sessions=edge_sessions)
+        return RolledUp(self._sessions, seconds, report.sessions, edge_sessions, *map(int, sizes))
 
     async def pages(self, group: str, orders: Iterable[str]) -> None:
         """Pages of 50: the first and a deep one in each order, of each status, and beside the total."""
