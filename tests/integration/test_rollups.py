@@ -54,8 +54,8 @@ EDGES = [
     datetime(2026, 3, 1, 12, 15, tzinfo=UTC),
     datetime(2026, 3, 1, 12, 30, tzinfo=UTC),
 ]
-# What is over for one is running for the next; a session is rolled up by any of them. Exactly so long before the beginning
-# is an edge.
+# What is over for one is running for the next; a session is rolled up by any of them. Each reaches exactly from the
+# beginning back to an edge.
 THRESHOLDS = [timedelta(minutes=30), timedelta(minutes=15), BEGINNING - EDGES[2]]
 # Exactly there, just before and just after, and within.
 AROUND = [-MICROSECOND, timedelta(0), timedelta(0), MICROSECOND, timedelta(minutes=7)]
