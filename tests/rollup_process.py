@@ -2,6 +2,7 @@
 
 import asyncio
 import sys
+from contextlib import suppress
 from datetime import timedelta
 
 from session_lifecycle import DatabaseUnavailableError, SessionDatabase, Settings
@@ -11,21 +12,18 @@ AT_ONCE = Settings(abandon_after=timedelta(microseconds=1), application_name="ro
 
 
 async def roll_up_until_killed(db: SessionDatabase) -> None:
-    """Says so on standard output, once it has rolled up for the first time."""
-    told = False
+    """Never ends by itself."""
     while True:
-        try:
+        # Its connections are killed as well.
+        with suppress(DatabaseUnavailableError):
             await db.maintenance.roll_up()
-        except DatabaseUnavailableError:  # its connections are killed as well
-            continue
-        if not told:
-            told = True
-            sys.stdout.write("rolled up\n")
-            sys.stdout.flush()
 
 
 async def main(url: str) -> None:
+    """Says so on standard output once it begins."""
     async with SessionDatabase.connect(url, settings=AT_ONCE) as db:
+        sys.stdout.write("rolling up\n")
+        sys.stdout.flush()
         await roll_up_until_killed(db)
 
 

@@ -311,23 +311,27 @@ class Storm:
                     await lifecycle.reopen_session(name, user)
                 case 2:
                     async with self.db.engine.begin() as host:
-                        await self._use(self.db.bind(host).lifecycle, [key], chance)
+                        counted = await self._use(self.db.bind(host).lifecycle, [key], chance)
+                    self.acknowledged.update(counted)
                 case 3:
-                    await self._use(lifecycle, chance.sample(self.keys, 5), chance)
+                    self.acknowledged.update(await self._use(lifecycle, chance.sample(self.keys, 5), chance))
                 case _:
-                    await self._use(lifecycle, [key], chance)
+                    self.acknowledged.update(await self._use(lifecycle, [key], chance))
 
-    async def _use(self, lifecycle: Any, keys: list[Key], chance: Random) -> None:
+    async def _use(self, lifecycle: Any, keys: list[Key], chance: Random) -> dict[Key, int]:
+        """Uses each session once; the tokens that are counted, once what was written is committed."""
         events = [
             UsageEvent(name, user, chance.choice(("m", None)), chance.randrange(1, 9), cost_usd=Decimal("0.01"))
             for user, name in keys
         ]
         self.begun.update({key: event.tokens_in for key, event in zip(keys, events, strict=True)})
         receipts = await lifecycle.record(events)
-        for key, event, receipt in zip(keys, events, receipts, strict=True):
+        return {
+            key: event.tokens_in
+            for key, event, receipt in zip(keys, events, receipts, strict=True)
             # One that another writer just ended takes no more.
-            if receipt.outcome is UsageOutcome.APPLIED:
-                self.acknowledged[key] += event.tokens_in
+            if receipt.outcome is UsageOutcome.APPLIED
+        }
 
     async def _read(self, viewer: Viewer) -> None:
         seen = [
@@ -377,7 +381,7 @@ class Storm:
             try:
                 assert process.stdout is not None
                 assert await process.stdout.readline()
-                await asyncio.sleep(chance.uniform(0, 0.3))
+                await asyncio.sleep(chance.uniform(0.05, 0.5))
             finally:
                 process.kill()
                 await process.wait()
