@@ -165,7 +165,7 @@ def _kinds(asked: Asked, position: Position | None) -> list[_Kind]:
     if everybody:
         kinds.append(_Kind(()))
     if users:
-        each = _unnest(user_id=(users, Uuid()), **_ties(users, asked, position))
+        each = _unnest(user_id=(users, Uuid()), **_ties(users, position))
         kinds.append(_Kind((S.user_id == each.c.user_id,), (each,), each.c.get("tie")))
     if datasets:
         each = _unnest(dataset_id=(datasets, Uuid()))
@@ -173,7 +173,7 @@ def _kinds(asked: Asked, position: Position | None) -> list[_Kind]:
     if pairs:
         of_users, in_datasets = zip(*pairs, strict=True)
         ids = {"user_id": (of_users, Uuid()), "dataset_id": (in_datasets, Uuid())}
-        each = _unnest(**ids, **_ties(of_users, asked, position))
+        each = _unnest(**ids, **_ties(of_users, position))
         is_in = (S.user_id == each.c.user_id, S.dataset_id == each.c.dataset_id)
         kinds.append(_Kind(is_in, (each,), each.c.get("tie")))
     return kinds
@@ -256,17 +256,16 @@ def _after(asked: Asked, order: Order, position: Position, kind: _Kind, part: _P
     return conditions
 
 
-def _ties(users: Sequence[UUID], asked: Asked, position: Position | None) -> dict[str, tuple[Sequence[Any], Any]]:
-    """For each user the session id after which their sessions of the position's value come after the position.
+def _ties(users: Sequence[UUID], position: Position | None) -> dict[str, tuple[Sequence[Any], Any]]:
+    """For each user the session id that stands for the position among their sessions of the position's value.
 
-    By them, and not by the user, an index that has no user in its order finds the place; any number of sessions may
-    have the same value. None stands for the last id there can be, which need not be sent again and again.
+    An index without the user in its order finds the place by it, however many sessions have that value: of a user
+    before the position's, after all ids; of one behind, before all. None is after all, and not sent again and again.
     """
     if position is None:
         return {}
     user_id, session_id = position.key
-    before, after = (None, "") if asked.filters.descending else ("", None)
-    ties = [session_id if user == user_id else before if user < user_id else after for user in users]
+    ties = [session_id if user == user_id else None if user < user_id else "" for user in users]
     return {"tie": (ties, Text())}
 
 
