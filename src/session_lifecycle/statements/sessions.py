@@ -4,13 +4,14 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Integer, Select, case, literal, select
+from sqlalchemy import CTE, ColumnElement, Integer, Select, and_, case, literal, select
 from sqlalchemy.orm import InstrumentedAttribute
 
 from session_lifecycle.entities import SessionRecordEntity as S
 from session_lifecycle.models import SessionListFilters, SessionRecord, Viewer
 from session_lifecycle.models.reads import SessionFilters
-from session_lifecycle.statements.pages import Order, Position, beside_total, page
+from session_lifecycle.statements.branches import KEY, Asked, bounded_count, first_keys, have_order
+from session_lifecycle.statements.pages import Order, Position, beside_total, on_page, page, place, total
 from session_lifecycle.statements.status import clock, effective_status, has_status
 from session_lifecycle.statements.visibility import visible
 from session_lifecycle.statements.windows import active_within
@@ -52,9 +53,7 @@ def with_status(sessions: Select[*tuple[Any, ...]], abandon_after: timedelta) ->
 def order_of(filters: SessionFilters) -> Order:
     """The order of rule R13."""
     column: InstrumentedAttribute[Any] = getattr(S, filters.order_column)
-    # A page by activity can be read off the index on its minute, and only rows of one minute are sorted.
-    index_column = S.activity_minute if filters.order_column == "last_activity_at" else None
-    return Order(column, (S.user_id, S.session_id), index_column, has_nulls=filters.order_column == "ended_at")
+    return Order(column, KEY, has_nulls=filters.order_column == "ended_at")
 
 
 def chosen_sessions(
@@ -81,5 +80,23 @@ def list_sessions(
 ) -> Select[*tuple[Any, ...]]:
     """A page and one row more, as `beside_total` makes it."""
     now = clock(None if position is None else position.as_of)
+    return beside_total(*page_and_total(filters, position, abandon_after, now), now)
+
+
+def page_and_total(
+    filters: SessionFilters, position: Position | None, abandon_after: timedelta, now: ColumnElement[datetime]
+) -> tuple[CTE, ColumnElement[Any]]:
+    """A page of the visible sessions the filters choose, as `page` makes it, and how many there are."""
+    asked, order = Asked(filters, abandon_after, now), order_of(filters)
     chosen = chosen_sessions(filters, abandon_after, now)
-    return beside_total(page(chosen, order_of(filters), filters, position), chosen, filters, now)
+    count = bounded_count(asked) if filters.total == "bounded" else total(chosen, filters)
+    if not have_order(asked, order):
+        return page(chosen, order, filters, position), count
+    found = first_keys(asked, order, position, filters.offset + filters.limit + 1)
+    columns = [column.label(name) for column, name in zip(found.c, order.position_names, strict=True)]
+    keys = on_page(select(*columns).order_by(*order.terms([*found.c], descending=filters.descending)), filters)
+    first = keys.subquery("first")
+    _, user_id, session_id = first.c
+    rows = select(*record_columns(), effective_status(abandon_after, now).label("effective_status"))
+    of_page = and_(S.user_id == user_id, S.session_id == session_id)
+    return rows.add_columns(*first.c, place(first, order, filters)).join(first, of_page).cte("page"), count

@@ -9,10 +9,10 @@ from session_lifecycle.entities import SessionRecordEntity as S
 from session_lifecycle.entities import SessionRunEntity as R
 from session_lifecycle.models import SummaryFilters
 from session_lifecycle.statements.messages import has_message_with
-from session_lifecycle.statements.pages import Position, beside_total, page
+from session_lifecycle.statements.pages import Position, beside_total, page, total
 from session_lifecycle.statements.run_figures import ENDED, RECORDED, counted
 from session_lifecycle.statements.session_figures import with_figures
-from session_lifecycle.statements.sessions import chosen_sessions, order_of
+from session_lifecycle.statements.sessions import chosen_sessions, order_of, page_and_total
 from session_lifecycle.statements.status import clock
 
 
@@ -21,9 +21,12 @@ def list_summaries(
 ) -> Select[*tuple[Any, ...]]:
     """A page and one row more, as `beside_total` makes it: first which sessions, then the figures of those only."""
     now = clock(None if position is None else position.as_of)
-    chosen = chosen_sessions(filters, abandon_after, now).where(*_conditions(filters))
-    rows = page(chosen, order_of(filters), filters, position)
-    return with_figures(beside_total(rows, chosen, filters, now), rows, filters.counted)
+    if conditions := _conditions(filters):
+        chosen = chosen_sessions(filters, abandon_after, now).where(*conditions)
+        rows, count = page(chosen, order_of(filters), filters, position), total(chosen, filters)
+    else:
+        rows, count = page_and_total(filters, position, abandon_after, now)
+    return with_figures(beside_total(rows, count, now), rows, filters.counted)
 
 
 def _conditions(filters: SummaryFilters) -> list[ColumnElement[bool]]:
