@@ -100,7 +100,7 @@ async def db(session_database: SessionDatabase, session_clock: SessionClock) -> 
     settings = Settings(abandon_after=ABANDON_AFTER)
     async with SessionDatabase.from_engine(session_database.engine, settings=settings) as opened:
         rows = await stored(opened)
-        assert {row["rolled_up"] is None for row in rows} == {True, False}
+        assert {row["rolled_up"] for row in rows} == {True, False}
         yield opened
 
 
@@ -205,7 +205,7 @@ async def test_a_session_is_judged_by_who_reads_it_also_when_it_was_rolled_up(
                 viewer=viewer, order_by=order_by, descending=descending, limit=3, status_filter=status
             )
             assert await walked(reading, filters) == keys
-    running = [row for row in rows if row["rolled_up"] is not None and row["status"] == "running"]
+    running = [row for row in rows if row["rolled_up"] and row["status"] == "running"]
     assert any(row["last_activity_at"] >= NOON - 60 * MINUTE for row in running)
 
 

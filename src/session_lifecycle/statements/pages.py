@@ -90,20 +90,16 @@ def page(rows: Select[*tuple[Any, ...]], order: Order, filters: PageFilters, pos
     rows = rows.add_columns(*order.position())
     if position is not None:
         rows = rows.where(order.after(position, descending=filters.descending))
-    first = on_page(rows.order_by(*order.terms(descending=filters.descending)), filters).subquery("first")
-    return select(*first.c, place(first, order, filters)).cte("page")
+    ordered = rows.order_by(*order.terms(descending=filters.descending))
+    first = ordered.limit(filters.limit + 1).offset(filters.offset).subquery("first")
+    return select(*first.c, place(first, order, descending=filters.descending)).cte("page")
 
 
-def on_page(rows: Select[*tuple[Any, ...]], filters: PageFilters) -> Select[*tuple[Any, ...]]:
-    """Of rows in their order those of a page, and one more."""
-    return rows.limit(filters.limit + 1).offset(filters.offset)
-
-
-def place(rows: FromClause, order: Order, filters: PageFilters) -> Label[int]:
+def place(rows: FromClause, order: Order, *, descending: bool) -> Label[int]:
     """Where a row of a page is among them, by its position."""
     # Numbered are the rows of a page only: to number all there are, all would be sorted, and not just the first found.
     position = [rows.c[name] for name in order.position_names]
-    return func.row_number().over(order_by=order.terms(position, descending=filters.descending)).label("place")
+    return func.row_number().over(order_by=order.terms(position, descending=descending)).label("place")
 
 
 def beside_total(rows: CTE, total: ColumnElement[Any], now: ColumnElement[datetime]) -> Select[*tuple[Any, ...]]:

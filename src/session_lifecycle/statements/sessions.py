@@ -1,20 +1,26 @@
 """One session, and pages of sessions."""
 
 from datetime import datetime, timedelta
+from functools import lru_cache
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import CTE, ColumnElement, Integer, Select, and_, case, literal, select
+from sqlalchemy import CTE, BigInteger, ColumnElement, Integer, Select, and_, bindparam, case, literal, null, select
 from sqlalchemy.orm import InstrumentedAttribute
 
 from session_lifecycle.entities import SessionRecordEntity as S
 from session_lifecycle.models import SessionListFilters, SessionRecord, Viewer
+from session_lifecycle.models.pages import Total
 from session_lifecycle.models.reads import SessionFilters
-from session_lifecycle.statements.branches import KEY, Asked, bounded_count, first_keys, have_order
-from session_lifecycle.statements.pages import Order, Position, beside_total, on_page, page, place, total
+from session_lifecycle.statements.branches import Asked, bounded_count, first_keys, parameters
+from session_lifecycle.statements.pages import Order, Position, beside_total, page, place
+from session_lifecycle.statements.stats import count_sessions
 from session_lifecycle.statements.status import clock, effective_status, has_status
 from session_lifecycle.statements.visibility import visible
 from session_lifecycle.statements.windows import active_within
+
+MOST_KEPT = 1000
+"""Statements that are kept. Building one takes longer than Postgres needs for it."""
 
 
 def record_columns() -> list[ColumnElement[Any]]:
@@ -50,10 +56,10 @@ def with_status(sessions: Select[*tuple[Any, ...]], abandon_after: timedelta) ->
     return sessions.add_columns(effective_status(abandon_after, clock()).label("effective_status"))
 
 
-def order_of(filters: SessionFilters) -> Order:
+def order_of(order_by: str) -> Order:
     """The order of rule R13."""
-    column: InstrumentedAttribute[Any] = getattr(S, filters.order_column)
-    return Order(column, KEY, has_nulls=filters.order_column == "ended_at")
+    column: InstrumentedAttribute[Any] = getattr(S, order_by)
+    return Order(column, (S.user_id, S.session_id), has_nulls=order_by == "ended_at")
 
 
 def chosen_sessions(
@@ -77,26 +83,47 @@ def chosen_sessions(
 
 def list_sessions(
     filters: SessionListFilters, position: Position | None, abandon_after: timedelta
-) -> Select[*tuple[Any, ...]]:
-    """A page and one row more, as `beside_total` makes it."""
-    now = clock(None if position is None else position.as_of)
-    return beside_total(*page_and_total(filters, position, abandon_after, now), now)
+) -> tuple[Select[*tuple[Any, ...]], dict[str, Any]]:
+    """A page and one row more, as `beside_total` makes it, and what the statement binds."""
+    asked = Asked.by(filters, position, abandon_after)
+    bound = parameters(filters, position, abandon_after)
+    if asked.have_order:
+        return _in_order(asked, filters.total), bound
+    # All that are chosen are read.
+    chosen = chosen_sessions(filters, abandon_after, asked.now)
+    rows = page(chosen, order_of(filters.order_column), filters, position)
+    return beside_total(rows, count_asked(asked, filters.total), asked.now), bound
 
 
-def page_and_total(
-    filters: SessionFilters, position: Position | None, abandon_after: timedelta, now: ColumnElement[datetime]
-) -> tuple[CTE, ColumnElement[Any]]:
-    """A page of the visible sessions the filters choose, as `page` makes it, and how many there are."""
-    asked, order = Asked(filters, abandon_after, now), order_of(filters)
-    chosen = chosen_sessions(filters, abandon_after, now)
-    count = bounded_count(asked) if filters.total == "bounded" else total(chosen, filters)
-    if not have_order(asked, order):
-        return page(chosen, order, filters, position), count
-    found = first_keys(asked, order, position, filters.offset + filters.limit + 1)
+@lru_cache(maxsize=MOST_KEPT)
+def _in_order(asked: Asked, total: Total) -> Select[*tuple[Any, ...]]:
+    return beside_total(page_of_sessions(asked), count_asked(asked, total), asked.now)
+
+
+def page_of_sessions(asked: Asked) -> CTE:
+    """A page of sessions that have an order, as `page` makes it."""
+    reach = bindparam("reach", type_=BigInteger)
+    order, found = order_of(asked.order_by), first_keys(asked, reach)
     columns = [column.label(name) for column, name in zip(found.c, order.position_names, strict=True)]
-    keys = on_page(select(*columns).order_by(*order.terms([*found.c], descending=filters.descending)), filters)
-    first = keys.subquery("first")
+    ordered = select(*columns).order_by(*order.terms([*found.c], descending=asked.descending))
+    first = (
+        ordered.limit(bindparam("most", type_=BigInteger))
+        .offset(bindparam("offset", type_=BigInteger))
+        .subquery("first")
+    )
     _, user_id, session_id = first.c
-    rows = select(*record_columns(), effective_status(abandon_after, now).label("effective_status"))
+    rows = select(*record_columns(), effective_status(asked.abandon_after, asked.now).label("effective_status"))
     of_page = and_(S.user_id == user_id, S.session_id == session_id)
-    return rows.add_columns(*first.c, place(first, order, filters)).join(first, of_page).cte("page"), count
+    numbered = place(first, order, descending=asked.descending)
+    return rows.add_columns(*first.c, numbered).join(first, of_page).cte("page")
+
+
+def count_asked(asked: Asked, total: Total) -> ColumnElement[Any]:
+    """How many sessions there are, as exactly as it is asked."""
+    match total:
+        case "exact":
+            return count_sessions(asked.kinds, asked.status_filter, of_agent=asked.of_agent)
+        case "bounded":
+            return bounded_count(asked)
+        case "none":
+            return null().cast(BigInteger)
