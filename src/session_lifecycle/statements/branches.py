@@ -39,7 +39,7 @@ from session_lifecycle.models.pages import TOTAL_BOUND
 from session_lifecycle.models.reads import DEFAULT_SESSION_ORDER, SessionFilters
 from session_lifecycle.statements.json_values import Column
 from session_lifecycle.statements.pages import Position, further
-from session_lifecycle.statements.scopes import ScopeKinds, scopes
+from session_lifecycle.statements.scopes import ScopeKinds, of_everybody, scopes
 from session_lifecycle.statements.spans import begin_of_minute
 from session_lifecycle.statements.status import INSTANT, abandoned_before, clock
 
@@ -171,6 +171,7 @@ def _branch(asked: Asked, kind: _Kind, part: _Part, reach: ColumnElement[int]) -
     status = _unnest("status", status=literal(list(part.statuses), ARRAY(Text)))
     conditions = [
         *([] if table is U else [~S.rolled_up]),
+        *([] if kind.each else [of_everybody(table)]),
         *(getattr(table, name) == wanted for name, wanted in kind.is_in),
         table.status == status.c.status,
         *_narrowed(asked, part),
