@@ -153,7 +153,10 @@ def first_keys(asked: Asked, reach: ColumnElement[int]) -> Subquery:
         asked: Which sessions.
         reach: How many of the first are among them, if there are so many.
     """
-    branches = [_branch(asked, kind, part, reach) for kind in _kinds(asked) for part in _parts(asked)]
+    # Looked up, so that Postgres plans for fewer than a scope has, whatever it expects of one: it then walks the index
+    # in its order. Told the number, it sorts all that is in a scope of which it expects no more than that.
+    most = select(reach).scalar_subquery()
+    branches = [_branch(asked, kind, part, most) for kind in _kinds(asked) for part in _parts(asked)]
     nothing = select(getattr(S, asked.order_by).label("value"), S.user_id, S.session_id).where(false())
     return union_all(*(branches or [nothing])).subquery("found")
 
