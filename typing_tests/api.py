@@ -9,9 +9,11 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 
 from session_lifecycle import (
+    BackgroundRollUp,
     CostByAgentRow,
     CostByModelRow,
     CostByUserRow,
+    Durations,
     EffectiveStatus,
     End,
     EndOutcome,
@@ -23,16 +25,21 @@ from session_lifecycle import (
     Receipt,
     ReconcileReport,
     ReopenOutcome,
+    RollUpReport,
+    RollUpSnapshot,
+    RunDurations,
     RunFilters,
     RunPage,
     SessionActivityDb,
     SessionDatabase,
     SessionDetail,
+    SessionDurations,
     SessionLifecycleDb,
     SessionListFilters,
     SessionListPage,
     SessionMaintenanceDb,
     SessionReportsDb,
+    SessionRoles,
     SessionRowWithStatus,
     SessionStats,
     SessionStatus,
@@ -43,6 +50,7 @@ from session_lifecycle import (
     TelemetryKey,
     TelemetrySummary,
     ThreadPage,
+    TokensByClass,
     Touch,
     TouchOutcome,
     UsageEvent,
@@ -112,6 +120,15 @@ async def report(reports: SessionReportsDb, user: UUID, since: datetime) -> None
     assert_type(await reports.spend(user, since=since), Spend)
     assert_type(await reports.cost_by_agent(Viewer.auditor(), since, since), list[CostByAgentRow])
     assert_type(await reports.cost_by_user(user), list[CostByUserRow])
+    tokens = await reports.tokens_by_class(user, since=since)
+    assert_type(tokens, TokensByClass)
+    assert_type(tokens.by_model["m"].uncached_input_tokens, int)
+    sessions = await reports.session_durations(user, since, since)
+    assert_type(sessions, SessionDurations)
+    assert_type(sessions.by_status[EffectiveStatus.ABANDONED].p99_s, float | None)
+    runs = await reports.run_durations(Viewer.auditor(), since)
+    assert_type(runs, RunDurations)
+    assert_type(runs.by_agent["coder"], Durations)
     points = await reports.usage_timeseries(user, since=since, until=since, bucket="hour", group_by="model")
     assert_type(points, list[UsagePoint])
     telemetry = await reports.telemetry(user, provider="anthropic", model="m", client="Unknown", until=since)
@@ -130,11 +147,12 @@ async def care(maintenance: SessionMaintenanceDb, user: UUID, age: timedelta) ->
     assert_type(receipt, ErasureReceipt)
     assert_type(receipt.pseudonym, UUID | None)
     assert_type(await maintenance.reconcile(repair=True), ReconcileReport)
+    assert_type(await maintenance.roll_up(on_progress=lambda _report: None), RollUpReport)
 
 
 async def ways_in(engine: AsyncEngine, connection: AsyncConnection, session: AsyncSession) -> None:
     """The front door; every role is both protocols."""
-    db = SessionDatabase.from_engine(engine)
+    db = SessionDatabase.from_engine(engine, read_engine=engine)
     writer: SessionWriter = db.lifecycle
     reader: SessionLifecycleDb = db.lifecycle
     wrap(writer)
@@ -146,7 +164,13 @@ async def ways_in(engine: AsyncEngine, connection: AsyncConnection, session: Asy
     assert_type(db.reports, SessionReportsDb)
     assert_type(db.bind(connection).reports, SessionReportsDb)
     assert_type(db.maintenance, SessionMaintenanceDb)
-    async with SessionDatabase.connect("postgresql://h/x", pgbouncer=True) as connected:
+    assert_type(db.bind(connection), SessionRoles)
+    assert_type(db.primary, SessionRoles)
+    assert_type(db.primary.lifecycle, SessionLifecycleDb)
+    async with db.rolling_up(every=timedelta(minutes=1)) as rolling_up:
+        assert_type(rolling_up, BackgroundRollUp)
+        assert_type(rolling_up.snapshot(), RollUpSnapshot)
+    async with SessionDatabase.connect("postgresql://h/x", read_url="postgresql://r/x", pgbouncer=True) as connected:
         assert_type(connected, SessionDatabase)
     async with SessionDatabase.embedded() as embedded:
         assert_type(embedded.engine, AsyncEngine)

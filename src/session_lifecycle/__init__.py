@@ -1,7 +1,8 @@
 """The truth about AI-agent sessions, kept in Postgres: who ran what, is it still alive, what did it use and cost."""
 
 from session_lifecycle.activity import SessionActivityDb, SqlAlchemySessionActivityDb
-from session_lifecycle.database import BoundSessionDatabase, SessionDatabase
+from session_lifecycle.background import BackgroundRollUp, RollUpSnapshot
+from session_lifecycle.database import SessionDatabase
 from session_lifecycle.entities import metadata
 from session_lifecycle.errors import (
     ConfigurationError,
@@ -22,6 +23,7 @@ from session_lifecycle.models import (
     CostByAgentRow,
     CostByModelRow,
     CostByUserRow,
+    Durations,
     EffectiveStatus,
     End,
     EndOutcome,
@@ -39,11 +41,13 @@ from session_lifecycle.models import (
     RollUpReport,
     Run,
     RunDetail,
+    RunDurations,
     RunEvent,
     RunFilters,
     RunPage,
     RunStatus,
     SessionDetail,
+    SessionDurations,
     SessionListFilters,
     SessionListPage,
     SessionRecord,
@@ -59,6 +63,8 @@ from session_lifecycle.models import (
     TelemetrySummary,
     Thread,
     ThreadPage,
+    TokenClasses,
+    TokensByClass,
     Touch,
     TouchOutcome,
     UsageEvent,
@@ -71,6 +77,7 @@ from session_lifecycle.pricing import PriceOverride
 from session_lifecycle.recorder import SessionRecorder
 from session_lifecycle.reports import SessionReportsDb, SqlAlchemySessionReportsDb
 from session_lifecycle.repository import SessionLifecycleDb, SqlAlchemySessionLifecycleDb
+from session_lifecycle.roles import SessionRoles
 from session_lifecycle.settings import Settings
 from session_lifecycle.telemetry import RecorderSnapshot
 from session_lifecycle.writing import SessionWriter
@@ -78,12 +85,13 @@ from session_lifecycle.writing import SessionWriter
 __all__ = [
     "Action",
     "ActivityOutcome",
-    "BoundSessionDatabase",
+    "BackgroundRollUp",
     "ConfigurationError",
     "CostByAgentRow",
     "CostByModelRow",
     "CostByUserRow",
     "DatabaseUnavailableError",
+    "Durations",
     "EffectiveStatus",
     "End",
     "EndOutcome",
@@ -104,8 +112,10 @@ __all__ = [
     "ReopenOutcome",
     "RepriceReport",
     "RollUpReport",
+    "RollUpSnapshot",
     "Run",
     "RunDetail",
+    "RunDurations",
     "RunEvent",
     "RunFilters",
     "RunPage",
@@ -114,6 +124,7 @@ __all__ = [
     "SessionActivityDb",
     "SessionDatabase",
     "SessionDetail",
+    "SessionDurations",
     "SessionHandle",
     "SessionLifecycleDb",
     "SessionLifecycleError",
@@ -123,6 +134,7 @@ __all__ = [
     "SessionRecord",
     "SessionRecorder",
     "SessionReportsDb",
+    "SessionRoles",
     "SessionRowWithStatus",
     "SessionStats",
     "SessionStatus",
@@ -141,6 +153,8 @@ __all__ = [
     "TelemetrySummary",
     "Thread",
     "ThreadPage",
+    "TokenClasses",
+    "TokensByClass",
     "Touch",
     "TouchOutcome",
     "TransactionConflictError",

@@ -160,14 +160,15 @@ class SessionActivityDb(Protocol):
 class SqlAlchemySessionActivityDb:
     """`SessionActivityDb` on Postgres. Made by `SessionDatabase`; not constructed by hosts."""
 
-    def __init__(self, execution: Execution, abandon_after: timedelta) -> None:
-        self._execution = execution
+    def __init__(self, primary: Execution, reading: Execution, abandon_after: timedelta) -> None:
+        self._primary = primary
+        self._reading = reading
         self._abandon_after = abandon_after
 
     async def find_lineage(self, user_id: UUID, tool_call_id: str) -> Lineage | None:
         """See `SessionActivityDb`."""
         call = ToolCall.of_call(user_id=user_id, tool_call_id=tool_call_id)
-        rows = await self._execution.fetch(lineage.find_lineage(call.user_id, call.tool_call_id))
+        rows = await self._primary.fetch(lineage.find_lineage(call.user_id, call.tool_call_id))
         return Lineage(**rows[0]._mapping) if rows else None
 
     async def list_session_summaries(self, filters: SummaryFilters) -> SummaryPage:
@@ -176,7 +177,7 @@ class SqlAlchemySessionActivityDb:
             raise InvalidValueError("filters", filters, "a SummaryFilters")
         order = sessions.order_of(filters)
         position = read_position(filters, order)
-        rows = await self._execution.fetch(summaries.list_summaries(filters, position, self._abandon_after))
+        rows = await self._reading.fetch(summaries.list_summaries(filters, position, self._abandon_after))
         page, told = answered_page(rows, order, filters)
         return SummaryPage(sessions=[_summary(row) for row in page], **told)
 
@@ -192,7 +193,7 @@ class SqlAlchemySessionActivityDb:
             project=wanted.project,
             abandon_after=self._abandon_after,
         )
-        rows = await self._execution.fetch(statement)
+        rows = await self._reading.fetch(statement)
         if not rows:
             return None
         [row] = rows
@@ -225,7 +226,7 @@ class SqlAlchemySessionActivityDb:
             before=wanted.before,
             abandon_after=self._abandon_after,
         )
-        rows = await self._execution.fetch(statement)
+        rows = await self._reading.fetch(statement)
         if not rows:
             return None
         [row] = rows
@@ -242,22 +243,22 @@ class SqlAlchemySessionActivityDb:
         if not isinstance(filters, RunFilters):
             raise InvalidValueError("filters", filters, "a RunFilters")
         position = read_position(filters, runs.RUN_ORDER)
-        rows = await self._execution.fetch(runs.list_runs(filters, position))
+        rows = await self._reading.fetch(runs.list_runs(filters, position))
         page, told = answered_page(rows, runs.RUN_ORDER, filters)
         return RunPage(runs=[RunDetail.model_validate_json(row.body) for row in page], **told)
 
     async def list_models(self, viewer: Viewer | UUID, prefix: str = "") -> list[str]:
         """See `SessionActivityDb`."""
         wanted = ModelPrefix.of_call(prefix=prefix)
-        return _names(await self._execution.fetch(names.list_models(Viewer.of_caller(viewer), wanted.prefix)))
+        return _names(await self._reading.fetch(names.list_models(Viewer.of_caller(viewer), wanted.prefix)))
 
     async def list_clients(self, viewer: Viewer | UUID) -> list[str]:
         """See `SessionActivityDb`."""
-        return _names(await self._execution.fetch(names.list_clients(Viewer.of_caller(viewer))))
+        return _names(await self._reading.fetch(names.list_clients(Viewer.of_caller(viewer))))
 
     async def list_agents(self, viewer: Viewer | UUID) -> list[str]:
         """See `SessionActivityDb`."""
-        return _names(await self._execution.fetch(names.list_agents(Viewer.of_caller(viewer))))
+        return _names(await self._reading.fetch(names.list_agents(Viewer.of_caller(viewer))))
 
     async def chat_history(
         self,
@@ -279,7 +280,7 @@ class SqlAlchemySessionActivityDb:
             limit=wanted.limit,
             max_characters=wanted.max_characters,
         )
-        rows = await self._execution.fetch(statement)
+        rows = await self._primary.fetch(statement)
         return [Message(**row._mapping) for row in rows]
 
 

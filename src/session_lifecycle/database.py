@@ -1,5 +1,6 @@
 """`SessionDatabase`, the front door: an engine, its migrations, and the roles that work on it."""
 
+import asyncio
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -13,7 +14,8 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, create_async_engine
 
 from session_lifecycle import migrations
-from session_lifecycle.activity import SessionActivityDb, SqlAlchemySessionActivityDb
+from session_lifecycle.activity import SessionActivityDb
+from session_lifecycle.background import DEFAULT_ROLL_UP_EVERY, BackgroundRollUp
 from session_lifecycle.embedded import EmbeddedPostgres
 from session_lifecycle.errors import ConfigurationError
 from session_lifecycle.execution import (
@@ -25,7 +27,8 @@ from session_lifecycle.execution import (
     raise_ours,
 )
 from session_lifecycle.handle import SessionHandle
-from session_lifecycle.maintenance import SessionMaintenanceDb, SqlAlchemySessionMaintenanceDb
+from session_lifecycle.maintenance import SessionMaintenanceDb
+from session_lifecycle.models import RollUpReport
 from session_lifecycle.payloads import PayloadPolicy, Redact
 from session_lifecycle.pricing import PriceCatalogue, PriceOverride
 from session_lifecycle.recorder import (
@@ -35,29 +38,15 @@ from session_lifecycle.recorder import (
     DEFAULT_MAX_PENDING,
     SessionRecorder,
 )
-from session_lifecycle.reports import SessionReportsDb, SqlAlchemySessionReportsDb
-from session_lifecycle.repository import SessionLifecycleDb, SqlAlchemySessionLifecycleDb
+from session_lifecycle.reports import SessionReportsDb
+from session_lifecycle.repository import SessionLifecycleDb
+from session_lifecycle.roles import SessionRoles
 from session_lifecycle.settings import Settings, check_schema_name
 from session_lifecycle.writing import ItemWriter
 
 DRIVER = "postgresql+asyncpg"
 # https://magicstack.github.io/asyncpg/current/api/index.html#connection
 URL_OPTIONS = {"direct_tls", "gsslib", "host", "krbsrvname", "passfile", "port", "ssl", "target_session_attrs"}
-
-
-class BoundSessionDatabase:
-    """The roles inside a host's transaction, from `SessionDatabase.bind`: never commits, rolls back or repeats."""
-
-    def __init__(
-        self, execution: Execution, prices: PriceCatalogue, payloads: PayloadPolicy, settings: Settings
-    ) -> None:
-        writer = ItemWriter(execution, prices, payloads)
-        self.lifecycle: SessionLifecycleDb = SqlAlchemySessionLifecycleDb(execution, writer, settings.abandon_after)
-        self.activity: SessionActivityDb = SqlAlchemySessionActivityDb(execution, settings.abandon_after)
-        self.reports: SessionReportsDb = SqlAlchemySessionReportsDb(execution)
-        self.maintenance: SessionMaintenanceDb = SqlAlchemySessionMaintenanceDb(
-            execution, prices, settings.abandon_after
-        )
 
 
 class SessionDatabase:
@@ -79,6 +68,7 @@ class SessionDatabase:
         redact: Redact | None,
         *,
         owned: bool,
+        read_engine: AsyncEngine | None = None,
         server: "_Server | None" = None,
     ) -> None:
         self._settings = settings
@@ -87,15 +77,19 @@ class SessionDatabase:
         self._owned = owned
         self._server = server
         self._engine = engine
+        self._read_engine = read_engine
         self._pool: PoolExecution | None = None
-        self._lifecycle: SessionLifecycleDb | None = None
-        self._recorders: WeakSet[SessionRecorder] = WeakSet()
+        self._on_primary: SessionRoles | None = None
+        self._with_replica: SessionRoles | None = None
+        self._at_work: WeakSet[SessionRecorder | BackgroundRollUp] = WeakSet()
+        self._one_roll_up = asyncio.Lock()
 
     @classmethod
     def connect(
         cls,
         url: str | URL | None = None,
         *,
+        read_url: str | URL | None = None,
         schema: str | None = None,
         settings: Settings | None = None,
         prices: Sequence[PriceOverride] = (),
@@ -106,6 +100,8 @@ class SessionDatabase:
 
         Args:
             url: `postgresql://…` or `postgresql+asyncpg://…`; None: `SESSION_LIFECYCLE_DATABASE_URL`.
+            read_url: Of a replica, for the reads that tolerate its lag, with an engine of our own as well. None: there
+                is none; without `url` as well, `SESSION_LIFECYCLE_READ_DATABASE_URL` if it is set.
             schema: The Postgres schema of our tables; None: as the settings say.
             settings: Pool, timeouts, threshold; None: read from the environment now.
             prices: The host's own prices, which go before the catalogue's.
@@ -123,7 +119,11 @@ class SessionDatabase:
                     "SessionDatabase.embedded() starts a Postgres of its own"
                 )
             url = settings.database_url.get_secret_value()
-        return cls(_engine(asyncpg_url(url), settings, pgbouncer=pgbouncer), settings, prices, redact, owned=True)
+            if read_url is None and settings.read_database_url is not None:
+                read_url = settings.read_database_url.get_secret_value()
+        engine = _engine(asyncpg_url(url), settings, pgbouncer=pgbouncer)
+        read_engine = None if read_url is None else _engine(asyncpg_url(read_url), settings, pgbouncer=pgbouncer)
+        return cls(engine, settings, prices, redact, owned=True, read_engine=read_engine)
 
     @classmethod
     def embedded(
@@ -154,21 +154,31 @@ class SessionDatabase:
         cls,
         engine: AsyncEngine,
         *,
+        read_engine: AsyncEngine | None = None,
         schema: str | None = None,
         settings: Settings | None = None,
         prices: Sequence[PriceOverride] = (),
         redact: Redact | None = None,
     ) -> Self:
-        """A database through the host's own engine, which keeps its options and is never disposed by us.
+        """A database through the host's own engines, which keep their options and are never disposed by us.
 
         Writes outside the host's transactions run on the driver's own connection, which SQLAlchemy's events do not see.
 
+        Args:
+            engine: Of the database.
+            read_engine: Of a replica, for the reads that tolerate its lag; None: there is none.
+            schema: The Postgres schema of our tables; None: as the settings say.
+            settings: Threshold, repeats, payloads; None: read from the environment now.
+            prices: The host's own prices, which go before the catalogue's.
+            redact: Given every item before anything of it is stored; returns what may be.
+
         Raises:
-            ConfigurationError: The engine is not an `AsyncEngine` with asyncpg.
+            ConfigurationError: An engine is not an `AsyncEngine` with asyncpg.
         """
-        if not isinstance(engine, AsyncEngine) or engine.dialect.driver != "asyncpg":
-            raise ConfigurationError(f"engine: got {engine!r}, expected an AsyncEngine of {DRIVER}://…")
-        return cls(engine, _settings(settings, schema), prices, redact, owned=False)
+        _check_engine("engine", engine)
+        if read_engine is not None:
+            _check_engine("read_engine", read_engine)
+        return cls(engine, _settings(settings, schema), prices, redact, owned=False, read_engine=read_engine)
 
     async def __aenter__(self) -> Self:
         if self._server is not None and self._engine is None:
@@ -181,18 +191,22 @@ class SessionDatabase:
         await self.close()
 
     async def close(self) -> None:
-        """Closes what is ours: recorders, our engine's pool, the embedded server. A host's engine is left alone."""
-        for recorder in list(self._recorders):
-            await recorder.close()
-        if self._owned and self._engine is not None:
-            await self._engine.dispose()
+        """Closes what is ours: what works in the background, our engines' pools, the embedded server.
+
+        A host's engines are left alone.
+        """
+        for one in list(self._at_work):
+            await one.close()
+        for engine in (self._engine, self._read_engine):
+            if self._owned and engine is not None:
+                await engine.dispose()
         if self._server is not None:
-            self._engine = self._pool = self._lifecycle = None
+            self._engine = self._pool = self._on_primary = None
             await self._server.stop()
 
     @property
     def engine(self) -> AsyncEngine:
-        """The engine, ours or the host's.
+        """The engine of the database, ours or the host's; the replica's is another.
 
         Raises:
             ConfigurationError: The embedded server is not running: outside `async with`.
@@ -206,32 +220,52 @@ class SessionDatabase:
     def _execution(self) -> PoolExecution:
         # One for all roles: it looks at the schema once, and keeps what it compiled.
         if self._pool is None:
-            self._pool = PoolExecution(self.engine, self._settings.database_schema, self._settings.retries)
+            self._pool = self._execution_on(self.engine)
         return self._pool
+
+    def _execution_on(self, engine: AsyncEngine) -> PoolExecution:
+        return PoolExecution(engine, self._settings.database_schema, self._settings.retries)
+
+    def _roles_with(self, primary: Execution, reading: Execution) -> SessionRoles:
+        return SessionRoles(primary, reading, self._prices, self._payloads, self._settings)
+
+    def _roles(self) -> SessionRoles:
+        if self._read_engine is None:
+            return self.primary
+        if self._with_replica is None:
+            self._with_replica = self._roles_with(self._execution(), self._execution_on(self._read_engine))
+        return self._with_replica
 
     @property
     def lifecycle(self) -> SessionLifecycleDb:
         """Writing sessions, and reading them."""
-        if self._lifecycle is None:
-            execution = self._execution()
-            writer = ItemWriter(execution, self._prices, self._payloads)
-            self._lifecycle = SqlAlchemySessionLifecycleDb(execution, writer, self._settings.abandon_after)
-        return self._lifecycle
+        return self._roles().lifecycle
 
     @property
     def activity(self) -> SessionActivityDb:
         """Reading what happened in sessions: summaries, details, threads, runs, messages."""
-        return SqlAlchemySessionActivityDb(self._execution(), self._settings.abandon_after)
+        return self._roles().activity
 
     @property
     def reports(self) -> SessionReportsDb:
-        """What was spent, by whom, and how runs did."""
-        return SqlAlchemySessionReportsDb(self._execution())
+        """What was spent, by whom, on what tokens, and how long sessions and runs took."""
+        return self._roles().reports
 
     @property
     def maintenance(self) -> SessionMaintenanceDb:
         """What an operator does."""
-        return SqlAlchemySessionMaintenanceDb(self._execution(), self._prices, self._settings.abandon_after)
+        return self._roles().maintenance
+
+    @property
+    def primary(self) -> SessionRoles:
+        """The roles with every read on the primary: for reading what one has just written. Without a replica the same.
+
+        Example:
+            page = await db.primary.lifecycle.list_session_rows(filters)
+        """
+        if self._on_primary is None:
+            self._on_primary = self._roles_with(self._execution(), self._execution())
+        return self._on_primary
 
     def session(
         self, session_id: str, user_id: UUID, dataset_id: UUID | None = None, *, agent_name: str | None = None
@@ -278,11 +312,32 @@ class SessionDatabase:
             give_up_after=give_up_after,
             drain_within=drain_within,
         )
-        self._recorders.add(recorder)
+        self._at_work.add(recorder)
         return recorder
 
-    def bind(self, host: AsyncConnection | AsyncSession, *, savepoints: bool = True) -> BoundSessionDatabase:
-        """The roles inside the host's transaction, which must be READ COMMITTED.
+    def rolling_up(self, *, every: timedelta | float = DEFAULT_ROLL_UP_EVERY) -> BackgroundRollUp:
+        """`maintenance.roll_up` in the background, of this process and its event loop; opened by `async with`.
+
+        Several processes may do so, and share the work. Within one, a call waits for the one before.
+
+        Args:
+            every: How long it pauses after each call, give or take a half; timedelta or seconds, more than nothing.
+
+        Raises:
+            ConfigurationError: `every` is not an interval.
+        """
+        rolling_up = BackgroundRollUp(self._roll_up_alone, every)
+        self._at_work.add(rolling_up)
+        return rolling_up
+
+    async def _roll_up_alone(self) -> RollUpReport:
+        async with self._one_roll_up:
+            return await self.maintenance.roll_up()
+
+    def bind(self, host: AsyncConnection | AsyncSession, *, savepoints: bool = True) -> SessionRoles:
+        """The roles inside the host's transaction, their reads as well; it must be READ COMMITTED.
+
+        It is never committed or rolled back by us, and nothing in it is repeated.
 
         Args:
             host: The host's connection or session.
@@ -292,7 +347,7 @@ class SessionDatabase:
         if not isinstance(host, AsyncConnection | AsyncSession):
             raise ConfigurationError(f"bind: got {host!r}, expected an AsyncConnection or an AsyncSession")
         execution = BoundExecution(host, self._settings.database_schema, savepoints=savepoints)
-        return BoundSessionDatabase(execution, self._prices, self._payloads, self._settings)
+        return self._roles_with(execution, execution)
 
     async def migrate(self, *, connection: AsyncConnection | None = None) -> None:
         """Brings the schema to this version's revision; does nothing where it already is.
@@ -390,6 +445,11 @@ def _settings(settings: Settings | None, schema: str | None) -> Settings:
         return settings.model_copy(update={"database_schema": check_schema_name(schema)})
     except (ValueError, AttributeError, TypeError) as error:
         raise ConfigurationError(f"schema: got {schema!r}, expected the name of a Postgres schema: {error}") from error
+
+
+def _check_engine(name: str, engine: object) -> None:
+    if not isinstance(engine, AsyncEngine) or engine.dialect.driver != "asyncpg":
+        raise ConfigurationError(f"{name}: got {engine!r}, expected an AsyncEngine of {DRIVER}://…")
 
 
 def _engine(url: URL, settings: Settings, *, pgbouncer: bool) -> AsyncEngine:

@@ -35,6 +35,7 @@ CONFLICTS = {
     "55P03": "lock not available",
     "SL003": "a session was deleted",  # raised by our functions, as is the next one
 }
+READ_ONLY = "25006"
 MISSING = {"42P01", "42883", "42703", "3F000", "42704"}
 UNAVAILABLE_CLASSES = {"08", "53", "57", "58"}
 ERASED = "SL004"
@@ -267,11 +268,10 @@ def _sqlstate(error: BaseException) -> str | None:
 
 def _wrote_nothing(error: BaseException) -> bool:
     """Whether a statement that was sent certainly took no effect."""
-    # The plan was of an older schema; the connection was known to be closed; or the transaction was rolled back.
-    return (
-        isinstance(_driver_error(error), asyncpg.InvalidCachedStatementError | asyncpg.InterfaceError)
-        or _sqlstate(error) in CONFLICTS
-    )
+    if _sqlstate(error) in {*CONFLICTS, READ_ONLY}:
+        return True  # the transaction was rolled back
+    # The plan was of an older schema, or the connection was known to be closed.
+    return isinstance(_driver_error(error), asyncpg.InvalidCachedStatementError | asyncpg.InterfaceError)
 
 
 def _is_passing(error: BaseException) -> bool:
@@ -296,6 +296,8 @@ def raise_ours(error: BaseException, *, may_have_written: bool = False) -> NoRet
         raise DatabaseUnavailableError(
             f"the database cannot be reached or did not answer: {told}", may_have_written=may_have_written
         ) from error
+    if state == READ_ONLY:
+        raise DatabaseUnavailableError(f"the database only reads, as a replica does: {told}") from error
     if state == ERASED:
         user_id = getattr(cause, "detail", None)
         raise InvalidValueError("user_id", user_id, "a user who was not erased for good") from error

@@ -1,6 +1,6 @@
-"""Reports: what was spent, by whom, and how runs did."""
+"""Reports: what was spent, by whom, on what tokens, and how long sessions and runs took."""
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from itertools import pairwise
 from typing import Any, Literal, Protocol
 from uuid import UUID
@@ -9,18 +9,24 @@ from session_lifecycle.execution import Execution
 from session_lifecycle.models import (
     CostByAgentRow,
     CostByUserRow,
+    Durations,
+    EffectiveStatus,
+    RunDurations,
+    SessionDurations,
     Spend,
     TelemetryKey,
     TelemetrySummary,
+    TokenClasses,
+    TokensByClass,
     UsagePoint,
     Viewer,
 )
 from session_lifecycle.models.reads import Window
 from session_lifecycle.models.reports import Series, TelemetryFilters
-from session_lifecycle.statements import costs, runs_telemetry, spending
+from session_lifecycle.statements import costs, durations, runs_telemetry, spending, stats
+from session_lifecycle.statements.scopes import scopes
 
-DURATION_DECIMALS = 3
-"""Of a duration in milliseconds: the clock counts microseconds."""
+NO_DURATIONS = Durations(count=0, p50_s=None, p90_s=None, p95_s=None, p99_s=None)
 
 
 class SessionReportsDb(Protocol):
@@ -67,6 +73,15 @@ class SessionReportsDb(Protocol):
         """
         ...
 
+    async def tokens_by_class(
+        self, viewer: Viewer | UUID, *, since: datetime | None = None, until: datetime | None = None
+    ) -> TokensByClass:
+        """What the tokens used in the window were, by the time of use, of all models together and of each.
+
+        The classes add up to `tokens_in` and `tokens_out`, the models to all of them, and those are `spend`'s.
+        """
+        ...
+
     async def cost_by_agent(
         self, viewer: Viewer | UUID, since: datetime | None = None, until: datetime | None = None
     ) -> list[CostByAgentRow]:
@@ -82,6 +97,25 @@ class SessionReportsDb(Protocol):
         """What the sessions of each user cost, of those last active in the window: most expensive first, ties by id.
 
         The costs add up to `total_spend_usd` of the same window.
+        """
+        ...
+
+    async def session_durations(
+        self, viewer: Viewer | UUID, since: datetime | None = None, until: datetime | None = None
+    ) -> SessionDurations:
+        """How long the sessions took that were last active in the window, of all and by effective status.
+
+        From the start to the end or, without one, to the last activity, and never negative: what `agent_time_s` of
+        `aggregate_stats` adds up.
+        """
+        ...
+
+    async def run_durations(
+        self, viewer: Viewer | UUID, since: datetime | None = None, until: datetime | None = None
+    ) -> RunDurations:
+        """How long the runs took that ended in the window, of all and by agent; never negative.
+
+        They are the runs of `telemetry`, whenever their sessions were last active.
         """
         ...
 
@@ -122,8 +156,9 @@ class SessionReportsDb(Protocol):
 class SqlAlchemySessionReportsDb:
     """`SessionReportsDb` on Postgres. Made by `SessionDatabase`; not constructed by hosts."""
 
-    def __init__(self, execution: Execution) -> None:
+    def __init__(self, execution: Execution, abandon_after: timedelta) -> None:
         self._execution = execution
+        self._abandon_after = abandon_after
 
     async def spend(
         self, viewer: Viewer | UUID, *, since: datetime | None = None, until: datetime | None = None
@@ -161,6 +196,16 @@ class SqlAlchemySessionReportsDb:
             for group in groups
         ]
 
+    async def tokens_by_class(
+        self, viewer: Viewer | UUID, *, since: datetime | None = None, until: datetime | None = None
+    ) -> TokensByClass:
+        """See `SessionReportsDb`."""
+        window = Window.of_call(since=since, until=until)
+        statement = spending.tokens_by_class(Viewer.of_caller(viewer), window.since, window.until)
+        together, *by_model = [row._asdict() for row in await self._execution.fetch(statement)]
+        del together["model"]
+        return TokensByClass(**together, by_model={row.pop("model"): TokenClasses(**row) for row in by_model})
+
     async def cost_by_agent(
         self, viewer: Viewer | UUID, since: datetime | None = None, until: datetime | None = None
     ) -> list[CostByAgentRow]:
@@ -179,6 +224,27 @@ class SqlAlchemySessionReportsDb:
         rows = await self._execution.fetch(statement)
         return [CostByUserRow(**row._mapping) for row in rows]
 
+    async def session_durations(
+        self, viewer: Viewer | UUID, since: datetime | None = None, until: datetime | None = None
+    ) -> SessionDurations:
+        """See `SessionReportsDb`."""
+        window = Window.of_call(since=since, until=until)
+        seen = scopes(Viewer.of_caller(viewer))
+        parameters = {**seen.parameters(), **window.model_dump(), "abandon_after": self._abandon_after, "as_of": None}
+        together, *rows = await self._execution.fetch(stats.session_durations(seen.kinds), parameters)
+        found = {row.key: Durations(**_durations(row)) for row in rows}
+        by_status = {status: found.get(status, NO_DURATIONS) for status in EffectiveStatus}
+        return SessionDurations(**_durations(together), by_status=by_status)
+
+    async def run_durations(
+        self, viewer: Viewer | UUID, since: datetime | None = None, until: datetime | None = None
+    ) -> RunDurations:
+        """See `SessionReportsDb`."""
+        window = Window.of_call(since=since, until=until)
+        statement = runs_telemetry.run_durations(Viewer.of_caller(viewer), window.since, window.until)
+        together, *rows = await self._execution.fetch(statement)
+        return RunDurations(**_durations(together), by_agent={row.key: Durations(**_durations(row)) for row in rows})
+
     async def telemetry(
         self,
         viewer: Viewer | UUID,
@@ -192,12 +258,8 @@ class SqlAlchemySessionReportsDb:
         """See `SessionReportsDb`."""
         filters = TelemetryFilters.of_call(provider=provider, model=model, client=client, since=since, until=until)
         [row] = await self._execution.fetch(runs_telemetry.telemetry(Viewer.of_caller(viewer), filters))
-        figures: dict[str, Any] = row._asdict()
-        for name in runs_telemetry.PERCENTILES:
-            duration_us = figures.pop(name)
-            in_ms = None if duration_us is None else round(duration_us / 1000, DURATION_DECIMALS)
-            figures[name.replace("_us", "_ms")] = in_ms
-        return TelemetrySummary(**figures)
+        figures = {name: figure for name, figure in row._mapping.items() if name in TelemetrySummary.model_fields}
+        return TelemetrySummary(**figures, **_percentiles(row, "duration_{}_ms", 1_000))
 
     async def list_telemetry_keys(
         self, viewer: Viewer | UUID, *, since: datetime | None = None, until: datetime | None = None
@@ -207,3 +269,13 @@ class SqlAlchemySessionReportsDb:
         statement = runs_telemetry.telemetry_keys(Viewer.of_caller(viewer), window.since, window.until)
         rows = await self._execution.fetch(statement)
         return [TelemetryKey(**row._mapping) for row in rows]
+
+
+def _durations(row: Any) -> dict[str, Any]:
+    return {"count": row.durations, **_percentiles(row, "{}_s", 1_000_000)}
+
+
+def _percentiles(row: Any, field: str, unit_us: int) -> dict[str, Any]:
+    """The percentiles of a row by their fields, in a unit of so many microseconds, and exact to one."""
+    found = {name: getattr(row, name) for name in durations.PERCENTILES}
+    return {field.format(name): None if us is None else round(us) / unit_us for name, us in found.items()}

@@ -87,8 +87,9 @@ class SessionLifecycleDb(SessionWriter, Protocol):
 class SqlAlchemySessionLifecycleDb(WritesItems):
     """`SessionLifecycleDb` on Postgres. Made by `SessionDatabase`; not constructed by hosts."""
 
-    def __init__(self, execution: Execution, writer: ItemWriter, abandon_after: timedelta) -> None:
-        self._execution = execution
+    def __init__(self, primary: Execution, reading: Execution, writer: ItemWriter, abandon_after: timedelta) -> None:
+        self._primary = primary
+        self._reading = reading
         self._writer = writer
         self._abandon_after = abandon_after
 
@@ -112,7 +113,7 @@ class SqlAlchemySessionLifecycleDb(WritesItems):
             prefer_other_owner=wanted.prefer_other_owner,
             owner_id=wanted.owner_id,
         )
-        rows = await self._execution.fetch(sessions.with_status(session, self._abandon_after))
+        rows = await self._primary.fetch(sessions.with_status(session, self._abandon_after))
         return _session_row(rows[0]) if rows else None
 
     async def list_session_rows(self, filters: SessionListFilters) -> SessionListPage:
@@ -121,7 +122,7 @@ class SqlAlchemySessionLifecycleDb(WritesItems):
             raise InvalidValueError("filters", filters, "a SessionListFilters")
         order = sessions.order_of(filters)
         position = read_position(filters, order)
-        rows = await self._execution.fetch(sessions.list_sessions(filters, position, self._abandon_after))
+        rows = await self._reading.fetch(sessions.list_sessions(filters, position, self._abandon_after))
         page, told = answered_page(rows, order, filters)
         return SessionListPage(sessions=[_session_row(row) for row in page], **told)
 
@@ -138,7 +139,7 @@ class SqlAlchemySessionLifecycleDb(WritesItems):
         asker = Viewer.of_caller(viewer, permitted_dataset_ids)
         seen = scopes(asker)
         parameters = {**seen.parameters(), **window.model_dump(), "abandon_after": self._abandon_after, "as_of": None}
-        rows = await self._execution.fetch(stats.aggregate_stats(seen.kinds), parameters)
+        rows = await self._reading.fetch(stats.aggregate_stats(seen.kinds), parameters)
         figures = dict(rows[0]._mapping)
         count = figures["sessions"]
         agent_time_us = int(figures.pop("agent_time_us"))
@@ -166,7 +167,7 @@ class SqlAlchemySessionLifecycleDb(WritesItems):
         asker = Viewer.of_caller(viewer, permitted_dataset_ids)
         seen = scopes(asker)
         parameters = {**seen.parameters(), **window.model_dump()}
-        rows = await self._execution.fetch(costs.cost_by_model(seen.kinds), parameters)
+        rows = await self._reading.fetch(costs.cost_by_model(seen.kinds), parameters)
         return [CostByModelRow(**row._mapping) for row in rows]
 
 

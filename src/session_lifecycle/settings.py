@@ -64,6 +64,9 @@ class Settings(BaseSettings):
     database_url: SecretStr | None = Field(
         default=None, description="`postgresql://…`; used by `SessionDatabase.connect()` when it is given no URL."
     )
+    read_database_url: SecretStr | None = Field(
+        default=None, description="That of a replica of it, which reads that tolerate lag then go to."
+    )
     database_schema: Annotated[str, AfterValidator(check_schema_name)] = Field(
         default=DEFAULT_SCHEMA, description="The Postgres schema that holds our tables."
     )

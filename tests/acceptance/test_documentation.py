@@ -24,6 +24,7 @@ from session_lifecycle import (
     PruneReport,
     ReconcileReport,
     RepriceReport,
+    RollUpReport,
     RunDetail,
     RunEvent,
     RunFilters,
@@ -67,7 +68,9 @@ def compiled(source: str, name: str) -> CodeType:
 async def test_the_python_of_a_page_runs(
     page: Path, session_database: SessionDatabase, session_database_url: str, session_clock: SessionClock
 ) -> None:
-    names: dict[str, Any] = {"db": session_database, "url": session_database_url, "user_id": uuid4()}
+    # What is read on a replica is what the primary has, a little later.
+    urls = {"url": session_database_url, "read_url": session_database_url}
+    names: dict[str, Any] = {"db": session_database, **urls, "user_id": uuid4()}
     fixtures = {"session_database": session_database, "session_clock": session_clock, "user_id": names["user_id"]}
     for number, block in enumerate(BLOCK.findall(page.read_text()), 1):  # noqa: ASYNC240 - a small file
         running = eval(compiled(block, f"{page.name}:{number}"), names)  # noqa: S307 - our own pages
@@ -121,7 +124,7 @@ def test_every_public_name_is_in_the_reference() -> None:
         ),
         *(ThreadPage, Thread, Action),
         *(Spend, CostByAgentRow, CostByUserRow, TelemetrySummary, TelemetryKey),
-        *(RepriceReport, PruneReport, ErasureReceipt, ReconcileReport, Mismatch),
+        *(RepriceReport, RollUpReport, PruneReport, ErasureReceipt, ReconcileReport, Mismatch),
     ],
 )
 def test_every_field_of_a_value_is_in_the_reference(value: type[BaseModel]) -> None:

@@ -12,7 +12,6 @@ from pydantic import ValidationError
 from sqlalchemy import text
 
 from session_lifecycle import (
-    BoundSessionDatabase,
     InvalidValueError,
     Item,
     Lineage,
@@ -21,6 +20,7 @@ from session_lifecycle import (
     RunFilters,
     SessionActivityDb,
     SessionDatabase,
+    SessionRoles,
     Step,
     SummaryFilters,
     Touch,
@@ -414,14 +414,14 @@ async def test_steps_come_by_start_then_place(session_database: SessionDatabase)
 
 
 @pytest.fixture
-async def ways(session_database: SessionDatabase) -> AsyncIterator[list[SessionDatabase | BoundSessionDatabase]]:
+async def ways(session_database: SessionDatabase) -> AsyncIterator[list[SessionDatabase | SessionRoles]]:
     async with session_database.engine.begin() as host:
         await host.execute(text("SET LOCAL timezone = 'Asia/Kathmandu'"))
         yield [session_database, session_database.bind(host)]
 
 
 async def test_every_way_in_answers_alike_in_utc(
-    session_database: SessionDatabase, ways: list[SessionDatabase | BoundSessionDatabase]
+    session_database: SessionDatabase, ways: list[SessionDatabase | SessionRoles]
 ) -> None:
     await record(session_database, *life(A, "hers"))
     direct, bound = [await everything(way.activity, Viewer(A), None, **names_of("hers")) for way in ways]

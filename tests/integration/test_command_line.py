@@ -22,7 +22,7 @@ import asyncpg
 import pytest
 import pytest_asyncio
 
-from session_lifecycle import SessionDatabase, Touch
+from session_lifecycle import SessionDatabase, SessionStatus, Touch
 from session_lifecycle.testing import TemplateServer
 
 PROGRAM = (str(Path(sys.executable).with_name("session-lifecycle")),)
@@ -30,12 +30,14 @@ COLUMNS = ("offset_ms", "session_id", "turn", "tokens_in", "tokens_out")
 HEADER = ",".join(COLUMNS)
 ODD_SCHEMA = 'odd "name"; --'
 SCHEMAS = pytest.mark.parametrize("schema", [None, ODD_SCHEMA], ids=["default", "odd"])
-CARE = ("prune-sessions", "prune-payloads", "erase-user", "reconcile")
+USER = UUID(int=1)
+CARE = ("prune-sessions", "prune-payloads", "erase-user", "reconcile", "roll-up")
 UP_TO_DATE = "The schema is up to date.\n"
 
 REQUESTS, SESSIONS = 600, 60
 EVENTS = "SELECT count(*) FROM session_lifecycle.session_usage_events"
 OF_REPLAY = f"{EVENTS} WHERE session_id LIKE 'conv-%'"
+ROLLED_UP = "SELECT count(*) FROM session_lifecycle.rolled_up_sessions"
 WRITERS_WAITING = """
     SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'
 """
@@ -186,6 +188,54 @@ async def test_an_operator_prunes_erases_and_reconciles(session_database_url: st
     assert "sessions 1, runs 0" in succeed("erase-user", user, "--anonymise", "--tombstone", "--yes", *at)
     assert await ask(session_database_url, "SELECT sum(cost_usd) FROM session_lifecycle.session_records") == 1
     assert await ask(session_database_url, "SELECT count(*) FROM session_lifecycle.session_tombstones") == 1
+
+
+async def test_an_operator_rolls_up(session_database_url: str) -> None:
+    at = ("--database-url", session_database_url)
+    async with SessionDatabase.connect(session_database_url) as db:
+        await db.lifecycle.accumulate_usage("s", USER, "m", 1, cost_usd=1)
+        await db.lifecycle.accumulate_usage("still running", USER, "m", 1, cost_usd=1)
+        await db.lifecycle.end_session("s", USER, SessionStatus.COMPLETED)
+    for sessions, changes in ((1, 2), (0, 0)):
+        rolled_up = run("roll-up", *at)
+        assert rolled_up.returncode == 0
+        assert re.fullmatch(rf"Rolled up: idle_before .*, sessions {sessions}, changes {changes}\n", rolled_up.stdout)
+        assert re.fullmatch(rf"({sessions} sessions so far\n)+", rolled_up.stderr)
+    refused = run("roll-up", "--every", "0", *at)
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert refused.stderr.startswith("error: every: got 0.0, expected")
+
+
+@pytest.mark.parametrize("told", [signal.SIGINT, signal.SIGTERM])
+async def test_rolling_up_goes_on_until_it_is_told_to_end(session_database_url: str, told: signal.Signals) -> None:
+    async with connected(session_database_url) as connection, SessionDatabase.connect(session_database_url) as db:
+        with running("roll-up", "--every", "0.01", "--database-url", session_database_url) as process:
+            for number in range(1, 3):
+                await db.lifecycle.accumulate_usage(f"s{number}", USER, "m", 1, cost_usd=1)
+                await db.lifecycle.end_session(f"s{number}", USER, SessionStatus.COMPLETED)
+                await until(connection, ROLLED_UP, lambda sessions, number=number: sessions == number)
+            process.send_signal(told)
+            _, said = process.communicate(timeout=30)
+            assert process.returncode == 0
+            assert re.fullmatch(r"(\d+ sessions so far\n)+", said)
+        await db.close()
+        await until(connection, OTHERS_CONNECTED, lambda others: others == 0)
+
+
+async def test_rolling_up_goes_on_when_the_database_is_there(empty_url: str) -> None:
+    with running("roll-up", "--every", "0.01", "--database-url", empty_url) as process:
+        assert process.stderr is not None
+        told = await asyncio.to_thread(process.stderr.readline)
+        assert told.startswith(
+            "rolling up failed, and is tried again in about 0.01 s: schema 'session_lifecycle' is not"
+        )
+        async with SessionDatabase.connect(empty_url) as db:
+            await db.migrate()
+            await db.lifecycle.accumulate_usage("s", USER, "m", 1, cost_usd=1)
+            await db.lifecycle.end_session("s", USER, SessionStatus.COMPLETED)
+        async with connected(empty_url) as connection:
+            await until(connection, ROLLED_UP, lambda sessions: sessions == 1)
+        assert interrupt(process)[0] == 0
 
 
 async def schemas(url: str) -> list[str]:

@@ -28,12 +28,14 @@ from session_lifecycle.migrations import REVISIONS, run
 from session_lifecycle.testing import TemplateServer
 
 PAGE = (Path(__file__).parents[2] / "docs/reference/permissions.md").read_text()
-ROLES = ("sessions_migrator", "sessions_worker", "sessions_reader")
+ROLES = ("sessions_migrator", "sessions_worker", "sessions_roller", "sessions_reader")
 TABLES = ("session_records", "session_model_usage", "session_usage_events")
 ONE = Viewer.auditor()
 USER = UUID(int=1)
 STARTED = datetime(2026, 1, 1, tzinfo=UTC)
 WRITTEN = (*TABLES, "session_runs", "session_steps", "session_messages")
+CHANGES = ("session_rollup_changes", "session_model_rollup_changes")
+ROLLUPS = ("session_rollups", "session_model_rollups")
 
 Roles = Callable[[str, str], tuple[str, list[str]]]
 
@@ -74,11 +76,26 @@ async def grant(db: SessionDatabase, statements: list[str]) -> None:
 async def read_everything(db: SessionDatabase) -> int:
     assert await db.lifecycle.get_session_row("s", USER) is not None
     page = await db.lifecycle.list_session_rows(SessionListFilters(viewer=ONE))
-    assert page.total == (await db.lifecycle.aggregate_stats(ONE)).sessions
-    return sum(row.tokens_in for row in await db.lifecycle.cost_by_model(ONE))
+    sessions, tokens_in = await read_figures(db)
+    assert page.total == sessions
+    return tokens_in
 
 
-async def write_everything(db: SessionDatabase, user: UUID = USER) -> None:
+async def read_figures(db: SessionDatabase) -> tuple[int, int]:
+    """How many sessions there are, and what their models were given."""
+    stats, costs = await db.lifecycle.aggregate_stats(ONE), await db.lifecycle.cost_by_model(ONE)
+    return stats.sessions, sum(row.tokens_in for row in costs)
+
+
+async def live(db: SessionDatabase, user: UUID = USER) -> None:
+    """A session that is over."""
+    await db.lifecycle.record([UsageEvent("over", user, "m", 1), End("over", user, "completed")])
+
+
+async def write_everything(db: SessionDatabase, owner: SessionDatabase, user: UUID = USER) -> None:
+    await live(db, user)
+    await owner.maintenance.roll_up()
+    await db.lifecycle.reopen_session("over", user)
     event = {"session_id": "s", "user_id": user, "model": "m", "idempotency_key": "k"}
     await db.lifecycle.record([Touch("s", user), UsageEvent(**event, tokens_in=1), End("s", user, "failed")])
     await db.lifecycle.reopen_session("s", user)
@@ -112,8 +129,8 @@ async def test_the_worker_makes_every_call(
     url, grants = roles(session_database_url, "sessions_worker")
     await grant(session_database, [right for right in grants if "EXECUTE" not in right])
     async with SessionDatabase.connect(url) as db:
-        await write_everything(db)
-        assert await read_everything(db) == 5
+        await write_everything(db, session_database)
+        assert await read_everything(db) == 6
         await db.check()
 
 
@@ -125,13 +142,20 @@ async def test_the_worker_needs_each_of_its_rights(
     role = make_url(url).username
     rights = [f"{right} ON session_lifecycle.{table}" for right in ("SELECT", "INSERT", "UPDATE") for table in WRITTEN]
     rights += [f"DELETE ON session_lifecycle.{table}" for table in TABLES]
+    rights += [f"{right} ON session_lifecycle.rolled_up_sessions" for right in ("SELECT", "DELETE")]
+    rights += [f"INSERT ON session_lifecycle.{table}" for table in CHANGES]
     rights += ["SELECT ON session_lifecycle.session_tombstones"]
     rights += ["USAGE ON SCHEMA session_lifecycle", "SELECT ON session_lifecycle.alembic_version"]
     for number, right in enumerate(rights, 2):
         await grant(session_database, [*grants, f"REVOKE {right} FROM {role}"])
         async with SessionDatabase.connect(url) as db:
             with pytest.raises(ConfigurationError, match="42501"):
-                await write_everything(db, UUID(int=number))
+                await write_everything(db, session_database, UUID(int=number))
+    for table in (*CHANGES, *ROLLUPS):
+        await grant(session_database, [*grants, f"REVOKE SELECT ON session_lifecycle.{table} FROM {role}"])
+        async with SessionDatabase.connect(url) as db:
+            with pytest.raises(ConfigurationError, match="42501"):
+                await read_figures(db)
 
 
 async def test_the_worker_is_granted_what_was_taken_from_everybody(
@@ -142,9 +166,39 @@ async def test_the_worker_is_granted_what_was_taken_from_everybody(
     await grant(session_database, [taken, *(right for right in grants if "EXECUTE" not in right)])
     async with SessionDatabase.connect(url) as db:
         with pytest.raises(ConfigurationError, match="42501"):
-            await write_everything(db)
+            await write_everything(db, session_database)
         await grant(session_database, [right for right in grants if "EXECUTE" in right])
-        await write_everything(db)
+        await write_everything(db, session_database)
+
+
+async def test_the_roller_rolls_up_and_needs_each_of_its_rights(
+    roles: Roles, session_database: SessionDatabase, session_database_url: str
+) -> None:
+    url, grants = roles(session_database_url, "sessions_roller")
+    role = make_url(url).username
+    rights = [f"{right} ON session_lifecycle.session_records" for right in ("SELECT", "UPDATE")]
+    rights += [f"SELECT ON session_lifecycle.{table}" for table in ("session_model_usage", "alembic_version")]
+    rights += [f"{right} ON session_lifecycle.rolled_up_sessions" for right in ("SELECT", "INSERT")]
+    rights += [f"{right} ON session_lifecycle.{table}" for right in ("SELECT", "INSERT", "DELETE") for table in CHANGES]
+    for right in ("SELECT", "INSERT", "UPDATE", "DELETE"):
+        rights += [f"{right} ON session_lifecycle.{table}" for table in ROLLUPS]
+    rights += ["USAGE ON SCHEMA session_lifecycle"]
+    for number, right in enumerate(rights):
+        await live(session_database, UUID(int=number))
+        await grant(session_database, [*grants, f"REVOKE {right} FROM {role}"])
+        async with SessionDatabase.connect(url) as db:
+            with pytest.raises(ConfigurationError, match="42501"):
+                await db.maintenance.roll_up()
+    await grant(session_database, grants)
+    async with SessionDatabase.connect(url) as db:
+        await db.maintenance.roll_up()
+        async with session_database.engine.connect() as connection:
+            counted = (
+                "SELECT sum(sessions) FROM session_lifecycle.session_rollups WHERE family = 'all' AND level = 'day'"
+            )
+            assert (await connection.exec_driver_sql(counted)).scalar_one() == len(rights)
+        with pytest.raises(ConfigurationError, match="42501"):
+            await db.lifecycle.ensure_and_touch_session("s", USER)
 
 
 async def test_the_reader_makes_every_read_and_no_write(

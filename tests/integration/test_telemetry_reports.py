@@ -207,7 +207,10 @@ async def test_each_report_is_one_statement(session_database: SessionDatabase) -
     await reports.cost_by_user(A)
     await reports.telemetry(A)
     await reports.list_telemetry_keys(A)
-    assert len(seen) == 5
+    await reports.tokens_by_class(A)
+    await reports.session_durations(A)
+    await reports.run_durations(A)
+    assert len(seen) == 8
 
 
 async def test_what_cannot_be_meant_is_refused(session_database: SessionDatabase) -> None:
@@ -221,6 +224,9 @@ async def test_what_cannot_be_meant_is_refused(session_database: SessionDatabase
         ("model", reports.telemetry(A, model="x" * 201)),
         ("client", reports.telemetry(A, client=7)),  # type: ignore[arg-type]
         ("until", reports.list_telemetry_keys(A, until=naive)),
+        ("since", reports.tokens_by_class(A, since=naive)),
+        ("until", reports.session_durations(A, None, naive)),
+        ("viewer", reports.run_durations("me")),  # type: ignore[arg-type]
     ):
         with pytest.raises(InvalidValueError, match=field):
             await call

@@ -73,6 +73,13 @@ class TestDirect(SessionLifecycleContract):
         return session_database.lifecycle
 
 
+class TestOnThePrimaryBesideAReplicaThatIsAway(SessionLifecycleContract):
+    @pytest_asyncio.fixture
+    async def lifecycle(self, session_database_url: str) -> AsyncIterator[SessionLifecycleDb]:
+        async with SessionDatabase.connect(session_database_url, read_url="postgresql://u@127.0.0.1:1/x") as db:
+            yield db.primary.lifecycle
+
+
 @pytest.mark.parametrize("savepoints", [True, False], ids=["savepoints", "plain"])
 class TestInAHostsConnection(SessionLifecycleContract):
     @pytest.fixture

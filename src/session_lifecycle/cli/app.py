@@ -1,6 +1,7 @@
 """The commands and what they share: which database, and how trouble is told."""
 
 import asyncio
+import signal
 import sys
 from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
@@ -12,7 +13,15 @@ import typer
 from pydantic import BaseModel
 from rich.console import Console
 
-from session_lifecycle import ConfigurationError, PruneReport, SessionDatabase, SessionLifecycleError, Settings
+from session_lifecycle import (
+    BackgroundRollUp,
+    ConfigurationError,
+    PruneReport,
+    RollUpReport,
+    SessionDatabase,
+    SessionLifecycleError,
+    Settings,
+)
 from session_lifecycle.cli import demo as demo_command
 from session_lifecycle.cli import replay as replay_command
 from session_lifecycle.maintenance import DEFAULT_PRUNE_BATCH
@@ -185,6 +194,38 @@ def reconcile(
     _on_database(work, database_url, data_dir, schema)
 
 
+@app.command()
+def roll_up(
+    database_url: DatabaseUrl = None,
+    data_dir: DataDir = None,
+    schema: Schema = None,
+    every: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS", help="Go on so often, give or take a half, until told to end.", show_default=False
+        ),
+    ] = None,
+) -> None:
+    """Adds up the sessions that are over, so that reports need not. Interrupted and run again, it goes on."""
+
+    async def work(db: SessionDatabase) -> None:
+        async def once() -> RollUpReport:
+            report = await db.maintenance.roll_up(on_progress=_tell_progress)
+            _tell("Rolled up", report)
+            return report
+
+        if every is None:
+            await once()
+            return
+        told_to_end = asyncio.Event()
+        for told in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(told, told_to_end.set)
+        async with BackgroundRollUp(once, every):
+            await told_to_end.wait()
+
+    _on_database(work, database_url, data_dir, schema)
+
+
 @database_app.command()
 def upgrade(database_url: DatabaseUrl = None, data_dir: DataDir = None, schema: Schema = None) -> None:
     """Brings the schema to this version's revision."""
@@ -219,7 +260,7 @@ def sql(schema: Schema = None) -> None:
     _run(work)
 
 
-def _tell_progress(report: PruneReport) -> None:
+def _tell_progress(report: PruneReport | RollUpReport) -> None:
     Console(stderr=True, soft_wrap=True).print(f"{report.sessions} sessions so far", highlight=False)
 
 

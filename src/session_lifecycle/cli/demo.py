@@ -48,9 +48,9 @@ async def live(db: SessionDatabase, console: Console, seed: int) -> None:
     )
 
     ann = Viewer(fleet.ann, [fleet.shared], [fleet.agent_of_ann])
-    page = await db.lifecycle.list_session_rows(SessionListFilters(viewer=ann, limit=50))
-    stats = await db.lifecycle.aggregate_stats(ann)
-    costs = await db.lifecycle.cost_by_model(ann)
+    page = await db.primary.lifecycle.list_session_rows(SessionListFilters(viewer=ann, limit=50))
+    stats = await db.primary.lifecycle.aggregate_stats(ann)
+    costs = await db.primary.lifecycle.cost_by_model(ann)
     console.print("What Ann sees: her own sessions, her agent's, and those Ben shares through a data set.\n")
     for table in (sessions_table(page, fleet.names), stats_table(stats), costs_table(costs)):
         console.print(table)

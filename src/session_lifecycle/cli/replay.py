@@ -140,5 +140,5 @@ async def replay(db: SessionDatabase, plan: Plan, console: Console) -> None:
     seconds = time.monotonic() - began
     told = ", ".join(f"{count:,} {outcome}" for outcome, count in sorted(outcomes.items()))
     console.print(f"{len(plan.requests):,} requests in {seconds:.1f} s, {len(plan.requests) / seconds:,.0f}/s: {told}")
-    console.print(stats_table(await db.lifecycle.aggregate_stats(plan.user_id)))
-    console.print(costs_table(await db.lifecycle.cost_by_model(plan.user_id)))
+    console.print(stats_table(await db.primary.lifecycle.aggregate_stats(plan.user_id)))
+    console.print(costs_table(await db.primary.lifecycle.cost_by_model(plan.user_id)))

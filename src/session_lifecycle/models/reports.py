@@ -1,4 +1,4 @@
-"""What is asked of reports, and what they say. Money is USD, durations are milliseconds."""
+"""What is asked of reports, and what they say. Money is USD; durations are in the unit of their name."""
 
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, model_validator
 from pydantic_core import PydanticCustomError
 
 from session_lifecycle.models.fields import Moment, OptionalModel, OptionalName, Value, inconsistent
+from session_lifecycle.models.reads import EffectiveStatus
 
 MOST_BUCKETS = 10_000
 """Of one series."""
@@ -153,6 +154,52 @@ class Spend(Value):
     late_events: int
     """Events from after the end of their session, in no other figure."""
     late_cost_usd: Decimal
+
+
+class TokenClasses(Value):
+    """Tokens by what they are: the first three make up the input, the next two the output."""
+
+    uncached_input_tokens: int
+    """The input that was neither read from a cache nor written to one."""
+    cache_read_tokens: int
+    cache_write_tokens: int
+    visible_output_tokens: int
+    """The output that is not reasoning."""
+    reasoning_tokens: int
+    tokens_in: int
+    tokens_out: int
+
+
+class TokensByClass(TokenClasses):
+    """What was used within a window by class, of all models together and of each."""
+
+    by_model: dict[str, TokenClasses]
+    """Most tokens first, ties by name; `unknown` for usage that named none. Who used no tokens is not in it."""
+
+
+class Durations(Value):
+    """How long sessions or runs took."""
+
+    count: int
+    p50_s: float | None
+    """Percentiles in seconds, interpolated between two durations, to the microsecond; None where there are none."""
+    p90_s: float | None
+    p95_s: float | None
+    p99_s: float | None
+
+
+class SessionDurations(Durations):
+    """How long sessions took, of all and by effective status."""
+
+    by_status: dict[EffectiveStatus, Durations]
+    """Each status is in it."""
+
+
+class RunDurations(Durations):
+    """How long runs took, of all and by agent."""
+
+    by_agent: dict[str, Durations]
+    """Most runs first, ties by name; `unknown` for runs that named none."""
 
 
 class CostByAgentRow(Value):

@@ -14,13 +14,11 @@ from sqlalchemy import (
     Text,
     and_,
     case,
-    extract,
     func,
     join,
     literal_column,
     or_,
     select,
-    type_coerce,
 )
 
 from session_lifecycle.entities import SessionRecordEntity as S
@@ -28,6 +26,7 @@ from session_lifecycle.entities import SessionRunEntity as R
 from session_lifecycle.entities import SessionStepEntity as T
 from session_lifecycle.models.activity import RunStatus
 from session_lifecycle.models.activity_reads import DEFAULT_PROJECT, UNKNOWN_CLIENT, RunChoice
+from session_lifecycle.statements.durations import lasted_us
 from session_lifecycle.statements.json_values import Column
 
 RUNS_AND_SESSIONS = join(R, S, and_(S.user_id == R.user_id, S.session_id == R.session_id), isouter=True)
@@ -52,9 +51,9 @@ TOTALS: dict[str, Column] = {
     "cache_write_tokens": R.events_cache_write_tokens,
 }
 
-_RAN_FOR_S = type_coerce(extract("epoch", R.ended_at - R.started_at), Numeric)
-DURATION_MS: ColumnElement[Any] = case((ENDED, func.greatest(_RAN_FOR_S * 1000, 0, type_=Numeric)))
+DURATION_US: ColumnElement[Any] = case((ENDED, lasted_us(R.started_at, R.ended_at)))
 """Exact; null while it is open."""
+DURATION_MS: ColumnElement[Any] = DURATION_US / 1000
 
 
 def counted(choice: RunChoice) -> list[ColumnElement[bool]]:

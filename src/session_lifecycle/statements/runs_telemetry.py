@@ -7,11 +7,9 @@ from sqlalchemy import (
     CTE,
     BigInteger,
     ColumnElement,
-    Double,
     Numeric,
     Select,
     and_,
-    extract,
     func,
     not_,
     select,
@@ -24,26 +22,21 @@ from session_lifecycle.entities import SessionStepEntity as St
 from session_lifecycle.models import MessageRole, Viewer
 from session_lifecycle.models.activity_reads import RunChoice
 from session_lifecycle.models.reports import TelemetryFilters
-from session_lifecycle.statements.run_figures import CLIENT, RUNS_AND_SESSIONS, TOOL, counted
+from session_lifecycle.statements.costs import UNKNOWN_AGENT
+from session_lifecycle.statements.durations import durations_of, percentiles
+from session_lifecycle.statements.run_figures import CLIENT, DURATION_US, RUNS_AND_SESSIONS, TOOL, counted
 from session_lifecycle.statements.visibility import visible_run
 from session_lifecycle.statements.windows import within
-
-PERCENTILES = {"duration_p50_us": 0.5, "duration_p90_us": 0.9, "duration_p95_us": 0.95, "duration_p99_us": 0.99}
 
 
 def telemetry(viewer: Viewer, filters: TelemetryFilters) -> Select[*tuple[Any, ...]]:
     """Exactly one row; the percentiles are microseconds, null without runs."""
     choice = RunChoice(provider=filters.provider, model=filters.model, client=filters.client, include_open=False)
     runs = _ended_runs(viewer, choice, filters.since, filters.until)
-    # The difference of two instants is exact; so are its microseconds, below 285 years.
-    duration_us = func.greatest(0, extract("epoch", runs.c.ended_at - runs.c.started_at) * 1_000_000).cast(Double)
     figures = select(
         func.count().label("runs_count"),
         func.count(runs.c.user_id.distinct()).label("users_count"),
-        *(
-            func.percentile_cont(fraction).within_group(duration_us.asc()).label(name)
-            for name, fraction in PERCENTILES.items()
-        ),
+        *(percentile.label(name) for name, percentile in percentiles(runs.c.duration_us).items()),
         *(
             func.coalesce(func.sum(runs.c[f"events_{name}"]), 0).cast(Numeric).label(name)
             for name in ("tokens_in", "tokens_out", "cache_read_tokens", "cache_write_tokens")
@@ -77,11 +70,18 @@ def telemetry_keys(viewer: Viewer, since: datetime | None, until: datetime | Non
     return select(*columns).distinct().order_by(*columns)
 
 
+def run_durations(viewer: Viewer, since: datetime | None, until: datetime | None) -> Select[*tuple[Any, ...]]:
+    """As `durations_of`, of the runs that ended in the window, by agent."""
+    runs = _ended_runs(viewer, RunChoice(include_open=False), since, until)
+    agent_name = func.coalesce(runs.c.agent_name, UNKNOWN_AGENT).label("key")
+    return durations_of(select(agent_name, runs.c.duration_us).subquery("durations"))
+
+
 def _ended_runs(viewer: Viewer, choice: RunChoice, since: datetime | None, until: datetime | None) -> CTE:
     """The runs that ended in the window and that the viewer sees, in visible sessions or waiting outside of any."""
     columns = [column for column in R.__table__.c if column.key != "client"]
     return (
-        select(*columns, CLIENT.label("client"))
+        select(*columns, CLIENT.label("client"), DURATION_US.label("duration_us"))
         .select_from(RUNS_AND_SESSIONS)
         .where(visible_run(viewer), *counted(choice), *within(R.ended_at, since, until))
         .cte("runs")

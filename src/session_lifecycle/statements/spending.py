@@ -17,7 +17,9 @@ from sqlalchemy import (
     cast,
     func,
     null,
+    or_,
     select,
+    tuple_,
 )
 from sqlalchemy.dialects.postgresql import ARRAY
 
@@ -30,6 +32,16 @@ from session_lifecycle.statements.visibility import visible
 from session_lifecycle.statements.windows import within
 
 UNKNOWN = "unknown"
+CLASSES = {
+    "uncached_input_tokens": E.tokens_in - E.cache_read_tokens - E.cache_write_tokens,
+    "cache_read_tokens": E.cache_read_tokens,
+    "cache_write_tokens": E.cache_write_tokens,
+    "visible_output_tokens": E.tokens_out - E.reasoning_tokens,
+    "reasoning_tokens": E.reasoning_tokens,
+    "tokens_in": E.tokens_in,
+    "tokens_out": E.tokens_out,
+}
+"""What tokens are, and what of them adds up to which total."""
 
 
 def usage_by_bucket(viewer: Viewer, series: Series, boundaries: Sequence[datetime]) -> Select[*tuple[Any, ...]]:
@@ -81,4 +93,22 @@ def spend(viewer: Viewer, since: datetime | None, until: datetime | None) -> Sel
         .select_from(E)
         .join(S, and_(S.user_id == E.user_id, S.session_id == E.session_id))
         .where(visible(viewer), *within(E.at, since, until))
+    )
+
+
+def tokens_by_class(viewer: Viewer, since: datetime | None, until: datetime | None) -> Select[*tuple[Any, ...]]:
+    """A row of all models together, its `model` null, and then a row for each that used any, most tokens first."""
+    model = func.coalesce(E.model, UNKNOWN, type_=Text).label("model")
+    rows = (
+        select(model, *(tokens.label(name) for name, tokens in CLASSES.items()))
+        .select_from(E)
+        .join(S, and_(S.user_id == E.user_id, S.session_id == E.session_id))
+        .where(visible(viewer), COUNTS, or_(E.tokens_in > 0, E.tokens_out > 0), *within(E.at, since, until))
+        .subquery("events")
+    )
+    sums = {name: func.coalesce(func.sum(rows.c[name]), 0).cast(Numeric) for name in CLASSES}
+    return (
+        select(rows.c.model, *(total.label(name) for name, total in sums.items()))
+        .group_by(func.grouping_sets(tuple_(), tuple_(rows.c.model)))
+        .order_by(rows.c.model.is_not(None), (sums["tokens_in"] + sums["tokens_out"]).desc(), rows.c.model)
     )

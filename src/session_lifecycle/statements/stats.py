@@ -1,14 +1,18 @@
 """Figures over all sessions of a viewer (rule R16)."""
 
 from functools import cache
+from itertools import product
 from typing import Any
 
-from sqlalchemy import BigInteger, ColumnElement, Numeric, Select, func, select, union_all
+from sqlalchemy import BigInteger, ColumnElement, Numeric, Select, and_, false, func, select, union_all
 
+from session_lifecycle.entities import RolledUpSessionEntity as U
+from session_lifecycle.entities import SessionRecordEntity as S
 from session_lifecycle.models import EffectiveStatus
+from session_lifecycle.statements.durations import durations_of
 from session_lifecycle.statements.scopes import ScopeKinds
 from session_lifecycle.statements.spans import by_effective_status, filled
-from session_lifecycle.statements.totals import session_totals
+from session_lifecycle.statements.totals import active_in, duration_us, session_totals
 
 
 @cache
@@ -49,3 +53,21 @@ def count_sessions(kinds: ScopeKinds, status_filter: EffectiveStatus | None, *, 
     spans = filled(union_all(*wanted).cte("spans"))
     found = session_totals(kinds, spans, ["sessions"], of_agent=of_agent).subquery("found")
     return select(func.coalesce(func.sum(found.c.sessions), 0).cast(BigInteger)).scalar_subquery()
+
+
+@cache
+def session_durations(kinds: ScopeKinds) -> Select[*tuple[Any, ...]]:
+    """As `durations_of`, by effective status. Binds what `aggregate_stats` does.
+
+    From rows only: the percentiles of two halves do not tell those of the whole.
+    """
+    # One by one, so that each is planned by the window it has.
+    spans = [span.subquery() for span in by_effective_status().values()]
+    found = [
+        select(span.c.label.label("key"), duration_us(table).label("duration_us")).join_from(
+            span, table, and_(seen, table.status == span.c.status, *active_in(table, span))
+        )
+        for span, table in product(spans, (U, S))
+        for seen in kinds.conditions(table) or [false()]
+    ]
+    return durations_of(union_all(*found).subquery("sessions"))

@@ -23,7 +23,6 @@ from sqlalchemy import (
     bindparam,
     case,
     column,
-    extract,
     false,
     func,
     join,
@@ -33,7 +32,6 @@ from sqlalchemy import (
     select,
     true,
     tuple_,
-    type_coerce,
     union_all,
 )
 from sqlalchemy.dialects.postgresql import ARRAY
@@ -47,6 +45,7 @@ from session_lifecycle.entities import SessionModelUsageEntity as M
 from session_lifecycle.entities import SessionRecordEntity as S
 from session_lifecycle.entities import SessionRollupChangeEntity as C
 from session_lifecycle.entities import SessionRollupEntity as B
+from session_lifecycle.statements.durations import lasted_us
 from session_lifecycle.statements.scopes import ScopeKinds
 from session_lifecycle.statements.spans import Filled, begin_of_minute
 
@@ -82,8 +81,7 @@ Instants = InstrumentedAttribute[Any]
 
 def duration_us(session: type[S | U]) -> ColumnElement[Any]:
     """How long a session took (rule R16), in microseconds."""
-    lasted = extract("epoch", func.coalesce(session.ended_at, session.last_activity_at) - session.started_at)
-    return func.greatest(0, type_coerce(lasted, Numeric) * 1_000_000, type_=Numeric)
+    return lasted_us(session.started_at, func.coalesce(session.ended_at, session.last_activity_at))
 
 
 def session_totals(
@@ -104,7 +102,7 @@ def session_totals(
             parts.append(_of_each(whole, whole.c.label, _sums(C, figures), *changes))
     for table, over in ((U, spans.spans if of_agent else spans.edges), (S, spans.spans)):
         for seen in kinds.conditions(table):
-            rows = [seen, table.status == over.c.status, *_active_within(table, over)]
+            rows = [seen, table.status == over.c.status, *active_in(table, over)]
             if of_agent:
                 rows.append(table.agent_name == bindparam("agent_name", type_=Text))
             parts.append(_of_each(over, over.c.label, _sums_of_rows(table, figures), *rows))
@@ -120,7 +118,7 @@ def model_totals(kinds: ScopeKinds, spans: Filled) -> Select[*tuple[Any, ...]]:
         parts.append(_of_each(spans.whole, Mc.model, _sums(Mc, MODEL_FIGURES), *changes, grouped=True))
     for seen in kinds.conditions(U):
         share = _shares()
-        rows = (seen, *_active_within(U, spans.edges))
+        rows = (seen, *active_in(U, spans.edges))
         sums = {"sessions": func.count(), **{name: func.sum(share.c[name]) for name in MODEL_FIGURES[1:]}}
         parts.append(_of_each(spans.edges, share.c.model, sums, *rows, grouped=True, of=join(U, share, true())))
     model = case((M.model == "", literal(UNKNOWN_MODEL)), else_=M.model)
@@ -131,7 +129,7 @@ def model_totals(kinds: ScopeKinds, spans: Filled) -> Select[*tuple[Any, ...]]:
     has_any = or_(M.events > 0, M.tokens_in > 0, M.tokens_out > 0, M.cost_usd > 0)
     of_session = and_(S.user_id == M.user_id, S.session_id == M.session_id)
     for seen in kinds.conditions(S):
-        rows = (seen, *_active_within(S, spans.spans), has_any)
+        rows = (seen, *active_in(S, spans.spans), has_any)
         parts.append(_of_each(spans.spans, model, sums, *rows, grouped=True, of=join(S, M, of_session)))
     return _added_up(parts, MODEL_FIGURES)
 
@@ -222,7 +220,7 @@ def _within(moment: Instants, span: FromClause) -> list[ColumnElement[bool]]:
     return [moment >= span.c.since, moment < span.c.until]
 
 
-def _active_within(table: type[S | U], span: FromClause) -> list[ColumnElement[bool]]:
+def active_in(table: type[S | U], span: FromClause) -> list[ColumnElement[bool]]:
     """Conditions on the last activity of rolled-up sessions, or of those that are not."""
     exactly = _within(table.last_activity_at, span)
     if table is U:
