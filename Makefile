@@ -57,12 +57,14 @@ format: setup  ## Put the code into its form.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-benchmark: setup  ## Measure what writing, touching, recording and a page cost, each beside what it is compared with.
+benchmark: setup  ## Measure what writing, reading and rolling up cost, each beside what it is compared with.
 	$(BIN)/python -m pip install --quiet --group benchmarks
 	$(BIN)/python benchmarks/write_path.py --plot docs/discussion/write-path.svg
 	$(BIN)/python benchmarks/touch.py
 	$(BIN)/python benchmarks/record_activity.py
 	$(BIN)/python benchmarks/activity.py --plot docs/discussion/activity.svg
+	$(BIN)/python benchmarks/reads.py --plot docs/discussion/reads.svg
+	$(BIN)/python benchmarks/roll_up.py
 
 clean:  ## Remove what was made.
 	rm -rf .venv .make .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

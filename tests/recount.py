@@ -221,9 +221,11 @@ class Stored:
             in_buckets = [((*_place(row), row[name]), row) for row in self.tables[buckets]]
             to_come = [(place, row) for row in self.tables[changes] for place in _places(row, name)]
             found = _sums(columns, [*in_buckets, *to_come])
-            for place in sorted(found.keys() | expected.keys(), key=repr):
-                if found.get(place) != expected.get(place):
-                    faults.append(f"{buckets} {place}: {found.get(place)}, expected {expected.get(place)}")
+            faults += [
+                f"{buckets} {place}: {found.get(place)}, expected {expected.get(place)}"
+                for place in sorted(found.keys() | expected.keys(), key=repr)
+                if found.get(place) != expected.get(place)
+            ]
             faults += [f"empty: {row}" for row in self.tables[buckets] if row["sessions"] <= 0]
         return faults
 

@@ -56,8 +56,11 @@ class Viewer(Value):
 
     @property
     def owner_ids(self) -> tuple[UUID, ...]:
-        """The users whose sessions are seen for their owner's sake, the viewer first."""
-        return self.agent_user_ids if self.user_id is None else (self.user_id, *self.agent_user_ids)
+        """The users whose sessions are seen for their owner's sake, each once, the viewer first."""
+        if self.user_id is None:
+            return self.agent_user_ids
+        # One who is named among their own agents as well: what is added up by user would count them twice.
+        return tuple(dict.fromkeys((self.user_id, *self.agent_user_ids)))
 
     @classmethod
     def of_caller(cls, viewer: Any, permitted_dataset_ids: Any = ()) -> Self:

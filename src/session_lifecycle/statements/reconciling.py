@@ -166,6 +166,8 @@ def repair(
 ) -> ReturningUpdate[UUID]:
     """Gives the row of this key the expected totals; no row where they are not what was found any more."""
     as_seen = [getattr(entity, name) == value for name, value in {**key, **found}.items()]
+    if entity is M:
+        as_seen.append(_sessions_out_of_rollups(key) >= 0)
     return update(entity).where(*as_seen).values(dict(expected)).returning(entity.user_id)
 
 
@@ -173,14 +175,19 @@ def add_model(key: Mapping[str, Any], expected: Mapping[str, Any]) -> ReturningI
     """Adds the row a model lacks; no row where somebody else did, or the session went, meanwhile."""
     columns = {name: getattr(M, name) for name in (*key, *expected)}
     values = [literal(value, columns[name].type) for name, value in {**key, **expected}.items()]
-    # Whoever deletes the session waits for us, or we for them.
-    session = (
-        select(*values)
-        .select_from(S)
-        .where(S.user_id == key["user_id"], S.session_id == key["session_id"])
-        .with_for_update(key_share=True)
-    )
+    session = select(*values).where(_sessions_out_of_rollups(key) > 0)
     return insert(M).from_select(list(columns), session).on_conflict_do_nothing().returning(M.user_id)
+
+
+def _sessions_out_of_rollups(key: Mapping[str, Any]) -> ColumnElement[int]:
+    """How many sessions of this key there are, one or none, once it is locked and out of the roll-ups.
+
+    A total by model is no column of the session, so the trigger would not see it change. Locked whether it is rolled up
+    or not: who is rolling it up just now, or deletes it, waits for us or we for them.
+    """
+    of_key = (S.user_id == key["user_id"], S.session_id == key["session_id"])
+    session = update(S).where(*of_key).values(rolled_up=False).returning(S.user_id).cte("session")
+    return select(func.count()).select_from(session).scalar_subquery()
 
 
 def _labelled(totals: Totals) -> list[ColumnElement[Any]]:
