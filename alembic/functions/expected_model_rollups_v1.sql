@@ -1,5 +1,5 @@
 -- The same of the roll-ups by model.
-CREATE FUNCTION {schema}.expected_model_rollups_v1(of_family text, first uuid, last uuid)
+CREATE FUNCTION {schema}.expected_model_rollups_v1(of_family text, after uuid, up_to uuid)
 RETURNS SETOF {schema}.session_model_rollups
 LANGUAGE plpgsql STABLE
 SET plan_cache_mode = force_custom_plan SET work_mem = '64MB' SET jit = off
@@ -13,12 +13,12 @@ BEGIN
         SELECT a.*
         FROM {schema}.rolled_up_sessions s
         CROSS JOIN LATERAL {schema}.rollup_model_shares_v1(s, 1) a
-        WHERE {schema}.in_rollups_v1(of_family, first, last, s.user_id, s.dataset_id)
+        WHERE {schema}.in_rollups_v1(of_family, after, up_to, s.user_id, s.dataset_id)
         UNION ALL
         SELECT c.user_id, c.dataset_id, c.starts_at, c.model, -c.sessions, -c.cost_usd, -c.tokens_in, -c.tokens_out,
                -c.cache_read_tokens, -c.cache_write_tokens, -c.reasoning_tokens, -c.events, -c.unpriced_events
         FROM {schema}.session_model_rollup_changes c
-        WHERE {schema}.in_rollups_v1(of_family, first, last, c.user_id, c.dataset_id)
+        WHERE {schema}.in_rollups_v1(of_family, after, up_to, c.user_id, c.dataset_id)
     ) a
     CROSS JOIN LATERAL {schema}.rollup_families_v1(a.user_id, a.dataset_id) f
     CROSS JOIN LATERAL {schema}.rollup_levels_v1(a.starts_at) l

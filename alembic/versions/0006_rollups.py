@@ -29,7 +29,7 @@ ADDED = {
     "rollup_levels_v1": "timestamptz",
     "lock_rollups_v1": "",
     "compact_rollups_v1": "integer",
-    "repair_rolled_up_v1": "uuid, text",
+    "take_out_of_rollups_v1": "uuid, text",
     "in_rollups_v1": "text, uuid, uuid, uuid, uuid",
     "expected_rollups_v1": "text, uuid, uuid",
     "expected_model_rollups_v1": "text, uuid, uuid",

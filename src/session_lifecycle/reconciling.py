@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from decimal import Decimal
 from typing import Any
-from uuid import UUID
 
 from session_lifecycle.entities import (
     RolledUpSessionEntity,
@@ -17,11 +16,13 @@ from session_lifecycle.models import Mismatch, ReconcileReport
 from session_lifecycle.models.maintenance import MOST_MISMATCHES
 from session_lifecycle.statements import reconciling, reconciling_rollups
 from session_lifecycle.statements.reconciling import SessionKey, Totals
-from session_lifecycle.statements.reconciling_rollups import FIGURES, OF_ROLLED_UP, OWNERS, Range
+from session_lifecycle.statements.reconciling_rollups import FIGURES, OF_ROLLED_UP, Part
 from session_lifecycle.statements.totals import MODEL_FIGURES
 
 SESSIONS_AT_ONCE = 1000
 USERS_AT_ONCE = 100
+SUMMED_AT_ONCE = 20_000
+"""Rolled-up sessions added up in one statement, or as many more as an owner has; everybody's are one statement too."""
 
 
 class Reconciler:
@@ -54,12 +55,14 @@ class Reconciler:
             for row in await self._execution.fetch(reconciling.run_mismatches(users[0].user_id, user)):
                 await self._treat(row, SessionRunEntity, ("user_id", "run_id"), reconciling.OF_RUN)
         # After every session they are the sums of.
-        await self._look_at_buckets(Range("all"))
-        for family in OWNERS:
-            owner: UUID | None = None
-            while owners := await self._execution.fetch(reconciling_rollups.owners(family, owner, USERS_AT_ONCE)):
-                first, owner = owners[0].owner, owners[-1].owner
-                await self._look_at_buckets(Range(family, first, owner))
+        await self._look_at_buckets(Part("all"))
+        for family in ("user", "dataset", "user_dataset"):
+            rest = Part(family)
+            while end := await self._execution.fetch(reconciling_rollups.end_of_part(rest, SUMMED_AT_ONCE)):
+                [(owner,)] = end
+                await self._look_at_buckets(rest._replace(up_to=owner))
+                rest = Part(family, after=owner)
+            await self._look_at_buckets(rest)
         return ReconcileReport(
             sessions_looked_at=self._sessions_looked_at,
             mismatch_count=self._mismatch_count,
@@ -97,24 +100,25 @@ class Reconciler:
                 wrong[SessionKey(row.user_id, row.session_id)] += self._note(row, RolledUpSessionEntity, names, columns)
         self._mismatch_count += wrong.total()
         if self._repair:
+            # In the order of their keys: in a host's transaction the locks stay.
             for key, differing in sorted(wrong.items()):
                 [(was_there,)] = await self._execution.fetch(reconciling_rollups.take_out(schema, key))
                 self._repaired += differing if was_there else 0
 
-    async def _look_at_buckets(self, of_range: Range) -> None:
-        """The sums of a range, which is built anew where one is wrong."""
+    async def _look_at_buckets(self, part: Part) -> None:
+        """The sums of a part of a family, which is built anew where one is wrong."""
         schema = self._execution.schema
         differing = 0
         for table, figures in FIGURES.items():
             names = [column.key for column in table.__table__.primary_key]
-            found = reconciling_rollups.bucket_mismatches(schema, table, of_range, MOST_MISMATCHES)
+            found = reconciling_rollups.bucket_mismatches(schema, table, part, MOST_MISMATCHES)
             rows = await self._execution.fetch(found)
             for row in rows:
                 self._note(row, table, names, figures)
             differing += rows[0].mismatches if rows else 0
         self._mismatch_count += differing
         if self._repair and differing:
-            await self._execution.fetch(reconciling_rollups.rebuild(schema, of_range))
+            await self._execution.fetch(reconciling_rollups.rebuild(schema, part))
             self._repaired += differing
 
     def _note(self, row: Any, entity: Any, names: Iterable[str], columns: Iterable[str]) -> int:

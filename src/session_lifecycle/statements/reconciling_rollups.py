@@ -25,16 +25,13 @@ from sqlalchemy import (
     or_,
     select,
     true,
-    type_coerce,
-    union,
 )
+from sqlalchemy.orm import InstrumentedAttribute, aliased
 from sqlalchemy.types import Text, Uuid
 
 from session_lifecycle.entities import RolledUpSessionEntity as U
-from session_lifecycle.entities import SessionModelRollupChangeEntity as Mc
 from session_lifecycle.entities import SessionModelRollupEntity as Mb
 from session_lifecycle.entities import SessionRecordEntity as S
-from session_lifecycle.entities import SessionRollupChangeEntity as C
 from session_lifecycle.entities import SessionRollupEntity as B
 from session_lifecycle.statements.functions import own_function
 from session_lifecycle.statements.reconciling import SessionKey, between, differ, pairs
@@ -43,22 +40,33 @@ from session_lifecycle.statements.totals import MODEL_FIGURES, NOBODY, SESSION_F
 KEPT = tuple(one.key for one in U.__table__.c if not one.primary_key and one.key != "models")
 OF_ROLLED_UP = ("rolled_up", *KEPT)
 """What `rolled_up_sessions` tells of a session: that it is there, and its columns. Its models are compared by model."""
-OWNERS = {"user": "user_id", "dataset": "dataset_id", "user_dataset": "user_id"}
-"""By which column a family is looked at in ranges. The family `all` is one range."""
 FIGURES: Mapping[type[B | Mb], Sequence[str]] = {B: SESSION_FIGURES, Mb: MODEL_FIGURES}
 
 
-class Range(NamedTuple):
-    """Buckets of a family: from the first of its users, or data sets, to the last."""
+class Part(NamedTuple):
+    """A part of a family of buckets: of the owners after the one up to the other; open where that is None."""
 
     family: str
-    first: UUID | None = None
-    last: UUID | None = None
+    after: UUID | None = None
+    up_to: UUID | None = None
 
     @property
     def arguments(self) -> tuple[ColumnElement[Any], ...]:
         """As our functions take it."""
-        return literal(self.family, Text), literal(self.first, Uuid), literal(self.last, Uuid)
+        return literal(self.family, Text), literal(self.after, Uuid), literal(self.up_to, Uuid)
+
+    def owner(self, table: type[U | B | Mb]) -> InstrumentedAttribute[Any]:
+        """By whom the family is in parts: data sets or users."""
+        return table.dataset_id if self.family == "dataset" else table.user_id
+
+    def conditions(self, table: type[U | B | Mb]) -> list[ColumnElement[bool]]:
+        """Which rows are in it, of those of the family."""
+        found: list[ColumnElement[bool]] = []
+        if self.after is not None:
+            found.append(self.owner(table) > self.after)
+        if self.up_to is not None:
+            found.append(self.owner(table) <= self.up_to)
+        return found
 
 
 def rolled_up_mismatches(first: SessionKey, last: SessionKey) -> Select[*tuple[Any, ...]]:
@@ -97,22 +105,23 @@ def rolled_up_model_mismatches(schema: str, first: SessionKey, last: SessionKey)
     model is there.
     """
     names = ("user_id", "session_id", "model")
-    session = U.__table__.alias("kept")
-    of_session = and_(S.user_id == session.c.user_id, S.session_id == session.c.session_id, S.rolled_up)
+    rows = U.__table__.alias("kept")
+    kept = aliased(U, rows)
+    of_session = and_(S.user_id == kept.user_id, S.session_id == kept.session_id, S.rolled_up)
+    in_range = (between(S, first, last), between(kept, first, last))
     figures: list[ColumnClause[Any]] = [column(name) for name in MODEL_FIGURES[1:]]
 
     def by_model(models: FromClause, *more: ColumnElement[Any]) -> FromClause:
-        columns = (session.c.user_id, session.c.session_id, *models.c)
-        joined = session.join(S, of_session).join(models, true())
-        return select(*columns, *more).select_from(joined).where(between(S, first, last)).subquery()
+        joined = select(kept.user_id, kept.session_id, *models.c, *more).join(S, of_session).join(models, true())
+        return joined.where(*in_range).subquery()
 
     model = column("model", Text(collation="C"))
-    share = own_function(schema, "rollup_model_shares_v1", session.table_valued(), literal(1, Integer))
+    share = own_function(schema, "rollup_model_shares_v1", rows.table_valued(), literal(1, Integer))
     shares = by_model(share.table_valued(model, column("sessions"), *figures, name="share").lateral())
     sums = [func.sum(shares.c[name]).label(name) for name in MODEL_FIGURES]
     keys_of_share = [shares.c[name] for name in names]
     found = select(*keys_of_share, *sums).group_by(*keys_of_share).subquery("found")
-    used = own_function(schema, "session_models_v1", session.c.user_id, session.c.session_id)
+    used = own_function(schema, "session_models_v1", rows.c.user_id, rows.c.session_id)
     expected = by_model(used.table_valued(model, *figures, name="used").lateral(), literal(1).label("sessions"))
     totals = {name: found.c[name] for name in MODEL_FIGURES}
     keys = [func.coalesce(found.c[name], expected.c[name]).label(name) for name in names]
@@ -127,37 +136,28 @@ def rolled_up_model_mismatches(schema: str, first: SessionKey, last: SessionKey)
 def take_out(schema: str, key: SessionKey) -> Select[bool]:
     """Takes a session out of the roll-ups, with whatever they have of it; whether they had anything."""
     return select(
-        own_function(schema, "repair_rolled_up_v1", literal(key.user_id, Uuid), literal(key.session_id, Text))
+        own_function(schema, "take_out_of_rollups_v1", literal(key.user_id, Uuid), literal(key.session_id, Text))
     )
 
 
-def owners(family: str, after: UUID | None, limit: int) -> Select[UUID]:
-    """The next users, or data sets, that a family has or should have something of, in the order of their ids."""
-    name = OWNERS[family]
-    ids: list[tuple[Any, ColumnElement[bool]]] = [(getattr(table, name), true()) for table in (U, C, Mc)]
-    ids += [(getattr(table, name), table.family == family) for table in FIGURES]
-    parts = []
-    for owner, condition in ids:
-        part = select(owner.label("owner")).distinct().where(owner.is_not(None), condition).order_by(owner).limit(limit)
-        parts.append(select(*(part if after is None else part.where(owner > after)).subquery().c))
-    found = union(*parts).subquery("found").c
-    return select(found.owner).order_by(found.owner).limit(limit)
+def end_of_part(part: Part, sessions: int) -> Select[UUID]:
+    """Up to whom a part has about so many sessions; no row where it has fewer."""
+    owner = part.owner(U)
+    return select(owner).where(owner.is_not(None), *part.conditions(U)).order_by(owner).offset(sessions).limit(1)
 
 
-def bucket_mismatches(schema: str, table: type[B | Mb], of_range: Range, limit: int) -> Select[*tuple[Any, ...]]:
-    """The buckets of a range that are not what the rolled-up sessions add up to.
+def bucket_mismatches(schema: str, table: type[B | Mb], part: Part, limit: int) -> Select[*tuple[Any, ...]]:
+    """The buckets of a part that are not what the rolled-up sessions add up to.
 
     Columns: the bucket's key, null what its family has none of; of each figure what was found, null where there is no
-    bucket, and what is expected; and `mismatches`, the same in each row: how many figures of how many buckets soever
-    differ.
+    bucket, and what is expected; and `mismatches`, the same in each row: how many figures differ in all, of which only
+    those of the first buckets are told.
     """
     names = [one.key for one in table.__table__.primary_key]
-    owner = (type_coerce(one, Uuid) for one in (table.user_id, table.dataset_id))
-    is_in_range = own_function(schema, "in_rollups_v1", *of_range.arguments, *owner)
-    stored = select(table).where(table.family == of_range.family, is_in_range).subquery("stored")
+    stored = select(table).where(table.family == part.family, *part.conditions(table)).subquery("stored")
     function = "expected_rollups_v1" if table is B else "expected_model_rollups_v1"
     columns: list[ColumnClause[Any]] = [column(one.key, one.type) for one in table.__table__.c]
-    expected = own_function(schema, function, *of_range.arguments).table_valued(*columns, name="expected")
+    expected = own_function(schema, function, *part.arguments).table_valued(*columns, name="expected")
     found = {name: stored.c[name] for name in FIGURES[table]}
     keys = {name: func.coalesce(stored.c[name], expected.c[name]) for name in names}
     told = {**keys, **{name: func.nullif(keys[name], NOBODY) for name in ("user_id", "dataset_id")}}
@@ -176,6 +176,6 @@ def bucket_mismatches(schema: str, table: type[B | Mb], of_range: Range, limit: 
     )
 
 
-def rebuild(schema: str, of_range: Range) -> Select[*tuple[Any, ...]]:
-    """Makes the buckets of a range what the rolled-up sessions add up to."""
-    return select(own_function(schema, "rebuild_rollups_v1", *of_range.arguments))
+def rebuild(schema: str, part: Part) -> Select[*tuple[Any, ...]]:
+    """Makes the buckets of a part what the rolled-up sessions add up to."""
+    return select(own_function(schema, "rebuild_rollups_v1", *part.arguments))

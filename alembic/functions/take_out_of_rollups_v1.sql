@@ -1,6 +1,6 @@
 -- Takes a session out of the roll-ups, with whatever they have of it; whether they had anything. Harmless to one that is
 -- there as it should be: it is read as a row then, and rolled up again by the next `roll_up`.
-CREATE FUNCTION {schema}.repair_rolled_up_v1(of_user uuid, of_session text) RETURNS boolean
+CREATE FUNCTION {schema}.take_out_of_rollups_v1(of_user uuid, of_session text) RETURNS boolean
 LANGUAGE plpgsql AS $body$
 DECLARE
     was_rolled_up boolean;
