@@ -8,6 +8,7 @@ from uuid import UUID
 
 import pytest
 from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from recount import Stored
 from session_lifecycle import (
@@ -21,7 +22,8 @@ from session_lifecycle import (
     Viewer,
 )
 from session_lifecycle.settings import DEFAULT_ABANDON_AFTER
-from session_lifecycle.statements import rolling_up
+from session_lifecycle.statements import reconciling_rollups, rolling_up
+from session_lifecycle.statements.reconciling import SessionKey
 from stored_rows import ask, store_run
 
 A, B = UUID(int=1), UUID(int=2)
@@ -158,9 +160,13 @@ async def live_and_roll_up(db: SessionDatabase) -> None:
     await db.lifecycle.reopen_session("again", A)
     await db.lifecycle.record([UsageEvent("new", A, "m", 2, cost_usd=3), End("new", A, "completed")])
     async with db.engine.begin() as connection:
-        keys = f'[{{"user_id": "{A}", "session_id": "new"}}]'
-        bound = {"keys": keys, "idle_before": NOW}
-        await connection.execute(rolling_up.roll_up_sessions("session_lifecycle"), bound)
+        await roll_up_one(connection, A, "new")
+
+
+async def roll_up_one(connection: AsyncConnection, user: UUID, session: str) -> None:
+    """Rolls up an ended session, and leaves its changes to be put into the sums."""
+    bound = {"keys": f'[{{"user_id": "{user}", "session_id": "{session}"}}]', "idle_before": NOW}
+    await connection.execute(rolling_up.roll_up_sessions("session_lifecycle"), bound)
 
 
 async def meddle(db: SessionDatabase, *statements: str) -> None:
@@ -407,6 +413,33 @@ async def test_more_is_wrong_than_is_listed(session_database: SessionDatabase) -
     # Each session's tokens, and in three levels of each user and of everybody their number and their tokens.
     assert report.mismatch_count == report.repaired == 130 + 3 * 2 * (130 + 1)
     await check_answers(db)
+
+
+async def test_a_session_that_is_rolled_up_just_then_stays(session_database: SessionDatabase) -> None:
+    db = session_database
+    await db.lifecycle.record([UsageEvent("s", A, "m", 1), End("s", A, "completed")])
+    await meddle(
+        db,
+        "CREATE FUNCTION pause() RETURNS trigger LANGUAGE plpgsql AS"
+        " 'BEGIN PERFORM pg_catalog.pg_advisory_xact_lock(1); RETURN NULL; END'",
+        "CREATE TRIGGER pause AFTER UPDATE ON session_records EXECUTE FUNCTION pause()",
+    )
+
+    async def take_out() -> bool:
+        async with db.engine.begin() as connection:
+            key = SessionKey(A, "s")
+            return bool(await connection.scalar(reconciling_rollups.take_out("session_lifecycle", key)))
+
+    async with db.engine.begin() as host:
+        await host.execute(text("SELECT pg_advisory_xact_lock(1)"))
+        taking_out = asyncio.create_task(take_out())
+        # It has looked whether the session is rolled up, and goes on when we are done.
+        while not await ask(db, "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"):
+            assert not taking_out.done()
+        await roll_up_one(host, A, "s")
+    assert await taking_out is False
+    assert (await db.maintenance.reconcile()).mismatches == []
+    assert await ask(db, "SELECT 1 FROM rolled_up_sessions")
 
 
 async def test_it_repairs_beside_writers_and_others_who_roll_up(session_database: SessionDatabase) -> None:
