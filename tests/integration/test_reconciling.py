@@ -32,6 +32,7 @@ NOW = datetime.now(UTC)
 OF_S = f"WHERE user_id = '{A}' AND session_id = 's'"
 # What no trigger sees.
 UNSEEN = "ALTER TABLE session_records {} TRIGGER leave_rollups"
+WAITING = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
 LEVELS = ("quarter_hour", "day", "month")
 
 
@@ -434,7 +435,7 @@ async def test_a_session_that_is_rolled_up_just_then_stays(session_database: Ses
         await host.execute(text("SELECT pg_advisory_xact_lock(1)"))
         taking_out = asyncio.create_task(take_out())
         # It has looked whether the session is rolled up, and goes on when we are done.
-        while not await ask(db, "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"):
+        while not await ask(db, WAITING):
             assert not taking_out.done()
         await roll_up_one(host, A, "s")
     assert await taking_out is False
