@@ -36,6 +36,7 @@ ADDED = {
     "rebuild_rollups_v1": "text, uuid, uuid",
 }
 NOT_ROLLED_UP = "NOT rolled_up"
+OF_EVERYBODY = "session_id <> ''"
 ORDERS = ("last_activity_at", "started_at", "ended_at", "cost_usd", "tokens_in", "tokens_out")
 FIGURES = {
     "sessions": sa.BigInteger,
@@ -122,7 +123,7 @@ def create_rolled_up_sessions() -> None:
 
     def index(of: tuple[str, ...], column: str, *key: str) -> None:
         name = "_".join((f"ix_{table}", *of, column))
-        shared = [f"{one} IS NOT NULL" for one in of if one != "user_id"]
+        shared = [f"{one} IS NOT NULL" for one in of if one != "user_id"] if of else [OF_EVERYBODY]
         create_index(name, *of, "status", column, *key, where=" AND ".join(shared) or None, table=table)
 
     for column in ORDERS:
@@ -195,7 +196,9 @@ def upgrade() -> None:
         f"{prefix}_user_id_status_activity_minute", "user_id", "status", "activity_minute", where=NOT_ROLLED_UP
     )
     create_index(f"{prefix}_dataset_id_status_activity_minute", "dataset_id", "status", "activity_minute", where=shared)
-    create_index(f"{prefix}_status_activity_minute", "status", "activity_minute", where=NOT_ROLLED_UP)
+    create_index(
+        f"{prefix}_status_activity_minute", "status", "activity_minute", where=f"{NOT_ROLLED_UP} AND {OF_EVERYBODY}"
+    )
 
     create_rolled_up_sessions()
     create_rollups("session_rollups", "session_rollup_changes", FIGURES, "status", "starts_at")

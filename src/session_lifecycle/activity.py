@@ -175,9 +175,9 @@ class SqlAlchemySessionActivityDb:
         """See `SessionActivityDb`."""
         if not isinstance(filters, SummaryFilters):
             raise InvalidValueError("filters", filters, "a SummaryFilters")
-        order = sessions.order_of(filters)
+        order = sessions.order_of(filters.order_column)
         position = read_position(filters, order)
-        rows = await self._reading.fetch(summaries.list_summaries(filters, position, self._abandon_after))
+        rows = await self._reading.fetch(*summaries.list_summaries(filters, position, self._abandon_after))
         page, told = answered_page(rows, order, filters)
         return SummaryPage(sessions=[_summary(row) for row in page], **told)
 

@@ -52,6 +52,8 @@ Money = Numeric()
 # As Postgres writes it, so that Alembic finds it unchanged.
 ACTIVITY_MINUTE = "date_bin('00:01:00'::interval, last_activity_at, '2000-01-01 00:00:00+00'::timestamp with time zone)"
 NOT_ROLLED_UP = "NOT rolled_up"
+# True of every session: an index with this condition is only planned with for what is asked of everybody, and says so.
+OF_EVERYBODY = "session_id <> ''"
 IS_ERROR = "COALESCE((jsonb_typeof(errors) <> 'null'::text) AND (errors <> '[]'::jsonb), false)"
 
 
@@ -130,7 +132,7 @@ class SessionRecordEntity(Base):
             "activity_minute",
             postgresql_where=text(f"{NOT_ROLLED_UP} AND dataset_id IS NOT NULL"),
         ),
-        Index(None, "status", "activity_minute", postgresql_where=text(NOT_ROLLED_UP)),
+        Index(None, "status", "activity_minute", postgresql_where=text(f"{NOT_ROLLED_UP} AND {OF_EVERYBODY}")),
         # get_session_row, when the id is visible through a data set and not the viewer's own.
         Index(None, "session_id", "user_id"),
     )
@@ -354,7 +356,7 @@ class SessionTombstoneEntity(Base):
 
 def _index(column: str, *key: str, of: Sequence[str] = ()) -> Index:
     """By status and in the order of a column, of a user, data set or agent."""
-    shared = [f"{name} IS NOT NULL" for name in of if name != "user_id"]
+    shared = [f"{name} IS NOT NULL" for name in of if name != "user_id"] if of else [OF_EVERYBODY]
     where = text(" AND ".join(shared)) if shared else None
     return Index("_".join(("ix_rolled_up_sessions", *of, column)), *of, "status", column, *key, postgresql_where=where)
 

@@ -120,9 +120,9 @@ class SqlAlchemySessionLifecycleDb(WritesItems):
         """See `SessionLifecycleDb`."""
         if not isinstance(filters, SessionListFilters):
             raise InvalidValueError("filters", filters, "a SessionListFilters")
-        order = sessions.order_of(filters)
+        order = sessions.order_of(filters.order_column)
         position = read_position(filters, order)
-        rows = await self._reading.fetch(sessions.list_sessions(filters, position, self._abandon_after))
+        rows = await self._reading.fetch(*sessions.list_sessions(filters, position, self._abandon_after))
         page, told = answered_page(rows, order, filters)
         return SessionListPage(sessions=[_session_row(row) for row in page], **told)
 

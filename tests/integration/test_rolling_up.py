@@ -311,23 +311,26 @@ class Storm:
                     await lifecycle.reopen_session(name, user)
                 case 2:
                     async with self.db.engine.begin() as host:
-                        await self._use(self.db.bind(host).lifecycle, [key], chance)
+                        used = await self._use(self.db.bind(host).lifecycle, [key], chance)
+                    # Not before: until the host commits, nobody sees it.
+                    self.acknowledged.update(used)
                 case 3:
-                    await self._use(lifecycle, chance.sample(self.keys, 5), chance)
+                    self.acknowledged.update(await self._use(lifecycle, chance.sample(self.keys, 5), chance))
                 case _:
-                    await self._use(lifecycle, [key], chance)
+                    self.acknowledged.update(await self._use(lifecycle, [key], chance))
 
-    async def _use(self, lifecycle: Any, keys: list[Key], chance: Random) -> None:
+    async def _use(self, lifecycle: Any, keys: list[Key], chance: Random) -> Counter[Key]:
         events = [
             UsageEvent(name, user, chance.choice(("m", None)), chance.randrange(1, 9), cost_usd=Decimal("0.01"))
             for user, name in keys
         ]
         self.begun.update({key: event.tokens_in for key, event in zip(keys, events, strict=True)})
         receipts = await lifecycle.record(events)
-        for key, event, receipt in zip(keys, events, receipts, strict=True):
-            # One that another writer just ended takes no more.
-            if receipt.outcome is UsageOutcome.APPLIED:
-                self.acknowledged[key] += event.tokens_in
+        # One that another writer just ended takes no more.
+        taken = [receipt.outcome is UsageOutcome.APPLIED for receipt in receipts]
+        return Counter(
+            {key: event.tokens_in for key, event, is_taken in zip(keys, events, taken, strict=True) if is_taken}
+        )
 
     async def _read(self, viewer: Viewer) -> None:
         seen = [

@@ -12,6 +12,8 @@ TOTAL_BOUND = 10_000
 
 MOST_OFFSET = 2**62
 DEFAULT_LIMIT = 50
+Total = Literal["exact", "bounded", "none"]
+"""How exactly the rows of all pages are counted."""
 Limit = Annotated[int, Strict(), Field(ge=1, le=500)]
 
 
@@ -34,7 +36,7 @@ class PageFilters(Value):
     agent_name: OptionalName = None
     cursor: Text | None = None
     """A page's `next_cursor`: the page after it, under the same filters. Not together with `offset`."""
-    total: Literal["exact", "bounded", "none"] = "exact"
+    total: Total = "exact"
 
     @model_validator(mode="after")
     def _is_one_question(self) -> Self:

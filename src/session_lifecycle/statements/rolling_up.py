@@ -14,6 +14,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from session_lifecycle.entities import SessionRecordEntity as S
 from session_lifecycle.models import SessionStatus
 from session_lifecycle.statements.functions import own_function
+from session_lifecycle.statements.scopes import of_everybody
 from session_lifecycle.statements.status import INSTANT
 
 
@@ -23,7 +24,7 @@ def sessions_to_roll_up(
     """Sessions not rolled up that ended or were last active before that, in an order of theirs, after such a row."""
     order = (S.status, S.activity_minute, S.user_id, S.session_id)
     is_over = or_(S.status != SessionStatus.RUNNING.value, S.last_activity_at < idle_before)
-    statement = select(*order).where(~S.rolled_up, is_over).order_by(*order).limit(limit)
+    statement = select(*order).where(~S.rolled_up, of_everybody(S), is_over).order_by(*order).limit(limit)
     if after is None:
         return statement
     position = tuple_(*(literal(value, column.type) for column, value in zip(order, after, strict=True)))

@@ -12,7 +12,7 @@ from session_lifecycle.entities import SessionUsageEventEntity as E
 from session_lifecycle.models import Message, Run, RunEvent, RunFilters, Step
 from session_lifecycle.statements.json_values import fields_of, json_array, json_object, or_empty
 from session_lifecycle.statements.messages import OLDEST_FIRST
-from session_lifecycle.statements.pages import Order, Position, beside_total, page
+from session_lifecycle.statements.pages import Order, Position, beside_total, page, total
 from session_lifecycle.statements.run_figures import (
     DURATION_MS,
     RUNS_AND_SESSIONS,
@@ -51,7 +51,7 @@ def list_runs(filters: RunFilters, position: Position | None) -> Select[*tuple[A
     details = run_details(rows).subquery("details")
     now = clock(None if position is None else position.as_of)
     return (
-        beside_total(rows, chosen, filters, now)
+        beside_total(rows, total(chosen, filters), now)
         .outerjoin(details, and_(details.c.user_id == rows.c.user_id, details.c.run_id == rows.c.run_id))
         .add_columns(cast(details.c.body, Text).label("body"))
     )

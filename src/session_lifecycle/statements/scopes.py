@@ -9,7 +9,7 @@ from itertools import product
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, all_, and_, any_, bindparam, true
+from sqlalchemy import ColumnElement, all_, and_, any_, bindparam, literal_column, true
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.types import Uuid
 
@@ -42,7 +42,9 @@ class ScopeKinds(NamedTuple):
         """
         found: list[ColumnElement[bool]] = []
         if self.everybody:
-            found.append(true())
+            found.append(
+                of_everybody(table) if issubclass(table, SessionRecordEntity | RolledUpSessionEntity) else true()
+            )
         if self.users:
             found.append(table.user_id == any_(_ids("users")))
         if self.datasets:
@@ -97,6 +99,11 @@ def scopes(viewer: Viewer, owner_id: UUID | None = None, dataset_id: UUID | None
         in_dataset = Scopes((), (dataset_id,))
         return in_dataset if is_permitted else Scopes(viewer.owner_ids, (dataset_id,), only_both=True)
     return Scopes(everybody=True) if viewer.sees_all else Scopes(viewer.owner_ids, viewer.permitted_dataset_ids)
+
+
+def of_everybody(table: type[SessionRecordEntity | RolledUpSessionEntity]) -> ColumnElement[bool]:
+    """True of every session; the indexes on everybody's are only planned with where it is named."""
+    return table.session_id != literal_column("''")
 
 
 def _ids(name: str) -> ColumnElement[Any]:

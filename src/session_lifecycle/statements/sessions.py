@@ -1,19 +1,26 @@
 """One session, and pages of sessions."""
 
 from datetime import datetime, timedelta
+from functools import lru_cache
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Integer, Select, case, literal, select
+from sqlalchemy import CTE, BigInteger, ColumnElement, Integer, Select, and_, bindparam, case, literal, null, select
 from sqlalchemy.orm import InstrumentedAttribute
 
 from session_lifecycle.entities import SessionRecordEntity as S
 from session_lifecycle.models import SessionListFilters, SessionRecord, Viewer
+from session_lifecycle.models.pages import Total
 from session_lifecycle.models.reads import SessionFilters
-from session_lifecycle.statements.pages import Order, Position, beside_total, page
+from session_lifecycle.statements.branches import Asked, bounded_count, first_keys, parameters
+from session_lifecycle.statements.pages import Order, Position, beside_total, page, place
+from session_lifecycle.statements.stats import count_sessions
 from session_lifecycle.statements.status import clock, effective_status, has_status
 from session_lifecycle.statements.visibility import visible
 from session_lifecycle.statements.windows import active_within
+
+MOST_KEPT = 1000
+"""Statements that are kept. Building one takes longer than Postgres needs for it."""
 
 
 def record_columns() -> list[ColumnElement[Any]]:
@@ -49,12 +56,10 @@ def with_status(sessions: Select[*tuple[Any, ...]], abandon_after: timedelta) ->
     return sessions.add_columns(effective_status(abandon_after, clock()).label("effective_status"))
 
 
-def order_of(filters: SessionFilters) -> Order:
+def order_of(order_by: str) -> Order:
     """The order of rule R13."""
-    column: InstrumentedAttribute[Any] = getattr(S, filters.order_column)
-    # A page by activity can be read off the index on its minute, and only rows of one minute are sorted.
-    index_column = S.activity_minute if filters.order_column == "last_activity_at" else None
-    return Order(column, (S.user_id, S.session_id), index_column, has_nulls=filters.order_column == "ended_at")
+    column: InstrumentedAttribute[Any] = getattr(S, order_by)
+    return Order(column, (S.user_id, S.session_id), has_nulls=order_by == "ended_at")
 
 
 def chosen_sessions(
@@ -78,8 +83,47 @@ def chosen_sessions(
 
 def list_sessions(
     filters: SessionListFilters, position: Position | None, abandon_after: timedelta
-) -> Select[*tuple[Any, ...]]:
-    """A page and one row more, as `beside_total` makes it."""
-    now = clock(None if position is None else position.as_of)
-    chosen = chosen_sessions(filters, abandon_after, now)
-    return beside_total(page(chosen, order_of(filters), filters, position), chosen, filters, now)
+) -> tuple[Select[*tuple[Any, ...]], dict[str, Any]]:
+    """A page and one row more, as `beside_total` makes it, and what the statement binds."""
+    asked = Asked.by(filters, position, abandon_after)
+    bound = parameters(filters, position, abandon_after)
+    if asked.have_order:
+        return _in_order(asked, filters.total), bound
+    # All that are chosen are read.
+    chosen = chosen_sessions(filters, abandon_after, asked.now)
+    rows = page(chosen, order_of(filters.order_column), filters, position)
+    return beside_total(rows, count_asked(asked, filters.total), asked.now), bound
+
+
+@lru_cache(maxsize=MOST_KEPT)
+def _in_order(asked: Asked, total: Total) -> Select[*tuple[Any, ...]]:
+    return beside_total(page_of_sessions(asked), count_asked(asked, total), asked.now)
+
+
+def page_of_sessions(asked: Asked) -> CTE:
+    """A page of sessions that have an order, as `page` makes it."""
+    reach = bindparam("reach", type_=BigInteger)
+    order, found = order_of(asked.order_by), first_keys(asked, reach)
+    columns = [column.label(name) for column, name in zip(found.c, order.position_names, strict=True)]
+    ordered = select(*columns).order_by(*order.terms([*found.c], descending=asked.descending))
+    first = (
+        ordered.limit(bindparam("most", type_=BigInteger))
+        .offset(bindparam("offset", type_=BigInteger))
+        .subquery("first")
+    )
+    _, user_id, session_id = first.c
+    rows = select(*record_columns(), effective_status(asked.abandon_after, asked.now).label("effective_status"))
+    of_page = and_(S.user_id == user_id, S.session_id == session_id)
+    numbered = place(first, order, descending=asked.descending)
+    return rows.add_columns(*first.c, numbered).join(first, of_page).cte("page")
+
+
+def count_asked(asked: Asked, total: Total) -> ColumnElement[Any]:
+    """How many sessions there are, as exactly as it is asked."""
+    match total:
+        case "exact":
+            return count_sessions(asked.kinds, asked.status_filter, of_agent=asked.of_agent)
+        case "bounded":
+            return bounded_count(asked)
+        case "none":
+            return null().cast(BigInteger)

@@ -15,10 +15,14 @@ def clock(as_of: datetime | None = None) -> ColumnElement[datetime]:
     return func.statement_timestamp(type_=INSTANT) if as_of is None else bindparam("as_of", as_of, type_=INSTANT)
 
 
+def abandoned_before(abandon_after: timedelta, now: ColumnElement[datetime]) -> ColumnElement[datetime]:
+    """A running session last active before this is idle for longer than the threshold; exactly then, it is not."""
+    return now - bindparam("abandon_after", abandon_after, type_=Interval())
+
+
 def is_abandoned(abandon_after: timedelta, now: ColumnElement[datetime]) -> ColumnElement[bool]:
-    """Running, and idle for longer than the threshold; exactly at the threshold it still runs."""
-    threshold = bindparam("abandon_after", abandon_after, type_=Interval())
-    return and_(S.status == EffectiveStatus.RUNNING.value, S.last_activity_at < now - threshold)
+    """Running, and idle for longer than the threshold."""
+    return and_(S.status == EffectiveStatus.RUNNING.value, S.last_activity_at < abandoned_before(abandon_after, now))
 
 
 def effective_status(abandon_after: timedelta, now: ColumnElement[datetime]) -> ColumnElement[str]:

@@ -151,7 +151,8 @@ def _of_each(
 
 
 def _added_up(parts: Sequence[Select[*tuple[Any, ...]]], figures: Sequence[str]) -> Select[*tuple[Any, ...]]:
-    found = union_all(*parts).subquery("part")
+    nothing = select(literal(None, Text).label("key"), *(literal(0, Numeric).label(name) for name in figures))
+    found = union_all(*(parts or [nothing.where(false())])).subquery("part")
     totals = [func.sum(found.c[name]).cast(BigInteger if name in COUNTS else Numeric).label(name) for name in figures]
     # Those that were all taken out again leave zeros behind.
     return select(found.c.key, *totals).group_by(found.c.key).having(func.sum(found.c.sessions) > 0)
