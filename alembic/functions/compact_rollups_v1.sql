@@ -11,8 +11,7 @@ DECLARE
     emptied {schema}.session_rollups[];
     emptied_of_model {schema}.session_model_rollups[];
 BEGIN
-    -- The type of the table's rows stands for the schema we are in.
-    PERFORM pg_advisory_xact_lock(hashtextextended(pg_typeof(NULL::{schema}.session_rollups)::oid::text, 6));
+    PERFORM {schema}.lock_rollups_v1();
     WITH change AS (
         DELETE FROM {schema}.session_rollup_changes c
         USING (SELECT o.change_id FROM {schema}.session_rollup_changes o ORDER BY o.change_id LIMIT most) o

@@ -33,20 +33,7 @@ BEGIN
         FROM unnest(users, sessions) l (user_id, session_id)
         JOIN {schema}.session_records s ON s.user_id = l.user_id AND s.session_id = l.session_id
         CROSS JOIN LATERAL (
-            SELECT coalesce(jsonb_agg(m), '[]') AS models
-            FROM (
-                -- A model named "unknown" and no model are both reported as unknown; a session with both is one of it.
-                SELECT CASE m.model WHEN '' THEN 'unknown' ELSE m.model END AS model, sum(m.cost_usd) AS cost_usd,
-                       sum(m.tokens_in) AS tokens_in, sum(m.tokens_out) AS tokens_out,
-                       sum(m.cache_read_tokens) AS cache_read_tokens, sum(m.cache_write_tokens) AS cache_write_tokens,
-                       sum(m.reasoning_tokens) AS reasoning_tokens, sum(m.events) AS events,
-                       sum(m.unpriced_events) AS unpriced_events
-                FROM {schema}.session_model_usage m
-                WHERE m.user_id = s.user_id AND m.session_id = s.session_id
-                    -- Of a model whose every event was revised away there is nothing to report.
-                    AND (m.events > 0 OR m.tokens_in > 0 OR m.tokens_out > 0 OR m.cost_usd > 0)
-                GROUP BY 1
-            ) m
+            SELECT coalesce(jsonb_agg(m), '[]') AS models FROM {schema}.session_models_v1(s.user_id, s.session_id) m
         ) m
         RETURNING r
     )

@@ -19,12 +19,21 @@ KEY = sa.Text(collation="C")
 FOLDER = Path(__file__).parent.parent / "functions"
 # In the order in which they need each other.
 ADDED = {
+    "rollup_share_v1": "{schema}.rolled_up_sessions, integer",
+    "rollup_model_shares_v1": "{schema}.rolled_up_sessions, integer",
     "append_rollup_changes_v1": "{schema}.rolled_up_sessions, integer",
     "leave_rollups_v1": "",
+    "session_models_v1": "uuid, text",
     "roll_up_sessions_v1": "jsonb, timestamptz",
     "rollup_families_v1": "uuid, uuid",
     "rollup_levels_v1": "timestamptz",
+    "lock_rollups_v1": "",
     "compact_rollups_v1": "integer",
+    "take_out_of_rollups_v1": "uuid, text",
+    "in_rollups_v1": "text, uuid, uuid, uuid, uuid",
+    "expected_rollups_v1": "text, uuid, uuid",
+    "expected_model_rollups_v1": "text, uuid, uuid",
+    "rebuild_rollups_v1": "text, uuid, uuid",
 }
 NOT_ROLLED_UP = "NOT rolled_up"
 OF_EVERYBODY = "session_id <> ''"

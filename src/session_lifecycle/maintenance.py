@@ -151,13 +151,18 @@ class SessionMaintenanceDb(Protocol):
     async def reconcile(self, *, repair: bool = False) -> ReconcileReport:
         """Rebuilds every total from the ledger and compares: of sessions, of their models, and of runs.
 
+        Then what the roll-ups have of each session with that session, and their sums with what they have.
+
         A session's `error_count` and `last_model` are left out: an error, or a model, that came without a key is in no
         ledger (rule R03). In batches in the order of keys; nothing is locked, and each batch is compared within one
-        snapshot, so writers may go on.
+        snapshot, so writers may go on. The sums over everybody are one batch, and so are those over one user or data
+        set however many sessions they have: of very many, that may take longer than `statement_timeout_seconds`.
 
         Args:
             repair: Each row that differs gets the right totals, one transaction each. One that a writer changed since
-                it was compared is left for the next call.
+                it was compared is left for the next call. A session that the roll-ups have wrong is taken out of them,
+                for the next `roll_up` to take in; sums that are wrong are built anew, a batch in one transaction, for
+                which `roll_up` waits, and no writer.
         """
         ...
 

@@ -179,7 +179,7 @@ async def test_an_operator_prunes_erases_and_reconciles(session_database_url: st
     await ask(session_database_url, "UPDATE session_lifecycle.session_records SET tokens_in = 9 RETURNING 1")
     differing = run("reconcile", *at)
     assert (differing.returncode, differing.stderr) == (1, "")
-    found = f"Differs: user_id {user}, session_id young, field tokens_in, found 9, expected 1\n"
+    found = f"Differs: table session_records, user_id {user}, session_id young, field tokens_in, found 9, expected 1\n"
     assert differing.stdout == f"{found}1 sessions, 1 mismatches, 0 repaired\n"
     assert succeed("reconcile", "--repair", *at) == f"{found}1 sessions, 1 mismatches, 1 repaired\n"
 

@@ -286,6 +286,8 @@ class History:
         if between:
             await self.db.maintenance.roll_up()
         await self.db.maintenance.reconcile(repair=True)
+        left = (await self.db.maintenance.reconcile()).mismatches
+        assert [one for one in left if "roll" in one.table] == []
 
     async def import_rows(
         self, user: UUID, dataset: UUID | None, agent: str | None, at: datetime, ended: bool, models: Sequence[str]

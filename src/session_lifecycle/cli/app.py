@@ -178,7 +178,7 @@ def reconcile(
     schema: Schema = None,
     repair: Annotated[bool, typer.Option(help="Put right what differs.")] = False,
 ) -> None:
-    """Compares every total with what the ledger adds up to; exit code 1 where one differs that was not put right."""
+    """Compares every total with the ledger, the roll-ups with the sessions; exit code 1 where one is not put right."""
 
     async def work(db: SessionDatabase) -> None:
         report = await db.maintenance.reconcile(repair=repair)

@@ -120,30 +120,45 @@ class Reconciling(Value):
 
 
 class Mismatch(Value):
-    """A total that is not what the ledger adds up to."""
+    """What is stored, and is not what it is derived from.
 
-    user_id: UUID
+    A total of a session, a model or a run is derived from the ledger; what the roll-ups have of a session from that
+    session; a bucket of theirs from the sessions they have.
+    """
+
+    table: str
+    """Where it is stored. What follows, down to `starts_at`, is the key of the row; None what that has not."""
+    user_id: UUID | None = None
+    """Whose it is; None for a bucket over everybody's sessions, or over all of a data set's."""
     session_id: str | None = None
-    """The session whose total it is; None for a run's."""
     model: str | None = None
-    """The model whose total it is within the session, empty for usage that named none; None for the session's own."""
+    """The model whose total it is, empty for usage that named none; in the roll-ups that is `unknown`."""
     run_id: str | None = None
-    """The run whose total it is; None for a session's."""
+    family: str | None = None
+    """Of a bucket: `all`, `user`, `dataset` or `user_dataset`."""
+    dataset_id: UUID | None = None
+    level: str | None = None
+    """Of a bucket: `quarter_hour`, `day` or `month`."""
+    status: str | None = None
+    """Of a bucket: the stored status of its sessions; None for one of a model."""
+    starts_at: datetime | None = None
+    """Of a bucket: when its time begins."""
     field: str
-    """The column."""
-    found: Decimal | None
-    """What was stored; None where there was no row for this model."""
-    expected: Decimal
-    """What the ledger adds up to."""
+    """The column; `rolled_up` for whether the roll-ups have the session at all."""
+    found: Decimal | str | None
+    """What was stored: a figure, or anything else as text; None where there was no row, or nothing in it."""
+    expected: Decimal | str | None
+    """What it should be."""
 
 
 class ReconcileReport(Value):
-    """What rebuilding every total from the ledger found."""
+    """What rebuilding every total from the ledger, and the roll-ups from the sessions, found."""
 
     sessions_looked_at: int
+    """Those that only the roll-ups have are among them."""
     mismatch_count: int
-    """Totals that were not as expected."""
+    """Columns that were not as expected."""
     mismatches: list[Mismatch]
-    """The first 100 of them: those of sessions in the order of their keys, then those of runs."""
+    """The first 100 of them: those of sessions in the order of their keys, then those of runs, then of buckets."""
     repaired: int
     """Of all mismatches those that were put right."""

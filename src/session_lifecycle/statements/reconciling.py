@@ -1,5 +1,7 @@
 """What the ledger adds up to, beside what is stored: totals of sessions, of their models, and of runs.
 
+What the roll-ups have of them is in `reconciling_rollups`.
+
 Whoever writes to the ledger moves the totals by the same amount in the same transaction. So a row whose totals still
 are what was seen together with the ledger is still wrong by as much, and one that was changed meanwhile is left for
 another time: a repair is one statement on one row, and waits for nobody while it holds anything.
@@ -12,8 +14,8 @@ from uuid import UUID
 from sqlalchemy import (
     BigInteger,
     ColumnElement,
+    FromClause,
     Select,
-    Subquery,
     and_,
     bindparam,
     func,
@@ -21,12 +23,14 @@ from sqlalchemy import (
     or_,
     select,
     tuple_,
+    union,
     update,
 )
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import InstrumentedAttribute
 from sqlalchemy.sql.dml import ReturningInsert, ReturningUpdate
 
+from session_lifecycle.entities import RolledUpSessionEntity as U
 from session_lifecycle.entities import SessionModelUsageEntity as M
 from session_lifecycle.entities import SessionRecordEntity as S
 from session_lifecycle.entities import SessionRunEntity as R
@@ -81,9 +85,14 @@ OF_RUN: Totals = {f"events_{column.key}": _sum(column, COUNTS) for column in (E.
 
 
 def sessions(after: SessionKey | None, limit: int) -> Select[UUID, str]:
-    """The next sessions in the order of their keys."""
-    statement = select(S.user_id, S.session_id).order_by(S.user_id, S.session_id).limit(limit)
-    return statement if after is None else statement.where(tuple_(S.user_id, S.session_id) > _bound(after))
+    """The next sessions in the order of their keys, with those that are in the roll-ups only."""
+    parts = []
+    for table in (S, U):
+        key = tuple_(table.user_id, table.session_id)
+        part = select(table.user_id, table.session_id).order_by(table.user_id, table.session_id).limit(limit)
+        parts.append(select(*(part if after is None else part.where(key > _bound(after))).subquery().c))
+    keys = union(*parts).subquery("key").c
+    return select(keys.user_id, keys.session_id).order_by(keys.user_id, keys.session_id).limit(limit)
 
 
 def users_with_runs(after: UUID | None, limit: int) -> Select[UUID]:
@@ -99,16 +108,16 @@ def session_mismatches(first: SessionKey, last: SessionKey) -> Select[*tuple[Any
     """
     ledger = (
         select(E.user_id, E.session_id, *_labelled(OF_SESSION))
-        .where(_between(E, first, last))
+        .where(between(E, first, last))
         .group_by(E.user_id, E.session_id)
         .subquery("ledger")
     )
     found = {name: getattr(S, name) for name in OF_SESSION}
     return (
-        select(S.user_id, S.session_id, *_pairs(found, ledger))
+        select(S.user_id, S.session_id, *pairs(found, ledger))
         .select_from(S)
         .outerjoin(ledger, and_(S.user_id == ledger.c.user_id, S.session_id == ledger.c.session_id))
-        .where(_between(S, first, last), _differ(found, ledger))
+        .where(between(S, first, last), or_(*differ(found, ledger)))
         .order_by(S.user_id, S.session_id)
     )
 
@@ -119,17 +128,17 @@ def model_mismatches(first: SessionKey, last: SessionKey) -> Select[*tuple[Any, 
     model = func.coalesce(E.model, "").label("model")
     ledger = (
         select(E.user_id, E.session_id, model, *_labelled(OF_MODEL))
-        .where(_between(E, first, last), IS_MEASUREMENT)
+        .where(between(E, first, last), IS_MEASUREMENT)
         .group_by(E.user_id, E.session_id, model)
         .subquery("ledger")
     )
-    stored = select(M).where(_between(M, first, last)).subquery("stored")
+    stored = select(M).where(between(M, first, last)).subquery("stored")
     found = {name: stored.c[name] for name in OF_MODEL}
     keys = {name: func.coalesce(stored.c[name], ledger.c[name]) for name in names}
     return (
-        select(*(key.label(name) for name, key in keys.items()), *_pairs(found, ledger))
+        select(*(key.label(name) for name, key in keys.items()), *pairs(found, ledger))
         .select_from(stored.join(ledger, and_(*(stored.c[name] == ledger.c[name] for name in names)), full=True))
-        .where(_differ(found, ledger))
+        .where(or_(*differ(found, ledger)))
         .order_by(*keys.values())
     )
 
@@ -144,10 +153,10 @@ def run_mismatches(first: UUID, last: UUID) -> Select[*tuple[Any, ...]]:
     )
     found = {name: getattr(R, name) for name in OF_RUN}
     return (
-        select(R.user_id, R.run_id, *_pairs(found, ledger))
+        select(R.user_id, R.run_id, *pairs(found, ledger))
         .select_from(R)
         .outerjoin(ledger, and_(R.user_id == ledger.c.user_id, R.run_id == ledger.c.run_id))
-        .where(R.user_id.between(first, last), _differ(found, ledger))
+        .where(R.user_id.between(first, last), or_(*differ(found, ledger)))
         .order_by(R.user_id, R.run_id)
     )
 
@@ -185,20 +194,22 @@ def _labelled(totals: Totals) -> list[ColumnElement[Any]]:
     return [total.label(name) for name, total in totals.items()]
 
 
-def _pairs(found: Totals, ledger: Subquery) -> list[ColumnElement[Any]]:
+def pairs(found: Totals, expected: FromClause) -> list[ColumnElement[Any]]:
+    """Of each total what was found and what is expected, as `found_…` and `expected_…`."""
     return [
         column.label(f"{side}_{name}")
         for name, stored in found.items()
-        for side, column in (("found", stored), ("expected", func.coalesce(ledger.c[name], 0)))
+        for side, column in (("found", stored), ("expected", func.coalesce(expected.c[name], 0)))
     ]
 
 
-def _differ(found: Totals, ledger: Subquery) -> ColumnElement[bool]:
-    """Whether any total differs; a row that is not there has zeros."""
-    return or_(*(func.coalesce(stored, 0) != func.coalesce(ledger.c[name], 0) for name, stored in found.items()))
+def differ(found: Totals, expected: FromClause) -> list[ColumnElement[bool]]:
+    """Of each total whether it differs; a row that is not there has zeros."""
+    return [func.coalesce(stored, 0) != func.coalesce(expected.c[name], 0) for name, stored in found.items()]
 
 
-def _between(entity: type[S | M | E], first: SessionKey, last: SessionKey) -> ColumnElement[bool]:
+def between(entity: type[S | M | E | U], first: SessionKey, last: SessionKey) -> ColumnElement[bool]:
+    """Whether a row's session is one of those from the first to the last."""
     return tuple_(entity.user_id, entity.session_id).between(_bound(first), _bound(last))
 
 
