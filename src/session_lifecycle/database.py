@@ -463,6 +463,8 @@ def _engine(url: URL, settings: Settings, *, pgbouncer: bool) -> AsyncEngine:
         arguments["command_timeout"] = timeout
     else:
         server_settings["statement_timeout"] = "0" if timeout is None else str(round(timeout * 1000))
+        # Of a page Postgres expects more work than it is, and would compile for longer than the page takes.
+        server_settings["jit"] = "off"
     return create_async_engine(
         url,
         pool_size=settings.pool_size,

@@ -161,8 +161,8 @@ def _added_up(parts: Sequence[Select[*tuple[Any, ...]]], figures: Sequence[str])
 def _sums(
     table: type[B | C | Mb | Mc], figures: Sequence[str], sign: ColumnElement[Any] | None = None
 ) -> dict[str, ColumnElement[Any]]:
-    columns = {name: getattr(table, name) for name in figures}
-    return {name: func.sum(one if sign is None else sign * one) for name, one in columns.items()}
+    sums: dict[str, ColumnElement[Any]] = {name: func.sum(getattr(table, name)) for name in figures}
+    return sums if sign is None else {name: sign * total for name, total in sums.items()}
 
 
 def _sums_of_rows(table: type[S | U], figures: Sequence[str]) -> dict[str, ColumnElement[Any]]:
