@@ -4,12 +4,12 @@ from datetime import datetime
 from functools import cache
 from typing import Any
 
-from sqlalchemy import BigInteger, ColumnElement, Numeric, Select, Text, func, null, select
+from sqlalchemy import BigInteger, ColumnElement, Numeric, Select, func, select
 
 from session_lifecycle.entities import SessionRecordEntity as S
 from session_lifecycle.models import Viewer
 from session_lifecycle.statements.scopes import ScopeKinds
-from session_lifecycle.statements.spans import filled, span, window
+from session_lifecycle.statements.spans import Span, window
 from session_lifecycle.statements.totals import MODEL_FIGURES, model_totals
 from session_lifecycle.statements.visibility import visible
 from session_lifecycle.statements.windows import active_within
@@ -23,8 +23,7 @@ def cost_by_model(kinds: ScopeKinds) -> Select[*tuple[Any, ...]]:
 
     Binds the window, `since` and `until`, and what the scopes do.
     """
-    spans = span(null().cast(Text), null().cast(Text), *window()).cte("spans")
-    found = model_totals(kinds, filled(spans)).subquery("found")
+    found = model_totals(kinds, Span(None, *window())).subquery("found")
     told = {"key": "model", "sessions": "session_count"}
     columns = [found.c[name].label(told.get(name, name)) for name in ("key", *MODEL_FIGURES)]
     return select(*columns).order_by(found.c.cost_usd.desc(), found.c.key)

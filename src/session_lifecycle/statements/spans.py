@@ -1,12 +1,14 @@
 """Spans of time, and the buckets of the roll-ups that fill them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from sqlalchemy import (
     CTE,
     ColumnElement,
+    Integer,
     Interval,
     Select,
     Text,
@@ -30,14 +32,13 @@ class Level(NamedTuple):
 
     name: str
     begin: Callable[[Moment], Moment]
-    """When the bucket of a moment begins."""
-    step: str
-    """As long as a bucket or longer, shorter than two."""
+    """When the bucket of a moment begins; infinity is its own."""
+    half: str
+    """About half as long as a bucket."""
 
-    def next_begin(self, moment: Moment) -> Moment:
-        """When the first bucket begins that begins at the moment or later."""
-        begin = self.begin(moment)
-        return case((begin == moment, moment), else_=self.begin(begin + literal_column(f"interval '{self.step}'")))
+    def nearest(self, moment: Moment) -> Moment:
+        """When the bucket begins that begins nearest to the moment, before it or after it."""
+        return self.begin(moment + literal_column(f"interval '{self.half}'"))
 
 
 def _binned(length: str) -> Callable[[Moment], Moment]:
@@ -52,12 +53,17 @@ def _truncated(unit: str) -> Callable[[Moment], Moment]:
 
 begin_of_minute = _binned("1 minute")
 """When the minute of a moment begins; infinity is its own."""
+QUARTER_HOUR = Level("quarter_hour", _binned("15 minutes"), "450 seconds")
 # Hours, since a day of the connection's time zone may have 23 or 25.
-LEVELS = (
-    Level("quarter_hour", _binned("15 minutes"), "15 minutes"),
-    Level("day", _truncated("day"), "24 hours"),
-    Level("month", _truncated("month"), "768 hours"),
-)
+COARSER = (Level("day", _truncated("day"), "12 hours"), Level("month", _truncated("month"), "360 hours"))
+
+
+class Span(NamedTuple):
+    """Sessions by their last activity, of one stored status or of any."""
+
+    status: SessionStatus | None
+    since: Moment
+    until: Moment
 
 
 def window() -> tuple[Moment, Moment]:
@@ -67,72 +73,76 @@ def window() -> tuple[Moment, Moment]:
     return begin, end
 
 
-def by_effective_status() -> dict[EffectiveStatus, Select[*tuple[Any, ...]]]:
-    """The window on the last activity: of each effective status, the stored status and the span it comes down to.
+def by_effective_status() -> dict[str, Span]:
+    """The window on the last activity: what it comes down to for each effective status.
 
     Binds `since`, `until`, `abandon_after` and, null for now, the clock `as_of`.
     """
     begin, end = window()
     now = func.coalesce(bindparam("as_of", type_=INSTANT), clock(), type_=INSTANT)
     cut = now - bindparam("abandon_after", type_=Interval())
-    found = {
-        EffectiveStatus.RUNNING: (SessionStatus.RUNNING, func.greatest(begin, cut), end),
-        EffectiveStatus.COMPLETED: (SessionStatus.COMPLETED, begin, end),
-        EffectiveStatus.FAILED: (SessionStatus.FAILED, begin, end),
-        EffectiveStatus.ABANDONED: (SessionStatus.RUNNING, begin, func.least(end, cut)),
-    }
     return {
-        effective: span(literal(effective.value, Text), literal(stored.value, Text), first, last)
-        for effective, (stored, first, last) in found.items()
+        EffectiveStatus.RUNNING.value: Span(SessionStatus.RUNNING, func.greatest(begin, cut), end),
+        EffectiveStatus.COMPLETED.value: Span(SessionStatus.COMPLETED, begin, end),
+        EffectiveStatus.FAILED.value: Span(SessionStatus.FAILED, begin, end),
+        EffectiveStatus.ABANDONED.value: Span(SessionStatus.RUNNING, begin, func.least(end, cut)),
     }
-
-
-def span(
-    label: ColumnElement[Any], status: ColumnElement[Any], since: Moment, until: Moment
-) -> Select[*tuple[Any, ...]]:
-    """One span, of sessions with this stored status; with a label to tell it from others."""
-    return select(label.label("label"), status.label("status"), since.label("since"), until.label("until"))
 
 
 class Filled(NamedTuple):
-    """Spans, and what fills them without gap or overlap."""
+    """Spans, and what fills them; each `label, status, since, until`, by the label of the span."""
 
     spans: CTE
-    """`label, status, since, until`."""
     whole: CTE
-    """The same, cut down to whole quarters of an hour."""
-    pieces: CTE
-    """`label, status, level, since, until`: runs of buckets, as long ones as can be."""
+    """The same, cut down to whole quarters of an hour; not there where there is none."""
+    runs: CTE
+    """Runs of buckets, with their `level` and `sign`, that add up to `whole`."""
     edges: CTE
-    """`label, status, since, until`: what is left at both ends."""
+    """What is left at both ends."""
 
 
-def filled(spans: CTE) -> Filled:
-    """What fills these spans. One that ends before it begins is empty."""
-    outer, insides, left = spans, [], []
-    # What the buckets of one level leave at both ends is filled with those of the level before.
-    for level in LEVELS:
-        begin = func.least(level.next_begin(outer.c.since), outer.c.until)
-        end = func.greatest(level.begin(outer.c.until), begin)
-        inside = select(
-            outer.c.label,
-            outer.c.status,
-            begin.label("since"),
-            end.label("until"),
-            outer.c.since.label("outer_since"),
-            outer.c.until.label("outer_until"),
-        ).cte(f"whole_{level.name}s")
-        left.append((inside, ((inside.c.outer_since, inside.c.since), (inside.c.until, inside.c.outer_until))))
-        insides.append(inside)
-        outer = inside
-    edges, *shorter = left
-    runs = [
-        _run(of, since, until, literal(level.name, Text).label("level"))
-        for level, (of, ends) in zip(LEVELS, (*shorter, (outer, ((outer.c.since, outer.c.until),))), strict=True)
-        for since, until in ends
-    ]
-    at_edges = [_run(edges[0], since, until) for since, until in edges[1]]
-    return Filled(spans, insides[0], union_all(*runs).cte("pieces"), union_all(*at_edges).cte("edges"))
+def filled(spans: Mapping[str, Span]) -> Filled:
+    """What fills these spans, by their labels. One that ends before it begins is empty."""
+    outer = union_all(*(_labelled(label, span) for label, span in spans.items())).cte("spans")
+    begin = QUARTER_HOUR.begin(outer.c.since)
+    after = QUARTER_HOUR.begin(begin + literal_column("interval '15 minutes'"))
+    first = func.least(case((begin == outer.c.since, begin), else_=after), outer.c.until)
+    last = func.greatest(QUARTER_HOUR.begin(outer.c.until), first)
+    inside = select(*outer.c, first.label("first"), last.label("last")).cte("inside")
+    edges = [_run(inside, inside.c.since, inside.c.first), _run(inside, inside.c.last, inside.c.until)]
+    whole = _run(inside, inside.c.first, inside.c.last).cte("whole")
+    return Filled(outer, whole, _runs(whole), union_all(*edges).cte("edges"))
+
+
+def _runs(whole: CTE) -> CTE:
+    # A walk from one end to the other: to the nearest day, on to the nearest month, by months, and down again. Where it
+    # goes back, what was too much is taken away: so half a day of quarters is the most that is read, and half a month
+    # of days.
+    up: list[Moment] = [whole.c.since]
+    down: list[Moment] = [whole.c.until]
+    for level in COARSER:
+        up.append(level.nearest(up[-1]))
+        down.append(level.nearest(down[-1]))
+    levels = [QUARTER_HOUR, *COARSER]
+    steps = zip([*levels, *reversed(levels[:-1])], pairwise([*up, *reversed(down)]), strict=True)
+    return union_all(
+        *(
+            _run(
+                whole,
+                func.least(here, there),
+                func.greatest(here, there),
+                literal(level.name, Text).label("level"),
+                case((here < there, literal(1, Integer)), else_=literal(-1, Integer)).label("sign"),
+            )
+            for level, (here, there) in steps
+        )
+    ).cte("runs")
+
+
+def _labelled(label: str, span: Span) -> Select[*tuple[Any, ...]]:
+    status = None if span.status is None else span.status.value
+    columns = (literal(label, Text).label("label"), literal(status, Text).label("status"))
+    return select(*columns, span.since.label("since"), span.until.label("until"))
 
 
 def _run(of: CTE, since: Moment, until: Moment, *more: ColumnElement[Any]) -> Select[*tuple[Any, ...]]:

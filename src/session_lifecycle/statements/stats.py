@@ -1,25 +1,23 @@
 """Figures over all sessions of a viewer (rule R16)."""
 
 from functools import cache
-from itertools import product
 from typing import Any
 
-from sqlalchemy import BigInteger, ColumnElement, Numeric, Select, and_, false, func, select, union_all
+from sqlalchemy import BigInteger, ColumnElement, Numeric, Select, Text, false, func, literal, select, union_all
 
 from session_lifecycle.entities import RolledUpSessionEntity as U
 from session_lifecycle.entities import SessionRecordEntity as S
 from session_lifecycle.models import EffectiveStatus
 from session_lifecycle.statements.durations import durations_of
 from session_lifecycle.statements.scopes import ScopeKinds
-from session_lifecycle.statements.spans import by_effective_status, filled
-from session_lifecycle.statements.totals import active_in, duration_us, session_totals
+from session_lifecycle.statements.spans import by_effective_status
+from session_lifecycle.statements.totals import duration_us, in_span, session_totals
 
 
 @cache
 def aggregate_stats(kinds: ScopeKinds) -> Select[*tuple[Any, ...]]:
     """Exactly one row, zeros where there are no sessions. Binds what `by_effective_status` and the scopes do."""
-    spans = union_all(*by_effective_status().values()).cte("spans")
-    found = session_totals(kinds, filled(spans)).subquery("found")
+    found = session_totals(kinds, by_effective_status()).subquery("found")
     counts = [
         func.coalesce(func.sum(found.c.sessions).filter(found.c.key == status.value), 0)
         .cast(BigInteger)
@@ -48,10 +46,9 @@ def count_sessions(kinds: ScopeKinds, status_filter: EffectiveStatus | None, *, 
 
     Of one effective status where that is asked, and of the bound `agent_name`.
     """
-    by_status = by_effective_status()
-    wanted = by_status.values() if status_filter is None else [by_status[status_filter]]
-    spans = filled(union_all(*wanted).cte("spans"))
-    found = session_totals(kinds, spans, ["sessions"], of_agent=of_agent).subquery("found")
+    spans = by_effective_status()
+    wanted = spans if status_filter is None else {status_filter.value: spans[status_filter.value]}
+    found = session_totals(kinds, wanted, ["sessions"], of_agent=of_agent).subquery("found")
     return select(func.coalesce(func.sum(found.c.sessions), 0).cast(BigInteger)).scalar_subquery()
 
 
@@ -61,13 +58,12 @@ def session_durations(kinds: ScopeKinds) -> Select[*tuple[Any, ...]]:
 
     From rows only: the percentiles of two halves do not tell those of the whole.
     """
-    # One by one, so that each is planned by the window it has.
-    spans = [span.subquery() for span in by_effective_status().values()]
     found = [
-        select(span.c.label.label("key"), duration_us(table).label("duration_us")).join_from(
-            span, table, and_(seen, table.status == span.c.status, *active_in(table, span))
+        select(literal(label, Text).label("key"), duration_us(table).label("duration_us")).where(
+            seen, *in_span(table, span)
         )
-        for span, table in product(spans, (U, S))
+        for label, span in by_effective_status().items()
+        for table in (U, S)
         for seen in kinds.conditions(table) or [false()]
     ]
     return durations_of(union_all(*found).subquery("sessions"))

@@ -20,6 +20,7 @@ from sqlalchemy import (
     Select,
     Text,
     and_,
+    any_,
     bindparam,
     case,
     column,
@@ -45,9 +46,10 @@ from session_lifecycle.entities import SessionModelUsageEntity as M
 from session_lifecycle.entities import SessionRecordEntity as S
 from session_lifecycle.entities import SessionRollupChangeEntity as C
 from session_lifecycle.entities import SessionRollupEntity as B
+from session_lifecycle.models import SessionStatus
 from session_lifecycle.statements.durations import lasted_us
 from session_lifecycle.statements.scopes import ScopeKinds
-from session_lifecycle.statements.spans import Filled, begin_of_minute
+from session_lifecycle.statements.spans import Span, begin_of_minute, filled, window
 
 SESSION_FIGURES = (
     "sessions",
@@ -85,52 +87,60 @@ def duration_us(session: type[S | U]) -> ColumnElement[Any]:
 
 
 def session_totals(
-    kinds: ScopeKinds, spans: Filled, figures: Sequence[str] = SESSION_FIGURES, *, of_agent: bool = False
+    kinds: ScopeKinds, spans: Mapping[str, Span], figures: Sequence[str] = SESSION_FIGURES, *, of_agent: bool = False
 ) -> Select[*tuple[Any, ...]]:
     """A row for each label of the spans with sessions: `key`, the label, and these figures added up.
 
     Of the bound `agent_name` only, where that is asked. The roll-ups do not know agents: sessions are read one by one.
+    The spans, each of a status, are parts of the window.
     """
+    fill = filled(spans)
     parts = []
     if not of_agent:
-        probe = _probe(kinds, spans.pieces)
+        probe = _probe(kinds, fill.runs)
         buckets = (*_of_bucket(B, probe), B.status == probe.c.status)
         parts.append(_of_each(probe, probe.c.label, _sums(B, figures, probe.c.sign), *buckets))
-        whole = spans.whole
+        whole = fill.whole
         for seen in kinds.conditions(C):
             changes = (seen, C.status == whole.c.status, *_within(C.starts_at, whole))
             parts.append(_of_each(whole, whole.c.label, _sums(C, figures), *changes))
-    for table, over in ((U, spans.spans if of_agent else spans.edges), (S, spans.spans)):
-        for seen in kinds.conditions(table):
-            rows = [seen, table.status == over.c.status, *active_in(table, over)]
-            if of_agent:
-                rows.append(table.agent_name == bindparam("agent_name", type_=Text))
-            parts.append(_of_each(over, over.c.label, _sums_of_rows(table, figures), *rows))
+    over = fill.spans if of_agent else fill.edges
+    for seen in kinds.conditions(U):
+        rows = (seen, *_of_agent(U, of_agent), U.status == over.c.status, *_within(U.last_activity_at, over))
+        parts.append(_of_each(over, over.c.label, _sums_of_rows(U, figures), *rows))
+    for seen in kinds.conditions(S):
+        # All together, by whatever way is the shortest: never rolled up, it may be the whole table.
+        key = case(*((_is_in(span), literal(label, Text)) for label, span in spans.items())).label("key")
+        sums = (total.label(name) for name, total in _sums_of_rows(S, figures).items())
+        together = Span(None, *window()) if len(spans) > 1 else next(iter(spans.values()))
+        rows = (seen, *_of_agent(S, of_agent), *in_span(S, together))
+        parts.append(select(key, *sums).where(*rows).group_by(key))
     return _added_up(parts, figures)
 
 
-def model_totals(kinds: ScopeKinds, spans: Filled) -> Select[*tuple[Any, ...]]:
-    """A row for each model that sessions in the spans used: `key`, its name, and its figures added up."""
-    probe = _probe(kinds, spans.pieces)
+def model_totals(kinds: ScopeKinds, span: Span) -> Select[*tuple[Any, ...]]:
+    """A row for each model that sessions in the span used: `key`, its name, and its figures added up."""
+    fill = filled({"any": span})
+    probe = _probe(kinds, fill.runs)
     parts = [_of_each(probe, Mb.model, _sums(Mb, MODEL_FIGURES, probe.c.sign), *_of_bucket(Mb, probe), grouped=True)]
     for seen in kinds.conditions(Mc):
-        changes = (seen, *_within(Mc.starts_at, spans.whole))
-        parts.append(_of_each(spans.whole, Mc.model, _sums(Mc, MODEL_FIGURES), *changes, grouped=True))
+        changes = (seen, *_within(Mc.starts_at, fill.whole))
+        parts.append(_of_each(fill.whole, Mc.model, _sums(Mc, MODEL_FIGURES), *changes, grouped=True))
     for seen in kinds.conditions(U):
         share = _shares()
-        rows = (seen, *active_in(U, spans.edges))
+        rows = (seen, _has_status(U, span), *_within(U.last_activity_at, fill.edges))
         sums = {"sessions": func.count(), **{name: func.sum(share.c[name]) for name in MODEL_FIGURES[1:]}}
-        parts.append(_of_each(spans.edges, share.c.model, sums, *rows, grouped=True, of=join(U, share, true())))
-    model = case((M.model == "", literal(UNKNOWN_MODEL)), else_=M.model)
+        parts.append(_of_each(fill.edges, share.c.model, sums, *rows, grouped=True, of=join(U, share, true())))
+    model = case((M.model == "", literal(UNKNOWN_MODEL)), else_=M.model).label("key")
     # Both a model named "unknown" and no model are reported as unknown; a session with both is one.
-    sessions = func.count(tuple_(M.user_id, M.session_id).distinct())
-    sums = {"sessions": sessions, **{name: func.sum(getattr(M, name)) for name in MODEL_FIGURES[1:]}}
+    sessions = func.count(tuple_(M.user_id, M.session_id).distinct()).label("sessions")
+    sums_of_model = [sessions, *(func.sum(getattr(M, name)).label(name) for name in MODEL_FIGURES[1:])]
     # Of a model whose every event was revised away there is nothing to report.
     has_any = or_(M.events > 0, M.tokens_in > 0, M.tokens_out > 0, M.cost_usd > 0)
     of_session = and_(S.user_id == M.user_id, S.session_id == M.session_id)
     for seen in kinds.conditions(S):
-        rows = (seen, *active_in(S, spans.spans), has_any)
-        parts.append(_of_each(spans.spans, model, sums, *rows, grouped=True, of=join(S, M, of_session)))
+        used = select(model, *sums_of_model).join_from(S, M, of_session)
+        parts.append(used.where(seen, *in_span(S, span), has_any).group_by(model))
     return _added_up(parts, MODEL_FIGURES)
 
 
@@ -176,8 +186,11 @@ def _shares() -> FromClause:
     return func.jsonb_to_recordset(U.models).table_valued(*columns, name="share").render_derived(with_types=True)
 
 
-def _probe(kinds: ScopeKinds, pieces: CTE) -> FromClause:
-    """Which runs of buckets are to be added or, of users' sessions in data sets that were added twice, taken away."""
+def _probe(kinds: ScopeKinds, runs: CTE) -> FromClause:
+    """Which runs of buckets are to be added or, by their sign, taken away.
+
+    That of users in data sets is taken away where both are there: it was added twice.
+    """
     user, dataset = _unnested("users", "user"), _unnested("datasets", "dataset")
     everybody = _family("all", NOBODY, NOBODY, 1)
     families = [everybody if kinds.everybody else everybody.where(false())]
@@ -189,7 +202,9 @@ def _probe(kinds: ScopeKinds, pieces: CTE) -> FromClause:
         of_both = _family("user_dataset", user.c.id, dataset.c.id, 1 if kinds.pairs else -1)
         families.append(of_both.select_from(user.join(dataset, true())))
     family = union_all(*families).subquery("family")
-    return select(*family.c, *pieces.c).join_from(family, pieces, true()).cte("probe")
+    *told, sign = family.c
+    *run, forth = runs.c
+    return select(*told, *run, (sign * forth).label("sign")).join_from(family, runs, true()).cte("probe")
 
 
 def _unnested(name: str, alias: str) -> FromClause:
@@ -221,11 +236,24 @@ def _within(moment: Instants, span: FromClause) -> list[ColumnElement[bool]]:
     return [moment >= span.c.since, moment < span.c.until]
 
 
-def active_in(table: type[S | U], span: FromClause) -> list[ColumnElement[bool]]:
-    """Conditions on the last activity of rolled-up sessions, or of those that are not."""
-    exactly = _within(table.last_activity_at, span)
+def _of_agent(table: type[S | U], of_agent: bool) -> list[ColumnElement[bool]]:
+    return [table.agent_name == bindparam("agent_name", type_=Text)] if of_agent else []
+
+
+def in_span(table: type[S | U], span: Span) -> list[ColumnElement[bool]]:
+    """Conditions on rolled-up sessions, or on those that are not."""
+    exactly = [_has_status(table, span), table.last_activity_at >= span.since, table.last_activity_at < span.until]
     if table is U:
         return exactly
     # Implied; what the index has in the place of the instant.
-    minute = begin_of_minute(span.c.since)
-    return [~S.rolled_up, *exactly, S.activity_minute >= minute, S.activity_minute < span.c.until]
+    return [~S.rolled_up, *exactly, S.activity_minute >= begin_of_minute(span.since), S.activity_minute < span.until]
+
+
+def _is_in(span: Span) -> ColumnElement[bool]:
+    return and_(_has_status(S, span), S.last_activity_at >= span.since, S.last_activity_at < span.until)
+
+
+def _has_status(table: type[S | U], span: Span) -> ColumnElement[bool]:
+    # Named also where it may be any: the indexes have it before the activity.
+    stored = [status.value for status in SessionStatus] if span.status is None else [span.status.value]
+    return table.status == any_(literal(stored, ARRAY(Text)))
