@@ -247,8 +247,10 @@ def _places(row: Row, name: str) -> Iterator[tuple[Any, ...]]:
     if dataset is not None:
         families += [("dataset", NOBODY, dataset), ("user_dataset", user, dataset)]
     for family in families:
-        for level, starts_at in (("quarter_hour", quarter_hour), ("day", day), ("month", day.replace(day=1))):
-            yield *family, level, starts_at, row[name]
+        yield *family, "quarter_hour", quarter_hour, row[name]
+        yield *family, "day", day, row[name]
+        yield *family, "month", day.replace(day=1), row[name]
+        yield *family, "year", day.replace(month=1, day=1), row[name]
 
 
 def _sums(columns: Sequence[str], rows: Iterable[tuple[tuple[Any, ...], Row]]) -> dict[tuple[Any, ...], list[Decimal]]:

@@ -1,6 +1,7 @@
 """Every revision, up and down on real rows, and what they add up to."""
 
 from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 from uuid import UUID
@@ -10,9 +11,10 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Column, Connection, Integer, MetaData, Table, inspect
+from sqlalchemy import Column, Connection, Integer, MetaData, Table, inspect, text
 
-from session_lifecycle import End, SchemaError, SessionDatabase, UsageEvent, include_object, metadata
+from recount import Stored
+from session_lifecycle import End, SchemaError, SessionDatabase, UsageEvent, Viewer, include_object, metadata
 from session_lifecycle.migrations import HEAD, REVISIONS, SEARCH_INDEX, configuration, quoted, run
 from session_lifecycle.models.reads import SESSION_ORDERS
 from session_lifecycle.settings import DEFAULT_SCHEMA
@@ -134,6 +136,32 @@ async def test_rows_survive_every_revision(empty_url: str, schema: str) -> None:
         assert (receipt.outcome, receipt.session_tokens_in) == ("applied", 121)
         again = UsageEvent("two", USER, cost_usd=Decimal("0.1"), idempotency_key="k", details={"a:b %": 1})
         assert [receipt.outcome for receipt in await db.lifecycle.record([again])] == ["duplicate"]
+
+
+async def test_what_was_rolled_up_is_rolled_up_by_year_too(empty_url: str) -> None:
+    async with SessionDatabase.connect(empty_url) as db:
+        await db.migrate()
+        for number in range(8):
+            at = datetime(2025, 10, 31, 23, 50, tzinfo=UTC) + number * timedelta(days=15)
+            event = UsageEvent(f"s{number}", USER, "m", 3, 4, Decimal("0.1"), dataset_id=USER, at=at)
+            await db.lifecycle.record([event, End(f"s{number}", USER, "failed", at=at)])
+        await db.maintenance.roll_up()
+        await db.lifecycle.reopen_session("s0", USER)  # appended, and not yet in the buckets
+        levels = "SELECT level, count(*) FROM session_lifecycle.session_model_rollups GROUP BY level ORDER BY level"
+        async with db.engine.connect() as connection:
+            before = dict(map(tuple, await connection.execute(text(levels))))
+        assert before == {"quarter_hour": 32, "day": 32, "month": 20, "year": 8}
+        assert (await Stored.of(db)).faults() == []
+
+        await migrate(db, DEFAULT_SCHEMA, "0006", down=True)
+        async with db.engine.connect() as connection:
+            without = dict(map(tuple, await connection.execute(text(levels))))
+        assert without == {"quarter_hour": 32, "day": 32, "month": 20}
+        await migrate(db, DEFAULT_SCHEMA, "0007")
+        assert (await Stored.of(db)).faults() == []
+        assert (await db.lifecycle.aggregate_stats(Viewer(USER))).total_spend_usd == Decimal("0.8")
+        await db.maintenance.roll_up()
+        assert (await Stored.of(db)).faults() == []
 
 
 async def test_down_to_nothing_and_up_again(empty_url: str, schema: str) -> None:

@@ -138,7 +138,7 @@ class Mismatch(Value):
     """Of a bucket: `all`, `user`, `dataset` or `user_dataset`."""
     dataset_id: UUID | None = None
     level: str | None = None
-    """Of a bucket: `quarter_hour`, `day` or `month`."""
+    """Of a bucket: `quarter_hour`, `day`, `month` or `year`."""
     status: str | None = None
     """Of a bucket: the stored status of its sessions; None for one of a model."""
     starts_at: datetime | None = None

@@ -35,7 +35,7 @@ def roll_up_sessions(schema: str) -> Select[int]:
     """Rolls up the sessions of the bound `keys`, a JSON array as text, unless active since `idle_before`; how many."""
     keys = cast(bindparam("keys", type_=Text), JSONB)
     idle_before = bindparam("idle_before", type_=INSTANT)
-    return select(type_coerce(own_function(schema, "roll_up_sessions_v1", keys, idle_before), BigInteger))
+    return select(type_coerce(own_function(schema, "roll_up_sessions_v2", keys, idle_before), BigInteger))
 
 
 def compact(schema: str) -> Select[int]:

@@ -55,7 +55,11 @@ begin_of_minute = _binned("1 minute")
 """When the minute of a moment begins; infinity is its own."""
 QUARTER_HOUR = Level("quarter_hour", _binned("15 minutes"), "450 seconds")
 # Hours, since a day of the connection's time zone may have 23 or 25.
-COARSER = (Level("day", _truncated("day"), "12 hours"), Level("month", _truncated("month"), "360 hours"))
+COARSER = (
+    Level("day", _truncated("day"), "12 hours"),
+    Level("month", _truncated("month"), "360 hours"),
+    Level("year", _truncated("year"), "4380 hours"),
+)
 
 
 class Span(NamedTuple):
@@ -115,9 +119,9 @@ def filled(spans: Mapping[str, Span]) -> Filled:
 
 
 def _runs(whole: CTE) -> CTE:
-    # A walk from one end to the other: to the nearest day, on to the nearest month, by months, and down again. Where it
-    # goes back, what was too much is taken away: so half a day of quarters is the most that is read, and half a month
-    # of days.
+    # A walk from one end to the other: to the nearest day, month and year, on by years, and down again. Where it goes
+    # back, what was too much is taken away: so at an end no more is read than half a day of quarters, half a month of
+    # days and half a year of months.
     up: list[Moment] = [whole.c.since]
     down: list[Moment] = [whole.c.until]
     for level in COARSER:

@@ -32,11 +32,10 @@ from sqlalchemy import (
     or_,
     select,
     true,
-    tuple_,
     union_all,
 )
 from sqlalchemy.dialects.postgresql import ARRAY
-from sqlalchemy.orm import InstrumentedAttribute
+from sqlalchemy.orm import InstrumentedAttribute, aliased
 from sqlalchemy.types import Uuid
 
 from session_lifecycle.entities import RolledUpSessionEntity as U
@@ -108,13 +107,14 @@ def session_totals(
     for seen in kinds.conditions(U):
         rows = (seen, *_of_agent(U, of_agent), U.status == over.c.status, *_within(U.last_activity_at, over))
         parts.append(_of_each(over, over.c.label, _sums_of_rows(U, figures), *rows))
-    for seen in kinds.conditions(S):
-        # All together, by whatever way is the shortest: never rolled up, it may be the whole table.
-        key = case(*((_is_in(span), literal(label, Text)) for label, span in spans.items())).label("key")
-        sums = (total.label(name) for name, total in _sums_of_rows(S, figures).items())
-        together = Span(None, *window()) if len(spans) > 1 else next(iter(spans.values()))
-        rows = (seen, *_of_agent(S, of_agent), *in_span(S, together))
-        parts.append(select(key, *sums).where(*rows).group_by(key))
+    # All at once, by whatever way is the shortest: never rolled up, they may be the whole table.
+    is_in = [_is_in(span) for span in spans.values()]
+    key = case(*zip(is_in, (literal(label, Text) for label in spans), strict=True)).label("key")
+    sums = (total.label(name) for name, total in _sums_of_rows(S, figures).items())
+    together = Span(None, *window()) if len(spans) > 1 else next(iter(spans.values()))
+    live = (or_(false(), *kinds.conditions(S)), *_of_agent(S, of_agent), *in_span(S, together))
+    # By what the label is made of: of booleans Postgres knows how few groups there are, and does not sort.
+    parts.append(select(key, *sums).where(*live).group_by(*is_in))
     return _added_up(parts, figures)
 
 
@@ -133,15 +133,25 @@ def model_totals(kinds: ScopeKinds, span: Span) -> Select[*tuple[Any, ...]]:
         parts.append(_of_each(fill.edges, share.c.model, sums, *rows, grouped=True, of=join(U, share, true())))
     model = case((M.model == "", literal(UNKNOWN_MODEL)), else_=M.model).label("key")
     # Both a model named "unknown" and no model are reported as unknown; a session with both is one.
-    sessions = func.count(tuple_(M.user_id, M.session_id).distinct()).label("sessions")
-    sums_of_model = [sessions, *(func.sum(getattr(M, name)).label(name) for name in MODEL_FIGURES[1:])]
-    # Of a model whose every event was revised away there is nothing to report.
-    has_any = or_(M.events > 0, M.tokens_in > 0, M.tokens_out > 0, M.cost_usd > 0)
-    of_session = and_(S.user_id == M.user_id, S.session_id == M.session_id)
-    for seen in kinds.conditions(S):
-        used = select(model, *sums_of_model).join_from(S, M, of_session)
-        parts.append(used.where(seen, *in_span(S, span), has_any).group_by(model))
+    named = aliased(M, name="named")
+    # Nothing is equal to null: only for those without a model is it looked whether there is one of that name.
+    name_too = case((M.model == "", literal(UNKNOWN_MODEL)))
+    is_twice = and_(*_of_same_session(named), named.model == name_too, _has_any(named))
+    sessions = func.count().filter(named.model.is_(None)).label("sessions")
+    sums_of_model = (func.sum(getattr(M, name)).label(name) for name in MODEL_FIGURES[1:])
+    used = select(model, sessions, *sums_of_model).join_from(S, M, and_(*_of_same_session(S)))
+    live = (or_(false(), *kinds.conditions(S)), *in_span(S, span), _has_any(M))
+    parts.append(used.outerjoin(named, is_twice).where(*live).group_by(model))
     return _added_up(parts, MODEL_FIGURES)
+
+
+def _has_any(usage: type[M]) -> ColumnElement[bool]:
+    # Of a model whose every event was revised away there is nothing to report.
+    return or_(usage.events > 0, usage.tokens_in > 0, usage.tokens_out > 0, usage.cost_usd > 0)
+
+
+def _of_same_session(other: type[S | M]) -> list[ColumnElement[bool]]:
+    return [other.user_id == M.user_id, other.session_id == M.session_id]
 
 
 def _of_each(
