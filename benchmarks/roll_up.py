@@ -59,12 +59,13 @@ SEED = """
            1200 * (1 + n % 2), 400 * (1 + n % 2), 0.0123 * (1 + n % 2)
     FROM fleet
 """
-# What revision 0006 did to the write path, taken back. The column `rolled_up` stays, which the library reads.
+# What revisions 0006 and 0008 did to the write path, taken back. The column `rolled_up` stays, which the library reads.
 AS_BEFORE = (
     "DROP TRIGGER leave_rollups ON {schema}.session_records",
     "DROP INDEX {schema}.ix_session_records_user_id_status_activity_minute",
     "DROP INDEX {schema}.ix_session_records_dataset_id_status_activity_minute",
     "DROP INDEX {schema}.ix_session_records_status_activity_minute",
+    "DROP INDEX {schema}.ix_session_usage_events_at",
     """
     CREATE INDEX ix_session_records_user_id_activity_minute
     ON {schema}.session_records (user_id, activity_minute) WHERE session_id <> ''

@@ -225,6 +225,8 @@ class SessionUsageEventEntity(Base):
         Index(None, "user_id", "event_id", unique=True, postgresql_where=text("key_scope = 'user'")),
         # The adjustment of a run, whichever session it was counted in.
         Index(None, "user_id", "run_id", unique=True, postgresql_where=text("key_scope = 'run'")),
+        # Reports by the time of use: of ranges of pages, since the ledger is written in about that order.
+        Index(None, "at", postgresql_using="brin", postgresql_with={"autosummarize": "on"}),
     )
 
 

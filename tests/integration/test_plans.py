@@ -6,6 +6,7 @@ sends.
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -56,6 +57,17 @@ SEED_MODELS = """
     SELECT user_id, session_id, 'model ' || right(session_id, 1), tokens_in, tokens_out, cost_usd, 1
     FROM session_lifecycle.session_records
 """
+# Two months of them, written in the order of time.
+EVENTS = 60_000
+SEED_EVENTS = """
+    INSERT INTO session_lifecycle.session_usage_events
+        (user_id, session_id, event_id, at, model, tokens_in, tokens_out, cost_usd)
+    SELECT s.user_id, s.session_id, lpad(to_hex(n), 32, '0')::uuid, CAST(:begin AS timestamptz) + n * interval '90 s',
+           'm', 10, 1, 0.01
+    FROM generate_series(1, :events) n
+    JOIN session_lifecycle.session_records s ON s.session_id = 's' || 1 + n % :sessions
+    ORDER BY n
+"""
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +83,9 @@ def urls(session_template_server: TemplateServer) -> Iterator[dict[str, str]]:
                 async with db.engine.begin() as connection:
                     await connection.execute(text(SEED), {"sessions": SESSIONS, "begin": BEGIN})
                     await connection.execute(text(SEED_MODELS))
+                    await connection.execute(
+                        text(SEED_EVENTS), {"sessions": SESSIONS, "begin": BEGIN, "events": EVENTS}
+                    )
                 if state == ROLLED_UP:
                     await db.maintenance.roll_up()
             connection = await asyncpg.connect(server.url_of(name))
@@ -92,9 +107,13 @@ class Plan:
     """What a statement did."""
 
     indexes: set[str] = field(default_factory=set)
+    conditions: dict[str, str] = field(default_factory=dict)
+    """By which each index was looked up."""
     sequential: set[str] = field(default_factory=set)
     rows_read: int = 0
     """Of all tables of sessions and of roll-ups, those left out again among them."""
+    rows_of: Counter[str] = field(default_factory=Counter)
+    """The same of each table."""
 
     def take(self, node: dict[str, Any]) -> None:
         """Adds a node and what is below it."""
@@ -103,9 +122,12 @@ class Plan:
             removed = node.get("Rows Removed by Filter", 0) + node.get("Rows Removed by Index Recheck", 0)
             if loops and "Index Name" in node:
                 self.indexes.add(node["Index Name"])
+                self.conditions[node["Index Name"]] = node.get("Index Cond", "")
             if loops and node["Node Type"] == "Seq Scan":
                 self.sequential.add(node["Relation Name"])
-            self.rows_read += round((node["Actual Rows"] + removed) * loops)
+            rows = round((node["Actual Rows"] + removed) * loops)
+            self.rows_read += rows
+            self.rows_of[node.get("Relation Name", "")] += rows
         for child in node.get("Plans", ()):
             self.take(child)
 
@@ -245,6 +267,10 @@ async def test_figures_read_buckets_and_edges(urls: dict[str, str], viewer: View
         plan = await plan_of(urls[ROLLED_UP], ask)
         assert f"pk_{table}" in plan.indexes
         assert table not in plan.sequential
+        # Without the status, which comes before the activity, the edges would be looked for in all of an index.
+        edges = [found for index, found in plan.conditions.items() if index.startswith("ix_rolled_up_sessions")]
+        assert edges or not is_window
+        assert all("status =" in found and "last_activity_at >=" in found for found in edges)
         assert plan.rows_read < SESSIONS / 2
 
 
@@ -253,3 +279,18 @@ async def test_an_exact_total_reads_buckets(urls: dict[str, str]) -> None:
     counted = await plan_of(urls[ROLLED_UP], page(total="exact"))
     assert "pk_session_rollups" in counted.indexes
     assert counted.rows_read - without.rows_read < SESSIONS / 10
+
+
+@pytest.mark.parametrize("viewer", [VIEWER, Viewer(ME), Viewer.auditor()], ids=["shared", "own", "auditor"])
+async def test_reports_by_the_time_of_use_read_that_part_of_the_ledger(urls: dict[str, str], viewer: Viewer) -> None:
+    window = {"since": BEGIN + timedelta(days=30), "until": BEGIN + timedelta(days=31)}
+    for ask in (
+        lambda db: db.reports.spend(viewer, **window),
+        lambda db: db.reports.usage_timeseries(viewer, **window, bucket="hour", group_by="agent"),
+        lambda db: db.reports.tokens_by_class(viewer, **window),
+    ):
+        plan = await plan_of(urls[ROLLED_UP], ask)
+        assert "ix_session_usage_events_at" in plan.indexes
+        assert "session_usage_events" not in plan.sequential
+        # A day and no more than the ranges of pages it begins and ends in, of two months.
+        assert plan.rows_of["session_usage_events"] < EVENTS / 4

@@ -276,6 +276,7 @@ async def test_constraints_are_named_by_convention(empty_url: str, schema: str) 
                     "ck_session_usage_events_parts_of_input",
                     "ck_session_usage_events_part_of_output",
                     "ck_session_usage_events_never_negative",
+                    "ix_session_usage_events_at",
                     "ix_session_usage_events_user_id_event_id",
                     "ix_session_usage_events_user_id_run_id",
                 },
