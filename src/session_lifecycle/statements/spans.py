@@ -28,7 +28,7 @@ Moment = ColumnElement[datetime]
 
 
 class Level(NamedTuple):
-    """A length of buckets."""
+    """A length of buckets above the shortest."""
 
     name: str
     begin: Callable[[Moment], Moment]
@@ -53,9 +53,11 @@ def _truncated(unit: str) -> Callable[[Moment], Moment]:
 
 begin_of_minute = _binned("1 minute")
 """When the minute of a moment begins; infinity is its own."""
-QUARTER_HOUR = Level("quarter_hour", _binned("15 minutes"), "450 seconds")
+_begin_of_quarter_hour = _binned("15 minutes")
+QUARTER_HOUR = "quarter_hour"
+"""The shortest buckets."""
 # Hours, since a day of the connection's time zone may have 23 or 25.
-COARSER = (
+LEVELS = (
     Level("day", _truncated("day"), "12 hours"),
     Level("month", _truncated("month"), "360 hours"),
     Level("year", _truncated("year"), "4380 hours"),
@@ -108,10 +110,10 @@ class Filled(NamedTuple):
 def filled(spans: Mapping[str, Span]) -> Filled:
     """What fills these spans, by their labels. One that ends before it begins is empty."""
     outer = union_all(*(_labelled(label, span) for label, span in spans.items())).cte("spans")
-    begin = QUARTER_HOUR.begin(outer.c.since)
-    after = QUARTER_HOUR.begin(begin + literal_column("interval '15 minutes'"))
+    begin = _begin_of_quarter_hour(outer.c.since)
+    after = begin + literal_column("interval '15 minutes'")
     first = func.least(case((begin == outer.c.since, begin), else_=after), outer.c.until)
-    last = func.greatest(QUARTER_HOUR.begin(outer.c.until), first)
+    last = func.greatest(_begin_of_quarter_hour(outer.c.until), first)
     inside = select(*outer.c, first.label("first"), last.label("last")).cte("inside")
     edges = [_run(inside, inside.c.since, inside.c.first), _run(inside, inside.c.last, inside.c.until)]
     whole = _run(inside, inside.c.first, inside.c.last).cte("whole")
@@ -124,21 +126,21 @@ def _runs(whole: CTE) -> CTE:
     # days and half a year of months.
     up: list[Moment] = [whole.c.since]
     down: list[Moment] = [whole.c.until]
-    for level in COARSER:
+    for level in LEVELS:
         up.append(level.nearest(up[-1]))
         down.append(level.nearest(down[-1]))
-    levels = [QUARTER_HOUR, *COARSER]
-    steps = zip([*levels, *reversed(levels[:-1])], pairwise([*up, *reversed(down)]), strict=True)
+    names = [QUARTER_HOUR, *(level.name for level in LEVELS)]
+    steps = zip([*names, *reversed(names[:-1])], pairwise([*up, *reversed(down)]), strict=True)
     return union_all(
         *(
             _run(
                 whole,
                 func.least(here, there),
                 func.greatest(here, there),
-                literal(level.name, Text).label("level"),
+                literal(name, Text).label("level"),
                 case((here < there, literal(1, Integer)), else_=literal(-1, Integer)).label("sign"),
             )
-            for level, (here, there) in steps
+            for name, (here, there) in steps
         )
     ).cte("runs")
 

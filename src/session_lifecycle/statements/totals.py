@@ -108,7 +108,7 @@ def session_totals(
         rows = (seen, *_of_agent(U, of_agent), U.status == over.c.status, *_within(U.last_activity_at, over))
         parts.append(_of_each(over, over.c.label, _sums_of_rows(U, figures), *rows))
     # All at once, by whatever way is the shortest: never rolled up, they may be the whole table.
-    is_in = [_is_in(span) for span in spans.values()]
+    is_in = [_is_in(S, span) for span in spans.values()]
     key = case(*zip(is_in, (literal(label, Text) for label in spans), strict=True)).label("key")
     sums = (total.label(name) for name, total in _sums_of_rows(S, figures).items())
     together = Span(None, *window()) if len(spans) > 1 else next(iter(spans.values()))
@@ -171,8 +171,7 @@ def _of_each(
 
 
 def _added_up(parts: Sequence[Select[*tuple[Any, ...]]], figures: Sequence[str]) -> Select[*tuple[Any, ...]]:
-    nothing = select(literal(None, Text).label("key"), *(literal(0, Numeric).label(name) for name in figures))
-    found = union_all(*(parts or [nothing.where(false())])).subquery("part")
+    found = union_all(*parts).subquery("part")
     totals = [func.sum(found.c[name]).cast(BigInteger if name in COUNTS else Numeric).label(name) for name in figures]
     # Those that were all taken out again leave zeros behind.
     return select(found.c.key, *totals).group_by(found.c.key).having(func.sum(found.c.sessions) > 0)
@@ -252,15 +251,16 @@ def _of_agent(table: type[S | U], of_agent: bool) -> list[ColumnElement[bool]]:
 
 def in_span(table: type[S | U], span: Span) -> list[ColumnElement[bool]]:
     """Conditions on rolled-up sessions, or on those that are not."""
-    exactly = [_has_status(table, span), table.last_activity_at >= span.since, table.last_activity_at < span.until]
+    exactly = _is_in(table, span)
     if table is U:
-        return exactly
+        return [exactly]
     # Implied; what the index has in the place of the instant.
-    return [~S.rolled_up, *exactly, S.activity_minute >= begin_of_minute(span.since), S.activity_minute < span.until]
+    return [~S.rolled_up, exactly, S.activity_minute >= begin_of_minute(span.since), S.activity_minute < span.until]
 
 
-def _is_in(span: Span) -> ColumnElement[bool]:
-    return and_(_has_status(S, span), S.last_activity_at >= span.since, S.last_activity_at < span.until)
+def _is_in(table: type[S | U], span: Span) -> ColumnElement[bool]:
+    is_active = (table.last_activity_at >= span.since, table.last_activity_at < span.until)
+    return and_(_has_status(table, span), *is_active)
 
 
 def _has_status(table: type[S | U], span: Span) -> ColumnElement[bool]:
