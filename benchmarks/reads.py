@@ -306,6 +306,9 @@ class Bench:
         for table in TABLES:
             await self.run(f"VACUUM ANALYZE session_lifecycle.{table}")
         await self.run("CHECKPOINT")
+        # Connections made at this size: whether Postgres plans a prepared statement each time it decides by what the
+        # plans before were like, and those of another size would be among them.
+        await self._db.engine.dispose()
 
     async def run(self, statement: str) -> None:
         """A statement that gives no rows, outside of a transaction."""
