@@ -1,9 +1,9 @@
 """Running a statement, on the pool or in a host's transaction: what is repeated, and what is raised."""
 
 import asyncio
-import random
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from random import SystemRandom
 from typing import Any, NoReturn, Protocol, TypeVar, cast
 from weakref import WeakKeyDictionary
 
@@ -52,12 +52,14 @@ DATABASE_TROUBLE = (
     asyncpg.PostgresError,
 )
 
+# The system's, so that no two processes have the same chances, however they were made of each other.
+_chance = SystemRandom()
 _checked: "WeakKeyDictionary[Engine, set[str]]" = WeakKeyDictionary()
 
 
 def with_jitter(seconds: float) -> float:
     """About so long, so that those who failed together do not come back together."""
-    return seconds * random.uniform(0.5, 1.5)  # noqa: S311 - nothing hangs on its being guessed
+    return seconds * _chance.uniform(0.5, 1.5)
 
 
 T = TypeVar("T")

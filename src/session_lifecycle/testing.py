@@ -32,17 +32,15 @@ from session_lifecycle.embedded import EmbeddedPostgres, temporary_data_dir
 
 DEFAULT_IMAGE = "postgres:17-alpine"
 DOCKER_SOCKET = Path("/var/run/docker.sock")
-CLOCK_SCHEMA = "session_lifecycle_clock"
 
-# ruff: noqa: S608 - the names in this SQL are constants of this module
 # The library asks `statement_timestamp()` for the time. In a test's database the search path finds this one first, so
 # the clock can be moved without the library knowing of tests.
-INSTALL_CLOCK = f"""
-    CREATE SCHEMA {CLOCK_SCHEMA};
-    CREATE TABLE {CLOCK_SCHEMA}.setting (ahead interval NOT NULL, frozen_at timestamptz);
-    INSERT INTO {CLOCK_SCHEMA}.setting VALUES ('0', NULL);
-    CREATE FUNCTION {CLOCK_SCHEMA}.statement_timestamp() RETURNS timestamptz STABLE LANGUAGE sql AS $$
-        SELECT coalesce(frozen_at, pg_catalog.statement_timestamp() + ahead) FROM {CLOCK_SCHEMA}.setting
+INSTALL_CLOCK = """
+    CREATE SCHEMA session_lifecycle_clock;
+    CREATE TABLE session_lifecycle_clock.setting (ahead interval NOT NULL, frozen_at timestamptz);
+    INSERT INTO session_lifecycle_clock.setting VALUES ('0', NULL);
+    CREATE FUNCTION session_lifecycle_clock.statement_timestamp() RETURNS timestamptz STABLE LANGUAGE sql AS $$
+        SELECT coalesce(frozen_at, pg_catalog.statement_timestamp() + ahead) FROM session_lifecycle_clock.setting
     $$;
 """
 
@@ -60,17 +58,17 @@ class SessionClock:
 
     async def advance(self, by: timedelta) -> None:
         """Moves the clock on, or back by a negative amount; a frozen clock stays frozen at its new time."""
-        await self._ask(f"UPDATE {CLOCK_SCHEMA}.setting SET ahead = ahead + $1, frozen_at = frozen_at + $1", by)
+        await self._ask("UPDATE session_lifecycle_clock.setting SET ahead = ahead + $1, frozen_at = frozen_at + $1", by)
 
     async def freeze(self, at: datetime | None = None) -> datetime:
         """Stops the clock at a moment, or now; returns it."""
         moment = at or await self.now()
-        await self._ask(f"UPDATE {CLOCK_SCHEMA}.setting SET frozen_at = $1", moment)
+        await self._ask("UPDATE session_lifecycle_clock.setting SET frozen_at = $1", moment)
         return moment
 
     async def run(self) -> None:
         """Lets the clock run as the server's does."""
-        await self._ask(f"UPDATE {CLOCK_SCHEMA}.setting SET ahead = '0', frozen_at = NULL")
+        await self._ask("UPDATE session_lifecycle_clock.setting SET ahead = '0', frozen_at = NULL")
 
     async def _ask(self, sql: str, *arguments: Any) -> Any:
         connection = await asyncpg.connect(self._url)
@@ -118,7 +116,7 @@ class TemplateServer:
         """Creates an empty, migrated database."""
         await self.run(
             f'CREATE DATABASE "{database}" TEMPLATE "{self.template}"',
-            f'ALTER DATABASE "{database}" SET search_path = {CLOCK_SCHEMA}, pg_catalog, public',
+            f'ALTER DATABASE "{database}" SET search_path = session_lifecycle_clock, pg_catalog, public',
         )
 
     async def drop(self, database: str) -> None:

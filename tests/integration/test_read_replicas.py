@@ -38,7 +38,7 @@ from session_lifecycle import (
 )
 from session_lifecycle.database import asyncpg_url
 from session_lifecycle.migrations import REVISIONS, run
-from session_lifecycle.testing import CLOCK_SCHEMA, TemplateServer
+from session_lifecycle.testing import TemplateServer
 from standby import Standby, ask, running_standby, until
 
 A = UUID(int=1)
@@ -239,8 +239,9 @@ async def test_a_replica_in_place_of_the_primary_is_told(standby: Standby, url: 
 async def test_a_read_that_recovery_cancels_is_repeated(standby: Standby, url: str, db: SessionDatabase) -> None:
     """The read is held by the clock it asks for, until what it may see was removed on the primary."""
     await live(db)
-    held_clock = f"""
-        CREATE OR REPLACE FUNCTION {CLOCK_SCHEMA}.statement_timestamp() RETURNS timestamptz LANGUAGE plpgsql AS $$
+    held_clock = """
+        CREATE OR REPLACE FUNCTION session_lifecycle_clock.statement_timestamp() RETURNS timestamptz
+        LANGUAGE plpgsql AS $$
         BEGIN
             IF pg_is_in_recovery() THEN
                 PERFORM pg_advisory_xact_lock_shared(1);

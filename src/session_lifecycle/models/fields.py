@@ -157,7 +157,7 @@ class Value(BaseModel):
 
     # As on Pydantic's own: positions are all that is added, so validating need not come through here. It could not with
     # JSON, where a strict field takes the text of an id or a time.
-    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]  # Pydantic's mark, declared by no function
+    vars(__init__)["__pydantic_base_init__"] = True
 
     @classmethod
     def of_call(cls, **arguments: Any) -> Self:

@@ -26,7 +26,7 @@ def folded(text: str) -> str:
     return normalize("NFC", text.casefold())
 
 
-def safe_json(value: Any, depth: int = PAYLOAD_DEPTH) -> Any:  # noqa: PLR0911 - one per kind of value
+def safe_json(value: Any, depth: int = PAYLOAD_DEPTH) -> Any:
     """A copy made only of what JSON has, so that nothing can change it afterwards.
 
     What JSON has no word for is told as Pydantic would serialise it, else by its `str`; so are numbers that are not
@@ -34,19 +34,21 @@ def safe_json(value: Any, depth: int = PAYLOAD_DEPTH) -> Any:  # noqa: PLR0911 -
     """
     if depth == 0:
         return TOO_DEEP
+    safe: Any
     match value:
         case None | bool():
-            return value
+            safe = value
         case str():
-            return safe_text(str(value))
+            safe = safe_text(str(value))
         case int() | float():
-            return value if -LARGEST < value < LARGEST else str(value)
+            safe = value if -LARGEST < value < LARGEST else str(value)
         case Mapping():
-            return {safe_text(str(key)): safe_json(member, depth - 1) for key, member in value.items()}
+            safe = {safe_text(str(key)): safe_json(member, depth - 1) for key, member in value.items()}
         case list() | tuple():
-            return [safe_json(member, depth - 1) for member in value]
+            safe = [safe_json(member, depth - 1) for member in value]
         case _:
-            return safe_json(to_jsonable_python(value, fallback=str), depth - 1)
+            safe = safe_json(to_jsonable_python(value, fallback=str), depth - 1)
+    return safe
 
 
 def _safe_text(value: Any) -> Any:
