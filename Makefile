@@ -44,7 +44,7 @@ test-postgres: setup tools  ## Run the tests on every Postgres found: the system
 		SESSION_LIFECYCLE_PG_BIN="$$bin" $(BIN)/pytest -q -n $(TEST_WORKERS) --dist loadscope -m "not soak" || exit 1; done
 
 soak: setup tools  ## Run the long storms.
-	$(BIN)/pytest -m soak --timeout 1800
+	$(BIN)/pytest -m soak --timeout 1800 --log-cli-level INFO
 
 lint: setup  ## Check style, types and layers.
 	$(BIN)/ruff check .

@@ -141,7 +141,7 @@ class SessionLifecycleContract:
             "status": lifecycle.end_session("s", A, SessionStatus.RUNNING),
             "at": lifecycle.ensure_and_touch_session("s", A, at=ahead),
             "items.1.at": lifecycle.record([event(), event(at=ahead)]),
-            "viewer": lifecycle.get_session_row("s", "not a viewer"),  # type: ignore[arg-type]
+            "viewer": lifecycle.get_session_row("s", "not a viewer"),
         }
         for field, call in refused.items():
             with pytest.raises(InvalidValueError) as told:

@@ -42,9 +42,7 @@ class Engine(NamedTuple):
 
     def run(self, *command: str, **more: object) -> "subprocess.CompletedProcess[bytes]":
         """Runs a program where the engine is reached."""
-        return subprocess.run(  # type: ignore[call-overload,no-any-return]
-            [*self.prefix, *command], env={**os.environ, **self.environment}, check=True, **more
-        )
+        return subprocess.run([*self.prefix, *command], env={**os.environ, **self.environment}, check=True, **more)
 
 
 def what_is_missing() -> str | None:

@@ -11,6 +11,7 @@ import asyncpg
 import pytest
 from sqlalchemy.engine import make_url
 
+import waiting
 from session_lifecycle.binaries import Account, find_binaries, run_program
 from session_lifecycle.embedded import EmbeddedPostgres, temporary_data_dir
 
@@ -99,6 +100,4 @@ async def ask(url: str, sql: str, *, first: str | None = None) -> Any:
 
 async def until(url: str, sql: str) -> None:
     """Waits until it is true; within a while it is."""
-    async with asyncio.timeout(60):
-        while not await ask(url, sql):  # noqa: ASYNC110 - it is another process that makes it true
-            await asyncio.sleep(0.01)
+    await waiting.until(lambda: ask(url, sql), within_seconds=60)

@@ -3,8 +3,9 @@
 import ast
 import inspect
 import re
+import runpy
 from pathlib import Path
-from types import CodeType
+from types import FunctionType
 from typing import Any
 from uuid import uuid4
 
@@ -62,11 +63,17 @@ PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").r
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
-def compiled(source: str, name: str) -> CodeType:
-    """The block, which may await at its top."""
+def blocks(page: Path) -> list[str]:
+    """The Python of a page."""
+    return BLOCK.findall(page.read_text())
+
+
+async def run_block(source: str, name: str, names: dict[str, Any]) -> None:
+    """Runs a block, which may await at its top, as the REPL of asyncio does."""
     code = compile(source, name, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
-    assert isinstance(code, CodeType)
-    return code
+    running = FunctionType(code, names)()
+    if inspect.isawaitable(running):
+        await running
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page.name != "README.md"], ids=lambda page: page.stem)
@@ -77,21 +84,21 @@ async def test_the_python_of_a_page_runs(
     urls = {"url": session_database_url, "read_url": session_database_url}
     names: dict[str, Any] = {"db": session_database, **urls, "user_id": uuid4()}
     fixtures = {"session_database": session_database, "session_clock": session_clock, "user_id": names["user_id"]}
-    for number, block in enumerate(BLOCK.findall(page.read_text()), 1):  # noqa: ASYNC240 - a small file
-        running = eval(compiled(block, f"{page.name}:{number}"), names)  # noqa: S307 - our own pages
-        if inspect.isawaitable(running):
-            await running
+    for number, block in enumerate(blocks(page), 1):
+        await run_block(block, f"{page.name}:{number}", names)
     for name, value in list(names.items()):
         if name.startswith("test_"):
             await value(**{argument: fixtures[argument] for argument in inspect.signature(value).parameters})
 
 
 def test_the_program_of_the_readme_runs(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], session_database_url: str
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, session_database_url: str
 ) -> None:
-    [program] = BLOCK.findall((ROOT / "README.md").read_text())
+    [program] = blocks(ROOT / "README.md")
+    file = tmp_path / "program.py"
+    file.write_text(program)
     monkeypatch.setattr(SessionDatabase, "embedded", lambda: SessionDatabase.connect(session_database_url))
-    exec(compile(program, "README.md", "exec"), {"__name__": "__main__"})  # noqa: S102 - our own page
+    runpy.run_path(str(file), run_name="__main__")
     assert capsys.readouterr().out.startswith("applied 0.00045\n")
 
 

@@ -1,6 +1,7 @@
 """Rows of the tables about what is kept, pruned and reported: conversations, proxied requests, traces."""
 
 import asyncio
+import logging
 import random
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -25,6 +26,7 @@ from session_lifecycle import (
 from session_lifecycle.testing import SessionClock
 from stored_rows import ask, counts
 
+LOG = logging.getLogger(__name__)
 NOW = datetime.now(UTC)
 SECOND, MINUTE, DAY = timedelta(seconds=1), timedelta(minutes=1), timedelta(days=1)
 AUDITOR = Viewer.auditor()
@@ -306,5 +308,4 @@ async def test_C35_pruning_while_writers_write(world: Any) -> None:
 
 @pytest.mark.soak
 async def test_C35_pruning_100_000_while_writers_write(world: Any) -> None:
-    figures = await prune_under_writers(world.db, world.a, 100_000)
-    print(figures)  # noqa: T201 - told by `pytest -s`
+    LOG.info("%s", await prune_under_writers(world.db, world.a, 100_000))

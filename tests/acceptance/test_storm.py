@@ -18,6 +18,7 @@ from session_lifecycle import (
     UsageEvent,
     Viewer,
 )
+from session_lifecycle.execution import DATABASE_TROUBLE
 
 TOTALS_DISAGREE = """
     WITH stored AS (SELECT user_id, session_id, tokens_in, tokens_out, cost_usd FROM session_lifecycle.session_records),
@@ -78,24 +79,22 @@ def distinct_events(
     ]
 
 
-async def storm(world: Any, url: str, *, tasks: int, uses: int, sessions: int = 20) -> None:  # noqa: C901 - one storm
+async def in_host_transaction(db: SessionDatabase, event: UsageEvent) -> None:
+    """Records it in a transaction of the host's, whose trouble is raised as ours is."""
+    try:
+        async with db.engine.begin() as host:
+            await db.bind(host).lifecycle.record([event])
+    except DATABASE_TROUBLE as error:
+        raise DatabaseUnavailableError(str(error)) from error
+
+
+async def storm(world: Any, url: str, *, tasks: int, uses: int, sessions: int = 20) -> None:
     """Events of which none is late, in calls, batches and hosts' transactions, among ends and reopens."""
     chance = random.Random(46)
     # From before any end, so that each counts whenever it arrives.
     events = distinct_events(world, tasks, uses, sessions, datetime.now(UTC) - timedelta(minutes=1), chance)
     finals = {event.idempotency_key: event for event in events}
     lifecycle = world.lifecycle
-
-    async def in_host_transaction(event: UsageEvent) -> None:
-        try:
-            async with world.db.engine.begin() as host:
-                await world.db.bind(host).lifecycle.record([event])
-        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-            raise DatabaseUnavailableError(str(error)) from error
-        except Exception as error:
-            if type(error).__module__.startswith("sqlalchemy"):
-                raise DatabaseUnavailableError(str(error)) from error
-            raise
 
     async def caller(task: int) -> None:
         own = random.Random(task)
@@ -104,7 +103,7 @@ async def storm(world: Any, url: str, *, tasks: int, uses: int, sessions: int = 
             calls = 2 if own.random() < 0.1 else 1
             for _ in range(calls):
                 if number % 10 == 3:
-                    await until_answered(in_host_transaction, event)
+                    await until_answered(in_host_transaction, world.db, event)
                 elif number % 10 == 5:
                     await until_answered(lifecycle.record, own.sample(mine, min(5, uses)))
                 await until_answered(lifecycle.record, [event])

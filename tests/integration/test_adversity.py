@@ -135,7 +135,7 @@ async def test_a_lost_answer_is_asked_for_again_only_with_a_key(proxy: tuple[Pro
         await db.lifecycle.record([event(idempotency_key="warm")])
         counter.lose_answers = 1
         [receipt] = await db.lifecycle.record([event(idempotency_key="k")])
-        assert receipt.outcome == "duplicate"  # type: ignore[union-attr]
+        assert receipt.outcome == "duplicate"
         await db.lifecycle.record([event(idempotency_key="k")])
         counter.lose_answers = 1
         with pytest.raises(DatabaseUnavailableError) as lost:
@@ -156,7 +156,7 @@ async def test_of_a_lost_batch_a_recorder_repeats_what_has_a_key(proxy: tuple[Pr
         )
         assert isinstance(unkeyed, DatabaseUnavailableError)
         assert unkeyed.may_have_written
-        assert keyed[0].outcome == "duplicate"  # type: ignore[index]
+        assert keyed[0].outcome == "duplicate"
         assert (await db.lifecycle.aggregate_stats(A)).tokens_in == 111
         assert (recorder.snapshot().repeats, recorder.snapshot().failures) == (1, 1)
 
@@ -171,7 +171,7 @@ async def test_connections_killed_while_idle_are_replaced(session_database: Sess
         await killer.execute(text(kill))
     await asyncio.sleep(0.1)
     [receipt] = await session_database.lifecycle.record([event()])
-    assert (receipt.outcome, receipt.session_tokens_in) == ("applied", 2)  # type: ignore[union-attr]
+    assert (receipt.outcome, receipt.session_tokens_in) == ("applied", 2)
 
 
 async def test_a_database_that_is_not_there_is_told_with_its_cause() -> None:

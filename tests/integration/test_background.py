@@ -19,6 +19,7 @@ from session_lifecycle import (
     SessionDatabase,
     SessionStatus,
 )
+from waiting import until
 
 A = UUID(int=1)
 SOON = 0.001
@@ -51,14 +52,14 @@ async def rolled_up(db: SessionDatabase) -> int:
 
 
 async def until_rolled_up(db: SessionDatabase, sessions: int) -> None:
-    async with asyncio.timeout(30):
-        while await rolled_up(db) != sessions:  # noqa: ASYNC110 - the database knows, and tells nobody
-            await asyncio.sleep(0.01)
+    async def are() -> bool:
+        return await rolled_up(db) == sessions
+
+    await until(are)
 
 
 async def until_some(rolling_up: BackgroundRollUp, figure: str) -> None:
-    while not getattr(rolling_up.snapshot(), figure):  # noqa: ASYNC110 - it tells nobody
-        await asyncio.sleep(0.001)
+    await until(lambda: getattr(rolling_up.snapshot(), figure))
 
 
 async def test_it_goes_on_after_each_call_and_after_each_failure(caplog: pytest.LogCaptureFixture) -> None:

@@ -163,11 +163,11 @@ async def test_a_writer_goes_on_in_a_new_session(session_database: SessionDataba
 async def test_what_cannot_be_meant_is_refused(session_database: SessionDatabase) -> None:
     maintenance = session_database.maintenance
     for field, call in (
-        ("user_id", maintenance.erase_user("me")),  # type: ignore[arg-type]
-        ("usage", maintenance.erase_user(A, usage="keep")),  # type: ignore[arg-type]
-        ("tombstone", maintenance.erase_user(A, tombstone=1)),  # type: ignore[arg-type]
+        ("user_id", maintenance.erase_user("me")),
+        ("usage", maintenance.erase_user(A, usage="keep")),
+        ("tombstone", maintenance.erase_user(A, tombstone=1)),
         ("session_id", maintenance.delete_session("", A)),
-        ("user_id", maintenance.delete_session("s", None)),  # type: ignore[arg-type]
+        ("user_id", maintenance.delete_session("s", None)),
     ):
         with pytest.raises(InvalidValueError, match=field):
             await call

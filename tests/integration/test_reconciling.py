@@ -495,4 +495,4 @@ async def test_it_repairs_beside_writers_and_others_who_roll_up(session_database
 
 async def test_what_cannot_be_meant_is_refused(session_database: SessionDatabase) -> None:
     with pytest.raises(InvalidValueError, match="repair"):
-        await session_database.maintenance.reconcile(repair="yes")  # type: ignore[arg-type]
+        await session_database.maintenance.reconcile(repair="yes")

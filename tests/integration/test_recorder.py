@@ -126,7 +126,7 @@ async def test_a_bad_item_fails_alone(session_database: SessionDatabase, recorde
         await recorder.accumulate_usage("s", A, "m", -1)
     for nonsense in ("text", [Touch("s", A), "text"], None):
         with pytest.raises(InvalidValueError, match="items"):
-            await recorder.record(nonsense)  # type: ignore[arg-type]
+            await recorder.record(nonsense)
 
 
 async def test_callers_wait_for_room_in_their_order(session_database: SessionDatabase) -> None:
@@ -269,7 +269,7 @@ async def test_other_threads_submit(session_database: SessionDatabase) -> None:
     with pytest.raises(RecorderClosedError):
         await asyncio.to_thread(recorder.submit_threadsafe, event())
     with pytest.raises(InvalidValueError, match="item"):
-        recorder.submit_threadsafe("text")  # type: ignore[arg-type]
+        recorder.submit_threadsafe("text")
 
 
 async def test_a_failure_nobody_awaits_is_counted_and_logged(

