@@ -9,7 +9,6 @@ from sqlalchemy import (
     CTE,
     ColumnElement,
     Integer,
-    Interval,
     Select,
     Text,
     bindparam,
@@ -22,7 +21,7 @@ from sqlalchemy import (
 )
 
 from session_lifecycle.models import EffectiveStatus, SessionStatus
-from session_lifecycle.statements.status import INSTANT, clock
+from session_lifecycle.statements.status import INSTANT, abandoned_before, clock
 
 Moment = ColumnElement[datetime]
 
@@ -86,7 +85,7 @@ def by_effective_status() -> dict[str, Span]:
     """
     begin, end = window()
     now = func.coalesce(bindparam("as_of", type_=INSTANT), clock(), type_=INSTANT)
-    cut = now - bindparam("abandon_after", type_=Interval())
+    cut = abandoned_before(None, now)
     return {
         EffectiveStatus.RUNNING.value: Span(SessionStatus.RUNNING, func.greatest(begin, cut), end),
         EffectiveStatus.COMPLETED.value: Span(SessionStatus.COMPLETED, begin, end),

@@ -15,8 +15,11 @@ def clock(as_of: datetime | None = None) -> ColumnElement[datetime]:
     return func.statement_timestamp(type_=INSTANT) if as_of is None else bindparam("as_of", as_of, type_=INSTANT)
 
 
-def abandoned_before(abandon_after: timedelta, now: ColumnElement[datetime]) -> ColumnElement[datetime]:
-    """A running session last active before this is idle for longer than the threshold; exactly then, it is not."""
+def abandoned_before(abandon_after: timedelta | None, now: ColumnElement[datetime]) -> ColumnElement[datetime]:
+    """A running session last active before this is idle for longer than the threshold; exactly then, it is not.
+
+    The threshold is None where the statement is given it as `abandon_after` when it runs.
+    """
     return now - bindparam("abandon_after", abandon_after, type_=Interval())
 
 
