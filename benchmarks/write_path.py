@@ -208,7 +208,7 @@ async def measure_recorder(db: SessionDatabase, workload: Workload, callers: int
 
 
 PGBENCH_SCRIPT = """\\set session random(0, {last})
-SELECT * FROM session_lifecycle.record_v3(('[[{{"kind": "usage", "position": 0, "user_id": "{user}", "session_id": '
+SELECT * FROM session_lifecycle.record_v4(('[[{{"kind": "usage", "position": 0, "user_id": "{user}", "session_id": '
     '"session-' || :session || '", "event_id": "' || gen_random_uuid() || '", "model": "gpt-4o", "tokens_in": 120, '
     '"tokens_out": 40, "cost_usd": "0.012", "given_cost_usd": "0.012", "price_source": "given", '
     '"idempotency_key": "' || gen_random_uuid() || '"}}]]')::jsonb, '[]', NULL, true);

@@ -1,4 +1,4 @@
-"""What is written: items, priced and put into waves, as `record_v3` reads them."""
+"""What is written: items, priced and put into waves, as `record_v4` reads them."""
 
 import hashlib
 from collections import defaultdict
@@ -181,9 +181,8 @@ def _written(item: Touch | UsageEvent | End | Reopen, prices: PriceCatalogue) ->
     written: dict[str, Any] = {"user_id": item.user_id, "session_id": item.session_id}
     if isinstance(item, UsageEvent) and item.is_nothing:
         return written | {"kind": "nothing", "cost_usd": 0}
-    for name in _OF_KIND[type(item)]:
-        if value := getattr(item, name):
-            written[name] = value
+    given = vars(item)
+    written |= {name: value for name in _OF_KIND[type(item)] if (value := given[name])}
     if not isinstance(item, UsageEvent):
         written["kind"] = _KINDS[type(item)]
         return written

@@ -22,7 +22,7 @@ from session_lifecycle.statements.schema_version import VERSION_TABLE
 if TYPE_CHECKING:
     from alembic.config import Config
 
-REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008")
+REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008", "0009")
 """Every revision this version knows, oldest first."""
 HEAD = REVISIONS[-1]
 UPGRADE_COMMAND = "session-lifecycle db upgrade"

@@ -31,8 +31,9 @@ from session_lifecycle.errors import (
 from session_lifecycle.execution import with_jitter
 from session_lifecycle.handle import SessionHandle
 from session_lifecycle.models import Item
+from session_lifecycle.statements.recording import Written
 from session_lifecycle.telemetry import RecorderSnapshot, observe
-from session_lifecycle.writing import Answer, ItemWriter, WritesItems, check_item
+from session_lifecycle.writing import ItemWriter, WritesItems, check_item
 
 DEFAULT_MAX_BATCH = 500
 DEFAULT_MAX_PENDING = 10_000
@@ -52,7 +53,7 @@ class _Call:
         self,
         items: Sequence[Writable],
         prepared: Sequence[Prepared] = (),
-        answer: "asyncio.Future[list[Answer]] | None" = None,
+        answer: "asyncio.Future[list[Written]] | None" = None,
     ) -> None:
         self.items = items
         self.prepared = prepared
@@ -191,7 +192,7 @@ class SessionRecorder(WritesItems):
 
     # Taking in
 
-    async def _write(self, items: Sequence[Writable]) -> list[Answer]:
+    async def _write(self, items: Sequence[Writable]) -> list[Written]:
         if not items:
             return []
         if len(items) > self._max_pending:
@@ -203,7 +204,7 @@ class SessionRecorder(WritesItems):
         except Exception:
             self._release(len(items))
             raise
-        answer: asyncio.Future[list[Answer]] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[list[Written]] = asyncio.get_running_loop().create_future()
         self._take(_Call(items, prepared, answer))
         # Cancelling the caller cancels this future and not the item: it was taken in, and is written.
         return await answer
@@ -303,7 +304,7 @@ class SessionRecorder(WritesItems):
             self._in_flight = calls
             try:
                 async with asyncio.timeout(self._give_up_after):
-                    answers = await self._writer.write(
+                    written = await self._writer.write(
                         [one for call in calls for one in call.prepared or await self._writer.prepare(call.items)]
                     )
             except (DatabaseUnavailableError, TransactionConflictError, TimeoutError) as error:
@@ -326,7 +327,7 @@ class SessionRecorder(WritesItems):
                 self._fail(calls, unforeseen)
                 return
             else:
-                self._succeed(calls, answers)
+                self._succeed(calls, written)
                 return
 
     def _to_repeat(self, calls: Sequence[_Call], error: Exception) -> Sequence[_Call]:
@@ -344,14 +345,14 @@ class SessionRecorder(WritesItems):
             self._fail([self._queue.popleft()], DatabaseUnavailableError(f"not sent: {error}"))
         return [call for call in calls if call.taken_at > since]
 
-    def _succeed(self, calls: Sequence[_Call], answers: list[Answer]) -> None:
+    def _succeed(self, calls: Sequence[_Call], written: list[Written]) -> None:
         self._batches += 1
-        self._items += len(answers)
+        self._items += len(written)
         position = 0
         for call in calls:
             following = position + len(call.items)
             if call.answer is not None and not call.answer.done():
-                call.answer.set_result(answers[position:following])
+                call.answer.set_result(written[position:following])
             position = following
         self._in_flight = ()
         self._release(position)

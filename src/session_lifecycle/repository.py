@@ -23,8 +23,9 @@ from session_lifecycle.models import (
 )
 from session_lifecycle.models.reads import OneSession, Window
 from session_lifecycle.statements import costs, sessions, stats
+from session_lifecycle.statements.recording import Written
 from session_lifecycle.statements.scopes import scopes
-from session_lifecycle.writing import Answer, ItemWriter, SessionWriter, WritesItems
+from session_lifecycle.writing import ItemWriter, SessionWriter, WritesItems
 
 AVERAGE_DECIMALS = Decimal("1e-10")
 
@@ -93,7 +94,7 @@ class SqlAlchemySessionLifecycleDb(WritesItems):
         self._writer = writer
         self._abandon_after = abandon_after
 
-    async def _write(self, items: Sequence[Writable]) -> list[Answer]:
+    async def _write(self, items: Sequence[Writable]) -> list[Written]:
         return await self._writer.write(await self._writer.prepare(items))
 
     async def get_session_row(

@@ -24,15 +24,13 @@ from session_lifecycle.models import (
     Touch,
     TouchOutcome,
     UsageEvent,
-    UsageOutcome,
     UsageReceipt,
 )
 from session_lifecycle.models.items import Reopen
 from session_lifecycle.payloads import PayloadPolicy
 from session_lifecycle.pricing import PriceCatalogue
 from session_lifecycle.statements import recording
-
-Answer = Receipt | ReopenOutcome
+from session_lifecycle.statements.recording import Written
 
 
 class SessionWriter(Protocol):
@@ -123,8 +121,8 @@ class WritesItems(ABC):
     """`SessionWriter` by one primitive: each call is an item."""
 
     @abstractmethod
-    async def _write(self, items: Sequence[Writable]) -> list[Answer]:
-        """Writes the items in one transaction; an answer per item, in order."""
+    async def _write(self, items: Sequence[Writable]) -> list[Written]:
+        """Writes the items in one transaction; what became of each, in order."""
 
     async def ensure_and_touch_session(
         self,
@@ -190,11 +188,12 @@ class WritesItems(ABC):
 
     async def record(self, items: Sequence[Item]) -> list[Receipt]:
         """See `SessionWriter`."""
-        return cast("list[Receipt]", await self._write(checked(items)))
+        written = await self._write(checked(items))
+        return [cast("Receipt", _receipt(item, one)) for item, one in zip(items, written, strict=True)]
 
-    async def _record_one(self, item: Writable) -> Answer:
-        [answer] = await self._write([item])
-        return answer
+    async def _record_one(self, item: Writable) -> Receipt | ReopenOutcome:
+        [written] = await self._write([item])
+        return _receipt(item, written)
 
 
 class ItemWriter:
@@ -222,22 +221,22 @@ class ItemWriter:
         applied = self._payloads.applied
         return [prepare(item if isinstance(item, Reopen) else applied(item), self._prices) for item in items]
 
-    async def write(self, items: Sequence[Prepared]) -> list[Answer]:
-        """An answer per item, in order.
+    async def write(self, items: Sequence[Prepared]) -> list[Written]:
+        """What became of each item, in order.
 
         Raises:
             InvalidValueError: An item is too far ahead of the database's clock; nothing was written.
         """
         if not items:
             return []
-        written = parameters(items)
+        bound = parameters(items)
         repeatable = all(is_repeatable(one.item) for one in items)
-        rows = await self._execution.write(self._record, written, repeatable=repeatable)
+        rows = await self._execution.write(self._record, bound, repeatable=repeatable)
         # Of several rows of one item the last one holds.
-        answers = {row[0]: recording.Written(*row) for row in rows}
+        written = {row[0]: Written(*row) for row in rows}
         if rows[0][1] == recording.FUTURE:
-            raise _too_far_ahead([one.item for one in items], written["latest_at"])
-        return [_answer(one.item, answers[position]) for position, one in enumerate(items)]
+            raise _too_far_ahead([one.item for one in items], bound["latest_at"])
+        return [written[position] for position in range(len(items))]
 
 
 def _too_far_ahead(items: Sequence[Writable], latest_at: datetime) -> InvalidValueError:
@@ -267,22 +266,16 @@ def check_item(item: Any, field: str = "item") -> None:
         raise InvalidValueError(field, item, "a Touch, UsageEvent, End, Run, Step or Message")
 
 
-def _answer(item: Writable, row: recording.Written) -> Answer:
+def _receipt(item: Writable, written: Written) -> Receipt | ReopenOutcome:
+    """What its caller is told. Each makes their own, so that a recorder sends the next transaction first."""
     match item:
         case UsageEvent():
-            # Built from what the database answered, which needs no validating.
-            return UsageReceipt.model_construct(
-                outcome=UsageOutcome(row.outcome),
-                cost_usd=row.cost_usd,
-                session_tokens_in=row.session_tokens_in,
-                session_tokens_out=row.session_tokens_out,
-                session_cost_usd=row.session_cost_usd,
-            )
+            return UsageReceipt.model_validate(written, from_attributes=True)
         case Touch():
-            return TouchOutcome(row.outcome)
+            return TouchOutcome(written.outcome)
         case End():
-            return EndOutcome(row.outcome)
+            return EndOutcome(written.outcome)
         case Reopen():
-            return ReopenOutcome(row.outcome)
+            return ReopenOutcome(written.outcome)
         case Run() | Step() | Message():
-            return ActivityOutcome(row.outcome)
+            return ActivityOutcome(written.outcome)

@@ -19,6 +19,7 @@ from session_lifecycle import (
     UsageEvent,
 )
 from session_lifecycle.entities import SessionRunEntity
+from waiting import until
 
 USER = UUID(int=1)
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -124,13 +125,13 @@ async def test_several_create_a_session_that_goes_just_then(session_database: Se
             )
             for number in range(4)
         ]
-        async with db.engine.connect() as watcher:
-            for _ in range(500):
-                if (await watcher.exec_driver_sql(WAITING)).scalar_one() == len(uses):
-                    break
-                await asyncio.sleep(0.02)
-            else:
-                raise AssertionError("they do not all wait")
+
+        async def all_wait() -> bool:
+            # In a transaction of its own: within one, only those are seen that were there at its first look.
+            async with db.engine.connect() as watcher:
+                return (await watcher.exec_driver_sql(WAITING)).scalar_one() == len(uses)
+
+        await until(all_wait)
         await host.commit()
         receipts = [receipt for [receipt] in await asyncio.gather(*uses)]
     assert {getattr(receipt, "outcome", None) for receipt in receipts} == {"applied"}

@@ -103,7 +103,7 @@ async def test_an_end_that_cannot_be_written_does_not_hide_what_happened(
     async def live(error: Exception | None) -> Any:
         async with session_database.session("s", A):
             async with session_database.engine.begin() as connection:
-                await connection.execute(text("ALTER FUNCTION session_lifecycle.record_v3 RENAME TO gone"))
+                await connection.execute(text("ALTER FUNCTION session_lifecycle.record_v4 RENAME TO gone"))
             if error is not None:
                 raise error
 
@@ -111,6 +111,6 @@ async def test_an_end_that_cannot_be_written_does_not_hide_what_happened(
         await live(ZeroDivisionError())
     assert "the end of session 's' could not be written" in caplog.text
     async with session_database.engine.begin() as connection:
-        await connection.execute(text("ALTER FUNCTION session_lifecycle.gone RENAME TO record_v3"))
+        await connection.execute(text("ALTER FUNCTION session_lifecycle.gone RENAME TO record_v4"))
     with pytest.raises(SchemaError):
         await live(None)

@@ -313,7 +313,7 @@ async def test_something_wrong_with_the_database_is_told_to_all(session_database
     async with session_database.recorder() as recorder:
         await recorder.accumulate_usage("s", A, "m", 1)
         async with session_database.engine.begin() as connection:
-            await connection.execute(text("DROP FUNCTION session_lifecycle.record_v3"))
+            await connection.execute(text("DROP FUNCTION session_lifecycle.record_v4"))
         answers = await asyncio.gather(
             *(recorder.accumulate_usage("s", A, "m", 1) for _ in range(5)), return_exceptions=True
         )

@@ -21,6 +21,8 @@ MODEL_BYTES = 600
 METADATA_BYTES = 65_536
 METADATA_DEPTH = 32
 
+_NUMBER = Decimal | int | float
+
 
 def _storable(text: str) -> str:
     if "\x00" in text:
@@ -59,7 +61,7 @@ def _aware_utc(moment: datetime) -> datetime:
 
 def _exact_decimal(value: Any) -> Any:
     """A float by its shortest decimal form; everything that is not a number is left for Pydantic to refuse."""
-    if isinstance(value, bool) or not isinstance(value, Decimal | int | float):
+    if isinstance(value, bool) or not isinstance(value, _NUMBER):
         raise PydanticCustomError("cost_type", "a Decimal, int or float")
     try:
         amount = Decimal(str(value)) if isinstance(value, float) else Decimal(value)
@@ -167,7 +169,7 @@ class Value(BaseModel):
             InvalidValueError: An argument was refused; names it, its value and what is expected.
         """
         try:
-            return cls(**arguments)
+            return cls.model_validate(arguments)
         except ValidationError as error:
             raise refusal(error) from error
 

@@ -1,4 +1,4 @@
-"""Writing: one call of `record_v3`, the function in our schema that takes any number of items in one transaction.
+"""Writing: one call of `record_v4`, the function in our schema that takes any number of items in one transaction.
 
 What the function does with them is in `alembic/functions/`.
 """
@@ -35,7 +35,7 @@ def record(schema: str) -> Select[tuple[int, str, object, int, int, object]]:
     is_plain = bindparam("is_plain", type_=Boolean)
     waves, activity = (cast(bindparam(name, type_=Text), JSONB) for name in ("waves", "activity"))
     latest_at = bindparam("latest_at", type_=DateTime(timezone=True))
-    receipts = own_function(schema, "record_v3", waves, activity, latest_at, is_plain).table_valued(
+    receipts = own_function(schema, "record_v4", waves, activity, latest_at, is_plain).table_valued(
         column("item_position", Integer),
         column("outcome", Text),
         column("event_cost_usd", Numeric),
