@@ -59,9 +59,13 @@ class _Running(NamedTuple):
 
 
 @contextlib.contextmanager
-def temporary_data_dir() -> Generator[Path]:
-    """A data directory for a server that is thrown away with it; stop the server before leaving."""
-    with tempfile.TemporaryDirectory(prefix="session-lifecycle-", ignore_cleanup_errors=True) as folder:
+def temporary_data_dir(parent: Path | None = None) -> Generator[Path]:
+    """A data directory for a server that is thrown away with it; stop the server before leaving.
+
+    Args:
+        parent: The folder it is made in; by default where temporary files go.
+    """
+    with tempfile.TemporaryDirectory(prefix="session-lifecycle-", dir=parent, ignore_cleanup_errors=True) as folder:
         # The server of root is another user's, who must be able to walk to its data.
         Path(folder).chmod(0o711)
         yield Path(folder) / "data"
