@@ -154,7 +154,10 @@ def _embedded_server() -> Generator[str]:
 def _container() -> Generator[str]:
     from testcontainers.community.postgres import PostgresContainer
 
-    with PostgresContainer(os.environ.get("SESSION_LIFECYCLE_TEST_IMAGE", DEFAULT_IMAGE), driver=None) as postgres:
+    container = PostgresContainer(os.environ.get("SESSION_LIFECYCLE_TEST_IMAGE", DEFAULT_IMAGE), driver=None)
+    # In memory, for the same reason as an embedded one.
+    container = container.with_env("PGDATA", "/memory/data").with_tmpfs_mount("/memory")
+    with container as postgres:
         yield postgres.get_connection_url()
 
 

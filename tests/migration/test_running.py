@@ -131,7 +131,7 @@ async def test_sql_and_migrating_make_the_same_functions(empty_url: str, schema:
     finally:
         await connection.close()
     assert sources[schema] == sources[other]
-    assert len(sources[other]) == 38
+    assert len(sources[other]) == 40
 
 
 @pytest.mark.parametrize("begun", [True, False], ids=["begun", "fresh"])
