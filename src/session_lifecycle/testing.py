@@ -127,7 +127,7 @@ class TemplateServer:
         await self.run(f'DROP DATABASE IF EXISTS "{database}" WITH (FORCE)')
 
 
-def _in_memory() -> Path | None:
+def folder_in_memory() -> Path | None:
     """The folder whose files are kept in memory; None where it has no room for all workers, or somebody chose another.
 
     A database is some three hundred files, and each test creates and drops one. That takes a hundredth of a second in
@@ -142,7 +142,7 @@ def _in_memory() -> Path | None:
 
 @contextmanager
 def _embedded_server() -> Generator[str]:
-    with temporary_data_dir(_in_memory()) as data_dir:
+    with temporary_data_dir(folder_in_memory()) as data_dir:
         server = asyncio.run(EmbeddedPostgres.start(data_dir, durable=False))
         try:
             yield server.url
