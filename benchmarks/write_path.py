@@ -27,6 +27,7 @@ from session_lifecycle.database import asyncpg_url
 from session_lifecycle.embedded import EmbeddedPostgres, temporary_data_dir
 
 Call = Callable[[int], Awaitable[object]]
+WAL_FILES = 20
 ORDER = ("reference", "single call", "pgbench floor", "recorder")
 
 
@@ -148,14 +149,22 @@ async def database() -> AsyncGenerator[tuple[EmbeddedPostgres, SessionDatabase]]
             await db.migrate()
             async with db.engine.begin() as connection:
                 await connection.run_sync(Base.metadata.create_all)
+            await age(db)
             yield server, db
 
 
-async def recycle_wal(db: SessionDatabase) -> None:
-    """Lets the next line write over WAL files that are there, as a server does that has run for a while.
+async def age(db: SessionDatabase) -> None:
+    """Gives the server the WAL files of one that has run for a while; everybody waits when another one is made."""
+    async with db.engine.connect() as connection:
+        autocommit = await connection.execution_options(isolation_level="AUTOCOMMIT")
+        await autocommit.exec_driver_sql(f"ALTER SYSTEM SET min_wal_size = '{WAL_FILES * 16}MB'")
+        await autocommit.exec_driver_sql("SELECT pg_reload_conf()")
+        for _ in range(WAL_FILES):
+            await autocommit.exec_driver_sql("SELECT pg_logical_emit_message(false, '', ''), pg_switch_wal()")
 
-    A new file is filled with zeros first, and everybody waits for some 60 ms.
-    """
+
+async def recycle_wal(db: SessionDatabase) -> None:
+    """Lets the next line write over the WAL files of those before it."""
     async with db.engine.connect() as connection:
         await connection.exec_driver_sql("CHECKPOINT")
 

@@ -470,5 +470,8 @@ def _engine(url: URL, settings: Settings, *, pgbouncer: bool) -> AsyncEngine:
         pool_size=settings.pool_size,
         max_overflow=settings.max_overflow,
         pool_timeout=settings.pool_timeout_seconds,
+        # The connection used last is used next, as its backend still has at hand what it needs. By turns, every call of
+        # a single caller would meet another one, and take half as long again.
+        pool_use_lifo=True,
         connect_args=arguments,
     )
