@@ -1,5 +1,6 @@
 """The contract, by every way in: our engine, the host's, its transactions, and behind a pooler."""
 
+import asyncio
 import os
 import shutil
 import socket
@@ -202,3 +203,15 @@ class TestThroughARecorder(SessionLifecycleContract):
     async def lifecycle(self, session_database: SessionDatabase) -> AsyncIterator[SessionLifecycleDb]:
         async with session_database.recorder() as recorder:
             yield cast("SessionLifecycleDb", Recorded(session_database.lifecycle, recorder))
+
+
+async def test_the_connection_used_last_is_used_next(session_database: SessionDatabase) -> None:
+    async def backend(pause_seconds: float = 0) -> int:
+        async with session_database.engine.connect() as connection:
+            pid: int = (await connection.exec_driver_sql("SELECT pg_backend_pid()")).scalar_one()
+            await asyncio.sleep(pause_seconds)
+            return pid
+
+    together = await asyncio.gather(*(backend(0.1) for _ in range(4)))
+    assert len(set(together)) == 4
+    assert len({await backend() for _ in range(8)}) == 1
