@@ -4,18 +4,20 @@ import asyncio
 import random
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from itertools import cycle
 
 FAULTS = ("reset", "stall", "cut")
 
 
 class FaultyProxy:
-    """Of what passes, a share meets a fault; `faults` counts them."""
+    """Of what passes, a share meets a fault, each kind in its turn; `faults` counts them."""
 
     def __init__(self, port: int, share: float) -> None:
         self._server_port = port
         self._share = share
         self._writers: set[asyncio.StreamWriter] = set()
         self.faults = dict.fromkeys(FAULTS, 0)
+        self._next_fault = cycle(FAULTS)
         self.port = 0
         self._server: asyncio.Server
 
@@ -67,7 +69,7 @@ class FaultyProxy:
         try:
             while data := await source.read(65536):
                 if random.random() < self._share:
-                    fault = random.choice(FAULTS)
+                    fault = next(self._next_fault)
                     self.faults[fault] += 1
                     if fault == "reset":
                         return

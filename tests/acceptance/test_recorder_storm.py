@@ -109,7 +109,7 @@ async def storm(*, processes: int, tasks: int, uses: int, crashes: int, share: f
 
 
 async def test_a_storm_loses_and_doubles_nothing() -> None:
-    await storm(processes=2, tasks=16, uses=12, crashes=1, share=0.02, every_seconds=0.25)
+    await storm(processes=2, tasks=16, uses=12, crashes=1, share=0.05, every_seconds=0.25)
 
 
 @pytest.mark.soak
