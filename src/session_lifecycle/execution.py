@@ -2,16 +2,17 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager, nullcontext
+from functools import partial
 from random import SystemRandom
-from typing import Any, NoReturn, Protocol, TypeVar, cast
+from typing import Any, NoReturn, Protocol, cast
 from weakref import WeakKeyDictionary
 
 import asyncpg
 from sqlalchemy import Engine, Executable, Select, exc
 from sqlalchemy.dialects.postgresql.asyncpg import AsyncAdapt_asyncpg_dbapi
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
-from sqlalchemy.util import greenlet_spawn
+from sqlalchemy.util import await_only, greenlet_spawn
 
 from session_lifecycle.entities import metadata
 from session_lifecycle.errors import (
@@ -62,7 +63,6 @@ def with_jitter(seconds: float) -> float:
     return seconds * _chance.uniform(0.5, 1.5)
 
 
-T = TypeVar("T")
 AnySelect = Select[*tuple[Any, ...]]
 
 
@@ -100,10 +100,12 @@ class PoolExecution:
     async def fetch(self, statement: Executable, parameters: dict[str, Any] | None = None) -> Sequence[Any]:
         """See `Execution`."""
 
-        async def run(connection: AsyncConnection) -> Sequence[Any]:
-            return (await connection.execute(statement, parameters)).all()
+        async def run(sending: Callable[[], None]) -> Sequence[Any]:
+            async with self._connection() as connection:
+                sending()
+                return (await connection.execute(statement, parameters)).all()
 
-        return await self._repeated(self._connection, run, repeatable=True)
+        return await self._repeated(run, repeatable=True)
 
     async def write(self, statement: AnySelect, parameters: dict[str, Any], *, repeatable: bool) -> Sequence[Any]:
         """See `Execution`.
@@ -115,29 +117,25 @@ class PoolExecution:
             self._compiled[statement] = (str(compiled), compiled.positiontup or ())
         sql, names = self._compiled[statement]
         values = [parameters[name] for name in names]
-
-        async def run(connection: "asyncpg.Connection") -> Sequence[Any]:
-            rows: Sequence[Any] = await connection.fetch(sql, *values)
-            return rows
-
-        return await self._repeated(self._driver_connection, run, repeatable=repeatable)
+        return await self._repeated(partial(greenlet_spawn, self._on_driver, sql, values), repeatable=repeatable)
 
     async def _repeated(
-        self,
-        opened: Callable[[], AbstractAsyncContextManager[T]],
-        run: Callable[[T], Awaitable[Sequence[Any]]],
-        *,
-        repeatable: bool,
+        self, run: Callable[[Callable[[], None]], Awaitable[Sequence[Any]]], *, repeatable: bool
     ) -> Sequence[Any]:
+        """What `run` answers, which calls what it is given before it sends anything; again, where that is safe."""
+        sent = False
+
+        def sending() -> None:
+            nonlocal sent
+            sent = True
+
         pause = FIRST_PAUSE_SECONDS
         may_have_written = False
         for attempt in range(self._retries + 1):
             sent = False
             try:
                 await self._check_schema()
-                async with opened() as connection:
-                    sent = True
-                    return await run(connection)
+                return await run(sending)
             except DATABASE_TROUBLE as error:
                 in_the_dark = sent and not _wrote_nothing(error)
                 may_have_written = may_have_written or in_the_dark
@@ -167,19 +165,21 @@ class PoolExecution:
                         await connection.invalidate()
                 raise
 
-    @asynccontextmanager
-    async def _driver_connection(self) -> AsyncGenerator["asyncpg.Connection"]:
-        """The driver's own connection, of the pool as well."""
-        pooled = await self._engine.raw_connection()
+    def _on_driver(self, sql: str, values: Sequence[Any], sending: Callable[[], None]) -> Sequence[Any]:
+        """The same on the driver's own connection, of the pool as well: to be run in a greenlet of SQLAlchemy's."""
+        pooled = self._engine.sync_engine.raw_connection()
         driver = cast("asyncpg.Connection", pooled.driver_connection)
+        sending()
         try:
-            yield driver
+            rows: Sequence[Any] = await_only(driver.fetch(sql, *values))
         except DATABASE_TROUBLE as error:
             if _is_lost(driver, error):
-                await greenlet_spawn(pooled.invalidate)
+                pooled.invalidate()
             raise
+        else:
+            return rows
         finally:
-            await greenlet_spawn(pooled.close)
+            pooled.close()
 
 
 class BoundExecution:

@@ -101,7 +101,9 @@ FOREIGN = [
     f"UPDATE session_records SET last_activity_at = last_activity_at - interval '15 minutes' {OF}",
     f"UPDATE session_records SET status = 'failed', ended_at = started_at - interval '1 hour' {OF}",
     f"UPDATE session_records SET cost_usd = cost_usd + 1, late_events = late_events + 1 {OF}",
-    f"UPDATE session_records SET session_id = session_id || '!' {OF} AND session_id NOT LIKE '%!'",
+    # The name is free, or else Postgres refuses it.
+    f"UPDATE session_records s SET session_id = s.session_id || '!' {OF} AND session_id NOT LIKE '%!' AND NOT EXISTS ("
+    "SELECT FROM session_records taken WHERE taken.user_id = s.user_id AND taken.session_id = s.session_id || '!')",
     f"DELETE FROM session_records {OF}",
 ]
 # Of these the sessions know nothing; what is wrong is put right by reconciling.
