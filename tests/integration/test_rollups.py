@@ -96,14 +96,16 @@ filters = st.fixed_dictionaries(
     },
 )
 OF = "WHERE user_id = :user AND session_id = :name"
+# Once, and to a name that is free.
+RENAMABLE = """
+    session_id NOT LIKE '%!' AND (user_id, session_id || '!') NOT IN (SELECT user_id, session_id FROM session_records)
+"""
 FOREIGN = [
     f"UPDATE session_records SET dataset_id = :dataset {OF}",
     f"UPDATE session_records SET last_activity_at = last_activity_at - interval '15 minutes' {OF}",
     f"UPDATE session_records SET status = 'failed', ended_at = started_at - interval '1 hour' {OF}",
     f"UPDATE session_records SET cost_usd = cost_usd + 1, late_events = late_events + 1 {OF}",
-    # The name is free, or else Postgres refuses it.
-    f"UPDATE session_records s SET session_id = s.session_id || '!' {OF} AND session_id NOT LIKE '%!' AND NOT EXISTS ("
-    "SELECT FROM session_records taken WHERE taken.user_id = s.user_id AND taken.session_id = s.session_id || '!')",
+    f"UPDATE session_records SET session_id = session_id || '!' {OF} AND {RENAMABLE}",
     f"DELETE FROM session_records {OF}",
 ]
 # Of these the sessions know nothing; what is wrong is put right by reconciling.
