@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import asyncpg
-import pytest
 from sqlalchemy.engine import make_url
 
 import waiting
-from session_lifecycle.binaries import Account, find_binaries, run_program
+from session_lifecycle.binaries import Account, run_program
 from session_lifecycle.embedded import EmbeddedPostgres, temporary_data_dir
 
 
@@ -49,8 +48,6 @@ class Standby:
 @contextmanager
 def running_standby() -> Generator[Standby]:
     """Both servers, until the block is left."""
-    if not (find_binaries() / "pg_basebackup").is_file():
-        pytest.skip(f"a standby is made by pg_basebackup, which is not in {find_binaries()}")
     with temporary_data_dir() as primary_dir, temporary_data_dir() as standby_dir:
         primary = asyncio.run(EmbeddedPostgres.start(primary_dir, durable=False))
         try:

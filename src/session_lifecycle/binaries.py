@@ -91,7 +91,7 @@ def run_program(
 ) -> subprocess.CompletedProcess[str]:
     # The host's PGPORT, PGOPTIONS and the like are not meant for this server.
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
-    return subprocess.run(  # noqa: S603 - only PostgreSQL's own programs, by paths that were looked up
+    return subprocess.run(  # noqa: S603 - no shell, and only PostgreSQL's own programs, by paths that were looked up
         command,
         stdin=subprocess.DEVNULL,
         stdout=output,

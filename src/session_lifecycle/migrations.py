@@ -104,7 +104,7 @@ def run(connection: Connection, schema: str, direction: Literal["upgrade", "down
 async def _alembic() -> AsyncGenerator[None]:
     """Alembic, imported without blocking the event loop, for one user at a time: it keeps its context in a global."""
     # Shared by the loops of all threads. Waited for in a thread, it would be taken, and kept, after a cancellation.
-    while not _alembic_lock.acquire(blocking=False):  # noqa: ASYNC110 - of a lock of threads no loop is told
+    while not _alembic_lock.acquire(blocking=False):  # noqa: ASYNC110 - threads share it, so there is no event of one loop to await
         await asyncio.sleep(0.02)
     try:
         await asyncio.to_thread(importlib.import_module, "alembic.command")

