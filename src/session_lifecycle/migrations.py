@@ -83,6 +83,15 @@ def create_schema_sql(schema: str) -> str:
     return f"CREATE SCHEMA IF NOT EXISTS {quoted(schema)}".replace(":", "\\:")
 
 
+def create_function_sql(name: str, schema: str) -> str:
+    """`CREATE FUNCTION` of the file of this name in `alembic/functions/`, colons escaped for `text()`."""
+    tag = "$body$"
+    while tag in schema:
+        tag = f"{tag[:-1]}_$"
+    source = (directory() / "functions" / f"{name}.sql").read_text("utf-8")
+    return source.replace("$body$", tag).replace("{schema}", quoted(schema)).replace(":", "\\:")
+
+
 def prepare_schema(connection: Connection, schema: str) -> None:
     """Creates the schema unless it is there: `IF NOT EXISTS` would ask for the right to create one even then."""
     exists = connection.scalar(text("SELECT true FROM pg_namespace WHERE nspname = :schema"), {"schema": schema})

@@ -176,8 +176,7 @@ async def test_the_server_of_a_killed_process_is_taken_over_and_stopped(place: P
 
 
 @pytest.mark.skipif(
-    not Path("/proc/self").exists(),
-    reason="without /proc the library cannot tell that a process number was used again, and does not try",
+    not Path("/proc/self").exists(), reason="without /proc the library does not try to tell a process number used again"
 )
 async def test_a_killed_server_and_a_reused_process_number_are_recovered_from(place: Path) -> None:
     server = await EmbeddedPostgres.start(place / "data", durable=False)
