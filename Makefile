@@ -1,6 +1,6 @@
 # Needs Python >= 3.11 and make; everything else is set up here, inside this folder.
 
-.PHONY: help setup tools demo test test-postgres soak lint format benchmark clean
+.PHONY: help setup tools demo test test-postgres soak schema lint format benchmark clean
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 
@@ -46,10 +46,14 @@ test-postgres: setup tools  ## Run the tests on every Postgres found: the system
 soak: setup tools  ## Run the long storms.
 	$(BIN)/pytest -m soak --timeout 1800 --log-cli-level INFO
 
+schema: setup  ## Write alembic/schema.sql from a migrated database.
+	$(BIN)/python tests/support/schema_file.py
+
 lint: setup  ## Check style, types and layers.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	MYPYPATH=benchmarks $(BIN)/mypy benchmarks
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
 
@@ -60,11 +64,12 @@ format: setup  ## Put the code into its form.
 benchmark: setup  ## Measure what writing, reading and rolling up cost, each beside what it is compared with.
 	$(BIN)/python -m pip install --quiet --group benchmarks
 	$(BIN)/python benchmarks/write_path.py --plot docs/discussion/write-path.svg
-	$(BIN)/python benchmarks/touch.py
 	$(BIN)/python benchmarks/record_activity.py
-	$(BIN)/python benchmarks/activity.py --plot docs/discussion/activity.svg
+	$(BIN)/python benchmarks/touch_hot.py
 	$(BIN)/python benchmarks/reads.py --plot docs/discussion/reads.svg
-	$(BIN)/python benchmarks/roll_up.py
+	$(BIN)/python benchmarks/session_summaries.py --plot docs/discussion/activity.svg
+	$(BIN)/python benchmarks/roll_up_cost.py
+	$(BIN)/python benchmarks/roll_up_beside_writers.py
 
 clean:  ## Remove what was made.
 	rm -rf .venv .make .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,6 +1,7 @@
 """Runs the migrations: from Python on a given connection, from the command line on the configured database, or as SQL.
 
-`session_lifecycle.migrations` builds the configuration; a plain `alembic` in a clone has none and reads the settings.
+`session_lifecycle.postgres.migrations` builds the configuration. A plain `alembic` in a clone has none and reads the
+settings.
 """
 
 import asyncio
@@ -9,10 +10,16 @@ from alembic import context
 from sqlalchemy import Connection, pool
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from session_lifecycle.database import asyncpg_url
-from session_lifecycle.entities import metadata
+from session_lifecycle.entities import VERSION_TABLE, metadata
 from session_lifecycle.errors import ConfigurationError
-from session_lifecycle.migrations import create_schema_sql, lock_migrations, prepare_schema
+from session_lifecycle.postgres.engines import asyncpg_url
+from session_lifecycle.postgres.migrations import (
+    SAFE_SEARCH_PATH,
+    create_schema_sql,
+    lock_migrations,
+    prepare_schema,
+    safe_search_path,
+)
 from session_lifecycle.settings import Settings
 
 attributes = context.config.attributes
@@ -21,6 +28,7 @@ schema = attributes.get("schema") or settings.database_schema
 
 COMMON = {
     "target_metadata": metadata,
+    "version_table": VERSION_TABLE,
     "version_table_schema": schema,
     "include_schemas": True,
 }
@@ -31,8 +39,9 @@ def run_on(connection: Connection) -> None:
     context.configure(connection=connection, **COMMON)
     with context.begin_transaction():
         lock_migrations(connection, schema)
-        prepare_schema(connection, schema)
-        context.run_migrations()
+        with safe_search_path(connection):
+            prepare_schema(connection, schema)
+            context.run_migrations()
 
 
 async def run_on_configured_database() -> None:
@@ -48,6 +57,7 @@ async def run_on_configured_database() -> None:
 if context.is_offline_mode():
     context.configure(dialect_name="postgresql", dialect_opts={"paramstyle": "named"}, literal_binds=True, **COMMON)
     with context.begin_transaction():
+        context.execute(f"SET LOCAL search_path = {SAFE_SEARCH_PATH}")
         context.execute(create_schema_sql(schema))
         context.run_migrations()
 elif (given := attributes.get("connection")) is not None:

@@ -1,9 +1,7 @@
-"""What pages and figures cost as sessions grow, never rolled up and rolled up, beside the plain scan."""
+"""What do pages and figures cost as sessions grow, never rolled up and rolled up, beside the plain scan?"""
 
 import argparse
 import asyncio
-import os
-import platform
 import sys
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
@@ -14,36 +12,32 @@ from statistics import median
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Select, and_, func, null, or_, select, text, tuple_
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import text
 
-from session_lifecycle import (
-    EffectiveStatus,
-    SessionDatabase,
-    SessionListFilters,
-    SessionRecord,
-    SessionStats,
-    Settings,
-    Viewer,
-)
-from session_lifecycle.embedded import EmbeddedPostgres, temporary_data_dir
-from session_lifecycle.entities import SessionRecordEntity as S
-from session_lifecycle.models.reads import SESSION_ORDERS
+from session_lifecycle import SessionDatabase, SessionListFilters, Settings, Viewer
+from session_lifecycle.models import EffectiveStatus, SessionStats
+from session_lifecycle.models.session_filters import SESSION_ORDERS
+from session_lifecycle.postgres.embedded import EmbeddedPostgres
+from support.databases import database, machine, run, settle
+from support.reference import ABANDON_AFTER, OPEN, PAGE, Plain, Window, plain_page
+from support.tables import Curve, plot, table
 
 USER = UUID(int=1)
 DATASETS = tuple(UUID(int=1_000 + number) for number in range(20))
 VIEWER = Viewer(USER, DATASETS)
-ABANDON_AFTER = timedelta(minutes=30)
 SIZES = (1_000, 10_000, 100_000, 1_000_000, 5_000_000)
 JUDGED = 1_000_000
-"""The size whose ratios are reported, or the largest below it."""
+"""The size whose ratios are reported; without it, the largest below it."""
 REFERENCE_UP_TO = 1_000_000
 TURNS = 3
 OURS, SCAN, REFERENCE = "ours", "plain scan", "the reference's three queries"
+# No statement here has a time limit: a scan of all sessions may take longer than an application allows.
+SETTINGS = Settings(statement_timeout_seconds=None, abandon_after=ABANDON_AFTER)
 
-# Of eleven sessions ten are visible: every third is the viewer's own, one in three of these in a permitted data set
-# too; the others are other users', in a permitted data set. They began one after the other in the 18 months up to
-# yesterday; the newest, at most 300, are live. What else differs between them goes by primes, not by the data set.
+# Ten in eleven sessions are visible. Every third is the viewer's own, and a third of the viewer's own are in a
+# permitted data set too. The other visible ones are other users' sessions in a permitted data set. The sessions began
+# one after the other in the 18 months up to yesterday; the newest, at most 300, are live. All else differs by primes,
+# not by data set.
 SEED = """
     WITH given AS (
         SELECT CAST(:now AS timestamptz) AS now, CAST(:total AS integer) AS total, CAST(:live AS integer) AS live
@@ -82,65 +76,18 @@ TABLES = (
     "session_records",
     "session_model_usage",
     "rolled_up_sessions",
-    "session_rollups",
-    "session_model_rollups",
-    "session_rollup_changes",
-    "session_model_rollup_changes",
+    "session_roll_ups",
+    "session_model_roll_ups",
+    "session_roll_up_changes",
+    "session_model_roll_up_changes",
 )
-# The live ones are live again: a run may take longer than it takes to be abandoned.
+# Makes the live sessions live again: a run of this file may take longer than a session takes to be abandoned.
 KEEP_ALIVE = """
     UPDATE session_lifecycle.session_records
     SET last_activity_at = statement_timestamp() - abs(hashtext(session_id) % 600) * interval '1 s'
     WHERE session_id LIKE 'live-%'
 """
 
-# What the library asked before it had roll-ups: everything visible is read.
-PLAIN_STATS = """
-    SELECT count(*), sum(cost_usd), sum(late_cost_usd),
-           sum(greatest(0, extract(epoch FROM coalesce(ended_at, last_activity_at) - started_at))),
-           sum(tokens_in), sum(tokens_out), sum(unpriced_events), sum(unmeasured_events), sum(late_events),
-           count(*) FILTER (WHERE status = 'completed'), count(*) FILTER (WHERE status = 'failed'),
-           count(*) FILTER (
-               WHERE status = 'running' AND last_activity_at < statement_timestamp() - interval '30 minutes'
-           ),
-           count(*) FILTER (
-               WHERE status = 'running' AND last_activity_at >= statement_timestamp() - interval '30 minutes'
-           )
-    FROM session_lifecycle.session_records
-    WHERE (user_id = :user OR dataset_id = ANY(:datasets)) {window}
-"""
-PLAIN_COSTS = """
-    SELECT CASE WHEN m.model = '' THEN 'unknown' ELSE m.model END AS model,
-           count(DISTINCT (m.user_id, m.session_id)), sum(m.cost_usd) AS cost_usd, sum(m.tokens_in), sum(m.tokens_out),
-           sum(m.cache_read_tokens), sum(m.cache_write_tokens), sum(m.reasoning_tokens), sum(m.events),
-           sum(m.unpriced_events)
-    FROM session_lifecycle.session_model_usage m
-    JOIN session_lifecycle.session_records s ON s.user_id = m.user_id AND s.session_id = m.session_id
-    WHERE (s.user_id = :user OR s.dataset_id = ANY(:datasets)) {window}
-        AND (m.events > 0 OR m.tokens_in > 0 OR m.tokens_out > 0 OR m.cost_usd > 0)
-    GROUP BY 1
-    ORDER BY 3 DESC, 1
-"""
-WITHIN = "AND last_activity_at >= :since AND last_activity_at < :until"
-REFERENCE_QUERIES = (
-    """
-    SELECT count(*), sum(cost_usd), sum(tokens_in), sum(tokens_out)
-    FROM session_lifecycle.session_records
-    WHERE user_id = :user OR dataset_id = ANY(:datasets)
-    """,
-    """
-    SELECT CASE WHEN status = 'running' AND last_activity_at < statement_timestamp() - interval '30 minutes'
-                THEN 'abandoned' ELSE status END AS status, count(*)
-    FROM session_lifecycle.session_records
-    WHERE user_id = :user OR dataset_id = ANY(:datasets)
-    GROUP BY 1
-    """,
-    """
-    SELECT started_at, ended_at, last_activity_at
-    FROM session_lifecycle.session_records
-    WHERE user_id = :user OR dataset_id = ANY(:datasets)
-    """,
-)
 EDGES = """
     SELECT count(*)
     FROM session_lifecycle.session_records
@@ -151,28 +98,19 @@ EDGES = """
         )
 """
 BUCKETS = """
-    SELECT (SELECT count(*) FROM session_lifecycle.session_rollups),
-           (SELECT count(*) FROM session_lifecycle.session_model_rollups),
+    SELECT (SELECT count(*) FROM session_lifecycle.session_roll_ups),
+           (SELECT count(*) FROM session_lifecycle.session_model_roll_ups),
            pg_total_relation_size('session_lifecycle.session_records'),
            pg_total_relation_size('session_lifecycle.rolled_up_sessions'),
-           pg_total_relation_size('session_lifecycle.session_rollups')
-               + pg_total_relation_size('session_lifecycle.session_model_rollups')
+           pg_total_relation_size('session_lifecycle.session_roll_ups')
+               + pg_total_relation_size('session_lifecycle.session_model_roll_ups')
 """
 
-Call = Callable[[], Awaitable[Any]]
+Side = Callable[[], Awaitable[Any]]
+"""Answers one question."""
 
 
-class Window(NamedTuple):
-    """Of the figures: open, or with both its ends inside of a quarter of an hour."""
-
-    since: datetime | None = None
-    until: datetime | None = None
-
-
-OPEN = Window()
-
-
-class Line(NamedTuple):
+class Timed(NamedTuple):
     """One side of one question at one size."""
 
     group: str
@@ -183,114 +121,51 @@ class Line(NamedTuple):
 
 
 class RolledUp(NamedTuple):
-    """What rolling up so many visible sessions took, and takes."""
+    """How long rolling up took, and the space that it takes."""
 
     sessions: int
     seconds: float
     rolled_up: int
     edge_sessions: int
-    """Visible, and last active in the quarters of an hour in which the window begins and ends."""
+    """The visible sessions last active in the quarters of an hour in which the window begins and ends."""
     buckets: int
     model_buckets: int
     records_bytes: int
     rolled_up_bytes: int
-    rollups_bytes: int
+    roll_ups_bytes: int
 
 
-def told_figures(stats: SessionStats) -> Sequence[Any]:
-    """What the scan says as well, in its order."""
+def scanned_figures(stats: SessionStats) -> Sequence[Any]:
+    """The figures that the plain scan answers as well, in its order."""
     money = (stats.total_spend_usd, stats.late_cost_usd, stats.agent_time_s)
     events = (stats.unpriced_events, stats.unmeasured_events, stats.late_events)
     statuses = (stats.completed, stats.failed, stats.abandoned, stats.running)
     return [stats.sessions, *money, stats.tokens_in, stats.tokens_out, *events, *statuses]
 
 
-def told_by_reference(stats: SessionStats) -> Sequence[Any]:
-    """What the reference says as well, in its order."""
+def reference_figures(stats: SessionStats) -> Sequence[Any]:
+    """The figures that the reference answers as well, in its order."""
     totals = (stats.sessions, stats.total_spend_usd, stats.tokens_in, stats.tokens_out, stats.agent_time_s)
     return [*totals, *(getattr(stats, status.value) for status in EffectiveStatus)]
 
 
-class Plain:
-    """What is compared with, on a connection of its own and planned for the values it is given, at its best."""
-
-    def __init__(self, connection: AsyncConnection) -> None:
-        self._connection = connection
-
-    async def rows(self, statement: str, window: Window = OPEN) -> Sequence[Any]:
-        """The rows of a statement written out above."""
-        windowed = text(statement.replace("{window}", "" if window == OPEN else WITHIN))
-        values = {"user": USER, "datasets": list(DATASETS), **window._asdict()}
-        known = {name: value for name, value in values.items() if f":{name}" in windowed.text}
-        return (await self._connection.execute(windowed, known)).all()
-
-    async def stats(self, window: Window) -> Sequence[Any]:
-        """The figures over all sessions."""
-        [row] = await self.rows(PLAIN_STATS, window)
-        sessions, spent, late, agent_time_s, *others = row
-        return [sessions, spent, late, float(agent_time_s), *others]
-
-    async def costs(self, window: Window) -> Sequence[Any]:
-        """What each model cost."""
-        return [tuple(row) for row in await self.rows(PLAIN_COSTS, window)]
-
-    async def reference_stats(self) -> Sequence[Any]:
-        """As the reference does it: what SQL sums up, the statuses, and the durations folded in Python."""
-        [totals] = await self.rows(REFERENCE_QUERIES[0])
-        statuses = dict(map(tuple, await self.rows(REFERENCE_QUERIES[1])))
-        agent_time = timedelta()
-        for started_at, ended_at, last_activity_at in await self.rows(REFERENCE_QUERIES[2]):
-            agent_time += max(timedelta(), (ended_at or last_activity_at) - started_at)
-        return [*totals, agent_time.total_seconds(), *(statuses.get(status.value, 0) for status in EffectiveStatus)]
-
-    async def page(self, statement: Select[*tuple[Any, ...]]) -> Sequence[Any]:
-        """The keys of a page of the visible sessions, and the total where it was asked."""
-        rows = (await self._connection.execute(statement)).all()
-        return [(row.user_id, row.session_id) for row in rows[:50]], rows[0].total if rows else None
-
-
-def plain_page(filters: SessionListFilters, after: SessionRecord | None) -> Select[*tuple[Any, ...]]:
-    """The page as one condition with OR, and one row more."""
-    visible = or_(S.user_id == USER, S.dataset_id.in_(DATASETS))
-    column: Any = getattr(S, filters.order_by)
-    total = select(func.count()).where(visible).scalar_subquery() if filters.total == "exact" else null()
-    order = (column.desc().nulls_last(), S.user_id.desc(), S.session_id.desc())
-    page = select(*S.__table__.columns, total.label("total")).where(visible).order_by(*order).limit(51)
-    if after is not None:
-        here = tuple_(getattr(after, filters.order_by), after.user_id, after.session_id)
-        further = tuple_(column, S.user_id, S.session_id) < here
-        page = page.where(or_(further, column.is_(None)) if filters.order_by == "ended_at" else further)
-    return page if filters.status_filter is None else page.where(plain_status(filters.status_filter))
-
-
-def plain_status(status: EffectiveStatus) -> ColumnElement[bool]:
-    """The condition of an effective status."""
-    cut = func.statement_timestamp() - ABANDON_AFTER
-    if status is EffectiveStatus.ABANDONED:
-        return and_(S.status == "running", S.last_activity_at < cut)
-    if status is EffectiveStatus.RUNNING:
-        return and_(S.status == "running", S.last_activity_at >= cut)
-    return S.status == status.value
-
-
 class Bench:
-    """One size: its questions, each put to both sides."""
+    """One size: its questions, each answered by both sides."""
 
     def __init__(self, db: SessionDatabase, plain: Plain, sessions: int, seconds: float) -> None:
         self._db = db
         self._plain = plain
         self._sessions = sessions
         self._seconds = seconds
-        self.lines: list[Line] = []
+        self.lines: list[Timed] = []
 
     async def seed(self) -> Window:
-        """So many visible sessions in the place of those that are there; a window on them."""
+        """Replaces all sessions by so many visible ones; returns a window on them."""
         now = datetime.now(UTC)
         total = self._sessions * 11 // 10
         values = {"now": now, "total": total, "live": min(300, total // 10)}
-        await self.run(f"TRUNCATE {', '.join(f'session_lifecycle.{table}' for table in TABLES)}")
-        async with self._db.engine.begin() as connection:
-            await connection.execute(text(SEED), values)
+        await run(self._db, f"TRUNCATE {', '.join(f'session_lifecycle.{table}' for table in TABLES)}")
+        await run(self._db, SEED, values=values)
         await self.settle()
         [visible, *_] = await self._plain.stats(OPEN)
         if visible != self._sessions:
@@ -299,24 +174,16 @@ class Bench:
         return Window(since.replace(minute=7, second=30), until.replace(minute=52, second=10))
 
     async def settle(self) -> None:
-        """Live sessions live, nothing dead in the tables, statistics of what is there, nothing left to write."""
-        await self.run(KEEP_ALIVE)
-        # A scan would pay for the space that rolling up leaves behind: it is compared at its best.
-        await self.run("VACUUM FULL session_lifecycle.session_records")
-        for table in TABLES:
-            await self.run(f"VACUUM ANALYZE session_lifecycle.{table}")
-        await self.run("CHECKPOINT")
-        # Connections made at this size: whether Postgres plans a prepared statement each time it decides by what the
-        # plans before were like, and those of another size would be among them.
+        """Makes live sessions live, and the tables as they are long after a change."""
+        # A scan would pay for the space that rolling up leaves behind: the scan is measured at its best.
+        await run(self._db, KEEP_ALIVE, "VACUUM FULL session_lifecycle.session_records")
+        await settle(self._db, TABLES)
+        # Each size gets new connections: from its earlier plans Postgres decides whether it plans a prepared statement
+        # each time, and the plans of another size would be among them.
         await self._db.engine.dispose()
 
-    async def run(self, statement: str) -> None:
-        """A statement that gives no rows, outside of a transaction."""
-        async with self._db.engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
-            await connection.execute(text(statement))
-
     async def roll_up(self, window: Window) -> RolledUp:
-        """Rolls up what is over."""
+        """Rolls up the sessions that are over."""
         began = time.perf_counter()
         report = await self._db.maintenance.roll_up()
         seconds = time.perf_counter() - began
@@ -326,7 +193,7 @@ class Bench:
         return RolledUp(self._sessions, seconds, report.sessions, edge_sessions, *map(int, sizes))
 
     async def pages(self, group: str, orders: Iterable[str]) -> None:
-        """Pages of 50: the first and a deep one in each order, of each status, and beside the total."""
+        """Times pages: the first and a deep one in each order, the first of each status, and one with its total."""
         for order in orders:
             await self.page(group, f"by {order}", order_by=order)
             await self.page(group, f"by {order}, deep", deep=True, order_by=order)
@@ -335,15 +202,15 @@ class Bench:
         await self.page(group, "exact total", total="exact")
 
     async def page(self, group: str, question: str, *, deep: bool = False, **asked: Any) -> None:
-        """One page, newest first unless it is asked otherwise; a deep one begins where half of all are past."""
-        filters = SessionListFilters(viewer=VIEWER, **{"total": "none", **asked})
+        """Times one page, newest first unless `asked` differs; a deep one begins behind half of all sessions."""
+        filters = SessionListFilters.model_validate({"viewer": VIEWER, "limit": PAGE, "total": "none", **asked})
         after = None
         if deep:
             there = filters.model_copy(update={"offset": self._sessions // 2})
             before = await self._db.lifecycle.list_session_rows(there)
             after = before.sessions[-1].record
             filters = filters.model_copy(update={"cursor": before.next_cursor})
-        plain = plain_page(filters, after)
+        plain = plain_page(VIEWER, filters, after)
 
         async def ours() -> Any:
             page = await self._db.lifecycle.list_session_rows(filters)
@@ -352,29 +219,29 @@ class Bench:
         await self.measure(group, question, {OURS: ours, SCAN: lambda: self._plain.page(plain)})
 
     async def figures(self, group: str, window: Window, question: str) -> None:
-        """Statistics and costs by model of a window, or of all there is."""
+        """Times statistics and cost by model, of a window or of all sessions."""
 
-        async def asked() -> SessionStats:
-            return await self._db.lifecycle.aggregate_stats(VIEWER, **window._asdict())
+        async def figures_of_window() -> SessionStats:
+            return await self._db.lifecycle.aggregate_stats(VIEWER, since=window.since, until=window.until)
 
         async def stats() -> Any:
-            return told_figures(await asked())
+            return scanned_figures(await figures_of_window())
 
         async def costs() -> Any:
-            rows = await self._db.lifecycle.cost_by_model(VIEWER, **window._asdict())
+            rows = await self._db.lifecycle.cost_by_model(VIEWER, since=window.since, until=window.until)
             return [tuple(value for _, value in row) for row in rows]
 
-        sides: dict[str, Call] = {OURS: stats, SCAN: lambda: self._plain.stats(window)}
+        sides: dict[str, Side] = {OURS: stats, SCAN: lambda: self._plain.stats(window)}
         if window == OPEN and self._sessions <= REFERENCE_UP_TO:
             sides[REFERENCE] = self._plain.reference_stats
-            if await self._plain.reference_stats() != told_by_reference(await asked()):
-                raise SystemExit(f"the reference's figures over {self._sessions:,} sessions are others")
+            if await self._plain.reference_stats() != reference_figures(await figures_of_window()):
+                raise SystemExit(f"the reference's figures over {self._sessions:,} sessions differ from ours")
         await self.measure(group, f"aggregate_stats, {question}", sides)
         sides = {OURS: costs, SCAN: lambda: self._plain.costs(window)}
         await self.measure(group, f"cost_by_model, {question}", sides)
 
-    async def measure(self, group: str, question: str, sides: Mapping[str, Call]) -> None:
-        """Both sides, which must agree, in turns: a machine's speed varies over a run."""
+    async def measure(self, group: str, question: str, sides: Mapping[str, Side]) -> None:
+        """Times the sides, which must agree, in turns: a machine's speed varies over a run."""
         ours, scanned = await sides[OURS](), await sides[SCAN]()
         if ours != scanned:
             raise SystemExit(f"{group}, {question}, {self._sessions:,} sessions: {ours} is not {scanned}")
@@ -386,26 +253,22 @@ class Bench:
                     await call()
                     times[side].append(time.perf_counter() - began)
         for side, found in times.items():
-            self.lines.append(Line(group, question, side, self._sessions, median(found) * 1e3))
+            self.lines.append(Timed(group, question, side, self._sessions, median(found) * 1e3))
 
 
 @asynccontextmanager
-async def database() -> AsyncGenerator[tuple[EmbeddedPostgres, SessionDatabase, Plain]]:
-    """A server of this run's own, migrated. Nothing here takes longer than it is allowed to."""
-    settings = Settings(statement_timeout_seconds=None, abandon_after=ABANDON_AFTER)
-    with temporary_data_dir() as data_dir:
-        async with (
-            await EmbeddedPostgres.start(data_dir) as server,
-            SessionDatabase.connect(server.url, settings=settings) as db,
-        ):
-            await db.migrate()
-            engine = db.engine.execution_options(isolation_level="AUTOCOMMIT")
-            async with engine.connect() as connection:
-                await connection.execute(text("SET plan_cache_mode = force_custom_plan"))
-                yield server, db, Plain(connection)
+async def databases() -> AsyncGenerator[tuple[EmbeddedPostgres, SessionDatabase, Plain]]:
+    """A server of this run alone, our schema on it, and the plain scans of that schema."""
+    async with database(SETTINGS) as (server, db):
+        engine = db.engine.execution_options(isolation_level="AUTOCOMMIT")
+        async with engine.connect() as connection:
+            await connection.execute(text("SET plan_cache_mode = force_custom_plan"))
+            yield server, db, Plain(connection, VIEWER)
 
 
-async def measure_size(db: SessionDatabase, plain: Plain, sessions: int, seconds: float) -> tuple[list[Line], RolledUp]:
+async def measure_size(
+    db: SessionDatabase, plain: Plain, sessions: int, seconds: float
+) -> tuple[list[Timed], RolledUp]:
     """Every question with so many visible sessions: never rolled up, then rolled up."""
     bench = Bench(db, plain, sessions, seconds)
     window = await bench.seed()
@@ -419,45 +282,39 @@ async def measure_size(db: SessionDatabase, plain: Plain, sessions: int, seconds
     return bench.lines, rolled_up
 
 
-def table(group: str, lines: Sequence[Line], judged: int) -> str:
-    """The p50 of one group as Markdown: a line per question and side, a column per size."""
+def group_table(group: str, lines: Sequence[Timed], judged: int) -> str:
+    """The p50 of one group as Markdown: a row for each question and side, a column for each size."""
     times = {line[1:4]: line.p50_ms for line in lines if line.group == group}
     sizes = sorted({line.sessions for line in lines})
-    rows = [
-        f"### {group}, p50 ms\n",
-        f"| | | {' | '.join(f'{size:,}' for size in sizes)} | growth | x faster than the scan |",
-        f"|---|---|{'---:|' * (len(sizes) + 2)}",
-    ]
+    rows = []
     for question, side in dict.fromkeys((question, side) for question, side, _ in times):
         found = [times.get((question, side, size)) for size in sizes]
-        cells = [f"{ms:,.2f}" if ms else "not run" for ms in found]
-        cells += ["", ""]
+        cells = ["not run" if ms is None else f"{ms:,.2f}" for ms in found]
+        growth = faster = ""
         if side == OURS:
             ours = times[question, side, judged]
-            cells[-2:] = f"{ours / times[question, side, sizes[0]]:.1f}", f"{times[question, SCAN, judged] / ours:.1f}"
-        rows.append(f"| {question} | {side} | {' | '.join(cells)} |")
-    return "\n".join(rows) + "\n"
+            growth = f"{ours / times[question, side, sizes[0]]:.1f}"
+            faster = f"{times[question, SCAN, judged] / ours:.1f}"
+        rows.append([question, side, *cells, growth, faster])
+    columns = ["", "", *(f"{size:,}" for size in sizes), "growth", "x faster than the scan"]
+    return table(f"{group}, p50 ms", columns, rows, names=2)
 
 
 def sizes_table(found: Sequence[RolledUp]) -> str:
-    """What rolling up took and takes, as Markdown."""
+    """How long rolling up took and the space that it takes, as Markdown."""
     columns = ["visible", "rolled up", "s", "sessions/s", "buckets", "buckets by model", "session_records MB"]
     columns += ["rolled_up_sessions MB", "buckets MB", "sessions in the edge quarter-hours"]
-    rows = ["### Rolling up\n", f"| {' | '.join(columns)} |", f"|{'---:|' * len(columns)}"]
+    rows = []
     for one in found:
-        megabytes = (size / 1e6 for size in (one.records_bytes, one.rolled_up_bytes, one.rollups_bytes))
-        cells = [
-            f"{one.sessions:,}",
-            f"{one.rolled_up:,}",
-            f"{one.seconds:,.1f}",
-            f"{one.rolled_up / one.seconds:,.0f}",
-        ]
+        megabytes = (size / 1e6 for size in (one.records_bytes, one.rolled_up_bytes, one.roll_ups_bytes))
+        per_second = one.rolled_up / one.seconds
+        cells = [f"{one.sessions:,}", f"{one.rolled_up:,}", f"{one.seconds:,.1f}", f"{per_second:,.0f}"]
         cells += [f"{one.buckets:,}", f"{one.model_buckets:,}", *(f"{size:,.0f}" for size in megabytes)]
-        rows.append(f"| {' | '.join(cells)} | {one.edge_sessions:,} |")
-    return "\n".join(rows) + "\n"
+        rows.append([*cells, f"{one.edge_sessions:,}"])
+    return table("Rolling up", columns, rows, names=0)
 
 
-PLOTTED = (
+DRAWN = (
     ("Pages, never rolled up", "by last_activity_at", OURS),
     ("Pages, never rolled up", "by last_activity_at", SCAN),
     ("Pages, rolled up", "by cost_usd, deep", OURS),
@@ -469,44 +326,31 @@ PLOTTED = (
 )
 
 
-def plot(lines: Sequence[Line], file: Path, caption: str) -> None:
-    """Milliseconds by visible sessions, ours whole lines and others dashed, as SVG."""
-    import matplotlib as mpl
-
-    mpl.use("svg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(7, 5))
-    for group, question, side in PLOTTED:
-        points = [line for line in lines if line[:3] == (group, question, side)]
+def draw(file: Path, lines: Sequence[Timed], title: str) -> None:
+    """Draws milliseconds by visible sessions; the curves of other sides are dashed."""
+    curves = []
+    for group, question, side in DRAWN:
         what = question.removesuffix(", all") if group.startswith("Figures") else f"page {question}"
-        axes.plot(
-            [one.sessions for one in points],
-            [one.p50_ms for one in points],
-            marker="o",
-            linestyle="-" if side == OURS else "--",
-            label=f"{what}: {side}",
-        )
-    axes.set(xscale="log", yscale="log", xlabel="visible sessions", ylabel="ms a call", title=caption)
-    axes.grid(visible=True, alpha=0.3)
-    axes.legend(fontsize="small")
-    figure.savefig(file, metadata={"Date": None})
+        points = [(line.sessions, line.p50_ms) for line in lines if line[:3] == (group, question, side)]
+        curves.append(Curve(f"{what}: {side}", points, dashed=side != OURS))
+    plot(file, curves, x="visible sessions", y="ms a call", title=title, height=5)
 
 
 async def main() -> None:
     """One run: every size and question on the same server, its sides in turns."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="how many sessions are visible, tens")
+    parser.add_argument(
+        "--sizes", type=int, nargs="+", default=SIZES, help="how many sessions are visible, multiples of ten"
+    )
     parser.add_argument("--seconds", type=float, default=1.0, help="how long each line is measured")
     parser.add_argument("--plot", type=Path, help="where to write the SVG")
     arguments = parser.parse_args()
     sizes = sorted(arguments.sizes)
     judged = max((size for size in sizes if size <= JUDGED), default=sizes[0])
 
-    async with database() as (server, db, plain):
-        machine = f"PostgreSQL {server.version}, CPython {platform.python_version()}, {os.cpu_count()} cores"
-        print(f"{machine}, {len(DATASETS)} permitted data sets, pages of 50\n", flush=True)
-        lines: list[Line] = []
+    async with databases() as (server, db, plain):
+        print(f"{machine(server)}, {len(DATASETS)} permitted data sets, pages of {PAGE}\n", flush=True)
+        lines: list[Timed] = []
         rolled_up: list[RolledUp] = []
         for sessions in sizes:
             print(f"{datetime.now(UTC):%H:%M} {sessions:,} visible sessions", file=sys.stderr, flush=True)
@@ -515,10 +359,10 @@ async def main() -> None:
             rolled_up.append(one)
         print(f"growth: the time with {judged:,} sessions by that with {sizes[0]:,}; the scan: with {judged:,}\n")
         for group in dict.fromkeys(line.group for line in lines):
-            print(table(group, lines, judged))
+            print(group_table(group, lines, judged))
         print(sizes_table(rolled_up), flush=True)
         if arguments.plot:
-            plot(lines, arguments.plot, machine)
+            draw(arguments.plot, lines, machine(server))
 
 
 if __name__ == "__main__":

@@ -1,30 +1,36 @@
-"""What recording activity costs: batches through `record`, one item at a time, and one plain INSERT per item."""
+"""What does recording runs, steps, messages and usage cost, one by one and in batches, beside one INSERT per item?"""
 
 import argparse
 import asyncio
-import os
-import platform
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from uuid import UUID, uuid4
 
 from sqlalchemy import func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from session_lifecycle import Item, Message, Run, SessionDatabase, Settings, Step, UsageEvent
-from session_lifecycle.embedded import EmbeddedPostgres, temporary_data_dir
+from session_lifecycle import Message, Run, SessionDatabase, Step, UsageEvent
 from session_lifecycle.entities import (
     SessionMessageEntity,
     SessionRunEntity,
     SessionStepEntity,
     SessionUsageEventEntity,
 )
+from session_lifecycle.models import MessageRole
+from support.databases import database, machine
+from support.tables import table
 
+Activity = Run | Step | Message | UsageEvent
+Write = Callable[[Sequence[Activity]], Awaitable[object]]
 BEGINNING = datetime(2026, 1, 1, tzinfo=UTC)
+SESSIONS = 200
+ITEMS_OF_RUN = 6
+ROWS_OF_RUN = 5
+"""One item of a run changes the row of another: the run's end."""
+BATCHES_AT_ONCE = 20
 
 
 class Line(NamedTuple):
@@ -35,81 +41,107 @@ class Line(NamedTuple):
     per_second: float
 
 
-def fleet(user_id: UUID, first: int, runs: int, sessions: int) -> list[Item]:
-    """Of each run its start and end, two steps, a prompt and the usage of one response: six items."""
-    items: list[Item] = []
-    for number in range(first, first + runs):
-        run_id, session_id = f"run-{number}", f"session-{number * 7919 % sessions}"
-        at = BEGINNING + timedelta(seconds=number)
-        run = {"run_id": run_id, "user_id": user_id, "session_id": session_id, "model": "gpt-4o", "started_at": at}
-        step = {"run_id": run_id, "user_id": user_id, "started_at": at, "output": {"text": "done", "rows": [1, 2, 3]}}
-        message = {"session_id": session_id, "user_id": user_id, "run_id": run_id, "role": "user", "created_at": at}
-        usage = {"session_id": session_id, "user_id": user_id, "model": "gpt-4o", "run_id": run_id, "at": at}
-        items += [
-            Run(**run, input={"prompt": "What is the weather like?"}),
-            Message(**message, message_id=run_id, content="What is the weather like?"),
-            Step(**step, step_id="1", kind="task"),
-            Step(**step, step_id="2", kind="tool", tool_call_id=f"call-{number}"),
-            UsageEvent(**usage, tokens_in=120, tokens_out=40, cost_usd=Decimal("0.012"), idempotency_key=run_id),
-            Run(**run, ended_at=at + timedelta(seconds=2), output={"text": "Sunny."}),
-        ]
-    return items
+def items_of_run(user_id: UUID, number: int) -> list[Activity]:
+    """The start and the end of a run, two steps, a prompt, and the usage of one response."""
+    run_id, session_id = f"run-{number}", f"session-{number * 7919 % SESSIONS}"
+    at = BEGINNING + timedelta(seconds=number)
+    begun = Run(
+        run_id=run_id,
+        user_id=user_id,
+        session_id=session_id,
+        model="gpt-4o",
+        started_at=at,
+        input={"prompt": "What is the weather like?"},
+    )
+    prompt = Message(
+        message_id=run_id,
+        user_id=user_id,
+        session_id=session_id,
+        run_id=run_id,
+        role=MessageRole.USER,
+        content="What is the weather like?",
+        created_at=at,
+    )
+    output = {"text": "done", "rows": [1, 2, 3]}
+    task = Step(step_id="1", run_id=run_id, user_id=user_id, kind="task", started_at=at, output=output)
+    tool = Step(
+        step_id="2",
+        run_id=run_id,
+        user_id=user_id,
+        kind="tool",
+        started_at=at,
+        output=output,
+        tool_call_id=f"call-{number}",
+    )
+    usage = UsageEvent(
+        session_id=session_id,
+        user_id=user_id,
+        model="gpt-4o",
+        tokens_in=120,
+        tokens_out=40,
+        cost_usd=Decimal("0.012"),
+        idempotency_key=run_id,
+        at=at,
+        run_id=run_id,
+    )
+    ended = Run(
+        run_id=run_id,
+        user_id=user_id,
+        session_id=session_id,
+        model="gpt-4o",
+        started_at=at,
+        ended_at=at + timedelta(seconds=2),
+        output={"text": "Sunny."},
+    )
+    return [begun, prompt, task, tool, usage, ended]
 
 
-async def insert_plainly(connection: AsyncConnection, item: Item) -> None:
-    """One INSERT and a commit, without any of our promises; the end of a run is an UPDATE."""
+async def insert_plainly(connection: AsyncConnection, item: Activity) -> None:
+    """Writes one item by a statement and a commit, without any of our promises; the end of a run is an UPDATE."""
+    # The fields have the names of the columns, but for `metadata`, which no item here has.
+    values: dict[str, Any] = {name: value for name, value in item if name != "metadata"}
     match item:
         case Run(ended_at=None):
-            values = {name: value for name, value in item if name != "metadata"}
-            statement = insert(SessionRunEntity).values(**values, session_given=True)
+            await connection.execute(insert(SessionRunEntity).values(**values, session_given=True))
         case Run():
-            r = SessionRunEntity
+            run = SessionRunEntity
             await connection.execute(
-                update(r)
-                .where(r.user_id == item.user_id, r.run_id == item.run_id)
+                update(run)
+                .where(run.user_id == item.user_id, run.run_id == item.run_id)
                 .values(ended_at=item.ended_at, output=item.output, status="completed")
             )
-            await connection.commit()
-            return
         case Step():
-            values = {name: value for name, value in item if name != "metadata"}
-            statement = insert(SessionStepEntity).values(**values)
+            await connection.execute(insert(SessionStepEntity).values(**values))
         case Message():
-            values = {name: value for name, value in item if name != "metadata"}
-            statement = insert(SessionMessageEntity).values(**values, content_folded=item.content.casefold())
+            folded = item.content.casefold()
+            await connection.execute(insert(SessionMessageEntity).values(**values, content_folded=folded))
         case UsageEvent():
             names = ("user_id", "session_id", "model", "tokens_in", "tokens_out", "cost_usd", "at", "run_id")
-            values = {name: getattr(item, name) for name in names}
-            statement = insert(SessionUsageEventEntity).values(**values, event_id=uuid4())
-        case _:
-            raise TypeError(item)
-    await connection.execute(statement)
+            event = {name: values[name] for name in names}
+            await connection.execute(insert(SessionUsageEventEntity).values(**event, event_id=uuid4()))
     await connection.commit()
 
 
-async def counted(db: SessionDatabase, user_id: UUID) -> int:
-    """Rows of runs, steps, messages and events."""
+async def counted_rows(db: SessionDatabase, user_id: UUID) -> int:
+    """How many rows of runs, steps, messages and usage events the user has."""
     tables = (SessionRunEntity, SessionStepEntity, SessionMessageEntity, SessionUsageEventEntity)
     async with db.engine.connect() as connection:
-        counts = [
-            await connection.scalar(select(func.count()).where(table.user_id == user_id)) or 0 for table in tables
-        ]
+        counts = [await connection.scalar(select(func.count()).where(one.user_id == user_id)) or 0 for one in tables]
     return sum(counts)
 
 
-async def measure(
-    name: str, seconds: float, size: int, write: Callable[[Sequence[Item]], Awaitable[object]]
-) -> tuple[Line, UUID, int]:
-    """Writes batch after batch; the line, whose they are, and how many runs there were."""
-    user_id, runs, written, took = uuid4(), 0, 0, 0.0
+async def measure_writing(db: SessionDatabase, name: str, size: int, write: Write, seconds: float) -> Line:
+    """One caller writes batch after batch; the first batches warm up."""
+    user_id = uuid4()
+    runs = written = 0
+    took = 0.0
     warm_up = True
     while took < seconds:
-        # Made outside of the time that is measured.
-        batches = []
-        for _ in range(20):
-            count = max(size // 6, 1)
-            batches.append(fleet(user_id, runs, count, 200))
-            runs += count
+        # Items are made outside the time that is measured.
+        batches: list[list[Activity]] = []
+        for _ in range(BATCHES_AT_ONCE):
+            first, runs = runs, runs + max(size // ITEMS_OF_RUN, 1)
+            batches.append([item for number in range(first, runs) for item in items_of_run(user_id, number)])
         began = time.perf_counter()
         for batch in batches:
             for start in range(0, len(batch), size):
@@ -119,19 +151,19 @@ async def measure(
             continue
         took += time.perf_counter() - began
         written += sum(map(len, batches))
-    return Line(name, size, written / took), user_id, runs
+    rows = await counted_rows(db, user_id)
+    if rows != runs * ROWS_OF_RUN:
+        raise SystemExit(f"{name}: {rows} rows of {runs} runs")
+    return Line(name, size, written / took)
 
 
-@asynccontextmanager
-async def database() -> AsyncGenerator[tuple[EmbeddedPostgres, SessionDatabase]]:
-    """A durable server of this run's own, migrated."""
-    with temporary_data_dir() as data_dir:
-        async with (
-            await EmbeddedPostgres.start(data_dir) as server,
-            SessionDatabase.connect(server.url, settings=Settings(pool_size=16, max_overflow=0)) as db,
-        ):
-            await db.migrate()
-            yield server, db
+def lines_table(lines: Sequence[Line]) -> str:
+    """The lines as Markdown, each as a multiple of the first."""
+    rows = [
+        [one.name, f"{one.items:,}", f"{one.per_second:,.0f}", f"{one.per_second / lines[0].per_second:.1f}"]
+        for one in lines
+    ]
+    return table("", ["", "items a batch", "items/s", "x INSERT"], rows)
 
 
 async def main() -> None:
@@ -140,28 +172,23 @@ async def main() -> None:
     parser.add_argument("--seconds", type=float, default=5.0, help="how long each line is measured")
     arguments = parser.parse_args()
     async with database() as (server, db), db.engine.connect() as connection:
-        machine = f"PostgreSQL {server.version}, CPython {platform.python_version()}, {os.cpu_count()} cores"
-        print(f"{machine}, synchronous_commit=on, {arguments.seconds:g} s a line\n")
+        print(f"{machine(server)}, synchronous_commit=on, {arguments.seconds:g} s a line\n")
 
-        async def plainly(items: Sequence[Item]) -> None:
+        async def insert_each(items: Sequence[Activity]) -> None:
             for item in items:
                 await insert_plainly(connection, item)
 
-        lines = []
-        for name, size, write in (
-            ("one INSERT per item", 6, plainly),
-            ("record, one item at a time", 1, db.lifecycle.record),
-            ("record", 50, db.lifecycle.record),
-            ("record", 500, db.lifecycle.record),
-        ):
-            line, user_id, runs = await measure(name, arguments.seconds, size, write)
-            if await counted(db, user_id) != runs * 5:
-                raise SystemExit(f"{name}: {await counted(db, user_id)} rows of {runs} runs")
-            lines.append(line)
-        print("| | items a batch | items/s | x INSERT |\n|---|---:|---:|---:|")
-        for line in lines:
-            ratio = line.per_second / lines[0].per_second
-            print(f"| {line.name} | {line.items:,} | {line.per_second:,.0f} | {ratio:.1f} |")
+        async def record(items: Sequence[Activity]) -> None:
+            await db.lifecycle.record(items)
+
+        sides: tuple[tuple[str, int, Write], ...] = (
+            ("one INSERT per item", ITEMS_OF_RUN, insert_each),
+            ("record, one item at a time", 1, record),
+            ("record", 50, record),
+            ("record", 500, record),
+        )
+        lines = [await measure_writing(db, name, size, write, arguments.seconds) for name, size, write in sides]
+        print(lines_table(lines))
 
 
 if __name__ == "__main__":

@@ -1,25 +1,19 @@
-"""A runtime's hooks: what an agent's process calls, and why it can neither lose nor double anything.
+"""The hooks of an agent runtime. With keys, a response that is delivered twice counts once.
 
 Run: python examples/agent_hook.py
-With SESSION_LIFECYCLE_DATABASE_URL set it uses that database, else a Postgres of its own.
+It uses the database of SESSION_LIFECYCLE_DATABASE_URL, or an embedded Postgres if that is not set.
 """
 
 import asyncio
 from dataclasses import dataclass
 from uuid import UUID, uuid4
 
-from session_lifecycle import (
-    DatabaseUnavailableError,
-    SessionDatabase,
-    SessionStatus,
-    SessionWriter,
-    Settings,
-)
+from session_lifecycle import DatabaseUnavailableError, SessionDatabase, SessionStatus, SessionWriter, Settings
 
 
 @dataclass(frozen=True)
 class Response:
-    """What a model's API answered. Its id names it wherever it is seen again."""
+    """A response of a model's API. Its id stays the same when the runtime delivers it again."""
 
     response_id: str
     model: str
@@ -28,7 +22,7 @@ class Response:
 
 
 class Hooks:
-    """The hooks of one session. They need the writing half of the library, and never stop the agent."""
+    """The hooks of one session. They need a `SessionWriter` only. A database outage does not stop `on_response`."""
 
     def __init__(self, sessions: SessionWriter, session_id: str, user_id: UUID) -> None:
         self._sessions = sessions
@@ -36,11 +30,11 @@ class Hooks:
         self._user_id = user_id
 
     async def on_start(self, agent_name: str) -> None:
-        """The agent begins, or resumes."""
+        """Called when the agent starts or resumes."""
         await self._sessions.ensure_and_touch_session(self._session_id, self._user_id, agent_name=agent_name)
 
     async def on_response(self, response: Response) -> bool:
-        """A model answered; False when it could not be noted, and is to be given again."""
+        """Called when a model answered. Returns False if the database was away: deliver the response again later."""
         try:
             receipt = await self._sessions.accumulate_usage(
                 self._session_id,
@@ -56,13 +50,13 @@ class Hooks:
         return True
 
     async def on_end(self, *, failed: bool) -> None:
-        """The agent is done."""
+        """Called when the agent has finished."""
         status = SessionStatus.FAILED if failed else SessionStatus.COMPLETED
         await self._sessions.end_session(self._session_id, self._user_id, status)
 
 
 async def main() -> None:
-    """One agent whose runtime delivers a response twice."""
+    """Runs one agent whose runtime delivers a response twice."""
     db = SessionDatabase.connect() if Settings.load().database_url else SessionDatabase.embedded()
     async with db:
         await db.migrate()

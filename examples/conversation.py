@@ -1,31 +1,21 @@
-"""A conversation: its turns with what was said and done, then what a host shows of it.
+"""Records a conversation with its messages and steps, then reads it as a host shows it.
 
 Run: python examples/conversation.py
-With SESSION_LIFECYCLE_DATABASE_URL set it uses that database, else a Postgres of its own.
+It uses the database of SESSION_LIFECYCLE_DATABASE_URL, or an embedded Postgres if that is not set.
 """
 
 import asyncio
 from datetime import UTC, datetime, timedelta
 from uuid import UUID, uuid4
 
-from session_lifecycle import (
-    Item,
-    Message,
-    MessageRole,
-    Run,
-    SessionDatabase,
-    Settings,
-    Step,
-    SummaryFilters,
-    Touch,
-    UsageEvent,
-)
+from session_lifecycle import Message, Run, SessionDatabase, Settings, Step, SummaryFilters, Touch, UsageEvent
+from session_lifecycle.models import Item, MessageRole
 
 NOON = datetime(2026, 1, 10, 12, tzinfo=UTC)
 
 
 def turn(number: int, user_id: UUID, prompt: str, reply: str, errors: list[str] | None = None) -> list[Item]:
-    """One turn of the session `order-1`: a run, its task, two messages and the usage. Any of them may come again."""
+    """The items of one turn: a run, its task, two messages and the usage. Recording them again changes nothing."""
     run_id = f"turn-{number}"
     asked_at = NOON + timedelta(minutes=number)
     answered_at = asked_at + timedelta(seconds=2)
@@ -71,7 +61,7 @@ def turn(number: int, user_id: UUID, prompt: str, reply: str, errors: list[str] 
 
 
 async def main() -> None:
-    """Lives one conversation of two turns and shows it."""
+    """Records a conversation of two turns and prints it."""
     user_id = uuid4()
     db = SessionDatabase.connect() if Settings.load().database_url else SessionDatabase.embedded()
     async with db:
@@ -93,7 +83,7 @@ async def main() -> None:
             for run in detail.runs:
                 print(f"{run.run_id}: {run.duration_ms} ms, {[step.errors for step in run.steps]}")
 
-        # What fits into the next prompt: the newest, whole, the oldest of them first.
+        # The newest messages that fit whole into the next prompt, oldest first.
         for message in await db.activity.chat_history("order-1", user_id, max_characters=60):
             print(f"{message.role}: {message.content}")
 

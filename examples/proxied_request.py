@@ -1,7 +1,7 @@
-"""A proxy between clients and models: each request it passes on is a run, with prompt, thoughts, tool calls and usage.
+"""A proxy between clients and models. It records each request as a run with its messages, tool calls and usage.
 
 Run: python examples/proxied_request.py
-With SESSION_LIFECYCLE_DATABASE_URL set it uses that database, else a Postgres of its own.
+It uses the database of SESSION_LIFECYCLE_DATABASE_URL, or an embedded Postgres if that is not set.
 """
 
 import asyncio
@@ -9,25 +9,15 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from uuid import UUID, uuid4
 
-from session_lifecycle import (
-    Item,
-    Message,
-    MessageRole,
-    Run,
-    RunFilters,
-    SessionDatabase,
-    Settings,
-    Step,
-    SummaryFilters,
-    UsageEvent,
-)
+from session_lifecycle import Message, Run, RunFilters, SessionDatabase, Settings, Step, SummaryFilters, UsageEvent
+from session_lifecycle.models import Item, MessageRole
 
 NOON = datetime(2026, 1, 10, 12, tzinfo=UTC)
 
 
 @dataclass(frozen=True)
 class Interception:
-    """A request and its response, as the proxy saw them go by. `after_s` is seconds from noon."""
+    """A request and its response, as the proxy saw them. `after_s` is seconds after noon."""
 
     request_id: str
     after_s: float
@@ -40,27 +30,28 @@ class Interception:
     prompt: str | None = None
     thought: str | None = None
     tool_call_id: str | None = None
-    """The call the response asked for."""
+    """The tool call that the response asks for."""
     tool_result_of: str | None = None
-    """The call whose result the request begins with."""
+    """The tool call whose result the request starts with."""
 
 
 class Proxy:
-    """What a proxy records for one of its users."""
+    """Records the requests of one user."""
 
     def __init__(self, db: SessionDatabase, user_id: UUID) -> None:
         self._db = db
         self._user_id = user_id
 
     async def on_response(self, seen: Interception) -> None:
-        """A response went by: all that belongs to it, in one transaction. Recorded again, it changes nothing."""
+        """Records a request and its response in one transaction. Recording them again changes nothing."""
         session_id = await self._session_of(seen)
         await self._db.lifecycle.record(self._items(seen, session_id))
 
     async def _session_of(self, seen: Interception) -> str:
-        """The client's own, else that of the thread the request goes on with, else one named after the request.
+        """The session id: the client's own, else that of the thread the request continues, else the request's id.
 
-        Messages and usage have to name it; the run itself would find it by its call.
+        Messages and usage events must name their session. A run could do without: the library finds its session by the
+        tool call.
         """
         if seen.client_session_id is not None:
             return seen.client_session_id
@@ -90,7 +81,7 @@ class Proxy:
                 user_id=user_id,
                 model="claude-sonnet-4-5",
                 provider="anthropic",
-                # Anthropic tells the input without the cache; here it is the whole.
+                # Anthropic reports the input without cached tokens; `tokens_in` includes them.
                 tokens_in=seen.tokens_in + seen.cache_read_tokens,
                 tokens_out=seen.tokens_out,
                 cache_read_tokens=seen.cache_read_tokens,
@@ -159,7 +150,7 @@ SEEN = [
 
 
 async def main() -> None:
-    """Two requests of one thread and one of another client, then what an operator looks at."""
+    """Records two requests of one thread and one of another client, then prints what an operator looks at."""
     user_id = uuid4()
     db = SessionDatabase.connect() if Settings.load().database_url else SessionDatabase.embedded()
     async with db:

@@ -1,7 +1,7 @@
-"""From nothing to figures: a session, its usage, its end, and what a dashboard asks.
+"""Records a session, its usage and its end, then reads the figures of a dashboard.
 
 Run: python examples/quickstart.py
-With SESSION_LIFECYCLE_DATABASE_URL set it uses that database, else a Postgres of its own.
+It uses the database of SESSION_LIFECYCLE_DATABASE_URL, or an embedded Postgres if that is not set.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ from session_lifecycle import SessionDatabase, SessionListFilters, SessionStatus
 
 
 async def main() -> None:
-    """Lives one session and shows it."""
+    """Records one session and prints it."""
     user_id = uuid4()
     db = SessionDatabase.connect() if Settings.load().database_url else SessionDatabase.embedded()
     async with db:

@@ -1,9 +1,9 @@
-"""Traces by OpenTelemetry's GenAI conventions: a trace is a run, a span a step, a call of a model usage as well.
+"""Records OpenTelemetry traces: a trace becomes a run, a span a step, and a model call a usage event as well.
 
-The names are those of https://opentelemetry.io/docs/specs/semconv/gen-ai/, as of November 2026.
+The attribute names follow https://opentelemetry.io/docs/specs/semconv/gen-ai/ as of November 2026.
 
 Run: python examples/trace.py
-With SESSION_LIFECYCLE_DATABASE_URL set it uses that database, else a Postgres of its own.
+It uses the database of SESSION_LIFECYCLE_DATABASE_URL, or an embedded Postgres if that is not set.
 """
 
 import asyncio
@@ -13,16 +13,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
-from session_lifecycle import (
-    Item,
-    Run,
-    RunStatus,
-    SessionDatabase,
-    Settings,
-    Step,
-    SummaryFilters,
-    UsageEvent,
-)
+from session_lifecycle import Run, SessionDatabase, Settings, Step, SummaryFilters, UsageEvent
+from session_lifecycle.models import Item, RunStatus
 
 MODEL_CALLS = {"chat", "embeddings", "generate_content", "text_completion"}
 TOKENS = {
@@ -32,14 +24,14 @@ TOKENS = {
     "cache_write_tokens": "gen_ai.usage.cache_creation.input_tokens",
     "reasoning_tokens": "gen_ai.usage.reasoning.output_tokens",
 }
-# The conventions have no cost: this is the word of the framework that made the spans.
+# The conventions have no attribute for cost. This one belongs to the framework that made the spans.
 COST_USD = "agent.cost_usd"
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True)
 class Span:
-    """A span that has ended, as an exporter is given it. Times are nanoseconds since 1970."""
+    """An ended span, as an exporter receives it. Times are nanoseconds since 1970."""
 
     trace_id: str
     span_id: str
@@ -51,7 +43,7 @@ class Span:
 
 
 def session_of(trace: Sequence[Span]) -> str:
-    """The session of a trace: the conversation a span of it names, else the session, else the trace itself."""
+    """The session id of a trace: the first conversation id of its spans, else the first session id, else its own id."""
     for name in ("gen_ai.conversation.id", "session.id"):
         for span in trace:
             if named := span.attributes.get(name):
@@ -60,15 +52,15 @@ def session_of(trace: Sequence[Span]) -> str:
 
 
 def moment(nanoseconds: int) -> datetime:
-    """The time, to the microsecond that Postgres keeps."""
+    """The time in microseconds, the precision of Postgres."""
     return EPOCH + timedelta(microseconds=nanoseconds // 1_000)
 
 
 def end_of(root: Span) -> dict[str, Any]:
-    """What the outermost span says of its run: how it ended and, where it is no call of a model, what it adds up.
+    """The fields of a run that come from its root span: how the run ended and, without a model call, its totals.
 
-    Its tokens and its cost are what the spans below it used. Counted as usage as well, they would be counted twice;
-    reported, only what is more than the usage counts.
+    The tokens and cost of a root span are sums over the spans below it. Recorded as usage, they would count twice. As
+    reported totals, they count only where they exceed the recorded usage.
     """
     get = root.attributes.get
     error = get("error.type")
@@ -85,7 +77,7 @@ def end_of(root: Span) -> dict[str, Any]:
 
 
 def items_of(span: Span, session_id: str, user_id: UUID, project: str | None = None) -> list[Item]:
-    """What a span says: about its run, of itself as a step, and what it used where it called a model."""
+    """The items of a span: its run, itself as a step, and a usage event if it called a model."""
     get = span.attributes.get
     operation, provider = get("gen_ai.operation.name"), get("gen_ai.provider.name")
     model = get("gen_ai.response.model") or get("gen_ai.request.model")
@@ -124,7 +116,7 @@ def items_of(span: Span, session_id: str, user_id: UUID, project: str | None = N
         provider=provider,
         errored="error.type" in span.attributes,
         run_id=span.trace_id,
-        # Exported again it counts once, even where it names another session by then.
+        # With a key of the user's scope, a span that is exported twice counts once, even under another session id.
         idempotency_key=span.span_id,
         key_scope="user",
         at=ended_at,
@@ -135,9 +127,9 @@ def items_of(span: Span, session_id: str, user_id: UUID, project: str | None = N
 
 
 async def export(db: SessionDatabase, trace: Sequence[Span], user_id: UUID, project: str | None = None) -> None:
-    """Records a whole trace."""
+    """Records all spans of a trace in one transaction."""
     session_id = session_of(trace)
-    # The agent and the model named first stay: those of the outermost span, where it names them.
+    # A run keeps the agent and the model it is given first. In this order they come from the root span if it has them.
     spans = sorted(trace, key=lambda span: span.start_ns)
     await db.lifecycle.record([item for span in spans for item in items_of(span, session_id, user_id, project)])
 
@@ -146,7 +138,7 @@ NOON_NS = round(datetime(2026, 1, 10, 12, tzinfo=UTC).timestamp()) * 1_000_000_0
 
 
 def at_second(second: float) -> int:
-    """So many seconds after that noon."""
+    """The time in nanoseconds, this many seconds after noon."""
     return NOON_NS + round(second * 1_000_000_000)
 
 
@@ -218,7 +210,7 @@ SEARCH = [
 
 
 async def main() -> None:
-    """Exports two traces of one session, one of them twice, and shows the session as a whole and by project."""
+    """Exports two traces of one session, one of them twice, then prints the session as a whole and by project."""
     user_id = uuid4()
     db = SessionDatabase.connect() if Settings.load().database_url else SessionDatabase.embedded()
     async with db:

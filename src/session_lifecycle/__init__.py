@@ -1,169 +1,134 @@
 """The truth about AI-agent sessions, kept in Postgres: who ran what, is it still alive, what did it use and cost."""
 
-from session_lifecycle.activity import SessionActivityDb, SqlAlchemySessionActivityDb
-from session_lifecycle.background import BackgroundRollUp, RollUpSnapshot
-from session_lifecycle.database import SessionDatabase
-from session_lifecycle.entities import metadata
-from session_lifecycle.errors import (
-    ConfigurationError,
-    DatabaseUnavailableError,
-    InvalidValueError,
-    RecorderClosedError,
-    RecorderFullError,
-    SchemaError,
-    SessionLifecycleError,
-    TransactionConflictError,
-)
-from session_lifecycle.handle import SessionHandle, current_session
-from session_lifecycle.maintenance import SessionMaintenanceDb, SqlAlchemySessionMaintenanceDb
-from session_lifecycle.migrations import include_object
-from session_lifecycle.models import (
-    Action,
-    ActivityOutcome,
-    CostByAgentRow,
-    CostByModelRow,
-    CostByUserRow,
-    Durations,
-    EffectiveStatus,
-    End,
-    EndOutcome,
-    ErasureReceipt,
-    Item,
-    Lineage,
-    Message,
-    MessageRole,
-    Mismatch,
-    PruneReport,
-    Receipt,
-    ReconcileReport,
-    ReopenOutcome,
-    RepriceReport,
-    RollUpReport,
-    Run,
-    RunDetail,
-    RunDurations,
-    RunEvent,
-    RunFilters,
-    RunPage,
-    RunStatus,
-    SessionDetail,
-    SessionDurations,
-    SessionListFilters,
-    SessionListPage,
-    SessionRecord,
-    SessionRowWithStatus,
-    SessionStats,
-    SessionStatus,
-    SessionSummary,
-    Spend,
-    Step,
-    SummaryFilters,
-    SummaryPage,
-    TelemetryKey,
-    TelemetrySummary,
-    Thread,
-    ThreadPage,
-    TokenClasses,
-    TokensByClass,
-    Touch,
-    TouchOutcome,
-    UsageEvent,
-    UsageOutcome,
-    UsagePoint,
-    UsageReceipt,
-    Viewer,
-)
-from session_lifecycle.pricing import PriceOverride
-from session_lifecycle.recorder import SessionRecorder
-from session_lifecycle.reports import SessionReportsDb, SqlAlchemySessionReportsDb
-from session_lifecycle.repository import SessionLifecycleDb, SqlAlchemySessionLifecycleDb
-from session_lifecycle.roles import SessionRoles
-from session_lifecycle.settings import Settings
-from session_lifecycle.telemetry import RecorderSnapshot
-from session_lifecycle.writing import SessionWriter
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from session_lifecycle._version import __version__ as __version__
+
+if TYPE_CHECKING:
+    from session_lifecycle.activity import SessionActivityDb
+    from session_lifecycle.database import SessionDatabase
+    from session_lifecycle.errors import (
+        ConfigurationError,
+        DatabaseUnavailableError,
+        InvalidValueError,
+        RecorderClosedError,
+        RecorderFullError,
+        SchemaError,
+        SessionLifecycleError,
+        TransactionConflictError,
+    )
+    from session_lifecycle.maintenance.role import SessionMaintenanceDb
+    from session_lifecycle.models import (
+        ActivityOutcome,
+        End,
+        EndOutcome,
+        Message,
+        ReopenOutcome,
+        Run,
+        RunFilters,
+        SessionListFilters,
+        SessionStatus,
+        Step,
+        SummaryFilters,
+        Touch,
+        TouchOutcome,
+        UsageEvent,
+        UsageOutcome,
+        UsageReceipt,
+        Viewer,
+    )
+    from session_lifecycle.reports import SessionReportsDb
+    from session_lifecycle.repository import SessionLifecycleDb
+    from session_lifecycle.settings import Settings
+    from session_lifecycle.writing.protocol import SessionWriter
+    from session_lifecycle.writing.recorder import SessionRecorder
+    from session_lifecycle.writing.session_block import current_session
+
 
 __all__ = [
-    "Action",
     "ActivityOutcome",
-    "BackgroundRollUp",
     "ConfigurationError",
-    "CostByAgentRow",
-    "CostByModelRow",
-    "CostByUserRow",
     "DatabaseUnavailableError",
-    "Durations",
-    "EffectiveStatus",
     "End",
     "EndOutcome",
-    "ErasureReceipt",
     "InvalidValueError",
-    "Item",
-    "Lineage",
     "Message",
-    "MessageRole",
-    "Mismatch",
-    "PriceOverride",
-    "PruneReport",
-    "Receipt",
-    "ReconcileReport",
     "RecorderClosedError",
     "RecorderFullError",
-    "RecorderSnapshot",
     "ReopenOutcome",
-    "RepriceReport",
-    "RollUpReport",
-    "RollUpSnapshot",
     "Run",
-    "RunDetail",
-    "RunDurations",
-    "RunEvent",
     "RunFilters",
-    "RunPage",
-    "RunStatus",
     "SchemaError",
     "SessionActivityDb",
     "SessionDatabase",
-    "SessionDetail",
-    "SessionDurations",
-    "SessionHandle",
     "SessionLifecycleDb",
     "SessionLifecycleError",
     "SessionListFilters",
-    "SessionListPage",
     "SessionMaintenanceDb",
-    "SessionRecord",
     "SessionRecorder",
     "SessionReportsDb",
-    "SessionRoles",
-    "SessionRowWithStatus",
-    "SessionStats",
     "SessionStatus",
-    "SessionSummary",
     "SessionWriter",
     "Settings",
-    "Spend",
-    "SqlAlchemySessionActivityDb",
-    "SqlAlchemySessionLifecycleDb",
-    "SqlAlchemySessionMaintenanceDb",
-    "SqlAlchemySessionReportsDb",
     "Step",
     "SummaryFilters",
-    "SummaryPage",
-    "TelemetryKey",
-    "TelemetrySummary",
-    "Thread",
-    "ThreadPage",
-    "TokenClasses",
-    "TokensByClass",
     "Touch",
     "TouchOutcome",
     "TransactionConflictError",
     "UsageEvent",
     "UsageOutcome",
-    "UsagePoint",
     "UsageReceipt",
     "Viewer",
     "current_session",
-    "include_object",
-    "metadata",
 ]
+
+# Loaded on first use (PEP 562): a hook that only needs the errors must start in milliseconds.
+_HOMES = {
+    "ActivityOutcome": "models",
+    "ConfigurationError": "errors",
+    "DatabaseUnavailableError": "errors",
+    "End": "models",
+    "EndOutcome": "models",
+    "InvalidValueError": "errors",
+    "Message": "models",
+    "RecorderClosedError": "errors",
+    "RecorderFullError": "errors",
+    "ReopenOutcome": "models",
+    "Run": "models",
+    "RunFilters": "models",
+    "SchemaError": "errors",
+    "SessionActivityDb": "activity",
+    "SessionDatabase": "database",
+    "SessionLifecycleDb": "repository",
+    "SessionLifecycleError": "errors",
+    "SessionListFilters": "models",
+    "SessionMaintenanceDb": "maintenance.role",
+    "SessionRecorder": "writing.recorder",
+    "SessionReportsDb": "reports",
+    "SessionStatus": "models",
+    "SessionWriter": "writing.protocol",
+    "Settings": "settings",
+    "Step": "models",
+    "SummaryFilters": "models",
+    "Touch": "models",
+    "TouchOutcome": "models",
+    "TransactionConflictError": "errors",
+    "UsageEvent": "models",
+    "UsageOutcome": "models",
+    "UsageReceipt": "models",
+    "Viewer": "models",
+    "current_session": "writing.session_block",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

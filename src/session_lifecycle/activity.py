@@ -7,9 +7,7 @@ from uuid import UUID
 
 from pydantic import TypeAdapter
 
-from session_lifecycle.cursors import answered_page, read_position
 from session_lifecycle.errors import InvalidValueError
-from session_lifecycle.execution import Execution
 from session_lifecycle.models import (
     Lineage,
     Message,
@@ -24,9 +22,21 @@ from session_lifecycle.models import (
     ThreadPage,
     Viewer,
 )
-from session_lifecycle.models.activity_reads import ChatHistory, ModelPrefix, OneDetail, ThreadsOfSession, ToolCall
 from session_lifecycle.models.pages import DEFAULT_LIMIT
-from session_lifecycle.statements import details, lineage, messages, names, runs, sessions, summaries, threads
+from session_lifecycle.models.run_filters import ModelPrefix, ToolCall
+from session_lifecycle.models.session_details import ChatHistory, OneDetail, ThreadsOfSession
+from session_lifecycle.pages import answered_page, read_position
+from session_lifecycle.postgres.execution import Execution
+from session_lifecycle.statements.activity import (
+    distinct_names,
+    lineage,
+    messages,
+    runs,
+    session_detail,
+    summaries,
+    threads,
+)
+from session_lifecycle.statements.sessions import records
 
 RUNS = TypeAdapter(list[RunDetail])
 MESSAGES = TypeAdapter(list[Message])
@@ -34,130 +44,174 @@ THREADS = TypeAdapter(list[Thread])
 
 
 class SessionActivityDb(Protocol):
-    """Reads of what happened in sessions. Each is one statement and so one snapshot.
+    """Reads what happened in sessions.
 
-    A viewer sees the runs, steps and messages of the sessions they see; a session that is not visible is answered like
-    one that does not exist. Each raises `InvalidValueError` for a value it refuses, `SchemaError` when the database is
-    not migrated, and `DatabaseUnavailableError` when repeating did not help.
+    Each call is one statement, and so one snapshot. `find_lineage` and `chat_history` read the primary; the other calls
+    may read a replica, which lags behind. A viewer sees the runs, steps and messages of visible sessions. A session
+    that the viewer may not see is answered like one that does not exist.
+
+    A call that fails for a passing reason is retried, except inside a host's transaction. Every call raises:
+
+    - `InvalidValueError`: it refuses an argument.
+    - `SchemaError`: the schema is not migrated, or does not serve this version.
+    - `DatabaseUnavailableError`: the database cannot be reached or did not answer, also after the retries.
+    - `TransactionConflictError`: the call lost conflicts with concurrent transactions, also after the retries; or the
+      host's transaction is not READ COMMITTED.
     """
 
-    async def find_lineage(self, user_id: UUID, tool_call_id: str) -> Lineage | None:
-        """Where a run of this user hangs that begins with the result of a tool call, or None when nobody made it.
+    async def find_lineage(self, user_id: UUID | str, tool_call_id: str) -> Lineage | None:
+        """The parent and the root of a run that begins with the result of a tool call; None if no step has the call.
 
-        Its parent is the run that made the newest such call, by start, run id and step id; its root is that run's, or
-        that run itself.
+        The parent is the run of the newest step with this tool call: the last by start, run id and step id. The root is
+        the parent's root, or the parent itself if it has none.
 
         Args:
-            user_id: Whose runs are looked into, and nobody else's.
-            tool_call_id: The call's id.
+            user_id: The user. Only this user's steps are searched.
+            tool_call_id: The id of the tool call.
+
+        Raises:
+            InvalidValueError: An argument is refused.
         """
         ...
 
     async def list_session_summaries(self, filters: SummaryFilters) -> SummaryPage:
-        """A page of the sessions the filters choose, each with its figures; empty when there are none.
+        """A page of the sessions that match the filters, each with its figures; an empty page if there are none.
 
-        In the order of `order_by`, nulls last both ways, ties by `(user_id, session_id)` in the same direction.
+        The sessions are in the order of `order_by`, nulls last in both directions, ties by `(user_id, session_id)` in
+        the same direction.
 
         Raises:
-            InvalidValueError: The cursor is not of a page under the same filters.
+            InvalidValueError: `filters` is no `SummaryFilters`, or its cursor is not of a page under the same filters.
         """
         ...
 
     async def get_session_detail(
-        self, session_id: str, viewer: Viewer | UUID, *, owner_id: UUID | None = None, project: str | None = None
+        self,
+        session_id: str,
+        viewer: Viewer | UUID | str,
+        *,
+        owner_id: UUID | str | None = None,
+        project: str | None = None,
     ) -> SessionDetail | None:
-        """The session with all that belongs to it, or None when there is none the viewer may see.
+        """The session with its figures, runs and messages; None if there is none that the viewer may see.
 
-        Of several with this id: the viewer's own first, then their agents', then the most recently active. Runs are
-        ordered by `(started_at, run_id)`, messages by `(created_at, message_id)`.
+        Runs are ordered by `(started_at, run_id)`, messages by `(created_at, message_id)`. If several users have a
+        session with this id, the viewer's own comes first, then one of the viewer's agents, then the most recently
+        active one.
 
         Args:
-            session_id: The id.
-            viewer: Who is asking, or their user id.
-            owner_id: The one of this owner, and no other.
-            project: Only what belongs to runs of this project; None is answered where the session has none.
+            session_id: The session's id.
+            viewer: The viewer, or the viewer's user id.
+            owner_id: Only the session of this owner; None: of any owner.
+            project: Only the runs of this project, their messages, and figures over them. If the session has no such
+                run, the call returns None.
+
+        Raises:
+            InvalidValueError: An argument is refused.
         """
         ...
 
     async def list_threads(
         self,
         session_id: str,
-        viewer: Viewer | UUID,
+        viewer: Viewer | UUID | str,
         *,
-        owner_id: UUID | None = None,
+        owner_id: UUID | str | None = None,
         limit: int = DEFAULT_LIMIT,
         after: str | None = None,
         before: str | None = None,
     ) -> ThreadPage | None:
-        """A page of the session's threads, oldest first; None when there is no such session the viewer may see.
+        """A page of the session's threads, oldest first; None if there is no such session that the viewer may see.
 
-        Threads are ordered by the start and the run id of their roots. Of several sessions with this id it is the one
-        `get_session_detail` prefers.
+        Threads are ordered by the start and the run id of their roots. For a root in another session, the start of the
+        thread's earliest run in this session counts. The page is empty if no thread is left. If several users have a
+        session with this id, the call chooses as `get_session_detail` does.
 
         Args:
             session_id: The session's id.
-            viewer: Who is asking, or their user id.
-            owner_id: The session of this owner, and no other.
-            limit: 1..500.
-            after: A thread of the session: those that follow it.
-            before: A thread of the session: the nearest before it. Not together with `after`.
+            viewer: The viewer, or the viewer's user id.
+            owner_id: Only the session of this owner; None: of any owner.
+            limit: The most threads of the page, 1..500.
+            after: The id of a thread of the session: the page begins with the next thread.
+            before: The id of a thread of the session: the page ends with the thread before it. Not together with
+                `after`.
 
         Raises:
-            InvalidValueError: The session has no thread `after` or `before`.
+            InvalidValueError: The session has no thread with the id `after` or `before`, or an argument is refused.
         """
         ...
 
     async def list_runs(self, filters: RunFilters) -> RunPage:
-        """A page of the runs the filters choose, each with all that belongs to it; empty when there are none.
+        """A page of the runs that match the filters, each with its steps, events and messages.
 
-        Ordered by `(started_at, run_id, user_id)`. Runs that wait outside of any session are seen by their owner, by
-        whoever has the owner as an agent, and by the auditor.
+        The runs are ordered by `(started_at, run_id, user_id)`. The page is empty if there are none. A run outside a
+        session is visible to its owner, to a viewer who has the owner as an agent, and to the auditor.
 
         Raises:
-            InvalidValueError: The cursor is not of a page under the same filters.
+            InvalidValueError: `filters` is no `RunFilters`, or its cursor is not of a page under the same filters.
         """
         ...
 
-    async def list_models(self, viewer: Viewer | UUID, prefix: str = "") -> list[str]:
-        """The models of visible runs that have ended, each once, sorted.
+    async def list_models(self, viewer: Viewer | UUID | str, prefix: str = "") -> list[str]:
+        """The models of visible runs that have ended: each once, sorted; empty if there are none.
 
         Args:
-            viewer: Who is asking, or their user id.
-            prefix: What they begin with, to the letter.
+            viewer: The viewer, or the viewer's user id.
+            prefix: Only models whose name begins with this text; upper and lower case differ.
+
+        Raises:
+            InvalidValueError: An argument is refused.
         """
         ...
 
-    async def list_clients(self, viewer: Viewer | UUID) -> list[str]:
-        """The clients of visible runs that have ended, each once, sorted; `Unknown` for runs that named none."""
+    async def list_clients(self, viewer: Viewer | UUID | str) -> list[str]:
+        """The clients of visible runs that have ended: each once, sorted; empty if there are none.
+
+        A run without a client has the client `Unknown`.
+
+        Raises:
+            InvalidValueError: `viewer` is neither a `Viewer` nor a user id.
+        """
         ...
 
-    async def list_agents(self, viewer: Viewer | UUID) -> list[str]:
-        """The agents of visible sessions and of visible runs, each once, sorted."""
+    async def list_agents(self, viewer: Viewer | UUID | str) -> list[str]:
+        """The agents of visible sessions and of visible runs: each once, sorted; empty if there are none.
+
+        Raises:
+            InvalidValueError: `viewer` is neither a `Viewer` nor a user id.
+        """
         ...
 
     async def chat_history(
         self,
         session_id: str,
-        viewer: Viewer | UUID,
+        viewer: Viewer | UUID | str,
         *,
-        owner_id: UUID | None = None,
+        owner_id: UUID | str | None = None,
         limit: int | None = None,
         max_characters: int | None = None,
     ) -> list[Message]:
-        """The newest messages of the session that fit, oldest first; empty when there are none to see.
+        """The newest messages of the session that fit into both limits, oldest first.
+
+        The messages are ordered by `(created_at, message_id)`. The list is empty if the session has no messages, or if
+        there is no such session that the viewer may see.
 
         Args:
-            session_id: The id; of several sessions, the one `get_session_detail` prefers.
-            viewer: Who is asking, or their user id.
-            owner_id: The session of this owner, and no other.
-            limit: How many at most.
-            max_characters: How many characters they may have together. No message is cut, and none is left out between
-                two others: where the newest does not fit, there is none.
+            session_id: The session's id. If several users have a session with this id, the call chooses as
+                `get_session_detail` does.
+            viewer: The viewer, or the viewer's user id.
+            owner_id: Only the session of this owner; None: of any owner.
+            limit: The most messages, at least 1; None: no limit.
+            max_characters: The most characters of all messages together, at least 0; None: no limit. No message is cut,
+                and no message between two others is left out. If the newest message does not fit, the list is empty.
+
+        Raises:
+            InvalidValueError: An argument is refused.
         """
         ...
 
 
-class SqlAlchemySessionActivityDb:
+class SqlAlchemySessionActivityDb(SessionActivityDb):
     """`SessionActivityDb` on Postgres. Made by `SessionDatabase`; not constructed by hosts."""
 
     def __init__(self, primary: Execution, reading: Execution, abandon_after: timedelta) -> None:
@@ -165,28 +219,30 @@ class SqlAlchemySessionActivityDb:
         self._reading = reading
         self._abandon_after = abandon_after
 
-    async def find_lineage(self, user_id: UUID, tool_call_id: str) -> Lineage | None:
-        """See `SessionActivityDb`."""
+    async def find_lineage(self, user_id: UUID | str, tool_call_id: str) -> Lineage | None:
         call = ToolCall.of_call(user_id=user_id, tool_call_id=tool_call_id)
         rows = await self._primary.fetch(lineage.find_lineage(call.user_id, call.tool_call_id))
         return Lineage(**rows[0]._mapping) if rows else None
 
     async def list_session_summaries(self, filters: SummaryFilters) -> SummaryPage:
-        """See `SessionActivityDb`."""
         if not isinstance(filters, SummaryFilters):
             raise InvalidValueError("filters", filters, "a SummaryFilters")
-        order = sessions.order_of(filters.order_column)
+        order = records.ORDERS[filters.order_column]
         position = read_position(filters, order)
         rows = await self._reading.fetch(*summaries.list_summaries(filters, position, self._abandon_after))
-        page, told = answered_page(rows, order, filters)
-        return SummaryPage(sessions=[_summary(row) for row in page], **told)
+        page, of_page = answered_page(rows, order, filters)
+        return SummaryPage(sessions=[_summary(row) for row in page], **of_page)
 
     async def get_session_detail(
-        self, session_id: str, viewer: Viewer | UUID, *, owner_id: UUID | None = None, project: str | None = None
+        self,
+        session_id: str,
+        viewer: Viewer | UUID | str,
+        *,
+        owner_id: UUID | str | None = None,
+        project: str | None = None,
     ) -> SessionDetail | None:
-        """See `SessionActivityDb`."""
         wanted = OneDetail.of_call(session_id=session_id, owner_id=owner_id, project=project)
-        statement = details.get_session_detail(
+        statement = session_detail.get_session_detail(
             wanted.session_id,
             Viewer.of_caller(viewer),
             owner_id=wanted.owner_id,
@@ -206,14 +262,13 @@ class SqlAlchemySessionActivityDb:
     async def list_threads(
         self,
         session_id: str,
-        viewer: Viewer | UUID,
+        viewer: Viewer | UUID | str,
         *,
-        owner_id: UUID | None = None,
+        owner_id: UUID | str | None = None,
         limit: int = DEFAULT_LIMIT,
         after: str | None = None,
         before: str | None = None,
     ) -> ThreadPage | None:
-        """See `SessionActivityDb`."""
         wanted = ThreadsOfSession.of_call(
             session_id=session_id, owner_id=owner_id, limit=limit, after=after, before=before
         )
@@ -234,42 +289,38 @@ class SqlAlchemySessionActivityDb:
             field = "after" if wanted.before is None else "before"
             raise InvalidValueError(field, getattr(wanted, field), "a thread of this session")
         found = THREADS.validate_json(row.threads)
-        # The one too many is the farthest, and they are all oldest first.
+        # All are oldest first. The one beyond the limit is the farthest from the anchor: the last, or with `before` the
+        # first.
         page = found[: wanted.limit] if wanted.before is None else found[-wanted.limit :]
         return ThreadPage(threads=page, session=_summary(row), has_more=len(found) > wanted.limit)
 
     async def list_runs(self, filters: RunFilters) -> RunPage:
-        """See `SessionActivityDb`."""
         if not isinstance(filters, RunFilters):
             raise InvalidValueError("filters", filters, "a RunFilters")
         position = read_position(filters, runs.RUN_ORDER)
         rows = await self._reading.fetch(runs.list_runs(filters, position))
-        page, told = answered_page(rows, runs.RUN_ORDER, filters)
-        return RunPage(runs=[RunDetail.model_validate_json(row.body) for row in page], **told)
+        page, of_page = answered_page(rows, runs.RUN_ORDER, filters)
+        return RunPage(runs=[RunDetail.model_validate_json(row.body) for row in page], **of_page)
 
-    async def list_models(self, viewer: Viewer | UUID, prefix: str = "") -> list[str]:
-        """See `SessionActivityDb`."""
+    async def list_models(self, viewer: Viewer | UUID | str, prefix: str = "") -> list[str]:
         wanted = ModelPrefix.of_call(prefix=prefix)
-        return _names(await self._reading.fetch(names.list_models(Viewer.of_caller(viewer), wanted.prefix)))
+        return _names(await self._reading.fetch(distinct_names.list_models(Viewer.of_caller(viewer), wanted.prefix)))
 
-    async def list_clients(self, viewer: Viewer | UUID) -> list[str]:
-        """See `SessionActivityDb`."""
-        return _names(await self._reading.fetch(names.list_clients(Viewer.of_caller(viewer))))
+    async def list_clients(self, viewer: Viewer | UUID | str) -> list[str]:
+        return _names(await self._reading.fetch(distinct_names.list_clients(Viewer.of_caller(viewer))))
 
-    async def list_agents(self, viewer: Viewer | UUID) -> list[str]:
-        """See `SessionActivityDb`."""
-        return _names(await self._reading.fetch(names.list_agents(Viewer.of_caller(viewer))))
+    async def list_agents(self, viewer: Viewer | UUID | str) -> list[str]:
+        return _names(await self._reading.fetch(distinct_names.list_agents(Viewer.of_caller(viewer))))
 
     async def chat_history(
         self,
         session_id: str,
-        viewer: Viewer | UUID,
+        viewer: Viewer | UUID | str,
         *,
-        owner_id: UUID | None = None,
+        owner_id: UUID | str | None = None,
         limit: int | None = None,
         max_characters: int | None = None,
     ) -> list[Message]:
-        """See `SessionActivityDb`."""
         wanted = ChatHistory.of_call(
             session_id=session_id, owner_id=owner_id, limit=limit, max_characters=max_characters
         )
@@ -286,7 +337,7 @@ class SqlAlchemySessionActivityDb:
 
 def _summary(row: Any) -> SessionSummary:
     figures = SessionSummary.model_fields.keys() - {"record"}
-    return SessionSummary(record=sessions.record_of(row), **{name: getattr(row, name) for name in figures})
+    return SessionSummary(record=records.record_of(row), **{name: getattr(row, name) for name in figures})
 
 
 def _names(rows: Sequence[Any]) -> list[str]:

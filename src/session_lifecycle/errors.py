@@ -2,15 +2,16 @@
 
     SessionLifecycleError
     ├── InvalidValueError            (also ValueError) a value was refused; nothing was written
-    ├── ConfigurationError           the library, or what it was given to work with, is set up wrongly
-    ├── SchemaError                  the database is not migrated, or migrated further than this version knows
-    ├── DatabaseUnavailableError     the database cannot be reached, or stopped answering
-    ├── TransactionConflictError     another transaction was in the way, and repeating is the caller's to do
-    ├── RecorderFullError            the recorder's queue is full and it was told not to wait
-    └── RecorderClosedError          the recorder takes nothing more
+    ├── ConfigurationError           a setting, an argument or the environment does not work
+    ├── SchemaError                  the schema is not migrated, lacks something this version uses, or is newer and
+    │                                does not serve this version
+    ├── DatabaseUnavailableError     the database cannot be reached, did not answer, or is out of a resource
+    ├── TransactionConflictError     lost a conflict with a concurrent transaction; retry the call
+    ├── RecorderFullError            the recorder has no room, and the call does not wait for room
+    └── RecorderClosedError          the recorder is closed or not yet open
 
-Anything Postgres refuses that has no better name is raised as `SessionLifecycleError` itself. The driver's own error is
-always kept as `__cause__`.
+A failure of Postgres without a class of its own is raised as `SessionLifecycleError`. The driver's error is always kept
+as `__cause__`.
 """
 
 from typing import Any
@@ -24,9 +25,9 @@ class InvalidValueError(SessionLifecycleError, ValueError):
     """A value was refused, and nothing was written.
 
     Attributes:
-        field: The argument or field the value was given for.
+        field: The argument or field that the value was given for.
         value: The value, as given.
-        expected: What would have been accepted.
+        expected: A description of the values that are accepted.
     """
 
     def __init__(self, field: str, value: Any, expected: str) -> None:
@@ -40,21 +41,27 @@ class InvalidValueError(SessionLifecycleError, ValueError):
 
 
 class ConfigurationError(SessionLifecycleError):
-    """The library, or what it was given to work with, is set up wrongly. The message names the setting."""
+    """A setting, an argument or the environment does not work, or the database refuses the user or the access.
+
+    The message says what was found.
+    """
 
 
 class SchemaError(SessionLifecycleError):
-    """The database's schema is not the one this version works with. The message names the command to run."""
+    """The schema is not migrated, lacks something this version uses, or is newer and does not serve this version.
+
+    The message names what to do, in most cases a command to run.
+    """
 
 
 class DatabaseUnavailableError(SessionLifecycleError):
-    """The database could not be reached, or the connection was lost before it answered.
+    """The database cannot be reached, did not answer, cancelled the statement, is out of a resource, or is read-only.
 
-    Repeating is safe for everything but usage without an `idempotency_key`; what is safe has already been repeated a
-    few times before this is raised.
+    The caller can safely repeat every call but a recording of usage without an `idempotency_key`. Outside a host's
+    transaction, a failure that may pass has already been retried where that is safe, up to `Settings.retries` times.
 
     Attributes:
-        may_have_written: Whether a write may have taken effect, its answer being lost. False: certainly nothing.
+        may_have_written: Whether a write may have taken effect although its answer was lost. False: it wrote nothing.
     """
 
     def __init__(self, message: str, *, may_have_written: bool = False) -> None:
@@ -63,22 +70,27 @@ class DatabaseUnavailableError(SessionLifecycleError):
 
 
 class TransactionConflictError(SessionLifecycleError):
-    """Another transaction was in the way (a deadlock, a serialization failure, a lock timeout); nothing was written.
+    """The call lost a conflict with a concurrent transaction; nothing was written. Retry the call.
 
-    Raised after the repeats are used up, or at once inside a host's transaction, where nothing can be repeated.
+    A conflict is a deadlock, a serialization failure, a lock timeout, or the deletion of the session. On the pool, the
+    error is raised after all retries. Inside a host's transaction, it is raised at once, as nothing can be retried
+    there; it is also raised if that transaction is not READ COMMITTED.
     """
 
 
 class RecorderFullError(SessionLifecycleError):
-    """The recorder's queue is full and it was told not to wait. The item was not taken in."""
+    """The recorder has `max_pending` items and the call does not wait for room. The items were not queued."""
 
 
 class RecorderClosedError(SessionLifecycleError):
-    """The recorder is closing or closed. The item was not taken in."""
+    """The recorder is closing, closed or not yet open.
+
+    New items are not queued. Items that were pending when the recorder closed may have been written.
+    """
 
 
 def shortened(value: Any, limit: int = 80) -> str:
-    """The value as a message may show it: its repr, printable everywhere and cut to `limit` characters."""
+    """The value as a message shows it: its repr in ASCII, cut after `limit` characters."""
     try:
         text = ascii(value)
     except Exception as error:  # noqa: BLE001 - a broken repr must not hide the refusal it is quoted in

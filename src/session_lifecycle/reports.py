@@ -1,11 +1,10 @@
-"""Reports: what was spent, by whom, on what tokens, and how long sessions and runs took."""
+"""Reports: usage and spend by time, user and agent; tokens by class; durations and run telemetry."""
 
 from datetime import datetime, timedelta
 from itertools import pairwise
 from typing import Any, Literal, Protocol
 from uuid import UUID
 
-from session_lifecycle.execution import Execution
 from session_lifecycle.models import (
     CostByAgentRow,
     CostByUserRow,
@@ -21,33 +20,46 @@ from session_lifecycle.models import (
     UsagePoint,
     Viewer,
 )
-from session_lifecycle.models.reads import Window
-from session_lifecycle.models.reports import Series, TelemetryFilters
-from session_lifecycle.statements import costs, durations, runs_telemetry, spending, stats
-from session_lifecycle.statements.scopes import scopes
+from session_lifecycle.models.reports import Series
+from session_lifecycle.models.run_telemetry import TelemetryFilters
+from session_lifecycle.models.session_filters import Window
+from session_lifecycle.postgres.execution import Execution
+from session_lifecycle.statements.reports import costs, run_telemetry, spend
+from session_lifecycle.statements.roll_ups import session_stats
+from session_lifecycle.statements.shared import durations
+from session_lifecycle.statements.shared.visibility import scopes
 
 NO_DURATIONS = Durations(count=0, p50_s=None, p90_s=None, p95_s=None, p99_s=None)
 
 
 class SessionReportsDb(Protocol):
-    """Reports over all that a viewer sees. Each is one statement and so one snapshot.
+    """Reads figures over all sessions and runs that a viewer sees.
 
-    `viewer` is a `Viewer`, or a user id. Every window is `[since, until)`, open where it is None. Each raises
-    `InvalidValueError` for a value it refuses.
+    Each call is one statement, and so one snapshot. It may read a replica, which lags behind. `viewer` is a `Viewer` or
+    a user id. Every window is `[since, until)`; an end that is None is open. Money is USD.
+
+    A call that fails for a passing reason is retried, except inside a host's transaction. Every call raises:
+
+    - `InvalidValueError`: it refuses an argument; for example, `until` is before `since`.
+    - `SchemaError`: the schema is not migrated, or does not serve this version.
+    - `DatabaseUnavailableError`: the database cannot be reached or did not answer, also after the retries.
+    - `TransactionConflictError`: the call lost conflicts with concurrent transactions, also after the retries; or the
+      host's transaction is not READ COMMITTED.
     """
 
     async def spend(
-        self, viewer: Viewer | UUID, *, since: datetime | None = None, until: datetime | None = None
+        self, viewer: Viewer | UUID | str, *, since: datetime | None = None, until: datetime | None = None
     ) -> Spend:
-        """What was used and spent in the window, by the time of use, whenever its sessions were last active.
+        """Usage and spend in the window, by the time of use; every figure is zero without usage.
 
-        Over all time its cost is `total_spend_usd` of `aggregate_stats`.
+        The last activity of the sessions does not matter. Over all time `cost_usd` equals `total_spend_usd` of
+        `aggregate_stats`.
         """
         ...
 
     async def usage_timeseries(
         self,
-        viewer: Viewer | UUID,
+        viewer: Viewer | UUID | str,
         *,
         since: datetime,
         until: datetime,
@@ -55,73 +67,78 @@ class SessionReportsDb(Protocol):
         timezone: str = "UTC",
         group_by: Literal["model", "agent", "user", "dataset"] | None = None,
     ) -> list[UsagePoint]:
-        """What was used and spent in each bucket of the window, by the time of use; buckets without any are there too.
+        """Usage and spend in each bucket of the window, by the time of use. The points add up to `spend` of the window.
 
-        In the order of time; grouped, each bucket has a point of every group that used anything in the window, by its
-        name. The points add up to `spend` of the window.
+        The points are in the order of time. A bucket without usage has a point of zeros. With `group_by` each bucket
+        has one point for every group with usage anywhere in the window, in the order of the groups' names. The list is
+        empty if `since` equals `until`, and with `group_by` if there is no usage.
 
         Args:
-            viewer: Who is asking.
+            viewer: The viewer, or the viewer's user id.
             since: Used at this time or later.
             until: Used before this time.
-            bucket: How long one is, by the clocks of the time zone; weeks begin on Monday.
-            timezone: The name of an IANA time zone. A day on which its clocks are set has 23 or 25 hours.
-            group_by: What is told apart. Agent and data set are those of the session.
+            bucket: The length of a bucket, by the clocks of the time zone. A week begins on Monday.
+            timezone: The name of an IANA time zone. A day on which the zone changes its clocks by an hour has 23 or 25
+                hours.
+            group_by: Splits each bucket. Agent and dataset are those of the session.
 
         Raises:
-            InvalidValueError: There is no such time zone, or the window has more than 10,000 buckets.
+            InvalidValueError: There is no such time zone, the window may have more than 10,000 buckets, or another
+                argument is refused.
         """
         ...
 
     async def tokens_by_class(
-        self, viewer: Viewer | UUID, *, since: datetime | None = None, until: datetime | None = None
+        self, viewer: Viewer | UUID | str, *, since: datetime | None = None, until: datetime | None = None
     ) -> TokensByClass:
-        """What the tokens used in the window were, by the time of use, of all models together and of each.
+        """Tokens used in the window by class, by the time of use, for all models together and for each model.
 
-        The classes add up to `tokens_in` and `tokens_out`, the models to all of them, and those are `spend`'s.
+        The classes add up to `tokens_in` and `tokens_out`. The models add up to the figures for all models. The totals
+        equal those of `spend`. Without usage all figures are zero and `by_model` is empty.
         """
         ...
 
     async def cost_by_agent(
-        self, viewer: Viewer | UUID, since: datetime | None = None, until: datetime | None = None
+        self, viewer: Viewer | UUID | str, *, since: datetime | None = None, until: datetime | None = None
     ) -> list[CostByAgentRow]:
-        """What the sessions of each agent cost, of those last active in the window: most expensive first, ties by name.
+        """The cost of each agent's sessions that were last active in the window: most expensive first, ties by name.
 
-        Sessions without an agent are `unknown`. The costs add up to `total_spend_usd` of the same window.
+        Sessions without an agent are `unknown`. The costs add up to `total_spend_usd` of the same window. The list is
+        empty if there are no sessions.
         """
         ...
 
     async def cost_by_user(
-        self, viewer: Viewer | UUID, since: datetime | None = None, until: datetime | None = None
+        self, viewer: Viewer | UUID | str, *, since: datetime | None = None, until: datetime | None = None
     ) -> list[CostByUserRow]:
-        """What the sessions of each user cost, of those last active in the window: most expensive first, ties by id.
+        """The cost of each user's sessions that were last active in the window: most expensive first, ties by id.
 
-        The costs add up to `total_spend_usd` of the same window.
+        The costs add up to `total_spend_usd` of the same window. The list is empty if there are no sessions.
         """
         ...
 
     async def session_durations(
-        self, viewer: Viewer | UUID, since: datetime | None = None, until: datetime | None = None
+        self, viewer: Viewer | UUID | str, *, since: datetime | None = None, until: datetime | None = None
     ) -> SessionDurations:
-        """How long the sessions took that were last active in the window, of all and by effective status.
+        """Durations in seconds of the sessions that were last active in the window, overall and by effective status.
 
-        From the start to the end or, without one, to the last activity, and never negative: what `agent_time_s` of
-        `aggregate_stats` adds up.
+        A session's duration is the time from its start to its end, or to its last activity if it has no end. It is
+        never negative. `agent_time_s` of `aggregate_stats` is the sum of these durations.
         """
         ...
 
     async def run_durations(
-        self, viewer: Viewer | UUID, since: datetime | None = None, until: datetime | None = None
+        self, viewer: Viewer | UUID | str, *, since: datetime | None = None, until: datetime | None = None
     ) -> RunDurations:
-        """How long the runs took that ended in the window, of all and by agent; never negative.
+        """Durations in seconds of the runs that ended in the window, overall and by agent. None is negative.
 
-        They are the runs of `telemetry`, whenever their sessions were last active.
+        These are the same runs as those of `telemetry` without a filter.
         """
         ...
 
     async def telemetry(
         self,
-        viewer: Viewer | UUID,
+        viewer: Viewer | UUID | str,
         *,
         provider: str | None = None,
         model: str | None = None,
@@ -129,31 +146,32 @@ class SessionReportsDb(Protocol):
         since: datetime | None = None,
         until: datetime | None = None,
     ) -> TelemetrySummary:
-        """Figures over the runs that ended in the window, whenever their sessions were last active.
+        """Figures over the runs that ended in the window. The last activity of their sessions does not matter.
 
-        Runs that wait outside of any session are seen by their owner, and by whose agent that is.
+        A run outside a session is visible to its owner, to a viewer who has the owner as an agent, and to the auditor.
+        Without runs the counts are zero and the percentiles None.
 
         Args:
-            viewer: Who is asking.
-            provider: Runs of this provider; None: of any.
-            model: Runs that named this model; None: of any.
-            client: Runs of this client, `Unknown` for those that named none; None: of any.
+            viewer: The viewer, or the viewer's user id.
+            provider: Only runs of this provider; None: of any.
+            model: Only runs that named this model; None: any run.
+            client: Only runs of this client; `Unknown`: also runs without a client; None: of any.
             since: Ended at this time or later.
             until: Ended before this time.
         """
         ...
 
     async def list_telemetry_keys(
-        self, viewer: Viewer | UUID, *, since: datetime | None = None, until: datetime | None = None
+        self, viewer: Viewer | UUID | str, *, since: datetime | None = None, until: datetime | None = None
     ) -> list[TelemetryKey]:
-        """What `telemetry` can be asked for: each provider, model and client of runs that ended in the window, once.
+        """Each combination of provider, model and client of the runs that ended in the window, once.
 
-        By provider, then model, then client, what names none last; empty without runs.
+        The keys are ordered by provider, model and client, None last. The list is empty without runs.
         """
         ...
 
 
-class SqlAlchemySessionReportsDb:
+class SqlAlchemySessionReportsDb(SessionReportsDb):
     """`SessionReportsDb` on Postgres. Made by `SessionDatabase`; not constructed by hosts."""
 
     def __init__(self, execution: Execution, abandon_after: timedelta) -> None:
@@ -161,17 +179,16 @@ class SqlAlchemySessionReportsDb:
         self._abandon_after = abandon_after
 
     async def spend(
-        self, viewer: Viewer | UUID, *, since: datetime | None = None, until: datetime | None = None
+        self, viewer: Viewer | UUID | str, *, since: datetime | None = None, until: datetime | None = None
     ) -> Spend:
-        """See `SessionReportsDb`."""
         window = Window.of_call(since=since, until=until)
-        statement = spending.spend(Viewer.of_caller(viewer), window.since, window.until)
+        statement = spend.spend(Viewer.of_caller(viewer), window.since, window.until)
         [row] = await self._execution.fetch(statement)
         return Spend(**row._mapping)
 
     async def usage_timeseries(
         self,
-        viewer: Viewer | UUID,
+        viewer: Viewer | UUID | str,
         *,
         since: datetime,
         until: datetime,
@@ -179,13 +196,12 @@ class SqlAlchemySessionReportsDb:
         timezone: str = "UTC",
         group_by: Literal["model", "agent", "user", "dataset"] | None = None,
     ) -> list[UsagePoint]:
-        """See `SessionReportsDb`."""
         series = Series.of_call(since=since, until=until, bucket=bucket, timezone=timezone, group_by=group_by)
         asker = Viewer.of_caller(viewer)
         boundaries = series.boundaries()
         if not boundaries:
             return []
-        rows = await self._execution.fetch(spending.usage_by_bucket(asker, series, boundaries))
+        rows = await self._execution.fetch(spend.usage_by_bucket(asker, series, boundaries))
         figures = UsagePoint.model_fields.keys() - {"starts_at", "ends_at", "group"}
         found = {(row.number, row.group): {name: getattr(row, name) for name in figures} for row in rows}
         groups: list[str | None] = sorted({row.group for row in rows}) if series.group_by else [None]
@@ -197,57 +213,52 @@ class SqlAlchemySessionReportsDb:
         ]
 
     async def tokens_by_class(
-        self, viewer: Viewer | UUID, *, since: datetime | None = None, until: datetime | None = None
+        self, viewer: Viewer | UUID | str, *, since: datetime | None = None, until: datetime | None = None
     ) -> TokensByClass:
-        """See `SessionReportsDb`."""
         window = Window.of_call(since=since, until=until)
-        statement = spending.tokens_by_class(Viewer.of_caller(viewer), window.since, window.until)
+        statement = spend.tokens_by_class(Viewer.of_caller(viewer), window.since, window.until)
         together, *by_model = [row._asdict() for row in await self._execution.fetch(statement)]
         del together["model"]
         return TokensByClass(**together, by_model={row.pop("model"): TokenClasses(**row) for row in by_model})
 
     async def cost_by_agent(
-        self, viewer: Viewer | UUID, since: datetime | None = None, until: datetime | None = None
+        self, viewer: Viewer | UUID | str, *, since: datetime | None = None, until: datetime | None = None
     ) -> list[CostByAgentRow]:
-        """See `SessionReportsDb`."""
         window = Window.of_call(since=since, until=until)
         statement = costs.cost_by_agent(Viewer.of_caller(viewer), window.since, window.until)
         rows = await self._execution.fetch(statement)
         return [CostByAgentRow(**row._mapping) for row in rows]
 
     async def cost_by_user(
-        self, viewer: Viewer | UUID, since: datetime | None = None, until: datetime | None = None
+        self, viewer: Viewer | UUID | str, *, since: datetime | None = None, until: datetime | None = None
     ) -> list[CostByUserRow]:
-        """See `SessionReportsDb`."""
         window = Window.of_call(since=since, until=until)
         statement = costs.cost_by_user(Viewer.of_caller(viewer), window.since, window.until)
         rows = await self._execution.fetch(statement)
         return [CostByUserRow(**row._mapping) for row in rows]
 
     async def session_durations(
-        self, viewer: Viewer | UUID, since: datetime | None = None, until: datetime | None = None
+        self, viewer: Viewer | UUID | str, *, since: datetime | None = None, until: datetime | None = None
     ) -> SessionDurations:
-        """See `SessionReportsDb`."""
         window = Window.of_call(since=since, until=until)
         seen = scopes(Viewer.of_caller(viewer))
         parameters = {**seen.parameters(), **window.model_dump(), "abandon_after": self._abandon_after, "as_of": None}
-        together, *rows = await self._execution.fetch(stats.session_durations(seen.kinds), parameters)
+        together, *rows = await self._execution.fetch(session_stats.session_durations(seen.kinds), parameters)
         found = {row.key: Durations(**_durations(row)) for row in rows}
         by_status = {status: found.get(status, NO_DURATIONS) for status in EffectiveStatus}
         return SessionDurations(**_durations(together), by_status=by_status)
 
     async def run_durations(
-        self, viewer: Viewer | UUID, since: datetime | None = None, until: datetime | None = None
+        self, viewer: Viewer | UUID | str, *, since: datetime | None = None, until: datetime | None = None
     ) -> RunDurations:
-        """See `SessionReportsDb`."""
         window = Window.of_call(since=since, until=until)
-        statement = runs_telemetry.run_durations(Viewer.of_caller(viewer), window.since, window.until)
+        statement = run_telemetry.run_durations(Viewer.of_caller(viewer), window.since, window.until)
         together, *rows = await self._execution.fetch(statement)
         return RunDurations(**_durations(together), by_agent={row.key: Durations(**_durations(row)) for row in rows})
 
     async def telemetry(
         self,
-        viewer: Viewer | UUID,
+        viewer: Viewer | UUID | str,
         *,
         provider: str | None = None,
         model: str | None = None,
@@ -255,18 +266,16 @@ class SqlAlchemySessionReportsDb:
         since: datetime | None = None,
         until: datetime | None = None,
     ) -> TelemetrySummary:
-        """See `SessionReportsDb`."""
         filters = TelemetryFilters.of_call(provider=provider, model=model, client=client, since=since, until=until)
-        [row] = await self._execution.fetch(runs_telemetry.telemetry(Viewer.of_caller(viewer), filters))
+        [row] = await self._execution.fetch(run_telemetry.telemetry(Viewer.of_caller(viewer), filters))
         figures = {name: figure for name, figure in row._mapping.items() if name in TelemetrySummary.model_fields}
         return TelemetrySummary(**figures, **_percentiles(row, "duration_{}_ms", 1_000))
 
     async def list_telemetry_keys(
-        self, viewer: Viewer | UUID, *, since: datetime | None = None, until: datetime | None = None
+        self, viewer: Viewer | UUID | str, *, since: datetime | None = None, until: datetime | None = None
     ) -> list[TelemetryKey]:
-        """See `SessionReportsDb`."""
         window = Window.of_call(since=since, until=until)
-        statement = runs_telemetry.telemetry_keys(Viewer.of_caller(viewer), window.since, window.until)
+        statement = run_telemetry.telemetry_keys(Viewer.of_caller(viewer), window.since, window.until)
         rows = await self._execution.fetch(statement)
         return [TelemetryKey(**row._mapping) for row in rows]
 
@@ -276,6 +285,6 @@ def _durations(row: Any) -> dict[str, Any]:
 
 
 def _percentiles(row: Any, field: str, unit_us: int) -> dict[str, Any]:
-    """The percentiles of a row by their fields, in a unit of so many microseconds, and exact to one."""
+    """The percentiles of a row by field name, in a unit of `unit_us` microseconds, rounded to whole microseconds."""
     found = {name: getattr(row, name) for name in durations.PERCENTILES}
     return {field.format(name): None if us is None else round(us) / unit_us for name, us in found.items()}

@@ -1,18 +1,16 @@
 """Sessions and their usage: the protocol hosts type against, and the one implementation.
 
-A call becomes values of `models`, those become a statement of `statements`, and `execution` runs it.
+A call makes values of `models` from its arguments, builds a statement of `statements` from the values, and runs the
+statement with `postgres.execution`.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from datetime import datetime, timedelta
 from decimal import ROUND_HALF_EVEN, Decimal, localcontext
-from typing import Any, Protocol
+from typing import Protocol
 from uuid import UUID
 
-from session_lifecycle.batches import Writable
-from session_lifecycle.cursors import answered_page, read_position
 from session_lifecycle.errors import InvalidValueError
-from session_lifecycle.execution import Execution
 from session_lifecycle.models import (
     CostByModelRow,
     SessionListFilters,
@@ -21,126 +19,183 @@ from session_lifecycle.models import (
     SessionStats,
     Viewer,
 )
-from session_lifecycle.models.reads import OneSession, Window
-from session_lifecycle.statements import costs, sessions, stats
-from session_lifecycle.statements.recording import Written
-from session_lifecycle.statements.scopes import scopes
-from session_lifecycle.writing import ItemWriter, SessionWriter, WritesItems
+from session_lifecycle.models.session_filters import OneSession, Window
+from session_lifecycle.pages import answered_page, read_position
+from session_lifecycle.postgres.execution import Execution
+from session_lifecycle.pricing.catalogue import PriceCatalogue
+from session_lifecycle.statements.reports import costs
+from session_lifecycle.statements.roll_ups import session_stats
+from session_lifecycle.statements.sessions import listing, records
+from session_lifecycle.statements.shared.visibility import scopes
+from session_lifecycle.writing.calls import CallsAsItems
+from session_lifecycle.writing.payload_policy import PayloadPolicy
+from session_lifecycle.writing.pipeline import WritePipeline
+from session_lifecycle.writing.protocol import SessionWriter
 
 AVERAGE_DECIMALS = Decimal("1e-10")
 
 
 class SessionLifecycleDb(SessionWriter, Protocol):
-    """Writing sessions, and the reads every host needs. Each read is one statement and so one snapshot."""
+    """Writes sessions, and has the reads that every host needs.
+
+    Each read is one statement, and so one snapshot. `get_session_row` reads the primary; the other reads may read a
+    replica, which lags behind. A session that the viewer may not see is answered like one that does not exist.
+
+    A read that fails for a passing reason is retried, except inside a host's transaction. Every read raises:
+
+    - `InvalidValueError`: it refuses an argument.
+    - `SchemaError`: the schema is not migrated, or does not serve this version.
+    - `DatabaseUnavailableError`: the database cannot be reached or did not answer, also after the retries.
+    - `TransactionConflictError`: the read lost conflicts with concurrent transactions, also after the retries; or the
+      host's transaction is not READ COMMITTED.
+    """
 
     async def get_session_row(
         self,
         session_id: str,
-        viewer: Viewer | UUID,
-        permitted_dataset_ids: Collection[UUID] = (),
+        viewer: Viewer | UUID | str,
+        permitted_dataset_ids: Collection[UUID | str] = (),
         prefer_other_owner: bool = False,
         *,
-        owner_id: UUID | None = None,
+        owner_id: UUID | str | None = None,
     ) -> SessionRowWithStatus | None:
-        """The session with this id, or None when there is none the viewer may see.
+        """The session with this id and its effective status; None if there is none that the viewer may see.
 
-        Of several: the viewer's own first, then their agents', then the most recently active.
+        If several users have a session with this id, the viewer's own comes first, then one of the viewer's agents,
+        then the most recently active one.
 
         Args:
-            session_id: The id.
-            viewer: Who is asking, or their user id.
-            permitted_dataset_ids: What a bare user id may read; not together with a `Viewer`.
-            prefer_other_owner: Rather one that is not the viewer's own.
-            owner_id: The one of this owner, and no other.
+            session_id: The session's id.
+            viewer: The viewer, or the viewer's user id.
+            permitted_dataset_ids: The datasets that a viewer given as a user id may read. Must be empty beside a
+                `Viewer`, which has its own.
+            prefer_other_owner: Whether a session that is not the viewer's own comes before the viewer's own.
+            owner_id: Only the session of this owner; None: of any owner.
+
+        Raises:
+            InvalidValueError: An argument is refused.
         """
         ...
 
     async def list_session_rows(self, filters: SessionListFilters) -> SessionListPage:
-        """A page of the sessions the filters choose, in their order; empty when there are none."""
+        """A page of the sessions that match the filters; an empty page if there are none.
+
+        The sessions are in the order of `order_by`, nulls last in both directions, ties by `(user_id, session_id)` in
+        the same direction. An unknown `order_by` falls back to `last_activity_at`.
+
+        Raises:
+            InvalidValueError: `filters` is no `SessionListFilters`, or its cursor is not of a page under the same
+                filters.
+        """
         ...
 
     async def aggregate_stats(
         self,
-        viewer: Viewer | UUID,
-        permitted_dataset_ids: Collection[UUID] = (),
+        viewer: Viewer | UUID | str,
+        permitted_dataset_ids: Collection[UUID | str] = (),
         since: datetime | None = None,
         *,
         until: datetime | None = None,
     ) -> SessionStats:
-        """Figures over the visible sessions last active in `[since, until)`."""
+        """Figures over all visible sessions that were last active in `[since, until)`. Money is USD.
+
+        Without sessions every figure is zero, but for a `success_rate` of 1.0.
+
+        Args:
+            viewer: The viewer, or the viewer's user id.
+            permitted_dataset_ids: The datasets that a viewer given as a user id may read. Must be empty beside a
+                `Viewer`, which has its own.
+            since: Last active at this time or later; None: no limit.
+            until: Last active before this time; None: no limit.
+
+        Raises:
+            InvalidValueError: An argument is refused: `until` is before `since`, for example.
+        """
         ...
 
     async def cost_by_model(
         self,
-        viewer: Viewer | UUID,
-        permitted_dataset_ids: Collection[UUID] = (),
+        viewer: Viewer | UUID | str,
+        permitted_dataset_ids: Collection[UUID | str] = (),
         since: datetime | None = None,
         *,
         until: datetime | None = None,
     ) -> list[CostByModelRow]:
-        """What each model cost over the visible sessions last active in `[since, until)`, most expensive first.
+        """The cost in USD of each model over the visible sessions that were last active in `[since, until)`.
 
-        Ties go by name; usage without a model is `unknown`. The costs add up to `total_spend_usd` of the same window.
+        The most expensive model comes first, ties by name; empty if there is no usage. Usage without a model is
+        `unknown`. The costs add up to `total_spend_usd` of the same window.
+
+        Args:
+            viewer: The viewer, or the viewer's user id.
+            permitted_dataset_ids: The datasets that a viewer given as a user id may read. Must be empty beside a
+                `Viewer`, which has its own.
+            since: Last active at this time or later; None: no limit.
+            until: Last active before this time; None: no limit.
+
+        Raises:
+            InvalidValueError: An argument is refused: `until` is before `since`, for example.
         """
         ...
 
 
-class SqlAlchemySessionLifecycleDb(WritesItems):
+class SqlAlchemySessionLifecycleDb(WritePipeline, CallsAsItems, SessionLifecycleDb):
     """`SessionLifecycleDb` on Postgres. Made by `SessionDatabase`; not constructed by hosts."""
 
-    def __init__(self, primary: Execution, reading: Execution, writer: ItemWriter, abandon_after: timedelta) -> None:
+    def __init__(
+        self,
+        primary: Execution,
+        reading: Execution,
+        prices: PriceCatalogue,
+        payloads: PayloadPolicy,
+        abandon_after: timedelta,
+    ) -> None:
+        super().__init__(primary, prices, payloads)
         self._primary = primary
         self._reading = reading
-        self._writer = writer
         self._abandon_after = abandon_after
-
-    async def _write(self, items: Sequence[Writable]) -> list[Written]:
-        return await self._writer.write(await self._writer.prepare(items))
 
     async def get_session_row(
         self,
         session_id: str,
-        viewer: Viewer | UUID,
-        permitted_dataset_ids: Collection[UUID] = (),
+        viewer: Viewer | UUID | str,
+        permitted_dataset_ids: Collection[UUID | str] = (),
         prefer_other_owner: bool = False,
         *,
-        owner_id: UUID | None = None,
+        owner_id: UUID | str | None = None,
     ) -> SessionRowWithStatus | None:
-        """See `SessionLifecycleDb`."""
         wanted = OneSession.of_call(session_id=session_id, prefer_other_owner=prefer_other_owner, owner_id=owner_id)
-        session = sessions.preferred_session(
+        session = records.preferred_session(
             wanted.session_id,
             Viewer.of_caller(viewer, permitted_dataset_ids),
             prefer_other_owner=wanted.prefer_other_owner,
             owner_id=wanted.owner_id,
         )
-        rows = await self._primary.fetch(sessions.with_status(session, self._abandon_after))
-        return _session_row(rows[0]) if rows else None
+        rows = await self._primary.fetch(records.with_status(session, self._abandon_after))
+        return records.row_of(rows[0]) if rows else None
 
     async def list_session_rows(self, filters: SessionListFilters) -> SessionListPage:
-        """See `SessionLifecycleDb`."""
         if not isinstance(filters, SessionListFilters):
             raise InvalidValueError("filters", filters, "a SessionListFilters")
-        order = sessions.order_of(filters.order_column)
+        order = records.ORDERS[filters.order_column]
         position = read_position(filters, order)
-        rows = await self._reading.fetch(*sessions.list_sessions(filters, position, self._abandon_after))
-        page, told = answered_page(rows, order, filters)
-        return SessionListPage(sessions=[_session_row(row) for row in page], **told)
+        rows = await self._reading.fetch(*listing.list_sessions(filters, position, self._abandon_after))
+        page, of_page = answered_page(rows, order, filters)
+        return SessionListPage(sessions=[records.row_of(row) for row in page], **of_page)
 
     async def aggregate_stats(
         self,
-        viewer: Viewer | UUID,
-        permitted_dataset_ids: Collection[UUID] = (),
+        viewer: Viewer | UUID | str,
+        permitted_dataset_ids: Collection[UUID | str] = (),
         since: datetime | None = None,
         *,
         until: datetime | None = None,
     ) -> SessionStats:
-        """See `SessionLifecycleDb`."""
         window = Window.of_call(since=since, until=until)
         asker = Viewer.of_caller(viewer, permitted_dataset_ids)
         seen = scopes(asker)
         parameters = {**seen.parameters(), **window.model_dump(), "abandon_after": self._abandon_after, "as_of": None}
-        rows = await self._reading.fetch(stats.aggregate_stats(seen.kinds), parameters)
+        rows = await self._reading.fetch(session_stats.aggregate_stats(seen.kinds), parameters)
         figures = dict(rows[0]._mapping)
         count = figures["sessions"]
         agent_time_us = int(figures.pop("agent_time_us"))
@@ -157,13 +212,12 @@ class SqlAlchemySessionLifecycleDb(WritesItems):
 
     async def cost_by_model(
         self,
-        viewer: Viewer | UUID,
-        permitted_dataset_ids: Collection[UUID] = (),
+        viewer: Viewer | UUID | str,
+        permitted_dataset_ids: Collection[UUID | str] = (),
         since: datetime | None = None,
         *,
         until: datetime | None = None,
     ) -> list[CostByModelRow]:
-        """See `SessionLifecycleDb`."""
         window = Window.of_call(since=since, until=until)
         asker = Viewer.of_caller(viewer, permitted_dataset_ids)
         seen = scopes(asker)
@@ -172,14 +226,10 @@ class SqlAlchemySessionLifecycleDb(WritesItems):
         return [CostByModelRow(**row._mapping) for row in rows]
 
 
-def _session_row(row: Any) -> SessionRowWithStatus:
-    return SessionRowWithStatus(record=sessions.record_of(row), effective_status=row.effective_status)
-
-
 def _average(total: Decimal, count: int) -> Decimal:
     if not count:
         return Decimal(0)
     with localcontext() as context:
-        # Enough digits that the only rounding is the last one.
+        # Enough digits that `quantize` is the only rounding that matters.
         context.prec = len(total.as_tuple().digits) + 40
         return (total / count).quantize(AVERAGE_DECIMALS, rounding=ROUND_HALF_EVEN)

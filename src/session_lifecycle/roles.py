@@ -1,21 +1,26 @@
-"""The roles together: what they share, and where each of them reads."""
+"""SessionRoles: the roles together, and the database that each of them reads."""
 
 from session_lifecycle.activity import SessionActivityDb, SqlAlchemySessionActivityDb
-from session_lifecycle.execution import Execution
-from session_lifecycle.maintenance import SessionMaintenanceDb, SqlAlchemySessionMaintenanceDb
-from session_lifecycle.payloads import PayloadPolicy
-from session_lifecycle.pricing import PriceCatalogue
+from session_lifecycle.maintenance.role import SessionMaintenanceDb, SqlAlchemySessionMaintenanceDb
+from session_lifecycle.postgres.execution import Execution
+from session_lifecycle.pricing.catalogue import PriceCatalogue
 from session_lifecycle.reports import SessionReportsDb, SqlAlchemySessionReportsDb
 from session_lifecycle.repository import SessionLifecycleDb, SqlAlchemySessionLifecycleDb
 from session_lifecycle.settings import Settings
-from session_lifecycle.writing import ItemWriter
+from session_lifecycle.writing.payload_policy import PayloadPolicy
 
 
 class SessionRoles:
-    """`lifecycle`, `activity`, `reports` and `maintenance`. Made by `SessionDatabase.bind` and `.primary`.
+    """The roles of one database or host transaction. Made by `SessionDatabase.bind` and `SessionDatabase.primary`.
 
-    The reads that dashboards make go to `reading`, which may lag behind. Everything else goes to `primary`: what is
-    written, what an operator does, and the reads by which a runtime decides what to write.
+    The reads of dashboards go to the execution `reading`, which may lag behind. All else goes to `primary`: writes,
+    maintenance, and the reads by which a runtime decides what to write.
+
+    Attributes:
+        lifecycle: Writes sessions and reads them.
+        activity: Reads what happened in sessions.
+        reports: Reads figures.
+        maintenance: The operator's jobs.
     """
 
     def __init__(
@@ -27,8 +32,9 @@ class SessionRoles:
         settings: Settings,
     ) -> None:
         abandon_after = settings.abandon_after
-        writer = ItemWriter(primary, prices, payloads)
-        self.lifecycle: SessionLifecycleDb = SqlAlchemySessionLifecycleDb(primary, reading, writer, abandon_after)
+        self.lifecycle: SessionLifecycleDb = SqlAlchemySessionLifecycleDb(
+            primary, reading, prices, payloads, abandon_after
+        )
         self.activity: SessionActivityDb = SqlAlchemySessionActivityDb(primary, reading, abandon_after)
         self.reports: SessionReportsDb = SqlAlchemySessionReportsDb(reading, abandon_after)
         self.maintenance: SessionMaintenanceDb = SqlAlchemySessionMaintenanceDb(primary, prices, abandon_after)

@@ -18,6 +18,24 @@ DEFAULT_ABANDON_AFTER = timedelta(seconds=1800)
 LONGEST_ABANDON_AFTER = timedelta(days=36_500)
 POSTGRES_NAME_BYTES = 63
 
+# What each setting takes; completes "expected …".
+_EXPECTED = {
+    "database_url": "the URL of a database as text",
+    "read_database_url": "the URL of a database as text",
+    "database_schema": f"the name of a schema: 1 to {POSTGRES_NAME_BYTES} bytes, printable, not blank, not pg_…",
+    "abandon_after": "a timedelta above 0 and of at most 36,500 days; in the environment: seconds",
+    "pool_size": "a whole number from 1",
+    "max_overflow": "a whole number from 0",
+    "pool_timeout_seconds": "a number of seconds above 0",
+    "connect_timeout_seconds": "a number of seconds above 0",
+    "statement_timeout_seconds": "a number of seconds above 0, or None for no timeout",
+    "application_name": "text",
+    "retries": "a whole number from 0 to 100",
+    "payload_limit_bytes": "a whole number from 1,000 to 100,000,000",
+    "payload_when_larger": "truncate or refuse",
+}
+_NAMES = {"SESSION_ABANDON_AFTER_SECONDS": "abandon_after"}
+
 _logger = logging.getLogger(__name__)
 
 
@@ -65,7 +83,7 @@ class Settings(BaseSettings):
         default=None, description="`postgresql://…`; used by `SessionDatabase.connect()` when it is given no URL."
     )
     read_database_url: SecretStr | None = Field(
-        default=None, description="That of a replica of it, which reads that tolerate lag then go to."
+        default=None, description="The URL of a replica. Reads that tolerate lag go there."
     )
     database_schema: Annotated[str, AfterValidator(check_schema_name)] = Field(
         default=DEFAULT_SCHEMA, description="The Postgres schema that holds our tables."
@@ -92,7 +110,7 @@ class Settings(BaseSettings):
     )
     application_name: str = Field(default="session-lifecycle", description="As shown in `pg_stat_activity`.")
     retries: Annotated[int, Field(ge=0, le=100)] = Field(
-        default=5, description="How often a call that failed in passing is repeated, where repeating is safe."
+        default=5, description="How often a call that failed temporarily is repeated, where repeating is safe."
     )
 
     payload_limit_bytes: Annotated[int, Field(ge=1_000, le=100_000_000)] = Field(
@@ -114,5 +132,9 @@ class Settings(BaseSettings):
             return cls(**values)
         except ValidationError as error:
             first = error.errors()[0]
-            name = ".".join(str(part) for part in first["loc"])
-            raise ConfigurationError(f"setting {name}: got {shortened(first['input'])}: {first['msg']}") from error
+            name = str(first["loc"][0])
+            setting = _NAMES.get(name, name)
+            expected = _EXPECTED.get(setting, "no setting of that name")
+            raise ConfigurationError(
+                f"setting {setting}: got {shortened(first['input'])}, expected {expected}"
+            ) from error

@@ -1,14 +1,16 @@
 """Pytest fixtures for hosts: a real, migrated, empty database for each test, cloned from a template.
 
-Add `pytest_plugins = ["session_lifecycle.testing"]` to the top `conftest.py`, and ask for:
+Add `pytest_plugins = ["session_lifecycle.testing"]` to the top `conftest.py`, and request:
 
 - `session_database`: a `SessionDatabase` on the test's own database;
-- `session_database_url`: that database's URL, for a host's own engine;
-- `session_clock`: the database's clock, to be advanced or frozen.
+- `session_database_url`: the URL of that database, for the host's engine;
+- `session_clock`: the clock of that database, which a test advances or freezes.
 
-The server is the one `SESSION_LIFECYCLE_TEST_DATABASE_URL` names (its user creates and drops databases); else a
-container of `SESSION_LIFECYCLE_TEST_IMAGE`, where testcontainers is installed and a Docker engine answers; else an
-embedded one.
+The server is the first of these:
+
+1. the one that `SESSION_LIFECYCLE_TEST_DATABASE_URL` names (its user must be allowed to create databases);
+2. a container of `SESSION_LIFECYCLE_TEST_IMAGE`, if testcontainers is installed and a Docker engine answers;
+3. an embedded server.
 """
 
 import asyncio
@@ -29,15 +31,16 @@ import pytest_asyncio
 from sqlalchemy.engine import URL, make_url
 
 from session_lifecycle.database import SessionDatabase
-from session_lifecycle.embedded import EmbeddedPostgres, temporary_data_dir
+from session_lifecycle.postgres.embedded import EmbeddedPostgres, temporary_data_dir
 
 DEFAULT_IMAGE = "postgres:17-alpine"
 DOCKER_SOCKET = Path("/var/run/docker.sock")
 SHARED_MEMORY = Path("/dev") / "shm"
 ROOM_BYTES = 2 * 1024**3
 
-# The library asks `statement_timestamp()` for the time. In a test's database the search path finds this one first, so
-# the clock can be moved without the library knowing of tests.
+# The library takes the time from `statement_timestamp()`. Its statements find this function first, by the path of a
+# test's database; its database functions have a path of their own, which gets this schema in front. So a test can
+# move the clock, and the library needs no code for tests.
 INSTALL_CLOCK = """
     CREATE SCHEMA session_lifecycle_clock;
     CREATE TABLE session_lifecycle_clock.setting (ahead interval NOT NULL, frozen_at timestamptz);
@@ -45,6 +48,22 @@ INSTALL_CLOCK = """
     CREATE FUNCTION session_lifecycle_clock.statement_timestamp() RETURNS timestamptz STABLE LANGUAGE sql AS $$
         SELECT coalesce(frozen_at, pg_catalog.statement_timestamp() + ahead) FROM session_lifecycle_clock.setting
     $$;
+    GRANT USAGE ON SCHEMA session_lifecycle_clock TO PUBLIC;
+    GRANT SELECT ON session_lifecycle_clock.setting TO PUBLIC;
+    DO $$
+    DECLARE
+        of_ours regprocedure;
+    BEGIN
+        FOR of_ours IN
+            SELECT oid FROM pg_proc
+            WHERE pronamespace = 'session_lifecycle'::regnamespace AND prosrc LIKE '%statement_timestamp()%'
+        LOOP
+            EXECUTE format(
+                'ALTER FUNCTION %s SET search_path = session_lifecycle_clock, pg_catalog, pg_temp', of_ours
+            );
+        END LOOP;
+    END
+    $$
 """
 
 
@@ -55,22 +74,22 @@ class SessionClock:
         self._url = url
 
     async def now(self) -> datetime:
-        """What the library takes for now."""
+        """The current time of the clock, UTC."""
         now: datetime = await self._ask("SELECT statement_timestamp()")
         return now
 
     async def advance(self, by: timedelta) -> None:
-        """Moves the clock on, or back by a negative amount; a frozen clock stays frozen at its new time."""
+        """Moves the clock forward, or back if `by` is negative. A frozen clock stays frozen at its new time."""
         await self._ask("UPDATE session_lifecycle_clock.setting SET ahead = ahead + $1, frozen_at = frozen_at + $1", by)
 
     async def freeze(self, at: datetime | None = None) -> datetime:
-        """Stops the clock at a moment, or now; returns it."""
+        """Stops the clock at `at`, or at its current time, and returns that time."""
         moment = at or await self.now()
         await self._ask("UPDATE session_lifecycle_clock.setting SET frozen_at = $1", moment)
         return moment
 
     async def run(self) -> None:
-        """Lets the clock run as the server's does."""
+        """Sets the clock to the server's time and lets it run."""
         await self._ask("UPDATE session_lifecycle_clock.setting SET ahead = '0', frozen_at = NULL")
 
     async def _ask(self, sql: str, *arguments: Any) -> Any:
@@ -83,7 +102,12 @@ class SessionClock:
 
 @dataclass(frozen=True)
 class TemplateServer:
-    """A server, and on it a migrated database that tests clone."""
+    """A server with a migrated template database, which is cloned for each test.
+
+    Attributes:
+        url: The URL of a database on the server, whose user may create databases.
+        template: The name of the template database.
+    """
 
     url: str
     template: str
@@ -96,7 +120,7 @@ class TemplateServer:
         return make_url(self.url).set(drivername="postgresql")
 
     async def run(self, *statements: str) -> None:
-        """Runs statements outside a transaction, on the server's own database."""
+        """Runs statements outside a transaction, on the database that `url` names."""
         connection = await asyncpg.connect(self._parsed().render_as_string(hide_password=False))
         try:
             for statement in statements:
@@ -105,7 +129,7 @@ class TemplateServer:
             await connection.close()
 
     async def prepare(self) -> None:
-        """Creates the template: migrated, with the clock that tests move."""
+        """Creates the template database: migrates it and installs the clock."""
         await self.run(f'CREATE DATABASE "{self.template}"')
         async with SessionDatabase.connect(self.url_of(self.template)) as db:
             await db.migrate()
@@ -116,22 +140,22 @@ class TemplateServer:
             await connection.close()
 
     async def clone(self, database: str) -> None:
-        """Creates an empty, migrated database."""
+        """Creates an empty, migrated database with the clock."""
         await self.run(
             f'CREATE DATABASE "{database}" TEMPLATE "{self.template}"',
             f'ALTER DATABASE "{database}" SET search_path = session_lifecycle_clock, pg_catalog, public',
         )
 
     async def drop(self, database: str) -> None:
-        """Drops a database, whoever is still connected."""
+        """Drops a database, even if clients are still connected."""
         await self.run(f'DROP DATABASE IF EXISTS "{database}" WITH (FORCE)')
 
 
 def folder_in_memory() -> Path | None:
-    """The folder whose files are kept in memory; None where it has no room for all workers, or somebody chose another.
+    """The folder whose files are kept in memory; None if it has no room for all test workers or `TMPDIR` is set.
 
-    A database is some three hundred files, and each test creates and drops one. That takes a hundredth of a second in
-    memory, and a third on ext4, which leaves the inode of a deleted file for a minute and looks at all those each time.
+    A database has about three hundred files, and each test creates and drops one. That takes a hundredth of a second in
+    memory, and a third of a second on ext4: it keeps the inode of a deleted file for a minute and scans these inodes.
     """
     if "TMPDIR" in os.environ or not SHARED_MEMORY.is_dir():
         return None
@@ -155,13 +179,14 @@ def _container() -> Generator[str]:
     from testcontainers.community.postgres import PostgresContainer
 
     container = PostgresContainer(os.environ.get("SESSION_LIFECYCLE_TEST_IMAGE", DEFAULT_IMAGE), driver=None)
-    # In memory, for the same reason as an embedded one.
+    # The data is in memory, for the reason given in `folder_in_memory`.
     container = container.with_env("PGDATA", "/memory/data").with_tmpfs_mount("/memory")
     with container as postgres:
         yield postgres.get_connection_url()
 
 
 def docker_answers() -> bool:
+    """Whether testcontainers is installed and a Docker engine answers."""
     if find_spec("testcontainers") is None or find_spec("docker") is None:
         return False
     if "DOCKER_HOST" not in os.environ and not DOCKER_SOCKET.exists():
@@ -191,7 +216,7 @@ def _server() -> AbstractContextManager[str]:
 
 @pytest.fixture(scope="session")
 def session_template_server() -> Iterator[TemplateServer]:
-    """The server of this test run, with its template; each parallel worker has its own template."""
+    """The server of this test run and its template database. Each parallel worker makes its own template."""
     with ExitStack() as stack:
         server = TemplateServer(stack.enter_context(_server()), f"session_lifecycle_template_{os.getpid()}")
         asyncio.run(server.prepare())
@@ -204,7 +229,7 @@ _numbers = count(1)
 
 @pytest_asyncio.fixture
 async def session_database_url(session_template_server: TemplateServer) -> AsyncIterator[str]:
-    """The URL of a migrated, empty database of this test's own; dropped when the test ends."""
+    """The URL of the test's own migrated, empty database, which is dropped when the test ends."""
     database = f"session_lifecycle_test_{os.getpid()}_{next(_numbers)}"
     await session_template_server.clone(database)
     try:
@@ -215,12 +240,12 @@ async def session_database_url(session_template_server: TemplateServer) -> Async
 
 @pytest_asyncio.fixture
 async def session_database(session_database_url: str) -> AsyncIterator[SessionDatabase]:
-    """A `SessionDatabase` on a migrated, empty database of this test's own."""
+    """A `SessionDatabase` on the test's own migrated, empty database."""
     async with SessionDatabase.connect(session_database_url) as db:
         yield db
 
 
 @pytest.fixture
 def session_clock(session_database_url: str) -> SessionClock:
-    """The clock of this test's database."""
+    """The clock of the test's own database."""
     return SessionClock(session_database_url)

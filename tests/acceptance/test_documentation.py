@@ -1,9 +1,10 @@
-"""The pages tell the truth: their Python runs, their links lead somewhere, their settings exist."""
+"""The documentation is true: its Python runs and is typed, its links have targets, its settings exist."""
 
 import ast
 import inspect
 import re
 import runpy
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FunctionType
 from typing import Any
@@ -14,12 +15,23 @@ from pydantic import BaseModel
 
 import session_lifecycle
 from session_lifecycle import (
+    End,
+    RunFilters,
+    SessionDatabase,
+    SessionListFilters,
+    Settings,
+    SummaryFilters,
+    Touch,
+    UsageEvent,
+    UsageReceipt,
+    Viewer,
+)
+from session_lifecycle.models import (
     Action,
     CostByAgentRow,
     CostByModelRow,
     CostByUserRow,
     Durations,
-    End,
     ErasureReceipt,
     Lineage,
     Mismatch,
@@ -30,20 +42,15 @@ from session_lifecycle import (
     RunDetail,
     RunDurations,
     RunEvent,
-    RunFilters,
     RunPage,
-    SessionDatabase,
     SessionDetail,
     SessionDurations,
-    SessionListFilters,
     SessionListPage,
     SessionRecord,
     SessionRowWithStatus,
     SessionStats,
     SessionSummary,
-    Settings,
     Spend,
-    SummaryFilters,
     SummaryPage,
     TelemetryKey,
     TelemetrySummary,
@@ -51,26 +58,26 @@ from session_lifecycle import (
     ThreadPage,
     TokenClasses,
     TokensByClass,
-    Touch,
-    UsageEvent,
-    UsageReceipt,
-    Viewer,
 )
 from session_lifecycle.testing import SessionClock
+from support.documentation import (
+    PAGES,
+    ROOT,
+    Block,
+    Finding,
+    blocks,
+    mypy_findings,
+    on_pages,
+    pyright_findings,
+    write_modules,
+)
 
-ROOT = Path(__file__).parents[2]
-PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
-BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
-
-def blocks(page: Path) -> list[str]:
-    """The Python of a page."""
-    return BLOCK.findall(page.read_text())
-
-
-async def run_block(source: str, name: str, names: dict[str, Any]) -> None:
-    """Runs a block, which may await at its top, as the REPL of asyncio does."""
-    code = compile(source, name, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+async def run_block(page: Path, block: Block, names: dict[str, Any]) -> None:
+    """Runs a block, with await allowed at its top level, as in asyncio's REPL."""
+    # A traceback names the line of the page.
+    source = "\n" * (block.line - 1) + block.code
+    code = compile(source, str(page), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
     running = FunctionType(code, names)()
     if inspect.isawaitable(running):
         await running
@@ -80,12 +87,12 @@ async def run_block(source: str, name: str, names: dict[str, Any]) -> None:
 async def test_the_python_of_a_page_runs(
     page: Path, session_database: SessionDatabase, session_database_url: str, session_clock: SessionClock
 ) -> None:
-    # What is read on a replica is what the primary has, a little later.
+    # The block reads on a replica, which follows the primary with a delay.
     urls = {"url": session_database_url, "read_url": session_database_url}
     names: dict[str, Any] = {"db": session_database, **urls, "user_id": uuid4()}
     fixtures = {"session_database": session_database, "session_clock": session_clock, "user_id": names["user_id"]}
-    for number, block in enumerate(blocks(page), 1):
-        await run_block(block, f"{page.name}:{number}", names)
+    for block in blocks(page):
+        await run_block(page, block, names)
     for name, value in list(names.items()):
         if name.startswith("test_"):
             await value(**{argument: fixtures[argument] for argument in inspect.signature(value).parameters})
@@ -96,14 +103,28 @@ def test_the_program_of_the_readme_runs(
 ) -> None:
     [program] = blocks(ROOT / "README.md")
     file = tmp_path / "program.py"
-    file.write_text(program)
+    file.write_text(program.code)
     monkeypatch.setattr(SessionDatabase, "embedded", lambda: SessionDatabase.connect(session_database_url))
     runpy.run_path(str(file), run_name="__main__")
     assert capsys.readouterr().out.startswith("applied 0.00045\n")
 
 
+@pytest.mark.parametrize("check", [mypy_findings, pyright_findings])
+def test_the_python_of_the_pages_is_typed(check: Callable[[Path], Iterator[Finding]], tmp_path: Path) -> None:
+    # A page with an error shows that the type checker looked, and that it names the line of the page.
+    wrong = tmp_path / "wrong.md"
+    wrong.write_text("# Page\n\nText.\n\n```python\nawait db.migrate()\nnumber: int = url\n```\n")
+    modules = tmp_path / "modules"
+    modules.mkdir()
+    pages = write_modules(modules, [*PAGES, wrong])
+    findings = on_pages(check(modules), pages)
+    expected, *others = sorted(findings, key=lambda one: "wrong.md:7: " not in one)
+    assert "wrong.md:7: " in expected
+    assert not others, "\n".join(others)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_links_lead_somewhere(page: Path) -> None:
+def test_every_link_has_a_target(page: Path) -> None:
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
         assert (page.parent / target).exists(), target
 
@@ -142,7 +163,7 @@ def test_every_public_name_is_in_the_reference() -> None:
 )
 def test_every_field_of_a_value_is_in_the_reference(value: type[BaseModel]) -> None:
     page = (ROOT / "docs/reference/api.md").read_text()
-    hidden = {"sees_all"}  # told by `Viewer.auditor()`
+    hidden = {"sees_all"}  # set by `Viewer.auditor()` only
     fields = {*value.model_fields, *value.model_computed_fields} - hidden
     assert [name for name in sorted(fields) if not re.search(rf"`[^`]*\b{name}\b", page)] == []
 

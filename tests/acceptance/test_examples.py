@@ -1,4 +1,4 @@
-"""The examples run as they stand."""
+"""The examples run unchanged."""
 
 import os
 import runpy
@@ -16,7 +16,7 @@ import pytest
 from session_lifecycle import SessionDatabase, Settings
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-# By its path: the standard library has a module of this name, too.
+# Loaded by path, since the standard library has a module of this name.
 TRACES = runpy.run_path(str(EXAMPLES / "trace.py"))
 
 
@@ -68,13 +68,13 @@ def test_a_program_runs(session_database_url: str, name: str) -> None:
 
 
 def span(parent_id: str | None = None, **attributes: Any) -> Any:
-    """A span of a second, by the program's own class; `__` in a name stands for a dot."""
+    """A span of one second, of the program's own class; `__` in a keyword stands for a dot."""
     named = {name.replace("__", "."): value for name, value in attributes.items()}
     return TRACES["Span"]("t", "span-1", parent_id, "a span", 0, 1_000_000_999, named)
 
 
 def said(**attributes: Any) -> list[Any]:
-    """The items a span gives."""
+    """The items that a span becomes."""
     parent_id = attributes.pop("parent_id", None)
     items: list[Any] = TRACES["items_of"](span(parent_id, **attributes), "s", uuid4())
     return items
@@ -90,11 +90,11 @@ def said(**attributes: Any) -> list[Any]:
         ([{"gen_ai__conversation__id": ""}], "t"),
     ],
 )
-def test_T22_a_trace_is_of_the_conversation_its_spans_name(attributes: list[dict[str, str]], session: str) -> None:
+def test_T22_a_trace_belongs_to_the_conversation_its_spans_name(attributes: list[dict[str, str]], session: str) -> None:
     assert TRACES["session_of"]([span(**named) for named in attributes]) == session
 
 
-def test_a_span_that_called_a_model_is_usage() -> None:
+def test_a_span_of_a_model_call_becomes_usage() -> None:
     run, step, usage = said(
         parent_id="span-0",
         gen_ai__operation__name="chat",
@@ -114,12 +114,12 @@ def test_a_span_that_called_a_model_is_usage() -> None:
     assert (usage.tokens_out, usage.reasoning_tokens, usage.measured, usage.errored) == (20, 10, True, False)
 
 
-def test_a_call_of_a_model_without_figures_is_unmeasured() -> None:
+def test_a_model_call_without_figures_is_unmeasured() -> None:
     _run, step, usage = said(gen_ai__operation__name="chat", error__type="timeout")
     assert (step.errors, usage.measured, usage.errored) == ("timeout", False, True)
 
 
-def test_the_outermost_span_ends_the_run_and_reports() -> None:
+def test_the_outermost_span_ends_the_run_and_reports_its_cost() -> None:
     reported = {"gen_ai__usage__input_tokens": 100, "agent__cost_usd": 0.01}
     run, _step = said(gen_ai__operation__name="invoke_agent", error__type="timeout", **reported)
     assert (run.status, run.error, run.ended_at - run.started_at) == ("failed", "timeout", timedelta(seconds=1))
@@ -128,7 +128,7 @@ def test_the_outermost_span_ends_the_run_and_reports() -> None:
     assert (run.ended_at, run.reported_cost_usd, run.reported_tokens) == (None, None, None)
 
 
-def test_a_span_that_ran_a_tool_is_a_call_of_it() -> None:
+def test_a_span_of_a_tool_becomes_a_tool_step() -> None:
     _run, step = said(gen_ai__operation__name="execute_tool", gen_ai__tool__name="weather", gen_ai__tool__call__id="c1")
     assert (step.kind, step.name, step.tool_call_id) == ("tool", "weather", "c1")
 

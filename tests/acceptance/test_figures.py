@@ -9,12 +9,13 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from session_lifecycle import SchemaError, SessionDatabase, SessionListFilters, SessionStatus, Viewer
 from session_lifecycle.testing import SessionClock
+from support.world import World
 
 SECOND = timedelta(seconds=1)
 MINUTE = timedelta(minutes=1)
 
 
-async def test_L37_figures_of_five_sessions(world: Any, session_clock: SessionClock) -> None:
+async def test_L37_stats_sum_five_sessions(world: World, session_clock: SessionClock) -> None:
     now = await session_clock.freeze()
     lives = [("1", "completed", "0.10", 100, 200), ("2", "completed", "0.20", 100, 200), ("3", "failed", "0.05", 50, 0)]
     for session, status, cost, tokens_in, tokens_out in lives:
@@ -35,18 +36,18 @@ async def test_L37_figures_of_five_sessions(world: Any, session_clock: SessionCl
     assert (stats.success_rate, stats.agent_time_s, stats.avg_session_s) == (2 / 3, 270, 54)
 
 
-async def test_L38_no_sessions_are_zeros(world: Any) -> None:
+async def test_L38_stats_of_no_sessions_are_zeros(world: World) -> None:
     figures = (await world.lifecycle.aggregate_stats(world.a)).model_dump()
     assert figures.pop("success_rate") == 1.0
     assert set(figures.values()) == {0}
 
 
-async def test_L39_running_sessions_are_no_failure(world: Any) -> None:
+async def test_L39_running_sessions_are_no_failure(world: World) -> None:
     await world.touch()
     assert (await world.lifecycle.aggregate_stats(world.a)).success_rate == 1.0
 
 
-async def test_L40_an_end_before_the_start_lasts_nothing(world: Any) -> None:
+async def test_L40_an_end_before_the_start_lasts_nothing(world: World) -> None:
     await world.sql(
         "INSERT INTO session_lifecycle.session_records "
         "(user_id, session_id, status, started_at, last_activity_at, ended_at) "
@@ -57,7 +58,7 @@ async def test_L40_an_end_before_the_start_lasts_nothing(world: Any) -> None:
     assert (stats.sessions, stats.agent_time_s) == (1, 0)
 
 
-async def test_L41_models_over_two_sessions(world: Any) -> None:
+async def test_L41_cost_by_model_sums_two_sessions(world: World) -> None:
     await world.use("gpt-4o", 100, 50, Decimal("0.10"), session_id="s1")
     await world.use("mini", 20, 10, Decimal("0.005"), session_id="s1")
     await world.use("gpt-4o", 80, 40, Decimal("0.08"), session_id="s2")
@@ -68,7 +69,7 @@ async def test_L41_models_over_two_sessions(world: Any) -> None:
     ]
 
 
-async def test_L42_equal_ids_of_two_users_are_two_sessions(world: Any) -> None:
+async def test_L42_equal_ids_of_two_users_are_two_sessions(world: World) -> None:
     await world.use("gpt-4o", 1, user=world.a)
     await world.touch("s", world.b, world.d1)
     await world.use("gpt-4o", 1, user=world.b)
@@ -76,7 +77,7 @@ async def test_L42_equal_ids_of_two_users_are_two_sessions(world: Any) -> None:
     assert row.session_count == 2
 
 
-async def test_L43_usage_without_a_model_is_unknown(world: Any) -> None:
+async def test_L43_usage_without_a_model_is_unknown(world: World) -> None:
     await world.use(cost_usd=Decimal("0.5"))
     await world.use("gpt-4o", 10, 5, Decimal("0.25"))
     costs = {row.model: row.cost_usd for row in await world.lifecycle.cost_by_model(world.a)}
@@ -84,7 +85,7 @@ async def test_L43_usage_without_a_model_is_unknown(world: Any) -> None:
     assert sum(costs.values()) == (await world.lifecycle.aggregate_stats(world.a)).total_spend_usd
 
 
-async def test_L44_a_model_without_a_price_is_unpriced(world: Any) -> None:
+async def test_L44_a_model_without_a_price_is_unpriced(world: World) -> None:
     assert (await world.use("no-such-model", 10, 5)).cost_usd is None
     [event] = await world.ledger()
     [by_model] = await world.lifecycle.cost_by_model(world.a)
@@ -94,7 +95,7 @@ async def test_L44_a_model_without_a_price_is_unpriced(world: Any) -> None:
     assert stats.total_spend_usd == 0
 
 
-async def test_L45_the_catalogue_prices_what_has_no_cost(world: Any) -> None:
+async def test_L45_the_catalogue_prices_what_has_no_cost(world: World) -> None:
     assert (await world.use("gpt-4o-mini", 1000, 500)).cost_usd == Decimal("0.00045")
     [event] = await world.ledger()
     assert (event["cost_usd"], event["given_cost_usd"]) == (Decimal("0.00045"), None)
@@ -104,7 +105,7 @@ async def test_L45_the_catalogue_prices_what_has_no_cost(world: Any) -> None:
 
 @pytest.mark.parametrize("as_session", [False, True])
 @pytest.mark.parametrize("savepoints", [False, True])
-async def test_L48_the_hosts_rollback_takes_ours_back(world: Any, as_session: bool, savepoints: bool) -> None:
+async def test_L48_the_hosts_rollback_takes_ours_back(world: World, as_session: bool, savepoints: bool) -> None:
     async with AsyncSession(world.db.engine) if as_session else world.db.engine.connect() as host:
         bound = world.db.bind(host, savepoints=savepoints)
         receipt = await bound.lifecycle.accumulate_usage("s", world.a, "m", 10, 5, 1)
@@ -114,25 +115,32 @@ async def test_L48_the_hosts_rollback_takes_ours_back(world: Any, as_session: bo
 
 
 @pytest.mark.parametrize(
-    ("damage", "command"),
+    ("statements", "command"),
     [
-        ("DROP SCHEMA session_lifecycle CASCADE", "session-lifecycle db upgrade"),
-        ("UPDATE session_lifecycle.alembic_version SET version_num = '0001'", "session-lifecycle db upgrade"),
+        (["DROP SCHEMA session_lifecycle CASCADE"], "session-lifecycle db upgrade"),
+        (["DELETE FROM session_lifecycle.session_lifecycle_version"], "session-lifecycle db upgrade"),
+        (["DROP FUNCTION session_lifecycle.reprice_v1"], "session-lifecycle db upgrade"),
         (
-            "UPDATE session_lifecycle.alembic_version SET version_num = '9999'",
+            [
+                "UPDATE session_lifecycle.session_lifecycle_version SET version_num = '9999'",
+                "DROP FUNCTION session_lifecycle.oldest_served_version_v1",
+            ],
             "pip install --upgrade session-lifecycle",
         ),
     ],
+    ids=["without tables", "without a revision", "behind", "ahead"],
 )
 async def test_L49_another_schema_names_the_command_to_run(
-    world: Any, session_database_url: str, damage: str, command: str
+    world: World, session_database_url: str, statements: list[str], command: str
 ) -> None:
-    await world.sql(damage)
+    for statement in statements:
+        await world.sql(statement)
     async with SessionDatabase.connect(session_database_url) as db:
         for call in (db.check(), db.lifecycle.ensure_and_touch_session("s", world.a)):
             with pytest.raises(SchemaError, match=command):
                 await call
-    if "UPDATE" in damage:
+    [schema] = await world.sql("SELECT to_regclass('session_lifecycle.session_records') IS NOT NULL AS is_there")
+    if schema["is_there"]:
         assert await world.counts() == (0, 0, 0)
 
 
@@ -152,18 +160,17 @@ REFERENCE_KEYS = [
 ]
 
 
-async def test_L50_the_keys_of_a_row(world: Any) -> None:
+async def test_L50_a_row_has_the_references_keys_first(world: World) -> None:
     await world.use("gpt-4o", 10, 5, 0.25)
-    row = await world.lifecycle.get_session_row("s", world.a)
-    told = row.to_dict()
-    assert list(told)[:12] == REFERENCE_KEYS
-    assert list(told)[-1] == "effective_status"
-    assert (told["user_id"], told["cost_usd"], told["effective_status"]) == (str(world.a), 0.25, "running")
-    assert told["started_at"].endswith("+00:00")
+    values = (await world.found()).to_dict()
+    assert list(values)[:12] == REFERENCE_KEYS
+    assert list(values)[-1] == "effective_status"
+    assert (values["user_id"], values["cost_usd"], values["effective_status"]) == (str(world.a), 0.25, "running")
+    assert values["started_at"].endswith("+00:00")
 
 
 async def test_L53_the_databases_clock_decides_what_is_too_far_ahead(
-    world: Any, session_clock: SessionClock, refuses: Any
+    world: World, session_clock: SessionClock, refuses: Any
 ) -> None:
     now = await session_clock.freeze(datetime(2030, 1, 1, tzinfo=UTC))
     assert await world.touch(at=now + 4 * MINUTE) == "created"
@@ -175,21 +182,21 @@ async def test_L53_the_databases_clock_decides_what_is_too_far_ahead(
     assert await world.row() == before
 
 
-async def test_L54_an_owner_is_named(world: Any) -> None:
+async def test_L54_owner_id_chooses_one_owners_session(world: World) -> None:
     await world.touch("s", world.a)
     await world.touch("s", world.b, world.d1)
     viewer = Viewer(world.a, [world.d1])
-    found = await world.lifecycle.get_session_row("s", viewer, owner_id=world.b)
+    found = await world.found("s", viewer, owner_id=world.b)
     page = await world.lifecycle.list_session_rows(SessionListFilters(viewer=viewer, owner_id=world.b))
     assert [found.record.user_id, *(row.record.user_id for row in page.sessions)] == [world.b, world.b]
 
 
-async def test_L55_the_references_call_shape(world: Any) -> None:
+async def test_L55_the_references_call_shape_works(world: World) -> None:
     await world.lifecycle.accumulate_usage("s", world.a, "gpt-4o", 100, 50, 0.012, False)
     assert (await world.row()).cost_usd == Decimal("0.012")
 
 
-async def test_L57_totals_exact_bounded_and_none(world: Any) -> None:
+async def test_L57_totals_are_exact_bounded_or_none(world: World) -> None:
     await world.sql(
         "INSERT INTO session_lifecycle.session_records (user_id, session_id) "
         "SELECT :a, n FROM generate_series(1, 12000) n",
@@ -205,7 +212,7 @@ async def test_L57_totals_exact_bounded_and_none(world: Any) -> None:
     assert await total("none") == (None, False)
 
 
-async def test_L58_each_status_filter_finds_its_one(world: Any) -> None:
+async def test_L58_each_status_filter_finds_its_session(world: World) -> None:
     await world.touch("running")
     await world.touch("abandoned", at=datetime.now(UTC) - timedelta(hours=1))
     for status in ("completed", "failed"):

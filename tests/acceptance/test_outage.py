@@ -1,4 +1,4 @@
-"""The database goes away under full load and comes back: memory bounded, callers wait or are told, nothing lost."""
+"""An outage under full load: memory is bounded, callers wait or get an error, and nothing is lost."""
 
 import asyncio
 import logging
@@ -11,7 +11,6 @@ from uuid import UUID
 import pytest
 from sqlalchemy.engine import make_url
 
-from faulty_proxy import FaultyProxy
 from session_lifecycle import (
     DatabaseUnavailableError,
     RecorderFullError,
@@ -20,7 +19,8 @@ from session_lifecycle import (
     Settings,
     UsageEvent,
 )
-from waiting import until
+from support.eventually import eventually
+from support.faulty_proxy import FaultyProxy
 
 LOG = logging.getLogger(__name__)
 A = UUID(int=1)
@@ -30,22 +30,29 @@ MAX_PENDING = 200
 
 @dataclass
 class Callers:
-    """Calls a recorder with one event after another, each repeated until it is answered, until told to stop."""
+    """Callers that record one event after another, and repeat each until it is answered; `stopped` ends them."""
 
     recorder: SessionRecorder
     answered_at: list[float] = field(default_factory=list)
-    told: Counter[str] = field(default_factory=Counter)
+    errors: Counter[str] = field(default_factory=Counter)
     stopped: bool = False
 
     async def call(self, number: int) -> int:
-        """How many events it recorded."""
+        """Records until stopped; returns the number of recorded events."""
         turn = 0
         while not self.stopped:
-            event = UsageEvent(f"s{number}", A, "m", 1, cost_usd=1, idempotency_key=f"{number}-{turn}")
+            event = UsageEvent(
+                session_id=f"s{number}",
+                user_id=A,
+                model="m",
+                tokens_in=1,
+                cost_usd=1,
+                idempotency_key=f"{number}-{turn}",
+            )
             try:
                 await self.recorder.record([event])
             except DatabaseUnavailableError as error:
-                self.told[type(error).__name__] += 1
+                self.errors[type(error).__name__] += 1
                 await asyncio.sleep(0.01)
             else:
                 self.answered_at.append(time.monotonic())
@@ -57,7 +64,7 @@ class Callers:
 
 
 async def submit(recorder: SessionRecorder, seconds: float) -> tuple[int, int]:
-    """Submits all the while; how much was taken in and how much was refused. Of what waits there is never too much."""
+    """Submits for some seconds; returns how many items were accepted and refused. The queue stays in its bounds."""
     submitted = refused = 0
     ends_at = time.monotonic() + seconds
     while time.monotonic() < ends_at:
@@ -65,7 +72,16 @@ async def submit(recorder: SessionRecorder, seconds: float) -> tuple[int, int]:
         assert snapshot.pending <= MAX_PENDING
         assert snapshot.pending + snapshot.waiting <= CALLERS + submitted
         try:
-            recorder.submit(UsageEvent("submitted", A, "m", 1, cost_usd=1, idempotency_key=f"{submitted}"))
+            recorder.submit(
+                UsageEvent(
+                    session_id="submitted",
+                    user_id=A,
+                    model="m",
+                    tokens_in=1,
+                    cost_usd=1,
+                    idempotency_key=f"{submitted}",
+                )
+            )
             submitted += 1
         except RecorderFullError:
             refused += 1
@@ -93,19 +109,19 @@ async def outage(url: str, *, seconds: float, give_up_after: float) -> None:
                 after, _ = tracemalloc.get_traced_memory()
             returned_at = time.monotonic()
             tracemalloc.stop()
-            assert after - before < 4_000_000  # some kilobytes for each pending item, however long it takes
+            assert after - before < 4_000_000  # some kilobytes for each pending item, however long the outage
             assert refused > 0
             enough = len(callers.answered_at) + CALLERS
-            # Writing goes on by itself.
-            await until(lambda: len(callers.answered_at) >= enough, within_seconds=10)
+            # Writing goes on without a call of ours.
+            await eventually(lambda: len(callers.answered_at) >= enough, within_seconds=10)
             await asyncio.sleep(2)
             callers.stopped = True
             recorded = sum(await asyncio.gather(*calling))
             LOG.info(
-                "answers a second before %d, in the second second after %d; told %s",
+                "answers a second before %d, in the second second after %d; errors %s",
                 callers.answers_in_second_from(returned_at - seconds - 1),
                 callers.answers_in_second_from(returned_at + 1),
-                dict(callers.told),
+                dict(callers.errors),
             )
     async with SessionDatabase.connect(url) as db:
         stats = await db.lifecycle.aggregate_stats(A)
@@ -115,11 +131,11 @@ async def outage(url: str, *, seconds: float, give_up_after: float) -> None:
     assert by_submit <= submitted
 
 
-async def test_an_outage_that_callers_wait_for(session_database_url: str) -> None:
+async def test_callers_wait_through_a_short_outage(session_database_url: str) -> None:
     await outage(session_database_url, seconds=2, give_up_after=30)
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("give_up_after", [60, 5])
-async def test_a_long_outage(session_database_url: str, give_up_after: float) -> None:
+async def test_nothing_is_lost_in_a_long_outage(session_database_url: str, give_up_after: float) -> None:
     await outage(session_database_url, seconds=20, give_up_after=give_up_after)

@@ -1,4 +1,4 @@
-"""The storm: processes with recorders, backends killed, the server crashed, a network that resets, stalls and cuts."""
+"""A storm: several processes with recorders, killed backends, a crashed server, and a network with faults."""
 
 import asyncio
 import re
@@ -10,10 +10,10 @@ import asyncpg
 import pytest
 from sqlalchemy.engine import make_url
 
-import storm_process
-from faulty_proxy import FaultyProxy
 from session_lifecycle import SessionDatabase, UsageEvent, Viewer
-from session_lifecycle.embedded import EmbeddedPostgres, temporary_data_dir
+from session_lifecycle.postgres.embedded import EmbeddedPostgres, temporary_data_dir
+from support import recorder_process
+from support.faulty_proxy import FaultyProxy
 
 KILL_ONE = """
     SELECT pg_terminate_backend(pid) FROM pg_stat_activity
@@ -37,15 +37,15 @@ async def kill_backends(url: str, every_seconds: float) -> None:
             finally:
                 connection.terminate()
         except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
-            await asyncio.sleep(0.1)  # the server is being restarted
+            await asyncio.sleep(0.1)  # the server restarts
 
 
 def expected_totals(processes: int, tasks: int, uses: int) -> dict[tuple[object, ...], tuple[int, int, Decimal]]:
-    """By session: what the highest revision of each key says."""
+    """The totals of each session, from the highest revision of each key."""
     held: dict[tuple[object, ...], UsageEvent] = {}
     for process in range(processes):
         for task in range(tasks):
-            for event in storm_process.events_of(process, task, uses):
+            for event in recorder_process.events_of(process, task, uses):
                 held[event.user_id, event.session_id, event.idempotency_key] = event
     totals: dict[tuple[object, ...], tuple[int, int, Decimal]] = defaultdict(lambda: (0, 0, Decimal(0)))
     for (user_id, session_id, _), event in held.items():
@@ -54,7 +54,7 @@ def expected_totals(processes: int, tasks: int, uses: int) -> dict[tuple[object,
         totals[user_id, session_id] = (
             tokens_in + event.tokens_in,
             tokens_out + event.tokens_out,
-            cost + event.cost_usd,
+            cost + Decimal(event.cost_usd),
         )
     return totals
 
@@ -72,7 +72,7 @@ async def storm(*, processes: int, tasks: int, uses: int, crashes: int, share: f
                 through = url.set(port=proxy.port).render_as_string(hide_password=False)
                 running = [
                     await asyncio.create_subprocess_exec(
-                        sys.executable, storm_process.__file__, through, *map(str, (process, tasks, uses)),
+                        sys.executable, recorder_process.__file__, through, *map(str, (process, tasks, uses)),
                         stderr=asyncio.subprocess.PIPE,
                     )
                     for process in range(processes)
@@ -82,9 +82,9 @@ async def storm(*, processes: int, tasks: int, uses: int, crashes: int, share: f
                     await asyncio.sleep(2)
                     deadlocks += log.read_text().count("deadlock detected")
                     await server.restart("immediate")
-                told = await asyncio.gather(*(process.communicate() for process in running))
+                outputs = await asyncio.gather(*(process.communicate() for process in running))
                 killer.cancel()
-                assert [process.returncode for process in running] == [0] * processes, told
+                assert [process.returncode for process in running] == [0] * processes, outputs
             assert min(proxy.faults.values()) > 0, proxy.faults
             deadlocks += log.read_text().count("deadlock detected")
             connection = await asyncpg.connect(server.url)

@@ -1,4 +1,4 @@
-"""Rows of the tables about what is kept, pruned and reported: conversations, proxied requests, traces."""
+"""Rows of the tables about retention, pruning and telemetry: conversations, proxied requests, traces."""
 
 import asyncio
 import logging
@@ -11,20 +11,11 @@ from uuid import UUID
 
 import pytest
 
-from session_lifecycle import (
-    Item,
-    Message,
-    PruneReport,
-    Run,
-    SessionDatabase,
-    Step,
-    TelemetryKey,
-    Touch,
-    UsageEvent,
-    Viewer,
-)
+from session_lifecycle import Message, Run, SessionDatabase, SessionStatus, Step, Touch, UsageEvent, Viewer
+from session_lifecycle.models import Item, PruneReport, TelemetryKey
 from session_lifecycle.testing import SessionClock
-from stored_rows import ask, counts
+from support.stored_rows import ask, counts
+from support.world import World
 
 LOG = logging.getLogger(__name__)
 NOW = datetime.now(UTC)
@@ -33,21 +24,30 @@ AUDITOR = Viewer.auditor()
 
 
 def conversation(session_id: str, user: UUID, at: datetime) -> list[Item]:
-    """A session with a run, a task that failed, a message and usage, all at one moment."""
+    """A session with a run, a failed task, a message and usage, all at one moment."""
     run_id = f"run of {session_id}"
     return [
-        Touch(session_id, user, at=at),
+        Touch(session_id=session_id, user_id=user, at=at),
         Run(run_id=run_id, user_id=user, session_id=session_id, started_at=at, ended_at=at, input="in", output="out"),
         Step(step_id="1", run_id=run_id, user_id=user, kind="task", started_at=at, inputs="in", errors=["boom"]),
         Message(message_id="1", user_id=user, session_id=session_id, role="user", content="hi", created_at=at),
-        UsageEvent(session_id, user, "gpt-4o", 10, 5, 1, run_id=run_id, at=at),
+        UsageEvent(
+            session_id=session_id,
+            user_id=user,
+            model="gpt-4o",
+            tokens_in=10,
+            tokens_out=5,
+            cost_usd=1,
+            run_id=run_id,
+            at=at,
+        ),
     ]
 
 
 ONE = {"sessions": 1, "runs": 1, "steps": 1, "messages": 1, "events": 1, "model_rows": 1}
 
 
-async def test_K19_a_deleted_session_is_gone_and_the_others_stay(world: Any) -> None:
+async def test_K19_a_deleted_session_is_gone_and_the_others_stay(world: World) -> None:
     for user, session_id in ((world.a, "S1"), (world.a, "S2"), (world.b, "S1")):
         await world.lifecycle.record(conversation(session_id, user, NOW))
     assert await world.db.maintenance.delete_session("S1", world.a)
@@ -56,7 +56,7 @@ async def test_K19_a_deleted_session_is_gone_and_the_others_stay(world: Any) -> 
     assert await world.listed(world.a) == ["S2"]
 
 
-async def test_K21_payloads_are_pruned_in_batches_and_usage_stays(world: Any) -> None:
+async def test_K21_payloads_are_pruned_in_batches_and_usage_stays(world: World) -> None:
     for days in (90, 60, 40, 0):
         await world.lifecycle.record(conversation(f"idle {days}", world.a, NOW - days * DAY))
     before = await world.lifecycle.aggregate_stats(world.a)
@@ -69,11 +69,11 @@ async def test_K21_payloads_are_pruned_in_batches_and_usage_stays(world: Any) ->
         )
         return [row[0] for row in rows]
 
-    told: list[int] = []
+    progress: list[int] = []
     report = await world.db.maintenance.prune_payloads(
-        30 * DAY, batch=2, on_progress=lambda report: told.append(report.sessions)
+        30 * DAY, batch=2, on_progress=lambda report: progress.append(report.sessions)
     )
-    assert told == [2, 3]
+    assert progress == [2, 3]
     assert await without_messages() == ["idle 90", "idle 60", "idle 40"]
     assert (report.sessions, report.runs, report.steps, report.messages, report.events) == (3, 3, 3, 3, 0)
     payloads = "SELECT count(*) FROM session_runs r JOIN session_steps s USING (user_id, run_id) WHERE {}"
@@ -83,9 +83,9 @@ async def test_K21_payloads_are_pruned_in_batches_and_usage_stays(world: Any) ->
     assert (await world.db.maintenance.prune_payloads(30 * DAY)).sessions == 0
 
 
-async def test_K22_a_run_of_today_counts_whenever_its_session_began(world: Any) -> None:
+async def test_K22_a_run_of_today_counts_whenever_its_session_began(world: World) -> None:
     await world.lifecycle.record(conversation("old", world.a, NOW - 40 * DAY))
-    await world.lifecycle.end_session("old", world.a, "completed", at=NOW - 39 * DAY)
+    await world.lifecycle.end_session("old", world.a, SessionStatus.COMPLETED, at=NOW - 39 * DAY)
     run = Run(run_id="r", user_id=world.a, session_id="old", started_at=NOW - MINUTE, ended_at=NOW)
     await world.lifecycle.record([run])
     assert (await world.db.reports.telemetry(world.a, since=NOW - 30 * DAY)).runs_count == 1
@@ -93,21 +93,36 @@ async def test_K22_a_run_of_today_counts_whenever_its_session_began(world: Any) 
 
 
 def request(run_id: str, user: UUID, seconds: float | None, **more: Any) -> Run:
-    """A proxied request; one that is in flight takes no time yet."""
+    """A run of a proxied request; `seconds` is None while it is in flight."""
     began = NOW - DAY
     ended = None if seconds is None else began + seconds * SECOND
-    named = {"provider": "anthropic", "model": "m", "client": "Cursor"}
-    return Run(run_id=run_id, user_id=user, started_at=began, ended_at=ended, **{**named, **more})
+    named: dict[str, Any] = {"provider": "anthropic", "model": "m", "client": "Cursor", **more}
+    return Run(run_id=run_id, user_id=user, started_at=began, ended_at=ended, **named)
 
 
-async def test_C29_telemetry_of_two_requests(world: Any) -> None:
+async def test_C29_telemetry_of_two_requests(world: World) -> None:
     tool: dict[str, Any] = {"kind": "tool", "started_at": NOW - DAY}
     for user, run_id, seconds in ((world.a, "i1", 60), (world.b, "i2", 120)):
-        prompt = {"message_id": "p", "session_id": run_id, "run_id": run_id, "role": "user", "content": "hi"}
+        prompt: dict[str, Any] = {
+            "message_id": "p",
+            "session_id": run_id,
+            "run_id": run_id,
+            "role": "user",
+            "content": "hi",
+        }
         await world.lifecycle.record(
             [
                 request(run_id, user, seconds),
-                UsageEvent(run_id, user, "m", 1000, 200, cache_read_tokens=300, cache_write_tokens=400, run_id=run_id),
+                UsageEvent(
+                    session_id=run_id,
+                    user_id=user,
+                    model="m",
+                    tokens_in=1000,
+                    tokens_out=200,
+                    cache_read_tokens=300,
+                    cache_write_tokens=400,
+                    run_id=run_id,
+                ),
                 Message(user_id=user, created_at=NOW, **prompt),
                 Message(user_id=user, created_at=NOW, **{**prompt, "message_id": "a", "role": "assistant"}),
             ]
@@ -139,14 +154,14 @@ async def test_C29_telemetry_of_two_requests(world: Any) -> None:
     }
 
 
-async def test_C30_telemetry_leaves_out_what_is_in_flight(world: Any) -> None:
+async def test_C30_telemetry_leaves_out_what_is_in_flight(world: World) -> None:
     await world.lifecycle.record([request("i1", world.a, 180), request("twin", world.a, None)])
     summary = await world.db.reports.telemetry(world.a)
     percentiles = {value for name, value in summary if name.startswith("duration")}
     assert (summary.runs_count, percentiles) == (1, {180000.0})
 
 
-async def test_C31_keys_of_what_ended_in_the_window(world: Any) -> None:
+async def test_C31_keys_of_what_ended_in_the_window(world: World) -> None:
     end = NOW - DAY + 60 * SECOND
     await world.lifecycle.record(
         [
@@ -160,18 +175,21 @@ async def test_C31_keys_of_what_ended_in_the_window(world: Any) -> None:
         ]
     )
     keys = await world.db.reports.list_telemetry_keys(world.a, since=end, until=end + 60 * SECOND)
-    assert keys == [TelemetryKey("anthropic", "m", "Cursor"), TelemetryKey("anthropic", "m", "Unknown")]
+    assert keys == [
+        TelemetryKey(provider="anthropic", model="m", client="Cursor"),
+        TelemetryKey(provider="anthropic", model="m", client="Unknown"),
+    ]
     assert (await world.db.reports.telemetry(world.a, client="Unknown")).runs_count == 2
 
 
-async def test_C32_what_is_older_than_the_retention_goes_whole(world: Any) -> None:
+async def test_C32_sessions_older_than_the_retention_are_deleted_whole(world: World) -> None:
     for number, days in enumerate((31, 31, 15, 29)):
         run = Run(run_id=f"i{number}", user_id=world.a, started_at=NOW - days * DAY, ended_at=NOW - days * DAY)
         await world.lifecycle.record([run])
     at = NOW - 31 * DAY
     await world.lifecycle.record(
         [
-            UsageEvent("i1", world.a, "m", 1, run_id="i1", at=at),
+            UsageEvent(session_id="i1", user_id=world.a, model="m", tokens_in=1, run_id="i1", at=at),
             Step(step_id="1", run_id="i1", user_id=world.a, kind="tool", started_at=at),
             Step(step_id="2", run_id="i1", user_id=world.a, kind="tool", started_at=at),
             Message(
@@ -187,7 +205,7 @@ async def test_C32_what_is_older_than_the_retention_goes_whole(world: Any) -> No
 
 
 @pytest.mark.parametrize("call", ["prune_sessions", "prune_payloads"])
-async def test_C33_pruning_all_or_the_future_is_refused(world: Any, refuses: Callable[..., Any], call: str) -> None:
+async def test_C33_pruning_all_or_the_future_is_refused(world: World, refuses: Callable[..., Any], call: str) -> None:
     await world.lifecycle.record(conversation("old", world.a, NOW - 1000 * DAY))
     for older_than in (timedelta(0), -DAY):
         with refuses("older_than"):
@@ -196,7 +214,7 @@ async def test_C33_pruning_all_or_the_future_is_refused(world: Any, refuses: Cal
 
 
 @pytest.mark.parametrize("call", ["prune_sessions", "prune_payloads"])
-async def test_C34_exactly_at_the_cut_it_stays(world: Any, session_clock: SessionClock, call: str) -> None:
+async def test_C34_a_session_exactly_at_the_cut_stays(world: World, session_clock: SessionClock, call: str) -> None:
     now = await session_clock.freeze(NOW)
     await world.lifecycle.record(conversation("at the cut", world.a, now - 30 * DAY))
     assert (await getattr(world.db.maintenance, call)(30 * DAY)).sessions == 0
@@ -205,7 +223,7 @@ async def test_C34_exactly_at_the_cut_it_stays(world: Any, session_clock: Sessio
     assert (await getattr(world.db.maintenance, call)(30 * DAY)).sessions == 1
 
 
-async def test_T24_a_session_is_kept_or_goes_as_a_whole(world: Any) -> None:
+async def test_T24_a_session_is_kept_or_deleted_as_a_whole(world: World) -> None:
     await world.use(cost_usd=1, at=NOW - 100 * DAY)
     await world.use(cost_usd=2)
     await world.use(cost_usd=1, session_id="idle", at=NOW - 100 * DAY)
@@ -238,11 +256,11 @@ BACKLOG = """
 
 
 class InterruptedHalfwayError(Exception):
-    """What stops a pruning between two batches."""
+    """Stops a pruning between two batches."""
 
 
 async def prune_under_writers(db: SessionDatabase, user: UUID, sessions: int) -> dict[str, float]:
-    """Prunes so many sessions while writers come back to some and begin others; interrupts it once. Returns figures."""
+    """Prunes while writers come back to old sessions and begin new ones; interrupts it once. Returns figures."""
     for statement in BACKLOG.format(user=user, at=NOW - 40 * DAY, sessions=sessions).split(";"):
         await ask(db, statement)
     await ask(db, "ANALYZE")
@@ -253,18 +271,20 @@ async def prune_under_writers(db: SessionDatabase, user: UUID, sessions: int) ->
         while not done.is_set():
             old = f"old {chance.randrange(1, sessions + 1)}"
             name = chance.choice([old, f"new {chance.randrange(100)}"])
-            items = chance.choice(
-                [[Touch(name, user)], [UsageEvent(name, user, "m", 1, cost_usd=1, run_id=f"run of {name}")]]
+            used = UsageEvent(
+                session_id=name, user_id=user, model="m", tokens_in=1, cost_usd=1, run_id=f"run of {name}"
             )
+            choices: list[Item] = [Touch(session_id=name, user_id=user), used]
+            item = chance.choice(choices)
             began = monotonic()
-            await db.lifecycle.record(items)
+            await db.lifecycle.record([item])
             waits.append(monotonic() - began)
             await asyncio.sleep(chance.random() / 50)
 
-    told: list[PruneReport] = []
+    progress: list[PruneReport] = []
 
     def interrupt(report: PruneReport) -> None:
-        told.append(report)
+        progress.append(report)
         if report.sessions > sessions / 2:
             raise InterruptedHalfwayError
 
@@ -272,24 +292,24 @@ async def prune_under_writers(db: SessionDatabase, user: UUID, sessions: int) ->
     began = monotonic()
     with pytest.raises(InterruptedHalfwayError):
         await db.maintenance.prune_sessions(30 * DAY, on_progress=interrupt)
-    report = await db.maintenance.prune_sessions(30 * DAY, on_progress=told.append)
+    report = await db.maintenance.prune_sessions(30 * DAY, on_progress=progress.append)
     seconds = monotonic() - began
     done.set()
     await asyncio.gather(*writers)
 
-    # A session that a writer was at is left for the next call; nobody is at one any more.
+    # The call leaves sessions that a writer had locked to the next call; now no writer is left.
     last = await db.maintenance.prune_sessions(30 * DAY)
     assert last.sessions <= len(writers)
-    reports = [next(one for one in told if one.sessions > sessions / 2), report, last]
+    reports = [next(one for one in progress if one.sessions > sessions / 2), report, last]
     pruned = sum(one.sessions for one in reports)
-    # Each went once, with all that was its; what is left of the old ones was written to before its turn came.
+    # Each pruned session was deleted once with all its rows; the old ones left were written to before their turn.
     [(revived,)] = await ask(db, "SELECT count(*) FROM session_records WHERE started_at < :at", at=NOW - 30 * DAY)
     assert pruned + revived == sessions
     assert sum(one.messages for one in reports) == pruned
     assert sum(one.steps for one in reports) == 3 * pruned
     assert sum(one.events for one in reports) == 2 * pruned
     assert (await counts(db))["messages"] == revived
-    assert len(told) > 2
+    assert len(progress) > 2
     reconciled = await db.maintenance.reconcile()
     assert reconciled.mismatches == []
     assert max(waits) < 1
@@ -298,14 +318,14 @@ async def prune_under_writers(db: SessionDatabase, user: UUID, sessions: int) ->
         "seconds": seconds,
         "writes": len(waits),
         "longest_wait": max(waits),
-        "batches": len(told),
+        "batches": len(progress),
     }
 
 
-async def test_C35_pruning_while_writers_write(world: Any) -> None:
+async def test_C35_pruning_beside_writers_deletes_each_old_session_once(world: World) -> None:
     await prune_under_writers(world.db, world.a, 3_000)
 
 
 @pytest.mark.soak
-async def test_C35_pruning_100_000_while_writers_write(world: Any) -> None:
+async def test_C35_pruning_100_000_beside_writers_deletes_each_old_session_once(world: World) -> None:
     LOG.info("%s", await prune_under_writers(world.db, world.a, 100_000))

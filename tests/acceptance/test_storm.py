@@ -1,4 +1,4 @@
-"""Row L46: many tasks, few sessions, connections killed at random, every caller repeating until answered."""
+"""Row L46: many tasks on few sessions, killed connections, and callers that repeat until they are answered."""
 
 import asyncio
 import random
@@ -18,7 +18,9 @@ from session_lifecycle import (
     UsageEvent,
     Viewer,
 )
-from session_lifecycle.execution import DATABASE_TROUBLE
+from session_lifecycle.postgres.failures import DRIVER_FAILURES
+from support.stored_rows import deadlocks
+from support.world import World
 
 TOTALS_DISAGREE = """
     WITH stored AS (SELECT user_id, session_id, tokens_in, tokens_out, cost_usd FROM session_lifecycle.session_records),
@@ -60,7 +62,7 @@ async def kill_connections(url: str, every_seconds: float) -> None:
 
 
 def distinct_events(
-    world: Any, tasks: int, uses: int, sessions: int, at: datetime, chance: random.Random
+    world: World, tasks: int, uses: int, sessions: int, at: datetime, chance: random.Random
 ) -> list[UsageEvent]:
     return [
         UsageEvent(
@@ -80,18 +82,18 @@ def distinct_events(
 
 
 async def in_host_transaction(db: SessionDatabase, event: UsageEvent) -> None:
-    """Records it in a transaction of the host's, whose trouble is raised as ours is."""
+    """Records the event in a host's transaction, and raises a driver failure as our own error."""
     try:
         async with db.engine.begin() as host:
             await db.bind(host).lifecycle.record([event])
-    except DATABASE_TROUBLE as error:
+    except DRIVER_FAILURES as error:
         raise DatabaseUnavailableError(str(error)) from error
 
 
-async def storm(world: Any, url: str, *, tasks: int, uses: int, sessions: int = 20) -> None:
-    """Events of which none is late, in calls, batches and hosts' transactions, among ends and reopens."""
+async def storm(world: World, url: str, *, tasks: int, uses: int, sessions: int = 20) -> None:
+    """Records events that are not late in calls, batches and hosts' transactions, among ends and reopens."""
     chance = random.Random(46)
-    # From before any end, so that each counts whenever it arrives.
+    # The events are from before any end, so each counts whenever it arrives.
     events = distinct_events(world, tasks, uses, sessions, datetime.now(UTC) - timedelta(minutes=1), chance)
     finals = {event.idempotency_key: event for event in events}
     lifecycle = world.lifecycle
@@ -120,30 +122,31 @@ async def storm(world: Any, url: str, *, tasks: int, uses: int, sessions: int = 
     await asyncio.gather(*(caller(task) for task in range(tasks)))
     killer.cancel()
     await asyncio.gather(killer, return_exceptions=True)
-    # The questions below are asked on connections nobody killed.
+    # The reads below use new connections, since the old ones may be killed.
     await world.db.engine.dispose()
 
     stats = await until_answered(lifecycle.aggregate_stats, Viewer.of_users([world.a, world.b]))
     assert stats.tokens_in == sum(event.tokens_in for event in finals.values())
     assert stats.tokens_out == sum(event.tokens_out for event in finals.values())
-    assert stats.total_spend_usd == sum(event.cost_usd for event in finals.values() if event.cost_usd is not None)
+    assert stats.total_spend_usd == sum(
+        Decimal(event.cost_usd) for event in finals.values() if event.cost_usd is not None
+    )
     assert stats.late_events == 0
     [ledger] = await world.sql("SELECT count(*) AS events FROM session_lifecycle.session_usage_events")
     assert ledger["events"] == len(finals)
     [differing] = await world.sql(TOTALS_DISAGREE)
     assert differing["sessions"] == 0
-    [deadlocks] = await world.sql("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()")
-    assert deadlocks["deadlocks"] == 0
+    assert await deadlocks(world.db) == 0
 
 
 async def test_L46_a_storm_loses_and_doubles_nothing(
-    world: Any, session_database: SessionDatabase, session_database_url: str
+    world: World, session_database: SessionDatabase, session_database_url: str
 ) -> None:
     await storm(world, session_database_url, tasks=40, uses=20)
 
 
 @pytest.mark.soak
 async def test_L46_the_whole_storm_loses_and_doubles_nothing(
-    world: Any, session_database: SessionDatabase, session_database_url: str
+    world: World, session_database: SessionDatabase, session_database_url: str
 ) -> None:
     await storm(world, session_database_url, tasks=200, uses=50)

@@ -1,7 +1,6 @@
 """Every revision, up and down on real rows, and what they add up to."""
 
-from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 from uuid import UUID
@@ -11,21 +10,28 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Column, Connection, Integer, MetaData, Table, inspect, text
+from sqlalchemy import Column, Connection, Integer, MetaData, Table, inspect
 
-from recount import Stored
-from session_lifecycle import End, SchemaError, SessionDatabase, UsageEvent, Viewer, include_object, metadata
-from session_lifecycle.migrations import HEAD, REVISIONS, SEARCH_INDEX, configuration, quoted, run
-from session_lifecycle.models.reads import SESSION_ORDERS
+from session_lifecycle import (
+    End,
+    Message,
+    Run,
+    SchemaError,
+    SessionDatabase,
+    Step,
+    UsageEvent,
+)
+from session_lifecycle.entities import VERSION_TABLE, include_object, metadata
+from session_lifecycle.models.session_filters import SESSION_ORDERS
+from session_lifecycle.postgres.function_files import quoted
+from session_lifecycle.postgres.migrations import configuration, run
+from session_lifecycle.postgres.schema_check import HEAD, REVISIONS, SEARCH_INDEX
 from session_lifecycle.settings import DEFAULT_SCHEMA
-from session_lifecycle.statements.schema_version import VERSION_TABLE
+from support.recount import Stored
 
 USER = UUID(int=1)
+AT = datetime(2026, 1, 1, tzinfo=UTC)
 TABLES = sorted(table.name for table in metadata.tables.values())
-FIRST_TABLES = ("session_model_usage", "session_records", "session_usage_events")
-# Of the first tables; they come and go with a later revision.
-ADDED_COLUMNS = {"derived", "rolled_up"}
-
 # All that the catalogue says about our tables, except where they are and how full their pages.
 DESCRIBE = """
     SELECT c.relname, 'column', a.attname, concat_ws(' ', a.attnum, format_type(a.atttypid, a.atttypmod),
@@ -62,21 +68,21 @@ async def migrate(db: SessionDatabase, schema: str, revision: str, *, down: bool
 async def differences(db: SessionDatabase, target: MetaData, **options: Any) -> list[Any]:
     def compare(connection: Connection) -> list[Any]:
         options.update(include_schemas=True, compare_type=True, compare_server_default=True)
-        return compare_metadata(MigrationContext.configure(connection, opts=options), target)
+        found: list[Any] = compare_metadata(MigrationContext.configure(connection, opts=options), target)
+        return found
 
     async with db.engine.connect() as connection:
         return await connection.run_sync(compare)
 
 
-async def contents(url: str, schema: str, tables: Sequence[str] = TABLES) -> dict[str, list[tuple[Any, ...]]]:
+async def contents(url: str, schema: str) -> dict[str, list[tuple[Any, ...]]]:
     connection = await asyncpg.connect(url)
     try:
         return {
             table: [
-                tuple(value for column, value in row.items() if column not in ADDED_COLUMNS)
-                for row in await connection.fetch(f"SELECT * FROM {quoted(schema)}.{table} ORDER BY 1, 2")
+                tuple(row) for row in await connection.fetch(f"SELECT * FROM {quoted(schema)}.{table} ORDER BY 1, 2")
             ]
-            for table in tables
+            for table in TABLES
         }
     finally:
         await connection.close()
@@ -104,70 +110,67 @@ def test_the_library_knows_every_revision() -> None:
     assert all(revision.doc and not revision.branch_labels and not revision.dependencies for revision in walked)
 
 
+async def live(db: SessionDatabase) -> list[Any]:
+    """Sessions, runs and what they cost beyond their events; the outcomes."""
+    receipts = await db.lifecycle.record(
+        [
+            UsageEvent(session_id="one", user_id=USER, model="gpt-4o", tokens_in=120, tokens_out=40),
+            UsageEvent(
+                session_id="two", user_id=USER, cost_usd=Decimal("0.1"), idempotency_key="k", details={"a:b %": 1}
+            ),
+            End(session_id="two", user_id=USER, status="failed"),
+            Run(run_id="r", user_id=USER, session_id="one", started_at=AT, reported_cost_usd=Decimal(2)),
+            UsageEvent(
+                session_id="one", user_id=USER, model="m", cost_usd=Decimal("0.5"), run_id="r", idempotency_key="of run"
+            ),
+            Step(step_id="s", run_id="r", user_id=USER, kind="task", started_at=AT),
+            Message(message_id="m", user_id=USER, session_id="one", role="user", content="hi", created_at=AT),
+        ]
+    )
+    await db.maintenance.roll_up()
+    await db.maintenance.reprice()
+    return [getattr(receipt, "outcome", receipt) for receipt in receipts]
+
+
+async def check_figures(db: SessionDatabase) -> None:
+    # Of the run's two dollars its event accounts for a half.
+    one = await db.lifecycle.get_session_row("one", USER)
+    assert one is not None
+    assert (one.record.tokens_in, one.record.cost_usd > 2) == (120, True)
+    assert (await Stored.of(db)).faults() == []
+    assert (await db.maintenance.reconcile()).mismatches == []
+
+
 async def test_rows_survive_every_revision(empty_url: str, schema: str) -> None:
+    """Down to each revision but the first, and up again."""
     async with SessionDatabase.connect(empty_url, schema=schema) as db:
         await db.migrate()
-        await db.lifecycle.record(
-            [
-                UsageEvent(session_id="one", user_id=USER, model="gpt-4o", tokens_in=120, tokens_out=40),
-                UsageEvent(
-                    session_id="two", user_id=USER, cost_usd=Decimal("0.1"), idempotency_key="k", details={"a:b %": 1}
-                ),
-                End(session_id="two", user_id=USER, status="failed"),
-            ]
-        )
-        await db.maintenance.reprice()
-        before = await contents(empty_url, schema, FIRST_TABLES)
-        assert [len(rows) for rows in before.values()] == [2, 2, 2]
-
+        await live(db)
+        before = await contents(empty_url, schema)
+        assert len(before["session_usage_events"]) == 4
         for revision in reversed(REVISIONS[:-1]):
             await migrate(db, schema, revision, down=True)
-            assert await contents(empty_url, schema, list(before)) == before
             with pytest.raises(SchemaError, match=f"at revision {revision}, expected {HEAD}"):
                 await db.check()
-        assert await names(empty_url, schema) == ([VERSION_TABLE, *before], [])
         for revision in REVISIONS[1:]:
             await migrate(db, schema, revision)
-            assert await contents(empty_url, schema, list(before)) == before
+        assert await contents(empty_url, schema) == before
         await db.check()
 
     async with SessionDatabase.connect(empty_url, schema=schema) as db:
         receipt = await db.lifecycle.accumulate_usage("one", USER, "gpt-4o", 1, 1)
         assert (receipt.outcome, receipt.session_tokens_in) == ("applied", 121)
-        again = UsageEvent("two", USER, cost_usd=Decimal("0.1"), idempotency_key="k", details={"a:b %": 1})
+        again = UsageEvent(
+            session_id="two", user_id=USER, cost_usd=Decimal("0.1"), idempotency_key="k", details={"a:b %": 1}
+        )
         assert [receipt.outcome for receipt in await db.lifecycle.record([again])] == ["duplicate"]
-
-
-async def test_what_was_rolled_up_is_rolled_up_by_year_too(empty_url: str) -> None:
-    async with SessionDatabase.connect(empty_url) as db:
-        await db.migrate()
-        for number in range(8):
-            at = datetime(2025, 10, 31, 23, 50, tzinfo=UTC) + number * timedelta(days=15)
-            event = UsageEvent(f"s{number}", USER, "m", 3, 4, Decimal("0.1"), dataset_id=USER, at=at)
-            await db.lifecycle.record([event, End(f"s{number}", USER, "failed", at=at)])
-        await db.maintenance.roll_up()
-        await db.lifecycle.reopen_session("s0", USER)  # appended, and not yet in the buckets
-        levels = "SELECT level, count(*) FROM session_lifecycle.session_model_rollups GROUP BY level ORDER BY level"
-        async with db.engine.connect() as connection:
-            before = dict(map(tuple, await connection.execute(text(levels))))
-        assert before == {"quarter_hour": 32, "day": 32, "month": 20, "year": 8}
-        assert (await Stored.of(db)).faults() == []
-
-        await migrate(db, DEFAULT_SCHEMA, "0006", down=True)
-        async with db.engine.connect() as connection:
-            without = dict(map(tuple, await connection.execute(text(levels))))
-        assert without == {"quarter_hour": 32, "day": 32, "month": 20}
-        await migrate(db, DEFAULT_SCHEMA, "0007")
-        assert (await Stored.of(db)).faults() == []
-        assert (await db.lifecycle.aggregate_stats(Viewer(USER))).total_spend_usd == Decimal("0.8")
-        await db.maintenance.roll_up()
-        assert (await Stored.of(db)).faults() == []
 
 
 async def test_down_to_nothing_and_up_again(empty_url: str, schema: str) -> None:
     async with SessionDatabase.connect(empty_url, schema=schema) as db:
         await db.migrate()
         complete = await names(empty_url, schema)
+        recorded = await live(db)
         await migrate(db, schema, "base", down=True)
         assert await names(empty_url, schema) == ([VERSION_TABLE], [])
         with pytest.raises(SchemaError, match="is not migrated"):
@@ -175,14 +178,25 @@ async def test_down_to_nothing_and_up_again(empty_url: str, schema: str) -> None
         await db.migrate()
         await db.check()
         assert await names(empty_url, schema) == complete
+        # Nothing is left that the same items could meet: a run that reports a cost is recorded as it was at first.
+        assert await live(db) == recorded
+        if schema == DEFAULT_SCHEMA:
+            await check_figures(db)
         await db.migrate()
         await db.check()
+
+
+async def test_the_hosts_search_path_stays_as_it_was(empty_url: str) -> None:
+    async with SessionDatabase.connect(empty_url) as db, db.engine.begin() as connection:
+        await connection.exec_driver_sql("SET LOCAL search_path = public, elsewhere")
+        await db.migrate(connection=connection)
+        assert (await connection.exec_driver_sql("SHOW search_path")).scalar() == "public, elsewhere"
 
 
 async def test_autogenerate_finds_nothing_to_do(empty_url: str, schema: str) -> None:
     async with SessionDatabase.connect(empty_url, schema=schema) as db:
         await db.migrate()
-        found = await differences(db, ours_in(schema), version_table_schema=schema)
+        found = await differences(db, ours_in(schema), version_table=VERSION_TABLE, version_table_schema=schema)
         # Which only some databases have, and which is dropped with its table.
         assert [one for one in found if getattr(one[1], "name", None) != SEARCH_INDEX] == []
 
@@ -244,11 +258,11 @@ async def test_constraints_are_named_by_convention(empty_url: str, schema: str) 
                         for column in SESSION_ORDERS
                     ),
                 },
-                "session_rollups": {"pk_session_rollups"},
-                "session_model_rollups": {"pk_session_model_rollups"},
+                "session_roll_ups": {"pk_session_roll_ups"},
+                "session_model_roll_ups": {"pk_session_model_roll_ups"},
                 **{
                     name: {f"pk_{name}", f"ix_{name}_user_id_starts_at", f"ix_{name}_dataset_id_starts_at"}
-                    for name in ("session_rollup_changes", "session_model_rollup_changes")
+                    for name in ("session_roll_up_changes", "session_model_roll_up_changes")
                 },
                 "session_messages": {
                     "pk_session_messages",
@@ -283,11 +297,13 @@ async def test_constraints_are_named_by_convention(empty_url: str, schema: str) 
             }
 
 
+@pytest.mark.parametrize("schema", [DEFAULT_SCHEMA, 'we"ird: %s $body$ Schema', "public"])
 async def test_autogenerate_of_a_host_keeps_away(empty_url: str, schema: str) -> None:
     host = MetaData()
     Table("host_things", host, Column("id", Integer, primary_key=True), Column("at", Integer, index=True))
     async with SessionDatabase.connect(empty_url, schema=schema) as db:
         await db.migrate()
+        await db.check()
         seen = await differences(db, host)
         assert {difference[1].name for difference in seen if difference[0] == "remove_table"} == {
             VERSION_TABLE,
@@ -300,12 +316,34 @@ async def test_autogenerate_of_a_host_keeps_away(empty_url: str, schema: str) ->
         ]
         async with db.engine.begin() as connection:
             await connection.run_sync(host.create_all)
+            # The host's own version table stays the host's, beside ours too.
+            await connection.exec_driver_sql("CREATE TABLE public.alembic_version (version_num varchar PRIMARY KEY)")
         assert await differences(db, host, include_object=include_object) == []
+        await db.migrate()
+        await db.check()
         # A table of the host that is called like one of ours stays the host's, in any schema.
-        Table("session_records", host, Column("id", Integer, primary_key=True))
+        if schema != "public":
+            Table("session_records", host, Column("id", Integer, primary_key=True))
         Table("session_records", host, Column("id", Integer, primary_key=True), schema="elsewhere")
         own = await differences(db, host, include_object=include_object)
         assert {(difference[0], difference[1].schema) for difference in own} == {
-            ("add_table", None),
             ("add_table", "elsewhere"),
+            *(() if schema == "public" else [("add_table", None)]),
         }
+
+
+@pytest.mark.parametrize("schema", [DEFAULT_SCHEMA, "public"])
+async def test_a_host_whose_revisions_are_in_the_same_schema(empty_url: str, schema: str) -> None:
+    """Our revisions neither read nor write the host's `alembic_version`."""
+    async with SessionDatabase.connect(empty_url, schema=schema) as db:
+        async with db.engine.begin() as connection:
+            await connection.exec_driver_sql(f"CREATE SCHEMA IF NOT EXISTS {schema}")
+            await connection.exec_driver_sql(f"CREATE TABLE {schema}.alembic_version (version_num varchar PRIMARY KEY)")
+            await connection.exec_driver_sql(f"INSERT INTO {schema}.alembic_version VALUES ('of the host')")
+        await db.migrate()
+        await db.check()
+        await live(db)
+        await migrate(db, schema, "base", down=True)
+        async with db.engine.connect() as connection:
+            found = await connection.exec_driver_sql(f"SELECT version_num FROM {schema}.alembic_version")
+            assert found.scalars().all() == ["of the host"]

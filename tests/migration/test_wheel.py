@@ -45,7 +45,7 @@ def test_the_wheel_is_complete(wheel: Path) -> None:
     with ZipFile(wheel) as archive:
         names = set(archive.namelist())
     source = ROOT / "alembic"
-    scripts = [*source.glob("versions/*.py"), *source.glob("functions/*.sql"), source / "env.py"]
+    scripts = [*source.glob("versions/*.py"), *source.glob("functions/*/*.sql"), source / "env.py"]
     assert {f"session_lifecycle/_alembic/{script.relative_to(source)}" for script in scripts} <= names
     modules = (ROOT / "src").rglob("*.py")
     assert {str(module.relative_to(ROOT / "src")) for module in modules} <= names

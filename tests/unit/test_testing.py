@@ -1,4 +1,4 @@
-"""Where the fixtures' own server keeps its data."""
+"""The folder in which the fixtures' own server keeps its data."""
 
 import shutil
 from pathlib import Path
@@ -10,7 +10,7 @@ from session_lifecycle import testing
 
 @pytest.fixture
 def memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """A folder for the one in memory, with room for two workers, and nobody has chosen another."""
+    """A stand-in for the folder in memory, with room for two workers and no other folder chosen."""
     free = shutil.disk_usage(tmp_path).free
     monkeypatch.setattr(testing, "SHARED_MEMORY", tmp_path)
     monkeypatch.setattr(testing, "ROOM_BYTES", free // 3)
@@ -32,6 +32,6 @@ def test_another_folder_may_be_chosen(memory: Path, monkeypatch: pytest.MonkeyPa
     assert testing.folder_in_memory() is None
 
 
-def test_not_every_system_has_such_a_folder(memory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_system_may_lack_the_folder_in_memory(memory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(testing, "SHARED_MEMORY", memory / "absent")
     assert testing.folder_in_memory() is None

@@ -2,7 +2,7 @@
 
 
 def main() -> None:
-    """Runs `session-lifecycle`."""
+    """Runs the command `session-lifecycle`. Without the extra `cli`, exits with a message that names it."""
     try:
         from session_lifecycle.cli.app import run
     except ModuleNotFoundError as error:

@@ -1,33 +1,6 @@
-"""The values that go in and come out: frozen Pydantic models, by noun."""
+"""The values that callers pass in, and the values that calls return: frozen Pydantic models, one module per noun."""
 
-from session_lifecycle.models.activity import ActivityOutcome, Message, MessageRole, Run, RunStatus, Step
-from session_lifecycle.models.activity_reads import (
-    Action,
-    Lineage,
-    RunDetail,
-    RunEvent,
-    RunFilters,
-    RunPage,
-    SessionDetail,
-    SessionSummary,
-    SummaryFilters,
-    SummaryPage,
-    Thread,
-    ThreadPage,
-)
-from session_lifecycle.models.items import (
-    End,
-    EndOutcome,
-    Item,
-    Receipt,
-    ReopenOutcome,
-    SessionStatus,
-    Touch,
-    TouchOutcome,
-    UsageEvent,
-    UsageOutcome,
-    UsageReceipt,
-)
+from session_lifecycle.models.items import Item, Receipt
 from session_lifecycle.models.maintenance import (
     ErasureReceipt,
     Mismatch,
@@ -36,29 +9,44 @@ from session_lifecycle.models.maintenance import (
     RepriceReport,
     RollUpReport,
 )
+from session_lifecycle.models.messages import Message, MessageRole
 from session_lifecycle.models.pages import TOTAL_BOUND
-from session_lifecycle.models.reads import (
-    CostByModelRow,
-    EffectiveStatus,
-    SessionListFilters,
-    SessionListPage,
-    SessionRecord,
-    SessionRowWithStatus,
-    SessionStats,
-)
+from session_lifecycle.models.prices import PriceOverride
 from session_lifecycle.models.reports import (
     CostByAgentRow,
+    CostByModelRow,
     CostByUserRow,
-    Durations,
-    RunDurations,
-    SessionDurations,
+    SessionStats,
     Spend,
-    TelemetryKey,
-    TelemetrySummary,
     TokenClasses,
     TokensByClass,
     UsagePoint,
 )
+from session_lifecycle.models.run_details import Lineage, RunDetail, RunEvent, RunPage
+from session_lifecycle.models.run_filters import RunFilters
+from session_lifecycle.models.run_telemetry import (
+    Durations,
+    RunDurations,
+    SessionDurations,
+    TelemetryKey,
+    TelemetrySummary,
+)
+from session_lifecycle.models.runs import ActivityOutcome, Run, RunStatus, Step
+from session_lifecycle.models.session_details import Action, SessionDetail, Thread, ThreadPage
+from session_lifecycle.models.session_filters import SessionListFilters, SessionListPage
+from session_lifecycle.models.sessions import (
+    EffectiveStatus,
+    End,
+    EndOutcome,
+    ReopenOutcome,
+    SessionRecord,
+    SessionRowWithStatus,
+    SessionStatus,
+    Touch,
+    TouchOutcome,
+)
+from session_lifecycle.models.summaries import SessionSummary, SummaryFilters, SummaryPage
+from session_lifecycle.models.usage import UsageEvent, UsageOutcome, UsageReceipt
 from session_lifecycle.models.viewer import Viewer
 
 __all__ = [
@@ -78,6 +66,7 @@ __all__ = [
     "Message",
     "MessageRole",
     "Mismatch",
+    "PriceOverride",
     "PruneReport",
     "Receipt",
     "ReconcileReport",

@@ -1,4 +1,4 @@
-"""What an operator asks for, and is told."""
+"""The arguments of the maintenance jobs, and the reports and receipts that they return."""
 
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -7,42 +7,41 @@ from uuid import UUID
 
 from pydantic import Field, Strict
 
-from session_lifecycle.models.fields import Flag, Id, Moment, OptionalModel, SessionId, Value
+from session_lifecycle.models.fields import Flag, Id, OptionalModel, SessionId, Value
+from session_lifecycle.models.session_filters import Window
 
 MOST_MISMATCHES = 100
-"""How many mismatches a `ReconcileReport` lists."""
+"""The most mismatches that a `ReconcileReport` lists."""
 LONGEST_AGE = timedelta(days=365_000)
 
 BatchSize = Annotated[int, Strict(), Field(ge=1, le=10_000)]
 
 
-class Repricing(Value):
-    """What `reprice` is asked."""
+class Repricing(Window):
+    """The arguments of `reprice`. The window is on the time of use."""
 
     model: OptionalModel = None
-    since: Moment | None = None
     dry_run: Flag = False
-    until: Moment | None = None
     batch: BatchSize
 
 
 class RepriceReport(Value):
-    """What pricing again changed; of a dry run, what it would have."""
+    """The result of `reprice`: what it changed. A dry run reports what it would change."""
 
     repricing_id: UUID | None
-    """The run's row in `session_repricings`; None of a dry run."""
+    """The key of the audit row in `session_repricings`; None after a dry run."""
     looked_at: int
-    """Events that were looked at."""
+    """The number of usage events that were compared with the catalogue."""
     events: int
-    """Events whose cost changed."""
+    """The number of usage events whose cost changed."""
     cost_before_usd: Decimal
-    """What those cost before, USD; an unpriced one nothing."""
+    """The cost of the changed events before, USD. An unpriced event counts as 0."""
     cost_after_usd: Decimal
-    """What they cost now, USD."""
+    """The cost of the changed events now, USD."""
 
 
 class Pruning(Value):
-    """What `prune_sessions` and `prune_payloads` are asked."""
+    """The arguments of `prune_sessions` and `prune_payloads`."""
 
     older_than: Annotated[timedelta, Strict(), Field(gt=timedelta(0), le=LONGEST_AGE)]
     batch: BatchSize
@@ -50,41 +49,48 @@ class Pruning(Value):
 
 
 class PruneReport(Value):
-    """How many rows went; of a dry run, how many would have."""
+    """The result of `prune_sessions` and `prune_payloads`: how many rows were deleted or emptied.
+
+    A dry run reports how many rows there are to delete or empty. `prune_payloads` deletes messages and empties runs and
+    steps; its `sessions` are the sessions that had such rows.
+    """
 
     cut_at: datetime
-    """Sessions last active before this moment were old enough."""
+    """Sessions last active before this moment (UTC) were old enough."""
     sessions: int = 0
     runs: int = 0
     steps: int = 0
     messages: int = 0
     events: int = 0
-    """Rows of the ledger."""
+    """Rows of the ledger; 0 after `prune_payloads`."""
     model_rows: int = 0
-    """Totals by model, one of each session and model."""
+    """Totals by model, one row per session and model; 0 after `prune_payloads`."""
     dry_run: bool = False
 
 
 class RollUpReport(Value):
-    """What one `roll_up` did."""
+    """The result of one `roll_up`."""
 
     idle_before: datetime
-    """Running sessions last active before this moment were over as well."""
+    """A running session last active before this moment (UTC) counted as abandoned."""
     sessions: int = 0
-    """Sessions that were rolled up."""
+    """The number of sessions that were rolled up."""
     changes: int = 0
-    """Changes put into the sums: one of each session and one of each of its models, going in or taken out again."""
+    """The number of changes that were put into the buckets.
+
+    A session that is rolled up, or taken out again, makes one change, and one more for each of its models.
+    """
 
 
 class OwnedSession(Value):
-    """Which session of which user."""
+    """The arguments of `delete_session`."""
 
     session_id: SessionId
     user_id: Id
 
 
 class Erasing(Value):
-    """What `erase_user` is asked."""
+    """The arguments of `erase_user`."""
 
     user_id: Id
     usage: Literal["delete", "anonymise"] = "delete"
@@ -92,16 +98,16 @@ class Erasing(Value):
 
 
 class ErasureReceipt(Value):
-    """What became of everything a user had.
+    """The result of `erase_user`: how many rows of the user were deleted or made anonymous.
 
-    Nothing in the database leads from the pseudonym back to the user. This receipt does: keep one of the two only.
+    The database has no link from the pseudonym to the user. This receipt names both, so keep only one of the two ids.
     """
 
     user_id: UUID
     erased_at: datetime
-    """When it was done."""
+    """When all rows were deleted or made anonymous, UTC."""
     pseudonym: UUID | None
-    """Whose the usage is from now on; None where it was deleted."""
+    """The random user id that owns the usage from now on; None where usage was deleted."""
     sessions: int
     """Sessions deleted, or made anonymous."""
     runs: int
@@ -110,55 +116,56 @@ class ErasureReceipt(Value):
     events: int
     """Rows of the ledger deleted, or made anonymous."""
     tombstoned: bool
-    """The user cannot come back: what names them is refused."""
+    """Whether a tombstone was written. With a tombstone, the database refuses new sessions and runs of the user."""
 
 
 class Reconciling(Value):
-    """What `reconcile` is asked."""
+    """The arguments of `reconcile`."""
 
     repair: Flag
 
 
 class Mismatch(Value):
-    """What is stored, and is not what it is derived from.
+    """A stored value that differs from the value it is derived from. Part of a `ReconcileReport`.
 
-    A total of a session, a model or a run is derived from the ledger; what the roll-ups have of a session from that
-    session; a bucket of theirs from the sessions they have.
+    The totals of a session, a model and a run are derived from the ledger. The roll-ups' copy of a session is derived
+    from the session. A bucket is derived from the copies. The fields from `user_id` to `starts_at` are the key of the
+    row; a part that the key does not have is None.
     """
 
     table: str
-    """Where it is stored. What follows, down to `starts_at`, is the key of the row; None what that has not."""
+    """The table of the row."""
     user_id: UUID | None = None
-    """Whose it is; None for a bucket over everybody's sessions, or over all of a data set's."""
+    """The owner; None for a bucket of the families `all` and `dataset`."""
     session_id: str | None = None
     model: str | None = None
-    """The model whose total it is, empty for usage that named none; in the roll-ups that is `unknown`."""
+    """The model of a total by model. Usage without a model has the empty text, and `unknown` in the roll-ups."""
     run_id: str | None = None
     family: str | None = None
-    """Of a bucket: `all`, `user`, `dataset` or `user_dataset`."""
+    """The family of a bucket: `all`, `user`, `dataset` or `user_dataset`."""
     dataset_id: UUID | None = None
     level: str | None = None
-    """Of a bucket: `quarter_hour`, `day`, `month` or `year`."""
+    """The length of a bucket: `quarter_hour`, `day`, `month` or `year`."""
     status: str | None = None
-    """Of a bucket: the stored status of its sessions; None for one of a model."""
+    """The stored status of the sessions in a bucket; None for a bucket by model."""
     starts_at: datetime | None = None
-    """Of a bucket: when its time begins."""
+    """When a bucket begins, UTC."""
     field: str
-    """The column; `rolled_up` for whether the roll-ups have the session at all."""
-    found: Decimal | str | None
-    """What was stored: a figure, or anything else as text; None where there was no row, or nothing in it."""
-    expected: Decimal | str | None
-    """What it should be."""
+    """The column that differs. `rolled_up` says whether the roll-ups have the session."""
+    found: Annotated[Decimal | str | None, Field(union_mode="left_to_right")]
+    """The stored value: a number, or any other value as text. None where the row is missing or the column is null."""
+    expected: Annotated[Decimal | str | None, Field(union_mode="left_to_right")]
+    """The derived value, in the same form."""
 
 
 class ReconcileReport(Value):
-    """What rebuilding every total from the ledger, and the roll-ups from the sessions, found."""
+    """The result of `reconcile`: where totals differ from the ledger, and the roll-ups from the sessions."""
 
     sessions_looked_at: int
-    """Those that only the roll-ups have are among them."""
+    """The number of sessions that were compared, with the sessions that only the roll-ups have."""
     mismatch_count: int
-    """Columns that were not as expected."""
+    """The number of columns that differ, over all rows."""
     mismatches: list[Mismatch]
-    """The first 100 of them: those of sessions in the order of their keys, then those of runs, then of buckets."""
+    """The first 100 mismatches: of sessions in the order of their keys, then of runs, then of buckets."""
     repaired: int
-    """Of all mismatches those that were put right."""
+    """The number of mismatches that were repaired; 0 without `repair`."""

@@ -1,4 +1,4 @@
-"""What is asked of reports, and what they say. Money is USD; durations are in the unit of their name."""
+"""The figures that reports return: stats, spend, cost rows, usage points. `Series` has a time series' arguments."""
 
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -7,13 +7,63 @@ from uuid import UUID
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import BeforeValidator, model_validator
-from pydantic_core import PydanticCustomError
 
-from session_lifecycle.models.fields import Moment, OptionalModel, OptionalName, Value, inconsistent
-from session_lifecycle.models.reads import EffectiveStatus
+from session_lifecycle.models.fields import AwareTime, Value
+from session_lifecycle.models.refusals import inconsistent, refuse_empty_window, refused
+
+
+class SessionStats(Value):
+    """Figures over the sessions that a viewer sees, last active in a window (rule R16).
+
+    `aggregate_stats` returns it. Money is USD. `completed`, `failed`, `abandoned` and `running` count sessions by their
+    effective status.
+    """
+
+    sessions: int
+    total_spend_usd: Decimal
+    avg_spend_per_session_usd: Decimal
+    """USD, rounded half-even to 10 decimals; 0 without sessions."""
+    tokens_in: int
+    tokens_out: int
+    tokens_total: int
+    """`tokens_in + tokens_out`."""
+    agent_time_s: float
+    """Seconds: the sum of the durations of all sessions, each `max(0, (ended_at or last_activity_at) - started_at)`."""
+    avg_session_s: float
+    """Seconds; 0 without sessions."""
+    success_rate: float
+    """`completed / (completed + failed + abandoned)`; 1.0 where all three are 0."""
+    completed: int
+    failed: int
+    abandoned: int
+    running: int
+    unpriced_events: int
+    unmeasured_events: int
+    late_events: int
+    late_cost_usd: Decimal
+
+
+class CostByModelRow(Value):
+    """What one model cost in the sessions that a viewer sees, last active in a window.
+
+    `cost_by_model` returns a list of it. Money is USD.
+    """
+
+    model: str
+    """The model; `unknown` for usage without a model."""
+    session_count: int
+    cost_usd: Decimal
+    tokens_in: int
+    tokens_out: int
+    cache_read_tokens: int
+    cache_write_tokens: int
+    reasoning_tokens: int
+    events: int
+    unpriced_events: int
+
 
 MOST_BUCKETS = 10_000
-"""Of one series."""
+"""The most buckets of one series."""
 
 
 def _time_zone(value: Any) -> Any:
@@ -22,32 +72,31 @@ def _time_zone(value: Any) -> Any:
     try:
         return ZoneInfo(value)
     except (ZoneInfoNotFoundError, ValueError, TypeError, OSError):
-        raise PydanticCustomError("time_zone", "the name of an IANA time zone, such as Europe/Berlin") from None
+        raise refused("time_zone") from None
 
 
 class Series(Value):
-    """What `usage_timeseries` is asked, beside who asks."""
+    """The arguments of `usage_timeseries`, without the viewer."""
 
-    since: Moment
-    until: Moment
+    since: AwareTime
+    until: AwareTime
     bucket: Literal["hour", "day", "week", "month"] = "day"
     timezone: Annotated[ZoneInfo, BeforeValidator(_time_zone)] = ZoneInfo("UTC")
     group_by: Literal["model", "agent", "user", "dataset"] | None = None
 
     @model_validator(mode="after")
     def _is_a_window(self) -> Self:
-        if self.until < self.since:
-            raise inconsistent("until", "a time that is not before since")
+        refuse_empty_window(self.since, self.until)
         shortest = {"hour": timedelta(hours=1), "day": timedelta(hours=23), "week": timedelta(days=6, hours=23)}
         if (self.until - self.since) / shortest.get(self.bucket, timedelta(days=28)) > MOST_BUCKETS:
-            raise inconsistent("bucket", f"one of which the window has at most {MOST_BUCKETS}")
+            raise inconsistent("bucket", f"a longer bucket or a shorter window: at most {MOST_BUCKETS:,} buckets")
         return self
 
     def boundaries(self) -> list[datetime]:
-        """Where the buckets begin, in UTC, and where the last one ends; none for an empty window.
+        """The ordered beginnings of the buckets and the end of the last bucket, UTC; empty for an empty window.
 
-        Hours, midnights, Mondays and firsts of the month are those of the time zone's clocks; a day that it sets them
-        on has 23 or 25 hours.
+        Hours, days, weeks (from Monday) and months begin by the clocks of the time zone. A day on which the clocks are
+        changed by an hour has 23 or 25 hours.
         """
         if self.since == self.until:
             return []
@@ -59,7 +108,7 @@ class Series(Value):
     def _begin(self, moment: datetime) -> datetime:
         local = moment.astimezone(self.timezone)
         if self.bucket == "hour":
-            # In absolute time: an hour that the clocks show twice is two buckets.
+            # Computed in absolute time, because an hour that the clocks show twice is two buckets.
             return moment - timedelta(minutes=local.minute, seconds=local.second, microseconds=local.microsecond)
         midnight = datetime(local.year, local.month, local.day, tzinfo=self.timezone)
         if self.bucket == "week":
@@ -71,22 +120,24 @@ class Series(Value):
     def _next(self, beginning: datetime) -> datetime:
         if self.bucket == "hour":
             later = beginning + timedelta(hours=1)
-            # Only where the clocks are set by less than an hour is that no full hour.
+            # Where the clocks are changed by less than an hour, one hour later is not a full hour.
             return later + timedelta(minutes=-later.astimezone(self.timezone).minute % 60)
-        # Noon is on the same day whatever the clocks do at night.
+        # Twelve hours after midnight is still the same day, also where the clocks change at night.
         noon = beginning.astimezone(self.timezone) + timedelta(hours=12)
         return self._begin(noon + timedelta(days={"day": 1, "week": 7, "month": 31}[self.bucket]))
 
 
 class UsagePoint(Value):
-    """What was used and spent within one bucket of a series, by the time of use."""
+    """Tokens and cost of one bucket of a series, by the time of use. `usage_timeseries` returns a list of it."""
 
     starts_at: datetime
-    """Where the bucket begins, UTC; the first one's may be before the window, of which nothing else is counted."""
+    """The beginning, UTC. The first bucket may begin before the window; usage from before the window is not counted."""
     ends_at: datetime
+    """The end, UTC. The last bucket may end after the window; usage from after the window is not counted."""
     group: str | None
-    """The model, agent, user or data set; `unknown` for what names none. None where nothing was grouped."""
+    """The model, agent, user or dataset; `unknown` for usage without one. None without `group_by`."""
     cost_usd: Decimal
+    """USD."""
     tokens_in: int
     tokens_out: int
     cache_read_tokens: int
@@ -94,119 +145,60 @@ class UsagePoint(Value):
     reasoning_tokens: int
     events: int
     unpriced_events: int
-
-
-class TelemetryFilters(Value):
-    """What `telemetry` is asked, beside who asks."""
-
-    provider: OptionalName = None
-    model: OptionalModel = None
-    client: OptionalName = None
-    since: Moment | None = None
-    until: Moment | None = None
-
-
-class TelemetrySummary(Value):
-    """Figures over the runs a viewer sees that ended in a window."""
-
-    runs_count: int
-    users_count: int
-    duration_p50_ms: float | None
-    """Percentiles of the runs' durations, interpolated between two; None without runs."""
-    duration_p90_ms: float | None
-    duration_p95_ms: float | None
-    duration_p99_ms: float | None
-    tokens_in: int
-    """What their events used, by any model."""
-    tokens_out: int
-    cache_read_tokens: int
-    cache_write_tokens: int
-    tool_calls_injected: int
-    """Their tool calls whose tool a proxy put into the request."""
-    tool_calls_failed: int
-    """The injected ones that failed."""
-    tool_calls_not_injected: int
-    prompts_count: int
-    """Messages of users that belong to one of them."""
-
-
-class TelemetryKey(Value):
-    """What runs can be told apart by."""
-
-    provider: str | None
-    model: str | None
-    client: str
-    """`Unknown` for a run that named none."""
 
 
 class Spend(Value):
-    """What was used and spent within a window, by the time of use."""
+    """Tokens and cost of a window, by the time of use. `spend` returns it."""
 
     cost_usd: Decimal
+    """USD."""
     tokens_in: int
     tokens_out: int
     cache_read_tokens: int
     cache_write_tokens: int
     reasoning_tokens: int
     events: int
-    """As in cost by model: late ones are not among them, what runs report beyond their events is."""
+    """The number of events, as `cost_by_model` counts them: without late events, with the adjustments for what runs
+    reported beyond their events."""
     unpriced_events: int
     late_events: int
-    """Events from after the end of their session, in no other figure."""
+    """The number of events from after the end of their session. No other figure but `late_cost_usd` counts them."""
     late_cost_usd: Decimal
+    """USD."""
 
 
 class TokenClasses(Value):
-    """Tokens by what they are: the first three make up the input, the next two the output."""
+    """Tokens by class. Part of `TokensByClass`.
+
+    The first three classes add up to `tokens_in`, the next two to `tokens_out`.
+    """
 
     uncached_input_tokens: int
-    """The input that was neither read from a cache nor written to one."""
+    """Input tokens that were neither read from a cache nor written to one."""
     cache_read_tokens: int
     cache_write_tokens: int
     visible_output_tokens: int
-    """The output that is not reasoning."""
+    """Output tokens that are not reasoning."""
     reasoning_tokens: int
     tokens_in: int
     tokens_out: int
 
 
 class TokensByClass(TokenClasses):
-    """What was used within a window by class, of all models together and of each."""
+    """Tokens used in a window by class: of all models together, and of each model. `tokens_by_class` returns it."""
 
     by_model: dict[str, TokenClasses]
-    """Most tokens first, ties by name; `unknown` for usage that named none. Who used no tokens is not in it."""
-
-
-class Durations(Value):
-    """How long sessions or runs took."""
-
-    count: int
-    p50_s: float | None
-    """Percentiles in seconds, interpolated between two durations, to the microsecond; None where there are none."""
-    p90_s: float | None
-    p95_s: float | None
-    p99_s: float | None
-
-
-class SessionDurations(Durations):
-    """How long sessions took, of all and by effective status."""
-
-    by_status: dict[EffectiveStatus, Durations]
-    """Each status is in it."""
-
-
-class RunDurations(Durations):
-    """How long runs took, of all and by agent."""
-
-    by_agent: dict[str, Durations]
-    """Most runs first, ties by name; `unknown` for runs that named none."""
+    """Most tokens first, ties by name. Usage without a model is `unknown`. A model without tokens is left out."""
 
 
 class CostByAgentRow(Value):
-    """What the sessions of one agent cost, of all sessions a viewer sees in a window."""
+    """What the sessions of one agent cost, of the sessions that a viewer sees, last active in a window.
+
+    `cost_by_agent` returns a list of it. Money is USD.
+    """
 
     agent_name: str
-    """`unknown` for sessions that named none."""
+    """The agent; `unknown` for sessions without an agent."""
     session_count: int
     cost_usd: Decimal
     tokens_in: int
@@ -218,7 +210,10 @@ class CostByAgentRow(Value):
 
 
 class CostByUserRow(Value):
-    """What the sessions of one user cost, of all sessions a viewer sees in a window."""
+    """What the sessions of one user cost, of the sessions that a viewer sees, last active in a window.
+
+    `cost_by_user` returns a list of it. Money is USD.
+    """
 
     user_id: UUID
     session_count: int

@@ -1,0 +1,123 @@
+-- Puts the oldest changes into the roll-ups, at most `most` of each kind. A bucket that is then empty goes.
+-- Answers how many changes it put in. Raises nothing.
+-- Locks: the roll-ups (`lock_roll_ups`), so there is one at a time. A transaction that records never waits for it.
+CREATE FUNCTION {schema}.compact_roll_ups_v1(most integer) RETURNS bigint
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+-- A few thousand buckets are looked up by their keys and sorted in memory.
+SET enable_hashjoin = off SET enable_mergejoin = off SET work_mem = '64MB' SET jit = off
+AS $body$
+DECLARE
+    changes bigint;
+    model_changes bigint;
+    emptied jsonb;
+BEGIN
+    PERFORM {schema}.lock_roll_ups();
+    WITH change AS (
+        DELETE FROM {schema}.session_roll_up_changes c
+        USING (SELECT o.change_id FROM {schema}.session_roll_up_changes o ORDER BY o.change_id LIMIT most) o
+        WHERE c.change_id = o.change_id
+        RETURNING c.user_id, c.dataset_id, c.status, c.starts_at, c.sessions, c.cost_usd, c.tokens_in, c.tokens_out,
+                  c.duration_us, c.unpriced_events, c.unmeasured_events, c.late_events, c.late_cost_usd
+    ),
+    quarter_hour AS (
+        SELECT c.user_id, c.dataset_id, c.status, c.starts_at, sum(c.sessions)::bigint AS sessions,
+               sum(c.cost_usd) AS cost_usd, sum(c.tokens_in) AS tokens_in, sum(c.tokens_out) AS tokens_out,
+               sum(c.duration_us) AS duration_us, sum(c.unpriced_events)::bigint AS unpriced_events,
+               sum(c.unmeasured_events)::bigint AS unmeasured_events, sum(c.late_events)::bigint AS late_events,
+               sum(c.late_cost_usd) AS late_cost_usd, count(*) AS changes
+        FROM change c
+        GROUP BY c.user_id, c.dataset_id, c.status, c.starts_at
+    ),
+    bucket AS (
+        INSERT INTO {schema}.session_roll_ups AS r
+            (family, user_id, dataset_id, level, status, starts_at, sessions, cost_usd, tokens_in, tokens_out, duration_us,
+             unpriced_events, unmeasured_events, late_events, late_cost_usd)
+        SELECT f.family, f.user_id, f.dataset_id, l.level, q.status, l.starts_at, sum(q.sessions), sum(q.cost_usd),
+               sum(q.tokens_in), sum(q.tokens_out), sum(q.duration_us), sum(q.unpriced_events), sum(q.unmeasured_events),
+               sum(q.late_events), sum(q.late_cost_usd)
+        FROM quarter_hour q
+        CROSS JOIN LATERAL {schema}.families(q.user_id, q.dataset_id) f
+        CROSS JOIN LATERAL {schema}.levels(q.starts_at) l
+        GROUP BY f.family, f.user_id, f.dataset_id, l.level, q.status, l.starts_at
+        ORDER BY f.family, f.user_id, f.dataset_id, l.level, q.status, l.starts_at
+        ON CONFLICT (family, user_id, dataset_id, level, status, starts_at) DO UPDATE
+        SET sessions = r.sessions + excluded.sessions,
+            cost_usd = r.cost_usd + excluded.cost_usd,
+            tokens_in = r.tokens_in + excluded.tokens_in,
+            tokens_out = r.tokens_out + excluded.tokens_out,
+            duration_us = r.duration_us + excluded.duration_us,
+            unpriced_events = r.unpriced_events + excluded.unpriced_events,
+            unmeasured_events = r.unmeasured_events + excluded.unmeasured_events,
+            late_events = r.late_events + excluded.late_events,
+            late_cost_usd = r.late_cost_usd + excluded.late_cost_usd
+        RETURNING r.family, r.user_id, r.dataset_id, r.level, r.status, r.starts_at, r.sessions
+    )
+    SELECT coalesce((SELECT sum(q.changes) FROM quarter_hour q), 0),
+           (SELECT jsonb_agg(jsonb_build_object(
+                'family', b.family, 'user_id', b.user_id, 'dataset_id', b.dataset_id, 'level', b.level,
+                'status', b.status, 'starts_at', b.starts_at
+            )) FROM bucket b WHERE b.sessions = 0)
+    INTO changes, emptied;
+    DELETE FROM {schema}.session_roll_ups r
+    USING jsonb_to_recordset(emptied) e (
+        family text, user_id uuid, dataset_id uuid, level text, status text, starts_at timestamptz
+    )
+    WHERE r.family = e.family AND r.user_id = e.user_id AND r.dataset_id = e.dataset_id AND r.level = e.level
+        AND r.status = e.status AND r.starts_at = e.starts_at;
+
+    WITH change AS (
+        DELETE FROM {schema}.session_model_roll_up_changes c
+        USING (SELECT o.change_id FROM {schema}.session_model_roll_up_changes o ORDER BY o.change_id LIMIT most) o
+        WHERE c.change_id = o.change_id
+        RETURNING c.user_id, c.dataset_id, c.starts_at, c.model, c.sessions, c.cost_usd, c.tokens_in, c.tokens_out,
+                  c.cache_read_tokens, c.cache_write_tokens, c.reasoning_tokens, c.events, c.unpriced_events
+    ),
+    quarter_hour AS (
+        SELECT c.user_id, c.dataset_id, c.starts_at, c.model, sum(c.sessions)::bigint AS sessions, sum(c.cost_usd) AS cost_usd,
+               sum(c.tokens_in) AS tokens_in, sum(c.tokens_out) AS tokens_out,
+               sum(c.cache_read_tokens) AS cache_read_tokens, sum(c.cache_write_tokens) AS cache_write_tokens,
+               sum(c.reasoning_tokens) AS reasoning_tokens, sum(c.events)::bigint AS events,
+               sum(c.unpriced_events)::bigint AS unpriced_events, count(*) AS changes
+        FROM change c
+        GROUP BY c.user_id, c.dataset_id, c.starts_at, c.model
+    ),
+    bucket AS (
+        INSERT INTO {schema}.session_model_roll_ups AS r
+            (family, user_id, dataset_id, level, starts_at, model, sessions, cost_usd, tokens_in, tokens_out,
+             cache_read_tokens, cache_write_tokens, reasoning_tokens, events, unpriced_events)
+        SELECT f.family, f.user_id, f.dataset_id, l.level, l.starts_at, q.model, sum(q.sessions), sum(q.cost_usd),
+               sum(q.tokens_in), sum(q.tokens_out), sum(q.cache_read_tokens), sum(q.cache_write_tokens),
+               sum(q.reasoning_tokens), sum(q.events), sum(q.unpriced_events)
+        FROM quarter_hour q
+        CROSS JOIN LATERAL {schema}.families(q.user_id, q.dataset_id) f
+        CROSS JOIN LATERAL {schema}.levels(q.starts_at) l
+        GROUP BY f.family, f.user_id, f.dataset_id, l.level, l.starts_at, q.model
+        ORDER BY f.family, f.user_id, f.dataset_id, l.level, l.starts_at, q.model
+        ON CONFLICT (family, user_id, dataset_id, level, starts_at, model) DO UPDATE
+        SET sessions = r.sessions + excluded.sessions,
+            cost_usd = r.cost_usd + excluded.cost_usd,
+            tokens_in = r.tokens_in + excluded.tokens_in,
+            tokens_out = r.tokens_out + excluded.tokens_out,
+            cache_read_tokens = r.cache_read_tokens + excluded.cache_read_tokens,
+            cache_write_tokens = r.cache_write_tokens + excluded.cache_write_tokens,
+            reasoning_tokens = r.reasoning_tokens + excluded.reasoning_tokens,
+            events = r.events + excluded.events,
+            unpriced_events = r.unpriced_events + excluded.unpriced_events
+        RETURNING r.family, r.user_id, r.dataset_id, r.level, r.starts_at, r.model, r.sessions
+    )
+    SELECT coalesce((SELECT sum(q.changes) FROM quarter_hour q), 0),
+           (SELECT jsonb_agg(jsonb_build_object(
+                'family', b.family, 'user_id', b.user_id, 'dataset_id', b.dataset_id, 'level', b.level,
+                'starts_at', b.starts_at, 'model', b.model
+            )) FROM bucket b WHERE b.sessions = 0)
+    INTO model_changes, emptied;
+    DELETE FROM {schema}.session_model_roll_ups r
+    USING jsonb_to_recordset(emptied) e (
+        family text, user_id uuid, dataset_id uuid, level text, starts_at timestamptz, model text
+    )
+    WHERE r.family = e.family AND r.user_id = e.user_id AND r.dataset_id = e.dataset_id AND r.level = e.level
+        AND r.starts_at = e.starts_at AND r.model = e.model;
+    RETURN changes + model_changes;
+END
+$body$;

@@ -1,0 +1,37 @@
+-- Sums what sessions used by model, as reports name the models: each name once, and no model whose every event was
+-- revised away.
+-- Answers a row for each session given, in any order: its key, and `models`, an array with an object for each model.
+-- Raises nothing and takes no lock.
+CREATE FUNCTION {schema}.session_models_v1(of_users uuid[], of_sessions text[]) RETURNS TABLE (
+    user_id uuid, session_id text, models jsonb
+)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off
+AS $body$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+    SELECT k.user_id, k.session_id, m.models
+    FROM unnest(of_users, of_sessions) k (user_id, session_id)
+    CROSS JOIN LATERAL (
+        SELECT coalesce(jsonb_agg(jsonb_build_object(
+                   'model', u.model, 'cost_usd', u.cost_usd, 'tokens_in', u.tokens_in, 'tokens_out', u.tokens_out,
+                   'cache_read_tokens', u.cache_read_tokens, 'cache_write_tokens', u.cache_write_tokens,
+                   'reasoning_tokens', u.reasoning_tokens, 'events', u.events, 'unpriced_events', u.unpriced_events
+               )), '[]') AS models
+        FROM (
+            -- A report names a model called "unknown" and no model alike; a session with both counts once.
+            SELECT CASE WHEN u.model = '' THEN 'unknown' ELSE u.model END AS model, sum(u.cost_usd) AS cost_usd,
+                   sum(u.tokens_in) AS tokens_in, sum(u.tokens_out) AS tokens_out,
+                   sum(u.cache_read_tokens) AS cache_read_tokens, sum(u.cache_write_tokens) AS cache_write_tokens,
+                   sum(u.reasoning_tokens) AS reasoning_tokens, sum(u.events) AS events,
+                   sum(u.unpriced_events) AS unpriced_events
+            FROM {schema}.session_model_usage u
+            WHERE u.user_id = k.user_id AND u.session_id = k.session_id
+                AND (u.events > 0 OR u.tokens_in > 0 OR u.tokens_out > 0 OR u.cost_usd > 0)
+            GROUP BY 1
+        ) u
+    ) m;
+END
+$body$;

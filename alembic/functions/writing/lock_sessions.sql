@@ -1,0 +1,95 @@
+-- Locks all that the items concern, until the transaction ends. `waves` holds what is written to sessions, `activity` runs,
+-- steps and messages, `others` further sessions; each is an array of arrays.
+-- Answers the sessions it locked, as two arrays.
+-- Raises `SL003` where a session was deleted meanwhile: the caller calls again. Lets through `SL004` of `lock_session`.
+-- Locks, each sorted (rule R10): keys of the user's scope, by an advisory lock with seed 2; then the sessions' rows, and
+-- `lock_session` for those that do not exist.
+CREATE FUNCTION {schema}.lock_sessions(
+    waves jsonb, activity jsonb, others jsonb, OUT users uuid[], OUT sessions text[]
+)
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+-- An array is written `(SELECT users)` so that the planner does not know its length: a plan for a known length looks
+-- cheaper than the prepared one, so it would be made anew in every call.
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off
+AS $body$
+DECLARE
+    existing int;
+    locked int;
+BEGIN
+    IF waves @? '$[*][*] ? (@.key_scope == "user")' THEN
+        PERFORM pg_advisory_xact_lock(keys.lock_key)
+        FROM (
+            SELECT DISTINCT hashtextextended(i.user_id || i.event_id, 2) AS lock_key
+            FROM jsonb_array_elements(waves) wave, jsonb_to_recordset(wave) i (user_id text, event_id text, key_scope text)
+            WHERE i.key_scope = 'user'
+            ORDER BY 1
+        ) keys;
+    END IF;
+
+    SELECT array_agg(t.user_id ORDER BY t.user_id, t.session_id), array_agg(t.session_id ORDER BY t.user_id, t.session_id)
+    INTO users, sessions
+    FROM (
+        SELECT i.user_id, coalesce(held.session_id, i.session_id) COLLATE "C" AS session_id
+        FROM jsonb_array_elements(waves) wave,
+             jsonb_to_recordset(wave) i (user_id uuid, session_id text, event_id uuid, key_scope text)
+        LEFT JOIN {schema}.session_usage_events held
+            ON i.key_scope = 'user' AND held.key_scope = 'user'
+            AND held.user_id = i.user_id AND held.event_id = i.event_id
+        UNION
+        SELECT i.user_id, i.session_id
+        FROM jsonb_array_elements(others) wave, jsonb_to_recordset(wave) i (user_id uuid, session_id text)
+    ) t;
+
+    IF activity <> '[]' OR waves @? '$[*][*].run_id' THEN
+        -- The sessions of the runs that exist, and a guess at the sessions of those that name none. Where the guess is
+        -- wrong, `settle_runs` raises `SL002` with the right ones.
+        SELECT array_agg(t.user_id ORDER BY t.user_id, t.session_id),
+               array_agg(t.session_id ORDER BY t.user_id, t.session_id)
+        INTO users, sessions
+        FROM (
+            SELECT s.user_id, s.session_id COLLATE "C" AS session_id
+            FROM unnest((SELECT users), (SELECT sessions)) s (user_id, session_id)
+            UNION
+            SELECT i.user_id, r.session_id
+            FROM jsonb_array_elements(waves || activity) wave, jsonb_to_recordset(wave) i (user_id uuid, run_id text)
+            JOIN {schema}.session_runs r ON r.user_id = i.user_id AND r.run_id = i.run_id
+            WHERE r.session_id IS NOT NULL
+            UNION
+            SELECT i.user_id, coalesce(root.session_id, root.run_id, i.run_id)
+            FROM jsonb_array_elements(activity) wave,
+                 jsonb_to_recordset(wave) i (
+                     kind text, user_id uuid, run_id text, session_id text, parent_run_id text, root_run_id text,
+                     parent_tool_call_id text
+                 )
+            LEFT JOIN {schema}.session_runs own ON own.user_id = i.user_id AND own.run_id = i.run_id
+            LEFT JOIN {schema}.session_runs parent ON parent.user_id = i.user_id AND parent.run_id = i.parent_run_id
+            LEFT JOIN {schema}.session_runs root
+                ON root.user_id = i.user_id AND root.run_id = coalesce(i.root_run_id, parent.root_run_id)
+            WHERE i.kind = 'run' AND i.session_id IS NULL AND own.session_given IS NOT true
+                AND (root.run_id IS NOT NULL OR coalesce(i.parent_run_id, i.root_run_id, i.parent_tool_call_id) IS NULL)
+        ) t;
+    END IF;
+
+    SELECT count(*) INTO existing
+    FROM unnest((SELECT users), (SELECT sessions)) t (user_id, session_id)
+    JOIN {schema}.session_records s ON s.user_id = t.user_id AND s.session_id = t.session_id;
+    IF existing < cardinality(users) THEN
+        FOR place IN 1..cardinality(users) LOOP
+            PERFORM {schema}.lock_session(users[place], sessions[place]);
+        END LOOP;
+        RETURN;
+    END IF;
+
+    -- The usual case: all of them exist, so one statement locks them.
+    PERFORM 1
+    FROM unnest((SELECT users), (SELECT sessions)) t (user_id, session_id)
+    JOIN {schema}.session_records s ON s.user_id = t.user_id AND s.session_id = t.session_id
+    ORDER BY s.user_id, s.session_id
+    FOR NO KEY UPDATE OF s;
+    GET DIAGNOSTICS locked = ROW_COUNT;
+    IF locked < existing THEN
+        RAISE EXCEPTION USING ERRCODE = 'SL003', MESSAGE = 'a session was deleted meanwhile';
+    END IF;
+END
+$body$;

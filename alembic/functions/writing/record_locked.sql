@@ -1,0 +1,96 @@
+-- Takes all locks that the items need, then writes one wave after another. `others` are further sessions to lock, `has_runs`
+-- says whether any item names a run or may do so.
+-- Answers a row for each item; where an item has several rows, the last one holds.
+-- Raises `SL002` where further sessions have to be locked, with them as its detail: `record_v1` calls again. Lets through
+-- `SL003` and `SL004` of `lock_sessions`, and `SL002` of `settle_runs`.
+-- Locks: those of `lock_sessions`, then those of `lock_runs` (rule R10).
+CREATE FUNCTION {schema}.record_locked(
+    waves jsonb, activity jsonb, others jsonb, has_runs boolean, now_at timestamptz
+) RETURNS TABLE (
+    item_position int,
+    outcome text,
+    event_cost_usd numeric,
+    session_tokens_in bigint,
+    session_tokens_out bigint,
+    session_cost_usd numeric
+)
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+-- An array is written `(SELECT users)` so that the planner does not know its length: a plan for a known length looks
+-- cheaper than the prepared one, so it would be made anew in every call.
+AS $body$
+#variable_conflict use_column
+DECLARE
+    locked record;
+    named record;
+    followed record;
+    missing jsonb;
+    receipts jsonb := '[]';
+    last_wave int := jsonb_array_length(waves) - 1;
+    differences jsonb;
+BEGIN
+    locked := {schema}.lock_sessions(waves, activity, others);
+    IF NOT has_runs THEN
+        FOR wave IN 0..last_wave LOOP
+            RETURN QUERY SELECT w.* FROM {schema}.record_wave(waves -> wave, now_at) w;
+        END LOOP;
+        RETURN;
+    END IF;
+
+    named := {schema}.lock_runs(waves, activity);
+    followed := {schema}.follow_runs(waves, activity);
+    IF followed.waves IS NOT NULL THEN
+        waves := followed.waves;
+        activity := followed.activity;
+        last_wave := jsonb_array_length(waves) - 1;
+        SELECT jsonb_agg(jsonb_build_object('user_id', t.user_id, 'session_id', t.session_id)) INTO missing
+        FROM (
+            SELECT i.user_id, i.session_id COLLATE "C" AS session_id
+            FROM jsonb_array_elements(waves) wave, jsonb_to_recordset(wave) i (user_id uuid, session_id text)
+            EXCEPT
+            SELECT l.user_id, l.session_id
+            FROM unnest((SELECT locked.users), (SELECT locked.sessions)) l (user_id, session_id)
+        ) t;
+        IF missing IS NOT NULL THEN
+            RAISE EXCEPTION USING ERRCODE = 'SL002', MESSAGE = 'sessions have to be locked', DETAIL = missing::text;
+        END IF;
+    END IF;
+    FOR wave IN 0..last_wave LOOP
+        SELECT receipts || coalesce(jsonb_agg(jsonb_build_object(
+                   'item_position', w.item_position, 'outcome', w.outcome, 'event_cost_usd', w.event_cost_usd,
+                   'session_tokens_in', w.session_tokens_in, 'session_tokens_out', w.session_tokens_out,
+                   'session_cost_usd', w.session_cost_usd
+               )), '[]')
+        INTO receipts
+        FROM {schema}.record_wave(waves -> wave, now_at) w;
+        RETURN QUERY
+        SELECT a.item_position, a.outcome, NULL::numeric, 0::bigint, 0::bigint, 0::numeric
+        FROM {schema}.record_activity(activity -> wave) a;
+        -- Runs are settled before sessions end, and after the last wave.
+        CONTINUE WHEN wave < last_wave AND NOT waves -> (wave + 1) @? '$[*] ? (@.kind == "end" || @.kind == "reopen")';
+
+        SELECT jsonb_agg(jsonb_build_object(
+                   'user_id', d.user_id, 'session_id', d.session_id, 'difference_usd', d.difference_usd
+               ))
+        INTO differences
+        FROM {schema}.settle_runs(named.users, named.runs, named.linked, locked.users, locked.sessions, now_at) d;
+        -- Settling changed the cost of sessions: what a run reports beyond its events shrinks when events arrive.
+        RETURN QUERY
+        SELECT w.item_position, w.outcome, w.event_cost_usd, w.session_tokens_in, w.session_tokens_out,
+               w.session_cost_usd + coalesce(d.difference_usd, 0)
+        FROM jsonb_to_recordset(receipts) w (
+            item_position int, outcome text, event_cost_usd numeric, session_tokens_in bigint, session_tokens_out bigint,
+            session_cost_usd numeric
+        )
+        JOIN (
+            SELECT i.position, i.user_id, i.session_id, i.answers
+            FROM jsonb_array_elements(waves) wave,
+                 jsonb_to_recordset(wave) i (position int, user_id uuid, session_id text, answers boolean)
+        ) i ON i.position = w.item_position
+        LEFT JOIN jsonb_to_recordset(differences) d (user_id uuid, session_id text, difference_usd numeric)
+            ON d.user_id = i.user_id AND d.session_id = i.session_id
+        WHERE i.answers IS NOT false;
+        receipts := '[]';
+    END LOOP;
+END
+$body$;

@@ -1,0 +1,488 @@
+"""The schema as first released: tables, indexes, functions and the trigger that keeps the roll-ups true.
+
+The functions are the files of `alembic/functions/`; its README.md says which calls which.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import sqlalchemy as sa
+from alembic import op
+from sqlalchemy.dialects import postgresql
+
+from session_lifecycle.postgres.function_files import function_files, quoted
+from session_lifecycle.postgres.migrations import create_function_sql, create_search_index_sql, create_trigger_sql
+
+revision = "0001"
+down_revision = None
+branch_labels = None
+depends_on = None
+
+INSTANT = sa.DateTime(timezone=True)
+# Sorted by bytes: the order of the same texts in Python, and one that no update of the system's locales changes.
+KEY = sa.Text(collation="C")
+NOW = sa.text("statement_timestamp()")
+IS_ERROR = "COALESCE((jsonb_typeof(errors) <> 'null'::text) AND (errors <> '[]'::jsonb), false)"
+# A partial index is planned only for a statement that names its condition. So lookups by key, which name none, are
+# never planned with one: while statistics are missing the planner could take it for as good as the primary key.
+OF_EVERYBODY = "session_id <> ''"
+NOT_ROLLED_UP = "NOT rolled_up"
+SESSION_ORDERS = ("last_activity_at", "started_at", "ended_at", "cost_usd", "tokens_in", "tokens_out")
+SESSION_FIGURES: Mapping[str, type[sa.Numeric] | type[sa.BigInteger]] = {
+    "sessions": sa.BigInteger,
+    "cost_usd": sa.Numeric,
+    "tokens_in": sa.Numeric,
+    "tokens_out": sa.Numeric,
+    "duration_us": sa.Numeric,
+    "unpriced_events": sa.BigInteger,
+    "unmeasured_events": sa.BigInteger,
+    "late_events": sa.BigInteger,
+    "late_cost_usd": sa.Numeric,
+}
+MODEL_FIGURES: Mapping[str, type[sa.Numeric] | type[sa.BigInteger]] = {
+    "sessions": sa.BigInteger,
+    "cost_usd": sa.Numeric,
+    "tokens_in": sa.Numeric,
+    "tokens_out": sa.Numeric,
+    "cache_read_tokens": sa.Numeric,
+    "cache_write_tokens": sa.Numeric,
+    "reasoning_tokens": sa.Numeric,
+    "events": sa.BigInteger,
+    "unpriced_events": sa.BigInteger,
+}
+# Each after the functions that a body parsed at its creation calls.
+FUNCTIONS = (
+    "oldest_served_version_v1",
+    "refuse_erased",
+    "lock_session",
+    "lock_sessions",
+    "keyed_event_id",
+    "lock_runs",
+    "follow_runs",
+    "adjust_run",
+    "settle_runs",
+    "record_activity",
+    "record_wave",
+    "record_locked",
+    "record_plain",
+    "record_one_use",
+    "record_one_touch",
+    "record_v1",
+    "reprice_v1",
+    "lock_idle_sessions",
+    "delete_activity",
+    "delete_unnamed_runs",
+    "delete_sessions_v1",
+    "delete_waiting_runs_v1",
+    "empty_sessions_v1",
+    "anonymise_sessions_v1",
+    "write_tombstone_v1",
+    "share",
+    "model_shares_v1",
+    "append_changes",
+    "leave_roll_ups_v1",
+    "session_models_v1",
+    "roll_up_sessions_v1",
+    "families",
+    "levels",
+    "lock_roll_ups",
+    "compact_roll_ups_v1",
+    "take_out_of_roll_ups_v1",
+    "holds",
+    "expected_roll_ups_v1",
+    "expected_model_roll_ups_v1",
+    "rebuild_roll_ups_v1",
+)
+TABLES = (
+    "session_records",
+    "session_model_usage",
+    "session_usage_events",
+    "session_runs",
+    "session_steps",
+    "session_messages",
+    "session_tombstones",
+    "session_repricings",
+    "rolled_up_sessions",
+    "session_roll_ups",
+    "session_roll_up_changes",
+    "session_model_roll_ups",
+    "session_model_roll_up_changes",
+)
+
+
+def schema() -> str:
+    return str(op.get_context().version_table_schema)
+
+
+def execute(sql: str) -> None:
+    """Runs the SQL as it stands: a colon in it begins no parameter."""
+    op.execute(sa.text(sql.replace(":", "\\:")))
+
+
+def key(name: str, *, nullable: bool = False) -> sa.Column[str]:
+    return sa.Column(name, KEY, nullable=nullable)
+
+
+def flag(name: str, default: str = "false") -> sa.Column[bool]:
+    return sa.Column(name, sa.Boolean, server_default=sa.text(default), nullable=False)
+
+
+def count(name: str) -> sa.Column[int]:
+    return sa.Column(name, sa.BigInteger, server_default=sa.text("0"), nullable=False)
+
+
+def money(name: str) -> sa.Column[sa.Numeric]:
+    return sa.Column(name, sa.Numeric, server_default=sa.text("0"), nullable=False)
+
+
+def check(table: str, name: str, condition: str) -> sa.CheckConstraint:
+    return sa.CheckConstraint(condition, name=op.f(f"ck_{table}_{name}"))
+
+
+def never_negative(table: str, *columns: str) -> sa.CheckConstraint:
+    return check(table, "never_negative", " AND ".join(f"{column} >= 0" for column in columns))
+
+
+def create_table(name: str, *parts: sa.Column[object] | sa.CheckConstraint, key: Sequence[str]) -> None:
+    op.create_table(name, *parts, sa.PrimaryKeyConstraint(*key, name=op.f(f"pk_{name}")), schema=schema())
+
+
+def create_index(table: str, *columns: str, where: str | None = None, unique: bool = False, name: str = "") -> None:
+    op.create_index(
+        op.f(name or f"ix_{table}_{'_'.join(columns)}"),
+        table,
+        list(columns),
+        unique=unique,
+        schema=schema(),
+        postgresql_where=None if where is None else sa.text(where),
+    )
+
+
+def create_sessions() -> None:
+    table = "session_records"
+    counted = ("tokens_in", "tokens_out", "cost_usd", "error_count", "cache_read_tokens", "cache_write_tokens")
+    counted += ("reasoning_tokens", "unpriced_events", "unmeasured_events", "late_events", "late_cost_usd")
+    create_table(
+        table,
+        sa.Column("user_id", sa.Uuid, nullable=False),
+        key("session_id"),
+        sa.Column("dataset_id", sa.Uuid),
+        sa.Column("status", sa.Text, server_default=sa.text("'running'"), nullable=False),
+        sa.Column("started_at", INSTANT, server_default=NOW, nullable=False),
+        sa.Column("last_activity_at", INSTANT, server_default=NOW, nullable=False),
+        sa.Column("ended_at", INSTANT),
+        count("tokens_in"),
+        count("tokens_out"),
+        money("cost_usd"),
+        count("error_count"),
+        sa.Column("last_model", sa.Text),
+        sa.Column("last_model_at", INSTANT),
+        sa.Column("agent_name", sa.Text),
+        sa.Column("title", sa.Text),
+        sa.Column("metadata", postgresql.JSONB, server_default=sa.text("'{}'"), nullable=False),
+        count("cache_read_tokens"),
+        count("cache_write_tokens"),
+        count("reasoning_tokens"),
+        count("unpriced_events"),
+        count("unmeasured_events"),
+        count("late_events"),
+        money("late_cost_usd"),
+        sa.Column(
+            "activity_minute",
+            INSTANT,
+            sa.Computed("date_bin('1 minute', last_activity_at, '2000-01-01 00:00:00+00')", persisted=True),
+            nullable=False,
+        ),
+        flag("derived"),
+        flag("rolled_up"),
+        check(table, "status", "status IN ('running', 'completed', 'failed')"),
+        check(table, "ended_at", "(status = 'running') = (ended_at IS NULL)"),
+        never_negative(table, *counted),
+        key=("user_id", "session_id"),
+    )
+    shared = f"{NOT_ROLLED_UP} AND dataset_id IS NOT NULL"
+    create_index(table, "user_id", "status", "activity_minute", where=NOT_ROLLED_UP)
+    create_index(table, "dataset_id", "status", "activity_minute", where=shared)
+    create_index(table, "status", "activity_minute", where=f"{NOT_ROLLED_UP} AND {OF_EVERYBODY}")
+    create_index(table, "session_id", "user_id")
+
+
+def create_usage() -> None:
+    table = "session_model_usage"
+    counted = ("tokens_in", "tokens_out", "cost_usd", "cache_read_tokens", "cache_write_tokens", "reasoning_tokens")
+    create_table(
+        table,
+        sa.Column("user_id", sa.Uuid, nullable=False),
+        key("session_id"),
+        key("model"),
+        count("tokens_in"),
+        count("tokens_out"),
+        money("cost_usd"),
+        count("cache_read_tokens"),
+        count("cache_write_tokens"),
+        count("reasoning_tokens"),
+        count("events"),
+        count("unpriced_events"),
+        count("unmeasured_events"),
+        never_negative(table, *counted, "events", "unpriced_events", "unmeasured_events"),
+        key=("user_id", "session_id", "model"),
+    )
+
+    table = "session_usage_events"
+    create_table(
+        table,
+        sa.Column("user_id", sa.Uuid, nullable=False),
+        sa.Column("event_id", sa.Uuid, nullable=False),
+        key("session_id"),
+        sa.Column("at", INSTANT, nullable=False),
+        sa.Column("recorded_at", INSTANT, server_default=NOW, nullable=False),
+        key("model", nullable=True),
+        sa.Column("provider", sa.Text),
+        count("tokens_in"),
+        count("tokens_out"),
+        count("cache_read_tokens"),
+        count("cache_write_tokens"),
+        count("reasoning_tokens"),
+        sa.Column("cost_usd", sa.Numeric),
+        sa.Column("given_cost_usd", sa.Numeric),
+        sa.Column("price_source", sa.Text),
+        sa.Column("unit_prices", postgresql.JSONB),
+        flag("errored"),
+        flag("measured", "true"),
+        flag("late"),
+        sa.Column("idempotency_key", sa.Text),
+        sa.Column("key_scope", sa.Text, server_default=sa.text("'session'"), nullable=False),
+        sa.Column("revision", sa.Integer, server_default=sa.text("0"), nullable=False),
+        sa.Column("run_id", sa.Text),
+        sa.Column("details", postgresql.JSONB, server_default=sa.text("'{}'"), nullable=False),
+        check(table, "key_scope", "key_scope IN ('session', 'user', 'run')"),
+        check(table, "parts_of_input", "cache_read_tokens + cache_write_tokens <= tokens_in"),
+        check(table, "part_of_output", "reasoning_tokens <= tokens_out"),
+        never_negative(table, *counted, "revision"),
+        # It finds all events of a session, too.
+        key=("user_id", "session_id", "event_id"),
+    )
+    create_index(table, "user_id", "event_id", where="key_scope = 'user'", unique=True)
+    create_index(table, "user_id", "run_id", where="key_scope = 'run'", unique=True)
+    # Of page ranges: the ledger is written in about the order of time, and an entry costs a writer hardly anything.
+    op.create_index(
+        op.f(f"ix_{table}_at"),
+        table,
+        ["at"],
+        schema=schema(),
+        postgresql_using="brin",
+        postgresql_with={"autosummarize": "on"},
+    )
+
+
+def create_runs() -> None:
+    table = "session_runs"
+    create_table(
+        table,
+        sa.Column("user_id", sa.Uuid, nullable=False),
+        key("run_id"),
+        key("session_id", nullable=True),
+        flag("session_given"),
+        key("parent_run_id", nullable=True),
+        flag("parent_given"),
+        key("root_run_id", nullable=True),
+        flag("root_given"),
+        key("parent_tool_call_id", nullable=True),
+        sa.Column("dataset_id", sa.Uuid),
+        key("project", nullable=True),
+        key("agent_name", nullable=True),
+        key("client", nullable=True),
+        key("provider", nullable=True),
+        key("model", nullable=True),
+        sa.Column("name", sa.Text),
+        sa.Column("started_at", INSTANT),
+        sa.Column("ended_at", INSTANT),
+        sa.Column("status", sa.Text, server_default=sa.text("'running'"), nullable=False),
+        sa.Column("error", sa.Text),
+        sa.Column("input", postgresql.JSONB),
+        sa.Column("output", postgresql.JSONB),
+        sa.Column("metadata", postgresql.JSONB),
+        sa.Column("quality_score", sa.Double),
+        sa.Column("reported_cost_usd", sa.Numeric),
+        sa.Column("reported_tokens", sa.BigInteger),
+        money("events_cost_usd"),
+        count("events_tokens_in"),
+        count("events_tokens_out"),
+        count("events_cache_read_tokens"),
+        count("events_cache_write_tokens"),
+        sa.Column("first_seen", INSTANT),
+        sa.Column("last_seen", INSTANT),
+        check(table, "status", "status IN ('running', 'completed', 'failed', 'cancelled')"),
+        key=("user_id", "run_id"),
+    )
+    create_index(table, "user_id", "session_id", "started_at", "run_id", where="started_at IS NOT NULL")
+    create_index(table, "user_id", "parent_run_id", where="parent_run_id IS NOT NULL")
+    create_index(table, "user_id", "root_run_id", where="root_run_id IS NOT NULL")
+    create_index(table, "user_id", "parent_tool_call_id", where="parent_tool_call_id IS NOT NULL")
+    create_index(table, "model", "user_id", "session_id")
+    create_index(table, "client", "user_id", "session_id")
+    create_index(table, "user_id", "started_at", "run_id", where="started_at IS NOT NULL")
+
+    table = "session_steps"
+    create_table(
+        table,
+        sa.Column("user_id", sa.Uuid, nullable=False),
+        key("run_id"),
+        key("step_id"),
+        key("parent_step_id", nullable=True),
+        sa.Column("seq", sa.BigInteger),
+        key("kind"),
+        sa.Column("name", sa.Text),
+        sa.Column("started_at", INSTANT, nullable=False),
+        sa.Column("ended_at", INSTANT),
+        sa.Column("inputs", postgresql.JSONB),
+        sa.Column("output", postgresql.JSONB),
+        sa.Column("prompt", postgresql.JSONB),
+        sa.Column("errors", postgresql.JSONB),
+        key("tool_call_id", nullable=True),
+        sa.Column("server_url", sa.Text),
+        flag("injected"),
+        sa.Column("metadata", postgresql.JSONB),
+        sa.Column("is_error", sa.Boolean, sa.Computed(IS_ERROR, persisted=True), nullable=False),
+        key=("user_id", "run_id", "step_id"),
+    )
+    create_index(table, "user_id", "tool_call_id", "started_at", where="tool_call_id IS NOT NULL")
+
+
+def create_messages() -> None:
+    table = "session_messages"
+    create_table(
+        table,
+        sa.Column("user_id", sa.Uuid, nullable=False),
+        key("session_id"),
+        key("message_id"),
+        key("run_id", nullable=True),
+        sa.Column("role", sa.Text, nullable=False),
+        sa.Column("content", sa.Text, nullable=False),
+        sa.Column("content_folded", sa.Text, nullable=False),
+        sa.Column("created_at", INSTANT, nullable=False),
+        sa.Column("metadata", postgresql.JSONB),
+        check(table, "role", "role IN ('user', 'assistant', 'system', 'tool', 'thought')"),
+        key=("user_id", "session_id", "message_id"),
+    )
+    create_index(table, "user_id", "session_id", "created_at", "message_id")
+    create_index(table, "user_id", "run_id", "created_at", where="run_id IS NOT NULL")
+    op.execute(sa.text(create_search_index_sql(schema())))
+
+
+def create_maintenance() -> None:
+    create_table(
+        "session_tombstones",
+        sa.Column("user_id", sa.Uuid, nullable=False),
+        sa.Column("erased_at", INSTANT, server_default=NOW, nullable=False),
+        key=("user_id",),
+    )
+    create_table(
+        "session_repricings",
+        sa.Column("repricing_id", sa.Uuid, nullable=False),
+        key("model", nullable=True),
+        sa.Column("since", INSTANT),
+        sa.Column("until", INSTANT),
+        sa.Column("began_at", INSTANT, server_default=NOW, nullable=False),
+        sa.Column("last_written_at", INSTANT, server_default=NOW, nullable=False),
+        count("events"),
+        money("cost_before_usd"),
+        money("cost_after_usd"),
+        key=("repricing_id",),
+    )
+
+
+def create_rolled_up_sessions() -> None:
+    table = "rolled_up_sessions"
+    create_table(
+        table,
+        sa.Column("user_id", sa.Uuid, nullable=False),
+        key("session_id"),
+        sa.Column("dataset_id", sa.Uuid),
+        sa.Column("agent_name", sa.Text),
+        sa.Column("status", sa.Text, nullable=False),
+        sa.Column("started_at", INSTANT, nullable=False),
+        sa.Column("last_activity_at", INSTANT, nullable=False),
+        sa.Column("ended_at", INSTANT),
+        sa.Column("tokens_in", sa.BigInteger, nullable=False),
+        sa.Column("tokens_out", sa.BigInteger, nullable=False),
+        sa.Column("cost_usd", sa.Numeric, nullable=False),
+        sa.Column("unpriced_events", sa.BigInteger, nullable=False),
+        sa.Column("unmeasured_events", sa.BigInteger, nullable=False),
+        sa.Column("late_events", sa.BigInteger, nullable=False),
+        sa.Column("late_cost_usd", sa.Numeric, nullable=False),
+        sa.Column("models", postgresql.JSONB, nullable=False),
+        key=("user_id", "session_id"),
+    )
+
+    def index(of: Sequence[str], column: str, *rest: str, where: str | None = None) -> None:
+        name = "_".join((f"ix_{table}", *of, column))
+        create_index(table, *of, "status", column, *rest, where=where, name=name)
+
+    of_dataset = "dataset_id IS NOT NULL"
+    for column in SESSION_ORDERS:
+        index(("user_id",), column, "session_id")
+        index(("dataset_id",), column, "user_id", "session_id", where=of_dataset)
+    last = "last_activity_at"
+    index((), last, "user_id", "session_id", where=OF_EVERYBODY)
+    index(("user_id", "agent_name"), last, "session_id", where="agent_name IS NOT NULL")
+    both = f"{of_dataset} AND agent_name IS NOT NULL"
+    index(("dataset_id", "agent_name"), last, "user_id", "session_id", where=both)
+    index(("user_id", "dataset_id"), last, "session_id", where=of_dataset)
+
+
+def create_roll_ups(name: str, figures: Mapping[str, type[sa.Numeric] | type[sa.BigInteger]], *by: str) -> None:
+    """A table of buckets, and the one of the changes that are not put into them yet."""
+
+    def columns() -> list[sa.Column[object]]:
+        keys = [sa.Column(one, INSTANT if one == "starts_at" else KEY, nullable=False) for one in by]
+        zero = sa.text("0")
+        return keys + [sa.Column(one, kind, server_default=zero, nullable=False) for one, kind in figures.items()]
+
+    create_table(
+        f"{name}s",
+        key("family"),
+        sa.Column("user_id", sa.Uuid, nullable=False),
+        sa.Column("dataset_id", sa.Uuid, nullable=False),
+        key("level"),
+        *columns(),
+        key=("family", "user_id", "dataset_id", "level", *by),
+    )
+    changes = f"{name}_changes"
+    create_table(
+        changes,
+        sa.Column("change_id", sa.BigInteger, sa.Identity(always=True), nullable=False),
+        sa.Column("user_id", sa.Uuid, nullable=False),
+        sa.Column("dataset_id", sa.Uuid),
+        *columns(),
+        key=("change_id",),
+    )
+    create_index(changes, "user_id", "starts_at")
+    create_index(changes, "dataset_id", "starts_at", where="dataset_id IS NOT NULL")
+
+
+def upgrade() -> None:
+    create_sessions()
+    create_usage()
+    create_runs()
+    create_messages()
+    create_maintenance()
+    create_rolled_up_sessions()
+    create_roll_ups("session_roll_up", SESSION_FIGURES, "status", "starts_at")
+    create_roll_ups("session_model_roll_up", MODEL_FIGURES, "starts_at", "model")
+
+    ours = quoted(schema())
+    # Room on a page for the next version of a row, which a HOT update needs.
+    for table in ("session_records", "session_model_usage"):
+        execute(f"ALTER TABLE {ours}.{table} SET (fillfactor = 80)")
+    for name in FUNCTIONS:
+        op.execute(sa.text(create_function_sql(name, schema())))
+    op.execute(sa.text(create_trigger_sql(schema())))
+
+
+def downgrade() -> None:
+    ours = quoted(schema())
+    execute(f"DROP TRIGGER leave_roll_ups ON {ours}.session_records")
+    for name in reversed(FUNCTIONS):
+        execute(f"DROP FUNCTION {ours}.{function_files()[name].signature}")
+    for table in reversed(TABLES):
+        op.drop_table(table, schema=schema())

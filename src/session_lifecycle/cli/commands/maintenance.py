@@ -1,0 +1,140 @@
+"""The operator's commands: each runs one maintenance job and prints its report."""
+
+import asyncio
+import signal
+from datetime import timedelta
+from typing import Annotated
+from uuid import UUID
+
+import typer
+from rich.console import Console
+
+from session_lifecycle import SessionDatabase
+from session_lifecycle.cli.options import Batch, DatabaseUrl, DataDir, DryRun, OlderThanDays, Schema, on_database
+from session_lifecycle.cli.output import print_progress, print_report
+from session_lifecycle.maintenance.background import BackgroundRollUp
+from session_lifecycle.maintenance.role import DEFAULT_PRUNE_BATCH
+from session_lifecycle.models import RollUpReport
+
+
+def prune_sessions(
+    older_than_days: OlderThanDays,
+    database_url: DatabaseUrl = None,
+    data_dir: DataDir = None,
+    schema: Schema = None,
+    batch: Batch = DEFAULT_PRUNE_BATCH,
+    dry_run: DryRun = False,
+) -> None:
+    """Delete sessions idle for longer than N days, with their runs, messages and usage.
+
+    An interrupted command keeps what it has deleted. Run it again to continue.
+    """
+
+    async def work(db: SessionDatabase) -> None:
+        report = await db.maintenance.prune_sessions(
+            timedelta(days=older_than_days), batch=batch, dry_run=dry_run, on_progress=print_progress
+        )
+        print_report("Would delete" if dry_run else "Deleted", report)
+
+    on_database(work, database_url, data_dir, schema)
+
+
+def prune_payloads(
+    older_than_days: OlderThanDays,
+    database_url: DatabaseUrl = None,
+    data_dir: DataDir = None,
+    schema: Schema = None,
+    batch: Batch = DEFAULT_PRUNE_BATCH,
+    dry_run: DryRun = False,
+) -> None:
+    """Delete the messages and payloads of sessions idle for longer than N days. Usage and cost stay.
+
+    An interrupted command keeps what it has deleted. Run it again to continue.
+    """
+
+    async def work(db: SessionDatabase) -> None:
+        report = await db.maintenance.prune_payloads(
+            timedelta(days=older_than_days), batch=batch, dry_run=dry_run, on_progress=print_progress
+        )
+        print_report("Would empty" if dry_run else "Emptied", report)
+
+    on_database(work, database_url, data_dir, schema)
+
+
+def erase_user(
+    user: Annotated[UUID, typer.Argument(help="Id of the user.")],
+    database_url: DatabaseUrl = None,
+    data_dir: DataDir = None,
+    schema: Schema = None,
+    anonymise: Annotated[bool, typer.Option(help="Keep usage and cost, under a random user id.")] = False,
+    tombstone: Annotated[bool, typer.Option(help="Refuse all future sessions of the user.")] = False,
+    yes: Annotated[bool, typer.Option(help="Do not ask for confirmation.")] = False,
+) -> None:
+    """Erase all sessions, runs, messages and usage of a user."""
+    if not yes:
+        typer.confirm(f"Erase everything of user {user}? This cannot be undone.", abort=True)
+
+    async def work(db: SessionDatabase) -> None:
+        receipt = await db.maintenance.erase_user(
+            user, usage="anonymise" if anonymise else "delete", tombstone=tombstone
+        )
+        print_report("Erased", receipt)
+
+    on_database(work, database_url, data_dir, schema)
+
+
+def reconcile(
+    database_url: DatabaseUrl = None,
+    data_dir: DataDir = None,
+    schema: Schema = None,
+    repair: Annotated[bool, typer.Option(help="Repair the totals that differ.")] = False,
+) -> None:
+    """Compare every total with the ledger, and the roll-ups with the sessions.
+
+    Exit with code 1 if a mismatch remains.
+    """
+
+    async def work(db: SessionDatabase) -> None:
+        report = await db.maintenance.reconcile(repair=repair)
+        for mismatch in report.mismatches:
+            print_report("Differs", mismatch)
+        console = Console(soft_wrap=True, highlight=False)
+        console.print(
+            f"{report.sessions_looked_at} sessions, {report.mismatch_count} mismatches, {report.repaired} repaired"
+        )
+        if report.repaired < report.mismatch_count:
+            raise typer.Exit(1)
+
+    on_database(work, database_url, data_dir, schema)
+
+
+def roll_up(
+    database_url: DatabaseUrl = None,
+    data_dir: DataDir = None,
+    schema: Schema = None,
+    every: Annotated[
+        float | None,
+        typer.Option(metavar="SECONDS", help="Repeat every SECONDS (±50 %) until interrupted.", show_default=False),
+    ] = None,
+) -> None:
+    """Add up ended and abandoned sessions, which makes reports faster.
+
+    An interrupted command keeps what it has added up. Run it again to continue.
+    """
+
+    async def work(db: SessionDatabase) -> None:
+        async def once() -> RollUpReport:
+            report = await db.maintenance.roll_up(on_progress=print_progress)
+            print_report("Rolled up", report)
+            return report
+
+        if every is None:
+            await once()
+            return
+        interrupted = asyncio.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, interrupted.set)
+        async with BackgroundRollUp(once, every):
+            await interrupted.wait()
+
+    on_database(work, database_url, data_dir, schema)

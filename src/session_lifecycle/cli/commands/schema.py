@@ -1,0 +1,43 @@
+"""`db`: migrates the schema, checks it, and prints the SQL of the migrations."""
+
+import sys
+
+from rich.console import Console
+
+from session_lifecycle import SessionDatabase
+from session_lifecycle.cli.options import DatabaseUrl, DataDir, Schema, on_database, run_until_done
+
+
+def upgrade(database_url: DatabaseUrl = None, data_dir: DataDir = None, schema: Schema = None) -> None:
+    """Migrate the schema to the revision of this version."""
+
+    async def work(db: SessionDatabase) -> None:
+        await db.migrate()
+        _report(await db.check())
+
+    on_database(work, database_url, data_dir, schema)
+
+
+def check(database_url: DatabaseUrl = None, data_dir: DataDir = None, schema: Schema = None) -> None:
+    """Check that the schema has everything that this version uses. Exit with code 1 if not."""
+
+    async def work(db: SessionDatabase) -> None:
+        _report(await db.check())
+
+    on_database(work, database_url, data_dir, schema)
+
+
+def _report(advice: list[str]) -> None:
+    Console().print("The schema is up to date.")
+    for sentence in advice:
+        Console(stderr=True, soft_wrap=True).print(f"note: {sentence}", markup=False, highlight=False)
+
+
+def sql(schema: Schema = None) -> None:
+    """Print the SQL that migrates an empty database."""
+
+    async def work() -> None:
+        # This opens no connection: the URL only names the kind of database.
+        sys.stdout.write(await SessionDatabase.connect("postgresql://", schema=schema).migration_sql())
+
+    run_until_done(work)

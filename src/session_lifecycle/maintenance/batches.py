@@ -1,0 +1,50 @@
+"""Runs a long job in batches: each is its own transaction, and small enough that no writer waits long for it."""
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from time import monotonic
+from typing import Any
+
+from pydantic_core import to_json
+
+from session_lifecycle.postgres.execution import AnySelect, Execution
+
+FIRST_BATCH_SIZE = 100
+MAX_KEYS_PER_SEARCH = 20_000
+MAX_BATCH_SECONDS = 0.25
+"""A writer may wait this long for a batch. A batch that takes longer halves the size of the next one."""
+
+Find = Callable[[Sequence[Any] | None, int], AnySelect]
+
+
+async def in_batches(
+    execution: Execution, find: Find, process_batch: AnySelect, *, max_batch: int, **parameters: Any
+) -> AsyncIterator[Sequence[Any]]:
+    """Runs `process_batch` on each batch of keys, in its own transaction, and yields its result row.
+
+    Each key is processed at most once: a row that a writer has locked is skipped and left for the next job.
+
+    Args:
+        execution: Runs the statements.
+        find: Builds the statement that finds the keys, in their order. It takes the last key found so far (None at
+            first) and the most keys to return.
+        process_batch: The statement that processes the bound `keys`, a JSON array as text, and returns one row. It must
+            be harmless to repeat.
+        max_batch: The most keys of one transaction.
+        **parameters: The other bound parameters of `process_batch`.
+    """
+    size = min(max_batch, FIRST_BATCH_SIZE)
+    last: Sequence[Any] | None = None
+    while True:
+        found = await execution.fetch(find(last, MAX_KEYS_PER_SEARCH))
+        keys = [row._asdict() for row in found]
+        while keys:
+            batch, keys = keys[:size], keys[size:]
+            began = monotonic()
+            bound = {"keys": to_json(batch).decode(), **parameters}
+            [row] = await execution.write(process_batch, bound, repeatable=True)
+            is_slow = monotonic() - began > MAX_BATCH_SECONDS
+            size = max(1, size // 2) if is_slow else min(max_batch, size * 2)
+            yield row
+        if len(found) < MAX_KEYS_PER_SEARCH:
+            return
+        last = found[-1]

@@ -1,0 +1,62 @@
+"""The job `erase`: deletes one session, or erases everything of one user."""
+
+from collections import Counter
+from functools import partial
+from uuid import uuid4
+
+from pydantic_core import to_json
+
+from session_lifecycle.maintenance.batches import in_batches
+from session_lifecycle.models import ErasureReceipt
+from session_lifecycle.models.maintenance import Erasing, OwnedSession
+from session_lifecycle.postgres.execution import Execution
+from session_lifecycle.statements.maintenance import delete, erase
+
+MAX_BATCH = 1000
+"""The most sessions, or runs outside a session, of one transaction."""
+
+
+class Eraser:
+    """Implements `delete_session` and `erase_user` of `SessionMaintenanceDb`."""
+
+    def __init__(self, execution: Execution) -> None:
+        self._execution = execution
+        self._delete_sessions = delete.delete_sessions(execution.schema)
+        self._delete_runs_outside_sessions = delete.delete_runs_outside_sessions(execution.schema)
+        self._anonymise_sessions = delete.anonymise_sessions(execution.schema)
+
+    async def delete_session(self, asked: OwnedSession) -> bool:
+        """Deletes the session in one transaction. Returns whether it existed."""
+        keys = to_json([asked.model_dump()]).decode()
+        parameters = {"keys": keys, "idle_before": None}
+        [row] = await self._execution.write(self._delete_sessions, parameters, repeatable=True)
+        return delete.Deleted(*row).sessions > 0
+
+    async def erase_user(self, asked: Erasing) -> ErasureReceipt:
+        """Writes the tombstone, then deletes or anonymises the sessions, then deletes the runs outside a session."""
+        user_id = asked.user_id
+        found = partial(erase.sessions_of, user_id)
+        pseudonym = uuid4() if asked.usage == "anonymise" else None
+        if asked.tombstone:
+            await self._execution.fetch(erase.write_tombstone(self._execution.schema, user_id))
+        sessions = (
+            in_batches(self._execution, found, self._delete_sessions, max_batch=MAX_BATCH, idle_before=None)
+            if pseudonym is None
+            else in_batches(self._execution, found, self._anonymise_sessions, max_batch=MAX_BATCH, pseudonym=pseudonym)
+        )
+        found_runs = partial(erase.runs_outside_sessions_of, user_id)
+        runs = in_batches(
+            self._execution, found_runs, self._delete_runs_outside_sessions, max_batch=MAX_BATCH, idle_before=None
+        )
+        erased: Counter[str] = Counter()
+        for batches in (sessions, runs):
+            async for row in batches:
+                erased.update(delete.Deleted(*row)._asdict())
+        [(erased_at,)] = await self._execution.fetch(erase.now())
+        return ErasureReceipt(
+            user_id=user_id,
+            erased_at=erased_at,
+            pseudonym=pseudonym,
+            tombstoned=asked.tombstone,
+            **{name: erased[name] for name in ("sessions", "runs", "steps", "messages", "events")},
+        )

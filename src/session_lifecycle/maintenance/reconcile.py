@@ -1,0 +1,146 @@
+"""The job `reconcile`: compares every total with the ledger, and the roll-ups with the sessions."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from decimal import Decimal
+from typing import Any
+
+from session_lifecycle.entities import (
+    RolledUpSessionEntity,
+    SessionModelUsageEntity,
+    SessionRecordEntity,
+    SessionRunEntity,
+)
+from session_lifecycle.models import Mismatch, ReconcileReport
+from session_lifecycle.models.maintenance import MOST_MISMATCHES
+from session_lifecycle.postgres.execution import Execution
+from session_lifecycle.statements.maintenance import reconcile, reconcile_roll_ups
+from session_lifecycle.statements.maintenance.reconcile import SessionKey, Totals
+from session_lifecycle.statements.maintenance.reconcile_roll_ups import FIGURES, OF_ROLLED_UP, Part
+from session_lifecycle.statements.roll_ups.totals import MODEL_FIGURES
+
+SESSIONS_AT_ONCE = 1000
+USERS_AT_ONCE = 100
+ROLLED_UP_AT_ONCE = 20_000
+"""Rolled-up sessions that one statement adds up. One owner's are never split, and neither is the family `all`."""
+
+
+class Reconciler:
+    """Implements one call of `SessionMaintenanceDb.reconcile`; make a new one for each call."""
+
+    def __init__(self, execution: Execution, *, repair: bool) -> None:
+        self._execution = execution
+        self._repair = repair
+        self._sessions_looked_at = 0
+        self._mismatch_count = 0
+        self._mismatches: list[Mismatch] = []
+        self._repaired = 0
+
+    async def reconcile(self) -> ReconcileReport:
+        """Compares the sessions in the order of their keys, then all users' runs, then the sums of the roll-ups."""
+        last: SessionKey | None = None
+        while keys := await self._execution.fetch(reconcile.sessions(last, SESSIONS_AT_ONCE)):
+            self._sessions_looked_at += len(keys)
+            first, last = SessionKey(*keys[0]), SessionKey(*keys[-1])
+            for row in await self._execution.fetch(reconcile.session_mismatches(first, last)):
+                await self._compare(row, SessionRecordEntity, ("user_id", "session_id"), reconcile.OF_SESSION)
+            for row in await self._execution.fetch(reconcile.model_mismatches(first, last)):
+                names = ("user_id", "session_id", "model")
+                await self._compare(row, SessionModelUsageEntity, names, reconcile.OF_MODEL)
+            # After the repairs above, which take a session out of the roll-ups or leave it rolled up wrongly.
+            await self._compare_rolled_up(first, last)
+        user = None
+        while users := await self._execution.fetch(reconcile.users_with_runs(user, USERS_AT_ONCE)):
+            user = users[-1].user_id
+            for row in await self._execution.fetch(reconcile.run_mismatches(users[0].user_id, user)):
+                await self._compare(row, SessionRunEntity, ("user_id", "run_id"), reconcile.OF_RUN)
+        # After all sessions, as the buckets are sums over them.
+        await self._compare_buckets(Part("all"))
+        for family in ("user", "dataset", "user_dataset"):
+            rest = Part(family)
+            while end := await self._execution.fetch(reconcile_roll_ups.end_of_part(rest, ROLLED_UP_AT_ONCE)):
+                [(owner,)] = end
+                await self._compare_buckets(rest._replace(up_to=owner))
+                rest = Part(family, after=owner)
+            await self._compare_buckets(rest)
+        return ReconcileReport(
+            sessions_looked_at=self._sessions_looked_at,
+            mismatch_count=self._mismatch_count,
+            mismatches=self._mismatches,
+            repaired=self._repaired,
+        )
+
+    async def _compare(self, row: Any, entity: Any, names: Sequence[str], totals: Totals) -> None:
+        """Notes the totals of a row that differ, and repairs them if asked to."""
+        differing = self._note(row, entity, names, totals)
+        self._mismatch_count += differing
+        if self._repair:
+            key = {name: getattr(row, name) for name in names}
+            found = {name: getattr(row, f"found_{name}") for name in totals}
+            expected = {name: getattr(row, f"expected_{name}") for name in totals}
+            statement = (
+                reconcile.add_model(key, expected)
+                if None in found.values()
+                else reconcile.repair(entity, key, found, expected)
+            )
+            if await self._execution.fetch(statement):
+                self._repaired += differing
+
+    async def _compare_rolled_up(self, first: SessionKey, last: SessionKey) -> None:
+        """Notes the sessions that are rolled up wrongly, and takes them out of the roll-ups if asked to repair."""
+        schema = self._execution.schema
+        sessions = await self._execution.fetch(reconcile_roll_ups.rolled_up_mismatches(first, last))
+        models = await self._execution.fetch(reconcile_roll_ups.rolled_up_model_mismatches(schema, first, last))
+        wrong: Counter[SessionKey] = Counter()
+        for rows, names, columns in (
+            (sessions, ("user_id", "session_id"), OF_ROLLED_UP),
+            (models, ("user_id", "session_id", "model"), MODEL_FIGURES),
+        ):
+            for row in rows:
+                wrong[SessionKey(row.user_id, row.session_id)] += self._note(row, RolledUpSessionEntity, names, columns)
+        self._mismatch_count += wrong.total()
+        if self._repair:
+            # In the order of keys, against deadlocks: in a host's transaction the locks stay until it ends.
+            for key, differing in sorted(wrong.items()):
+                [(was_rolled_up,)] = await self._execution.fetch(reconcile_roll_ups.take_out(schema, key))
+                self._repaired += differing if was_rolled_up else 0
+
+    async def _compare_buckets(self, part: Part) -> None:
+        """Notes the wrong sums in a part of a family, and rebuilds the part if asked to repair."""
+        schema = self._execution.schema
+        differing = 0
+        for table, figures in FIGURES.items():
+            names = [column.key for column in table.__table__.primary_key]
+            found = reconcile_roll_ups.bucket_mismatches(schema, table, part, MOST_MISMATCHES)
+            rows = await self._execution.fetch(found)
+            for row in rows:
+                self._note(row, table, names, figures)
+            differing += rows[0].mismatches if rows else 0
+        self._mismatch_count += differing
+        if self._repair and differing:
+            await self._execution.fetch(reconcile_roll_ups.rebuild(schema, part))
+            self._repaired += differing
+
+    def _note(self, row: Any, entity: Any, names: Iterable[str], columns: Iterable[str]) -> int:
+        """Lists the columns of a row that differ, as long as there is room. Returns how many differ."""
+        key = {name: getattr(row, name) for name in names}
+        compared = ((name, getattr(row, f"found_{name}"), getattr(row, f"expected_{name}")) for name in columns)
+        differing = [one for one in compared if _differ(*one[1:])]
+        for name, found, expected in differing[: MOST_MISMATCHES - len(self._mismatches)]:
+            mismatch = Mismatch(
+                table=entity.__tablename__, **key, field=name, found=_reported(found), expected=_reported(expected)
+            )
+            self._mismatches.append(mismatch)
+        return len(differing)
+
+
+def _differ(found: object, expected: object) -> bool:
+    """Whether the values differ; an absent total counts as zero."""
+    return found != expected and not (found is None and expected == 0)
+
+
+def _reported(value: Any) -> Decimal | str | None:
+    """The value as a `Mismatch` holds it: a number as Decimal, any other value as text."""
+    if value is None or isinstance(value, Decimal):
+        return value
+    return Decimal(value) if isinstance(value, int) and not isinstance(value, bool) else str(value)

@@ -1,0 +1,76 @@
+"""The filters of runs, the arguments of `list_models` and `find_lineage`, and the default project."""
+
+from typing import Annotated, Any, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from session_lifecycle.models.fields import (
+    ExternalId,
+    Flag,
+    Id,
+    OptionalModel,
+    OptionalName,
+    OptionalSessionId,
+    Text,
+    Value,
+)
+from session_lifecycle.models.pages import PageFilters
+from session_lifecycle.models.refusals import refuse_empty_window
+
+DEFAULT_PROJECT = "default"
+"""The project of a run that names none."""
+
+
+def _blank_as_default_project(value: Any) -> Any:
+    return DEFAULT_PROJECT if value == "" else value
+
+
+OptionalText = Annotated[Text | None, BeforeValidator(lambda value: None if value == "" else value)]
+OptionalProject = Annotated[Annotated[Text, Field(max_length=200)] | None, BeforeValidator(_blank_as_default_project)]
+
+
+class RunChoice(Value):
+    """A choice of runs. Base class of the filters that go in. A run must match every field that is not None."""
+
+    project: OptionalProject = None
+    """Compared with case. `default` and the empty text choose the runs that name no project, or name `default`."""
+    provider: OptionalName = None
+    model: OptionalModel = None
+    client: OptionalName = None
+    """`Unknown` also chooses the runs without a client."""
+    session_id: OptionalSessionId = None
+    include_open: Flag = True
+    """Whether open runs are chosen too."""
+
+    @property
+    def narrows(self) -> bool:
+        """Whether project, provider, model or client is given. `include_open` and `session_id` do not count."""
+        return any(given is not None for given in (self.project, self.provider, self.model, self.client))
+
+
+class RunFilters(RunChoice, PageFilters):
+    """The argument of `list_runs`.
+
+    `since` and `until` are a window `[since, until)` on the run's start. `owner_id` is the run's user, and `agent_name`
+    the run's agent. `dataset_id` is the dataset of the run's session.
+    """
+
+    include_open: Flag = False
+
+    @model_validator(mode="after")
+    def _has_no_empty_window(self) -> Self:
+        refuse_empty_window(self.since, self.until)
+        return self
+
+
+class ModelPrefix(Value):
+    """The arguments of `list_models`, without the viewer."""
+
+    prefix: Text = ""
+
+
+class ToolCall(Value):
+    """The arguments of `find_lineage`."""
+
+    user_id: Id
+    tool_call_id: ExternalId

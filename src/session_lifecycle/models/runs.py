@@ -1,0 +1,125 @@
+"""`Run` and `Step`, items that go in and come out; the status of a run; `ActivityOutcome`, the receipt."""
+
+from enum import StrEnum
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, Strict, model_validator
+
+from session_lifecycle.models.fields import (
+    AwareTime,
+    Cost,
+    ExternalId,
+    FiniteFloat,
+    Flag,
+    Id,
+    OptionalExternalId,
+    OptionalModel,
+    OptionalName,
+    OptionalSessionId,
+    Tokens,
+    Value,
+    one_of,
+)
+from session_lifecycle.models.json_payloads import JsonPayload, MetadataPayload, SafeText
+from session_lifecycle.models.refusals import inconsistent
+
+
+class RunStatus(StrEnum):
+    """The status of a run. All but `running` are final."""
+
+    RUNNING = "running"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class ActivityOutcome(StrEnum):
+    """What recording a run, step or message did. `record` returns it."""
+
+    CREATED = "created"
+    UPDATED = "updated"
+    """The item existed. Fields that it lacked were filled, or its start became earlier."""
+    UNCHANGED = "unchanged"
+    """The item existed, and there was nothing to fill."""
+    ALREADY_ENDED = "already_ended"
+    """The run had an end already. The first end stays; other fields that the run lacked were filled."""
+
+
+class Run(Value):
+    """One unit of agent work in a session: a trace, a workflow run, a proxied request. `record` takes it.
+
+    A run that is recorded again fills the fields that are null. The first end and the session first named stay; the
+    start can become earlier. A run that names no session belongs to the session of its thread's root. Where the root
+    has no session either, the session has the id of the root. While the root is unknown, the run is outside a session.
+    """
+
+    run_id: ExternalId
+    user_id: Id
+    session_id: OptionalSessionId = None
+    parent_run_id: OptionalExternalId = None
+    root_run_id: OptionalExternalId = None
+    parent_tool_call_id: OptionalExternalId = None
+    """The tool call whose result the run began with. The parent is the run that made the newest such call before it."""
+    dataset_id: Id | None = None
+    """The dataset of the session, where the session has none yet."""
+    project: OptionalName = None
+    agent_name: OptionalName = None
+    client: OptionalName = None
+    provider: OptionalName = None
+    model: OptionalModel = None
+    name: SafeText | None = None
+    started_at: AwareTime
+    ended_at: AwareTime | None = None
+    status: Annotated[RunStatus | Literal["running", "completed", "failed", "cancelled"], one_of(list(RunStatus))] = (
+        RunStatus.RUNNING
+    )
+    """A run with `ended_at` and without a status is `completed`."""
+    error: SafeText | None = None
+    input: JsonPayload = None
+    output: JsonPayload = None
+    metadata: MetadataPayload | None = None
+    quality_score: FiniteFloat | None = None
+    reported_cost_usd: Cost | None = None
+    """The cost of the whole run as its source reports it, USD. The ledger has one adjustment for the cost beyond the
+    run's events."""
+    reported_tokens: Tokens | None = None
+    """The tokens of the whole run as its source reports them, input and output together."""
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Self:
+        if self.parent_run_id == self.run_id:
+            raise inconsistent("parent_run_id", "the id of another run, not the run's own run_id")
+        if self.ended_at is not None and self.status is RunStatus.RUNNING:
+            if "status" in self.model_fields_set:
+                raise inconsistent("status", "completed, failed or cancelled, because ended_at is given")
+            object.__setattr__(self, "status", RunStatus.COMPLETED)
+        return self
+
+
+class Step(Value):
+    """A piece of a run: a task, a tool call, a span. `record` takes it, and reads return it.
+
+    A step that is recorded again fills the fields that are null. `kind` and the first end stay; the start can become
+    earlier, and `injected` can become true.
+    """
+
+    step_id: ExternalId
+    run_id: ExternalId
+    user_id: Id
+    parent_step_id: OptionalExternalId = None
+    seq: Annotated[int, Strict(), Field(ge=0, le=2**63 - 1)] | None = None
+    kind: ExternalId
+    """`task`, `tool`, `span`, or the caller's own word."""
+    name: SafeText | None = None
+    started_at: AwareTime
+    ended_at: AwareTime | None = None
+    inputs: JsonPayload = None
+    output: JsonPayload = None
+    prompt: JsonPayload = None
+    errors: JsonPayload = None
+    """The step counts as one error, unless this is null or an empty array."""
+    tool_call_id: OptionalExternalId = None
+    server_url: SafeText | None = None
+    injected: Flag = False
+    """Whether a proxy, not the client, put the tool into the request."""
+    metadata: MetadataPayload | None = None

@@ -1,0 +1,104 @@
+"""The arguments and the answers of the reads about one session: its detail, its threads, its chat history."""
+
+from decimal import Decimal
+from typing import Annotated, Self
+
+from pydantic import Field, Strict, model_validator
+
+from session_lifecycle.models.fields import AwareTime, Id, OptionalExternalId, SessionId, Value
+from session_lifecycle.models.messages import Message
+from session_lifecycle.models.pages import DEFAULT_LIMIT, Limit
+from session_lifecycle.models.refusals import inconsistent
+from session_lifecycle.models.run_details import RunDetail
+from session_lifecycle.models.run_filters import OptionalProject
+from session_lifecycle.models.runs import Step
+from session_lifecycle.models.summaries import SessionSummary
+
+
+class OneDetail(Value):
+    """The arguments of `get_session_detail`, without the viewer."""
+
+    session_id: SessionId
+    owner_id: Id | None = None
+    project: OptionalProject = None
+
+
+class ThreadsOfSession(Value):
+    """The arguments of `list_threads`, without the viewer."""
+
+    session_id: SessionId
+    owner_id: Id | None = None
+    limit: Limit = DEFAULT_LIMIT
+    after: OptionalExternalId = None
+    before: OptionalExternalId = None
+
+    @model_validator(mode="after")
+    def _goes_one_way(self) -> Self:
+        if self.after is not None and self.before is not None:
+            raise inconsistent("before", "either after or before, not both")
+        return self
+
+
+class ChatHistory(Value):
+    """The arguments of `chat_history`, without the viewer."""
+
+    session_id: SessionId
+    owner_id: Id | None = None
+    limit: Annotated[int, Strict(), Field(ge=1)] | None = None
+    max_characters: Annotated[int, Strict(), Field(ge=0)] | None = None
+
+
+class SessionDetail(Value):
+    """A session with its summary, runs and messages. `get_session_detail` returns it.
+
+    With a `project`, it has only what belongs to runs of the project.
+    """
+
+    summary: SessionSummary
+    runs: list[RunDetail]
+    """Oldest first."""
+    messages: list[Message]
+    """Whole messages, oldest first. Without a `project`, messages without a run are there too."""
+
+
+class Action(Value):
+    """The tool calls and the thoughts of one run. Part of a `Thread`."""
+
+    run_id: str
+    model: str | None
+    started_at: AwareTime
+    tools: list[Step]
+    thoughts: list[Message]
+
+
+class Thread(Value):
+    """A root run and the runs of the session that descend from it, with sums over them. Part of a `ThreadPage`."""
+
+    thread_id: str
+    """The run id of the root."""
+    started_at: AwareTime
+    """The earliest start of its runs, UTC."""
+    ended_at: AwareTime | None
+    """The latest end of its runs, UTC; None while a run is open."""
+    runs_count: int
+    tokens_in: int
+    tokens_out: int
+    cache_read_tokens: int
+    cache_write_tokens: int
+    cost_usd: Decimal
+    """USD."""
+    prompt: str | None
+    """The last message of the user in the root run, whole; None where there is none."""
+    actions: list[Action]
+    """One action for each run that called tools or had thoughts, oldest first."""
+
+
+class ThreadPage(Value):
+    """A page of a session's threads. `list_threads` returns it."""
+
+    threads: list[Thread]
+    """Oldest first."""
+    session: SessionSummary
+    """The summary of the whole session, the same on every page."""
+    has_more: bool
+    """Whether more threads follow the page; with `before`, whether more threads come before the page."""

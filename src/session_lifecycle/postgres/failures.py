@@ -1,0 +1,166 @@
+"""Driver failures: which may be retried, and which of our errors each one becomes.
+
+A failure is recognised by its SQLSTATE or by the driver's class, never by its text. Our messages hold the SQLSTATE and
+the constraint's name. They never hold a DETAIL or a value that Postgres quotes, as those may be message content. The
+driver's error stays as `__cause__`.
+"""
+
+from typing import NoReturn
+
+import asyncpg
+from sqlalchemy import exc
+from sqlalchemy.dialects.postgresql.asyncpg import AsyncAdapt_asyncpg_dbapi
+
+from session_lifecycle.errors import (
+    ConfigurationError,
+    DatabaseUnavailableError,
+    InvalidValueError,
+    SchemaError,
+    SessionLifecycleError,
+    TransactionConflictError,
+)
+from session_lifecycle.postgres.schema_check import UPGRADE_COMMAND
+
+# https://www.postgresql.org/docs/current/errcodes-appendix.html
+CONFLICTS = {
+    "40001": "serialization failure",
+    "40P01": "deadlock",
+    "55P03": "lock timeout",
+    "SL003": "session deleted",  # raised by our database functions, as is SL004
+}
+ERASED = "SL004"
+READ_ONLY = "25006"
+MISSING = {"42P01", "42883", "42703", "3F000", "42704"}
+REFUSED_ACCESS = {"42501", "3D000"}
+# The server shuts down, crashed, starts up, or has no free connection.
+TRANSIENT = {"57P01", "57P02", "57P03", "53300"}
+
+_UNREACHABLE = "the database cannot be reached or did not answer"
+_LOST = "the connection to the database was lost"
+# By SQLSTATE, else by the class of the SQLSTATE: its first two characters.
+UNAVAILABLE = {
+    "57014": "Postgres cancelled the statement, because of its statement timeout or at an operator's request",
+    "53100": "the disk of the database is full",
+    "53": "the database has run out of a resource",
+    "08": _LOST,
+    "08001": _UNREACHABLE,
+    "08004": _UNREACHABLE,
+    "08P01": _UNREACHABLE,  # a pooler's refusal
+    "57P01": _LOST,
+    "57P02": _LOST,
+    "57P05": _LOST,
+    "57": _UNREACHABLE,
+    "58": _UNREACHABLE,
+}
+# The classes in which Postgres's message names objects of the database, and no values.
+CLASSES_WITHOUT_VALUES = {"08", "25", "28", "3D", "3F", "42", "53", "57", "58"}
+
+# SQLAlchemy adapts the driver's errors, and wraps the adapted error again only around its own statements.
+AdaptedError = AsyncAdapt_asyncpg_dbapi.Error
+DRIVER_FAILURES = (
+    exc.SQLAlchemyError,
+    AdaptedError,
+    OSError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    asyncpg.PostgresError,
+)
+
+
+def is_connection_lost(driver: "asyncpg.Connection", error: BaseException) -> bool:
+    """Whether the connection must not be used again.
+
+    If a backend dies while a statement is being prepared, asyncpg may raise InternalClientError ("cannot switch to
+    state") without closing the connection.
+    """
+    return isinstance(driver_error(error), asyncpg.InternalClientError | OSError | TimeoutError) or driver.is_closed()
+
+
+def driver_error(error: BaseException) -> BaseException:
+    """The error of asyncpg or of the network, unwrapped from SQLAlchemy's."""
+    adapted = getattr(error, "orig", None) or error
+    return adapted.__cause__ or adapted if isinstance(adapted, AdaptedError) else adapted
+
+
+def _sqlstate(error: BaseException) -> str | None:
+    return getattr(driver_error(error), "sqlstate", None)
+
+
+def wrote_nothing(error: BaseException) -> bool:
+    """Whether a statement that was sent certainly had no effect."""
+    if _sqlstate(error) in {*CONFLICTS, READ_ONLY}:
+        return True  # the transaction was rolled back
+    # The plan was made for an older schema, or the driver knew that the connection was closed.
+    return isinstance(driver_error(error), asyncpg.InvalidCachedStatementError | asyncpg.InterfaceError)
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether the next attempt may succeed."""
+    if isinstance(error, exc.TimeoutError):
+        return False  # the pool has already waited for a free connection as long as it may
+    state = _sqlstate(error) or ""
+    is_lost = isinstance(driver_error(error), OSError | asyncpg.InternalClientError)
+    return is_lost or wrote_nothing(error) or state[:2] == "08" or state in TRANSIENT
+
+
+def raise_as_ours(error: BaseException, *, may_have_written: bool = False) -> NoReturn:
+    """Raises the error of this library that names the failure; the original is its cause.
+
+    Raises:
+        DatabaseUnavailableError: The database cannot be reached, lost the connection, cancelled the statement, is out
+            of a resource, or is read-only.
+        TransactionConflictError: A concurrent transaction won.
+        InvalidValueError: Postgres cannot store a value, or the user was erased.
+        SchemaError: A table, column or function is missing.
+        ConfigurationError: The database refuses the user or the access.
+        SessionLifecycleError: Any other failure.
+    """
+    cause, state = driver_error(error), _sqlstate(error)
+    failure = _describe(cause)
+    if isinstance(error, exc.TimeoutError):
+        raise DatabaseUnavailableError(f"no connection of the pool became free in time: {error}") from error
+    if (sentence := _unavailable(cause, state)) is not None:
+        raise DatabaseUnavailableError(f"{sentence}: {failure}", may_have_written=may_have_written) from error
+    if state == READ_ONLY:
+        raise DatabaseUnavailableError(f"the database is read-only, as a replica is: {failure}") from error
+    if state == ERASED:
+        user_id = getattr(cause, "detail", None)  # `refuse_erased` puts nothing but the user's id there
+        raise InvalidValueError("user_id", user_id, "a user who was not erased with a tombstone") from error
+    if state in CONFLICTS:
+        raise TransactionConflictError(
+            f"lost a conflict with a concurrent transaction ({CONFLICTS[state]}); retry the call (SQLSTATE {state})"
+        ) from error
+    if state in MISSING:
+        raise SchemaError(
+            f"the schema does not fit this version of the library: run `{UPGRADE_COMMAND}`; {failure}"
+        ) from error
+    if state is not None and state[:2] == "28":
+        raise ConfigurationError(f"the database refuses this user: {failure}") from error
+    if state in REFUSED_ACCESS:
+        raise ConfigurationError(f"the database refuses access: {failure}") from error
+    if state is not None and state[:2] == "22":  # asyncpg's own refusal of an argument as well
+        raise InvalidValueError("value", failure, "a value whose totals the database can hold") from error
+    raise SessionLifecycleError(f"Postgres rejected the statement: {failure}") from error
+
+
+def _describe(cause: BaseException) -> str:
+    """Error class, SQLSTATE and constraint; Postgres's message only where it quotes no value."""
+    name = type(cause).__name__
+    if isinstance(cause, asyncpg.PostgresError):
+        state, constraint_name = _sqlstate(cause) or "", getattr(cause, "constraint_name", None)
+        constraint = f', constraint "{constraint_name}"' if constraint_name else ""
+        # Not `str(cause)`, which appends DETAIL and HINT.
+        message = f": {cause.args[0]}" if state[:2] in CLASSES_WITHOUT_VALUES else ""
+        return f"{name} ({state}{constraint}){message}"
+    # Errors of SQLAlchemy quote the statement and its parameters.
+    quotes_no_value = isinstance(cause, OSError | asyncpg.InterfaceError | asyncpg.InternalClientError)
+    return f"{name}: {cause}" if quotes_no_value else name
+
+
+def _unavailable(cause: BaseException, state: str | None) -> str | None:
+    """The sentence for a database that does not serve; None for other failures."""
+    if state is not None:
+        return UNAVAILABLE.get(state) or UNAVAILABLE.get(state[:2])
+    if isinstance(cause, OSError | asyncpg.ClientConfigurationError | asyncpg.TargetServerAttributeNotMatched):
+        return _UNREACHABLE
+    return _LOST if isinstance(cause, asyncpg.InterfaceError | asyncpg.InternalClientError) else None

@@ -1,0 +1,205 @@
+"""Running Alembic: its lock, the SQL of a script, and mending what a schema lacks.
+
+Alembic is imported only when migrations run.
+"""
+
+import asyncio
+import importlib
+import io
+import threading
+from collections.abc import AsyncGenerator, Generator
+from contextlib import asynccontextmanager, contextmanager
+from typing import TYPE_CHECKING, Any, Literal
+
+from sqlalchemy import Connection, text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from session_lifecycle.entities import metadata
+from session_lifecycle.postgres.function_files import directory, function_files, quoted
+from session_lifecycle.postgres.schema_check import (
+    SEARCH_INDEX,
+    TRIGGER,
+    Kind,
+    SchemaObject,
+    find_lack,
+    refuse_unserved,
+    take_inventory,
+)
+
+if TYPE_CHECKING:
+    from alembic.config import Config
+
+LOCK_SEED = 3
+SAFE_SEARCH_PATH = "pg_catalog, pg_temp"
+# Searching gives the same answers without this index, more slowly. Not every database lets us have the extension.
+_CREATE_SEARCH_INDEX = """
+DO $do$
+DECLARE
+    trigrams text;
+BEGIN
+    BEGIN
+        CREATE EXTENSION IF NOT EXISTS pg_trgm SCHEMA public;
+    EXCEPTION WHEN insufficient_privilege OR undefined_file OR feature_not_supported OR invalid_schema_name THEN
+        RAISE NOTICE 'pg_trgm cannot be created here: a search will read all messages it may find';
+    END;
+    SELECT quote_ident(n.nspname) INTO trigrams
+    FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace
+    WHERE e.extname = 'pg_trgm';
+    IF trigrams IS NOT NULL THEN
+        EXECUTE format(
+            'CREATE INDEX {index} ON %s.session_messages USING gin (content_folded %s.gin_trgm_ops)',
+            {schema_literal}, trigrams
+        );
+    END IF;
+END
+$do$
+"""
+
+_alembic_lock = threading.Lock()
+
+
+def configuration(schema: str, **attributes: Any) -> "Config":
+    """Alembic's configuration for our revisions in this schema."""
+    from alembic.config import Config
+
+    config = Config(stdout=attributes.pop("output", None) or io.StringIO())
+    config.set_main_option("script_location", str(directory()).replace("%", "%%"))
+    config.attributes.update(schema=schema, **attributes)
+    return config
+
+
+def lock_migrations(connection: Connection, schema: str) -> None:
+    """Lets one process at a time migrate a schema; another one waits and then finds nothing left to do.
+
+    The lock is one of the transaction, so it also holds behind a pooler that shares connections.
+    """
+    # The one advisory lock that no function of ours takes: on an empty database there is no function yet.
+    lock = "SELECT pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended(:schema, :seed))"
+    connection.execute(text(lock), {"schema": schema, "seed": LOCK_SEED})
+
+
+@contextmanager
+def safe_search_path(connection: Connection) -> Generator[None]:
+    """Keeps foreign schemas out of the names that migrations write, and restores the transaction's path afterwards."""
+    path = "SELECT pg_catalog.set_config('search_path', :path, true)"
+    before = connection.scalar(text("SELECT pg_catalog.current_setting('search_path')"))
+    connection.execute(text(path), {"path": SAFE_SEARCH_PATH})
+    yield
+    connection.execute(text(path), {"path": before})
+
+
+def as_text(sql: str) -> str:
+    """The SQL for `text()`, in which an unescaped colon would begin a parameter."""
+    return sql.replace(":", "\\:")
+
+
+def create_schema_sql(schema: str) -> str:
+    """`CREATE SCHEMA`, for `text()`."""
+    return as_text(f"CREATE SCHEMA IF NOT EXISTS {quoted(schema)}")
+
+
+def create_function_sql(name: str, schema: str) -> str:
+    """`CREATE FUNCTION` of the file of this name in `alembic/functions/`, for `text()`."""
+    return as_text(function_files()[name].create_sql(schema))
+
+
+def create_trigger_sql(schema: str) -> str:
+    """`CREATE TRIGGER` that takes a changed session out of the roll-ups, for `text()`."""
+    return as_text(
+        f"CREATE TRIGGER {TRIGGER} BEFORE UPDATE OR DELETE ON {quoted(schema)}.session_records "
+        f"FOR EACH ROW WHEN (OLD.rolled_up) EXECUTE FUNCTION {quoted(schema)}.leave_roll_ups_v1()"
+    )
+
+
+def create_search_index_sql(schema: str) -> str:
+    """Creates the extension pg_trgm and the index for searching messages where the database allows it, for `text()`."""
+    name, tag = quoted(schema), "$do$"
+    while tag in name:
+        tag = f"{tag[:-1]}_$"
+    literal = "'{}'".format(name.replace("'", "''"))
+    sql = _CREATE_SEARCH_INDEX.replace("$do$", tag).replace("{index}", SEARCH_INDEX)
+    return as_text(sql.replace("{schema_literal}", literal))
+
+
+def prepare_schema(connection: Connection, schema: str) -> None:
+    """Creates the schema unless it is there: `IF NOT EXISTS` would ask for the right to create one even then."""
+    exists = connection.scalar(text("SELECT true FROM pg_namespace WHERE nspname = :schema"), {"schema": schema})
+    if not exists:
+        connection.execute(text(create_schema_sql(schema)))
+
+
+def run(connection: Connection, schema: str, direction: Literal["upgrade", "downgrade"], revision: str) -> None:
+    """Migrates on this connection, inside the transaction it is in or begins; the caller commits."""
+    from alembic import command
+
+    if not connection.in_transaction():
+        # Alembic would begin one of its own, and commit it.
+        connection.begin()
+    getattr(command, direction)(configuration(schema, connection=connection), revision)
+
+
+@asynccontextmanager
+async def _alembic() -> AsyncGenerator[None]:
+    """Alembic, imported without blocking the event loop, for one user at a time: it keeps its context in a global."""
+    # Shared by the loops of all threads. Waited for in a thread, it would be taken, and kept, after a cancellation.
+    while not _alembic_lock.acquire(blocking=False):  # noqa: ASYNC110 - threads share it, so there is no event of one loop to await
+        await asyncio.sleep(0.02)
+    try:
+        await asyncio.to_thread(importlib.import_module, "alembic.command")
+        yield
+    finally:
+        _alembic_lock.release()
+
+
+async def upgrade(connection: AsyncConnection, schema: str) -> None:
+    """Migrates to the newest revision and creates what the schema lacks, in the transaction of this connection.
+
+    The caller commits. A schema that is newer and serves this version is left as it is.
+
+    Raises:
+        SchemaError: The schema is newer and does not serve this version.
+    """
+    # Before Alembic is taken: whoever has it must not wait for a transaction whose owner waits for Alembic.
+    await connection.run_sync(lock_migrations, schema)
+    inventory = await take_inventory(connection, schema)
+    if inventory.is_newer:
+        refuse_unserved(schema, inventory)
+        return
+    async with _alembic():
+        await connection.run_sync(run, schema, "upgrade", "head")
+    lack = find_lack(await take_inventory(connection, schema), schema)
+    await connection.run_sync(_create, schema, [*lack.missing, *lack.replaced, *lack.optional])
+
+
+def _create(connection: Connection, schema: str, objects: list[SchemaObject]) -> None:
+    """Creates functions, indexes and the trigger. A lost table or column is for a backup: its data would be missing."""
+    if not objects:
+        return
+    connection = connection.execution_options(schema_translate_map={metadata.schema: schema})
+    indexes = {str(index.name): index for table in metadata.tables.values() for index in table.indexes}
+    functions = {one.signature: one for one in function_files().values()}
+    with safe_search_path(connection):
+        for kind, name in objects:
+            if kind is Kind.FUNCTION:
+                connection.execute(text(as_text(functions[name].create_sql(schema, replace=True))))
+            elif kind is Kind.TRIGGER:
+                on_table = f"DROP TRIGGER IF EXISTS {TRIGGER} ON {quoted(schema)}.session_records"
+                connection.execute(text(as_text(on_table)))
+                connection.execute(text(create_trigger_sql(schema)))
+            elif name == SEARCH_INDEX:
+                connection.execute(text(create_search_index_sql(schema)))
+            elif name in indexes:
+                connection.execute(text(as_text(f"DROP INDEX IF EXISTS {quoted(schema)}.{quoted(name)}")))
+                indexes[name].create(connection)
+
+
+async def offline_sql(schema: str, revision: str = "head") -> str:
+    """The SQL that migrates an empty database, for those who run it themselves."""
+    async with _alembic():
+        from alembic import command
+
+        output = io.StringIO()
+        config = configuration(schema)
+        config.output_buffer = output
+        await asyncio.to_thread(command.upgrade, config, revision, sql=True)
+        return output.getvalue()

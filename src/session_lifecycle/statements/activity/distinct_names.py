@@ -1,0 +1,42 @@
+"""The distinct names that runs and sessions have: models, clients, agents. They are sorted as Python sorts text."""
+
+from typing import Any
+
+from sqlalchemy import Select, SelectBase, select
+
+from session_lifecycle.models import Viewer
+from session_lifecycle.statements import tables
+from session_lifecycle.statements.activity.run_figures import CLIENT, ENDED, RECORDED, RUNS_AND_SESSIONS
+from session_lifecycle.statements.shared.json_rows import Column
+from session_lifecycle.statements.shared.visibility import visible, visible_run
+
+
+def list_models(viewer: Viewer, prefix: str) -> Select[*tuple[Any, ...]]:
+    """The models of ended runs, where their name begins with the prefix."""
+    return _distinct(
+        _names_of_runs(tables.runs.model, viewer).where(ENDED, tables.runs.model.startswith(prefix, autoescape=True))
+    )
+
+
+def list_clients(viewer: Viewer) -> Select[*tuple[Any, ...]]:
+    """The clients of ended runs."""
+    return _distinct(_names_of_runs(CLIENT, viewer).where(ENDED))
+
+
+def list_agents(viewer: Viewer) -> Select[*tuple[Any, ...]]:
+    """The agents of sessions and of runs."""
+    of_sessions = select(tables.sessions.agent_name.collate("C")).where(
+        visible(viewer), tables.sessions.agent_name.is_not(None)
+    )
+    return _distinct(
+        _names_of_runs(tables.runs.agent_name, viewer).where(tables.runs.agent_name.is_not(None)).union_all(of_sessions)
+    )
+
+
+def _names_of_runs(name: Column, viewer: Viewer) -> Select[*tuple[Any, ...]]:
+    return select(name.label("name")).select_from(RUNS_AND_SESSIONS).where(visible_run(viewer), RECORDED)
+
+
+def _distinct(names: SelectBase) -> Select[*tuple[Any, ...]]:
+    named = names.subquery("named")
+    return select(named.c.name).distinct().order_by(named.c.name)

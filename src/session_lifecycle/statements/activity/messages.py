@@ -1,0 +1,48 @@
+"""Messages: the search for a text, and the newest messages of a session."""
+
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, Select, func, select, tuple_
+
+from session_lifecycle.models import Message, Viewer
+from session_lifecycle.models.json_payloads import folded
+from session_lifecycle.statements import tables
+from session_lifecycle.statements.sessions.records import belongs_to_record, preferred_session
+from session_lifecycle.statements.shared.json_rows import fields_of
+
+OLDEST_FIRST = (tables.messages.created_at, tables.messages.message_id)
+NEWEST_FIRST = (tables.messages.created_at.desc(), tables.messages.message_id.desc())
+
+
+def has_message_with(text: str) -> ColumnElement[bool]:
+    """Whether a session has a message that contains the text, in any case."""
+    escaped = folded(text).replace("\\", r"\\").replace("%", r"\%").replace("_", r"\_")
+    containing = select(tables.messages.user_id, tables.messages.session_id).where(
+        tables.messages.content_folded.like(f"%{escaped}%")
+    )
+    return tuple_(tables.sessions.user_id, tables.sessions.session_id).in_(containing)
+
+
+def chat_history(
+    session_id: str, viewer: Viewer, *, owner_id: UUID | None, limit: int | None, max_characters: int | None
+) -> Select[*tuple[Any, ...]]:
+    """The newest messages of the session that fit into both limits, oldest first."""
+    session = preferred_session(session_id, viewer, owner_id=owner_id).cte("session")
+    newest = (
+        select(*fields_of(tables.messages, Message).values())
+        .join(session, belongs_to_record(tables.messages, session))
+        .order_by(*NEWEST_FIRST)
+        .limit(limit)
+        .subquery("newest")
+    )
+    # The characters of this message and all newer ones. The sum only grows towards older messages, so the messages that
+    # fit are the newest ones without a gap.
+    characters = func.sum(func.char_length(newest.c.content)).over(
+        order_by=(newest.c.created_at.desc(), newest.c.message_id.desc())
+    )
+    measured = select(newest, characters.label("characters")).subquery("measured")
+    statement = select(*(measured.c[name] for name in Message.model_fields)).order_by(
+        measured.c.created_at, measured.c.message_id
+    )
+    return statement if max_characters is None else statement.where(measured.c.characters <= max_characters)

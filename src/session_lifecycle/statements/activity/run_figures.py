@@ -1,0 +1,108 @@
+"""The figures of a run, and which runs a read counts: the expressions that all reads of runs share.
+
+A run that others named but nobody recorded has no start. No read counts it.
+"""
+
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    FromClause,
+    Integer,
+    Numeric,
+    Text,
+    case,
+    func,
+    join,
+    literal_column,
+    or_,
+    select,
+)
+
+from session_lifecycle.models.run_filters import DEFAULT_PROJECT, RunChoice
+from session_lifecycle.models.runs import RunStatus
+from session_lifecycle.statements import tables
+from session_lifecycle.statements.shared.durations import lasted_us
+from session_lifecycle.statements.shared.json_rows import Column
+from session_lifecycle.statements.shared.keys import Columns, equal_where_given, same_run, same_session
+from session_lifecycle.statements.shared.ledger import RUN_TOKEN_COLUMNS, UNKNOWN_CLIENT
+
+RUNS_AND_SESSIONS = join(
+    tables.runs,
+    tables.sessions,
+    same_session(tables.sessions, tables.runs),
+    isouter=True,
+)
+"""Runs with their sessions, and runs outside a session."""
+TOOL = "tool"
+"""The kind of a step that is a tool call."""
+RECORDED = tables.runs.started_at.is_not(None)
+ENDED = tables.runs.ended_at.is_not(None)
+THREAD_ID: ColumnElement[str] = func.coalesce(tables.runs.root_run_id, tables.runs.run_id, type_=Text(collation="C"))
+CLIENT: ColumnElement[str] = func.coalesce(
+    tables.runs.client, literal_column(f"'{UNKNOWN_CLIENT}'"), type_=Text(collation="C")
+)
+
+COST_USD: ColumnElement[Any] = func.greatest(tables.runs.reported_cost_usd, tables.runs.events_cost_usd, type_=Numeric)
+UNATTRIBUTED_TOKENS: ColumnElement[int] = func.greatest(
+    tables.runs.reported_tokens - tables.runs.events_tokens_in - tables.runs.events_tokens_out, 0, type_=BigInteger
+)
+TOKENS_TOTAL = tables.runs.events_tokens_in + tables.runs.events_tokens_out + UNATTRIBUTED_TOKENS
+TOTALS: dict[str, Column] = {
+    "cost_usd": COST_USD,
+    **{column.key: getattr(tables.runs, f"events_{column.key}") for column in RUN_TOKEN_COLUMNS},
+}
+"""The cost and the tokens of a run, by the names that sessions use for them."""
+
+DURATION_US: ColumnElement[Any] = case((ENDED, lasted_us(tables.runs.started_at, tables.runs.ended_at)))
+"""Exact; null while the run is open."""
+DURATION_MS: ColumnElement[Any] = DURATION_US / 1000
+
+
+def counted(choice: RunChoice) -> list[ColumnElement[bool]]:
+    """Conditions on runs: somebody recorded the run, and the choice has it."""
+    conditions: list[ColumnElement[bool]] = [RECORDED]
+    if not choice.include_open:
+        conditions.append(ENDED)
+    if choice.project is not None:
+        named = tables.runs.project == choice.project
+        nameless = or_(tables.runs.project.is_(None), tables.runs.project == "")
+        conditions.append(or_(named, nameless) if choice.project == DEFAULT_PROJECT else named)
+    if choice.client is not None:
+        named = tables.runs.client == choice.client
+        conditions.append(or_(named, tables.runs.client.is_(None)) if choice.client == UNKNOWN_CLIENT else named)
+    return conditions + equal_where_given(
+        (tables.runs.provider, choice.provider),
+        (tables.runs.model, choice.model),
+        (tables.runs.session_id, choice.session_id),
+    )
+
+
+def steps_of_run() -> FromClause:
+    """One row for each run: the number of its `steps`, and the number of its steps with `errors`."""
+    return (
+        select(func.count().label("steps"), func.count().filter(tables.steps.is_error).label("errors"))
+        .select_from(tables.steps)
+        .where(same_run(tables.steps, tables.runs))
+        .correlate(tables.runs)
+        .lateral("steps")
+    )
+
+
+def is_message_of(run: type[tables.runs] | Columns) -> list[ColumnElement[bool]]:
+    """Conditions on messages: the message names the run, and is in the run's session where the run has one.
+
+    A viewer who sees the run need not see another session, and a message of that session may name the run too.
+    """
+    return [
+        tables.messages.user_id == run.user_id,
+        tables.messages.run_id == run.run_id,
+        tables.messages.session_id == func.coalesce(run.session_id, tables.messages.session_id),
+    ]
+
+
+def errors_count(steps: FromClause) -> ColumnElement[int]:
+    """The number of a run's steps with errors; 1 for a run that failed without such a step."""
+    failed = case((tables.runs.status == RunStatus.FAILED.value, 1), else_=0)
+    return func.greatest(steps.c.errors, failed, type_=Integer)

@@ -1,0 +1,125 @@
+"""Pages of runs, and runs with their steps, messages and events."""
+
+from typing import Any
+
+from sqlalchemy import ColumnElement, Double, FromClause, Select, Text, and_, cast, select, true, tuple_
+
+from session_lifecycle.models import Message, Run, RunEvent, RunFilters, Step
+from session_lifecycle.statements import tables
+from session_lifecycle.statements.activity.messages import OLDEST_FIRST
+from session_lifecycle.statements.activity.run_figures import (
+    DURATION_MS,
+    RUNS_AND_SESSIONS,
+    TOKENS_TOTAL,
+    TOTALS,
+    counted,
+    errors_count,
+    is_message_of,
+    steps_of_run,
+)
+from session_lifecycle.statements.shared.json_rows import fields_of, json_array, json_object, or_empty
+from session_lifecycle.statements.shared.keys import equal_where_given, same_run
+from session_lifecycle.statements.shared.paging import Order, Position, beside_total, page, total
+from session_lifecycle.statements.shared.visibility import visible_run
+from session_lifecycle.statements.shared.window import within
+
+RUN_ORDER = Order(tables.runs.started_at, (tables.runs.run_id, tables.runs.user_id))
+STEP_ORDER = (tables.steps.started_at, tables.steps.seq, tables.steps.step_id)
+
+
+def list_runs(filters: RunFilters, position: Position | None) -> Select[*tuple[Any, ...]]:
+    """A page and one row more, in the columns of `beside_total`: each run's key, and the run as JSON in `body`."""
+    chosen = (
+        select(tables.runs.user_id, tables.runs.run_id, tables.runs.session_id)
+        .select_from(RUNS_AND_SESSIONS)
+        .where(
+            visible_run(filters.asker),
+            *counted(filters),
+            *equal_where_given(
+                (tables.runs.user_id, filters.owner_id),
+                (tables.sessions.dataset_id, filters.dataset_id),
+                (tables.runs.agent_name, filters.agent_name),
+            ),
+            *within(tables.runs.started_at, filters.since, filters.until),
+        )
+    )
+    rows = page(chosen, RUN_ORDER, filters, position)
+    details = run_details(rows).subquery("details")
+    return (
+        beside_total(rows, total(chosen, filters), None if position is None else position.as_of)
+        .outerjoin(details, same_run(details.c, rows.c))
+        .add_columns(cast(details.c.body, Text).label("body"))
+    )
+
+
+def run_details(chosen: FromClause) -> Select[*tuple[Any, ...]]:
+    """One row per chosen run: its key, and the fields of a `RunDetail` as JSON in `body`.
+
+    Args:
+        chosen: A few runs: `user_id, run_id, session_id`.
+    """
+    steps = steps_of_run()
+    events = _events(chosen)
+    figures = {
+        **TOTALS,
+        "tokens_total": TOKENS_TOTAL,
+        "duration_ms": cast(DURATION_MS, Double),
+        "errors_count": errors_count(steps),
+        "steps": or_empty(_steps()),
+        "messages": or_empty(_messages()),
+        "events": or_empty(events.c.events),
+    }
+    body = json_object(fields_of(tables.runs, Run) | figures)
+    return (
+        select(tables.runs.user_id, tables.runs.run_id, tables.runs.started_at, body.label("body"))
+        .select_from(tables.runs)
+        .join(chosen, same_run(chosen.c, tables.runs))
+        .join(steps, true())
+        .outerjoin(
+            events,
+            and_(
+                events.c.user_id == tables.runs.user_id,
+                events.c.session_id == tables.runs.session_id,
+                events.c.run_id == tables.runs.run_id,
+            ),
+        )
+    )
+
+
+def _steps() -> ColumnElement[Any]:
+    steps = json_array(json_object(fields_of(tables.steps, Step)), STEP_ORDER)
+    return select(steps).where(same_run(tables.steps, tables.runs)).correlate(tables.runs).scalar_subquery()
+
+
+def _messages() -> ColumnElement[Any]:
+    messages = json_array(json_object(fields_of(tables.messages, Message)), OLDEST_FIRST)
+    return select(messages).where(*is_message_of(tables.runs)).correlate(tables.runs).scalar_subquery()
+
+
+def _events(chosen: FromClause) -> FromClause:
+    """The events of each run, gathered in one pass: an index finds the ledger's rows by session, and a session has many
+    runs.
+
+    The CTE is materialized. Otherwise Postgres may gather the events again for every run.
+    """
+    events = json_array(
+        json_object(fields_of(tables.usage_events, RunEvent)), (tables.usage_events.at, tables.usage_events.event_id)
+    )
+    return (
+        select(
+            tables.usage_events.user_id,
+            tables.usage_events.session_id,
+            tables.usage_events.run_id,
+            events.label("events"),
+        )
+        .where(
+            tuple_(tables.usage_events.user_id, tables.usage_events.session_id).in_(
+                select(chosen.c.user_id, chosen.c.session_id)
+            ),
+            tables.usage_events.run_id.in_(select(chosen.c.run_id)),
+            tables.usage_events.key_scope != "run",
+        )
+        .group_by(tables.usage_events.user_id, tables.usage_events.session_id, tables.usage_events.run_id)
+        .cte("events")
+        .prefix_with("MATERIALIZED")
+    )

@@ -1,0 +1,149 @@
+"""The threads of a session: its runs, grouped by their root."""
+
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, FromClause, Select, Text, case, cast, func, null, or_, select, true
+
+from session_lifecycle.models import Message, MessageRole, Step, Viewer
+from session_lifecycle.models.run_filters import RunChoice
+from session_lifecycle.statements import tables
+from session_lifecycle.statements.activity.messages import NEWEST_FIRST, OLDEST_FIRST
+from session_lifecycle.statements.activity.run_figures import RECORDED, THREAD_ID, TOOL, TOTALS
+from session_lifecycle.statements.activity.runs import STEP_ORDER
+from session_lifecycle.statements.activity.summary_figures import with_figures
+from session_lifecycle.statements.sessions.records import belongs_to_record, preferred_session, with_status
+from session_lifecycle.statements.shared.json_rows import fields_of, json_array, json_object, or_empty
+from session_lifecycle.statements.shared.keys import same_run, same_session
+from session_lifecycle.statements.shared.paging import comes_after
+
+
+def list_threads(
+    session_id: str,
+    viewer: Viewer,
+    *,
+    owner_id: UUID | None,
+    limit: int,
+    after: str | None,
+    before: str | None,
+    abandon_after: timedelta,
+) -> Select[*tuple[Any, ...]]:
+    """At most one row: the session, its figures, and a page of its threads with one thread more, oldest first, as JSON.
+
+    `is_anchored` says whether the session has the thread after or before which the page begins.
+    """
+    session = with_status(preferred_session(session_id, viewer, owner_id=owner_id), abandon_after).cte("session")
+    runs = _runs(session)
+    threads = _threads(runs)
+    order = (threads.c.root_started_at, threads.c.thread_id)
+    page = select(threads).order_by(*(order if before is None else (part.desc() for part in order))).limit(limit + 1)
+    anchor = before if after is None else after
+    is_anchored: ColumnElement[bool] = true()
+    if anchor is not None:
+        position = select(*order).where(threads.c.thread_id == anchor).cte("position")
+        page = page.join(position, comes_after(order, [*position.c], descending=before is not None))
+        is_anchored = select(position.c.thread_id).exists()
+    return with_figures(select(*session.c).select_from(session), session, RunChoice()).add_columns(
+        is_anchored.label("is_anchored"), _bodies(session, runs, page.cte("page")).label("threads")
+    )
+
+
+def _runs(session: FromClause) -> FromClause:
+    totals = [column.label(name) for name, column in TOTALS.items()]
+    of_session = belongs_to_record(tables.runs, session)
+    columns = (
+        tables.runs.user_id,
+        tables.runs.run_id,
+        tables.runs.session_id,
+        tables.runs.model,
+        tables.runs.started_at,
+        tables.runs.ended_at,
+        THREAD_ID.label("thread_id"),
+    )
+    return select(*columns, *totals).join(session, of_session).where(RECORDED).cte("runs")
+
+
+def _threads(runs: FromClause) -> FromClause:
+    """One row per thread.
+
+    The start of a root in another session is not used: the viewer may not see that session.
+    """
+    started_at = func.min(runs.c.started_at)
+    root_started_at = started_at.filter(runs.c.run_id == runs.c.thread_id)
+    is_open = func.bool_or(runs.c.ended_at.is_(None))
+    return (
+        select(
+            runs.c.thread_id,
+            func.coalesce(root_started_at, started_at).label("root_started_at"),
+            started_at.label("started_at"),
+            case((is_open, null()), else_=func.max(runs.c.ended_at)).label("ended_at"),
+            func.count().label("runs_count"),
+            *(func.sum(runs.c[name]).label(name) for name in TOTALS),
+        )
+        .group_by(runs.c.thread_id)
+        .cte("threads")
+    )
+
+
+def _bodies(session: FromClause, runs: FromClause, page: FromClause) -> ColumnElement[str]:
+    """The page's threads as one JSON array; each has the fields of a `Thread`."""
+    actions = _actions(runs, page)
+    prompt = (
+        select(tables.messages.content)
+        .where(
+            belongs_to_record(tables.messages, session),
+            tables.messages.run_id == page.c.thread_id,
+            tables.messages.role == MessageRole.USER.value,
+        )
+        .order_by(*NEWEST_FIRST)
+        .limit(1)
+        .correlate(session, page)
+        .scalar_subquery()
+    )
+    figures = {name: column for name, column in page.c.items() if name != "root_started_at"}
+    body = json_object({**figures, "prompt": prompt, "actions": or_empty(actions.c.actions)})
+    threads = select(cast(or_empty(json_array(body, (page.c.root_started_at, page.c.thread_id))), Text))
+    return (
+        threads.select_from(page.outerjoin(actions, actions.c.thread_id == page.c.thread_id))
+        .correlate(session)
+        .scalar_subquery()
+    )
+
+
+def _actions(runs: FromClause, page: FromClause) -> FromClause:
+    """The actions of each thread on the page; a thread without actions has no row."""
+    tools = (
+        select(json_array(json_object(fields_of(tables.steps, Step)), STEP_ORDER).label("bodies"))
+        .where(same_run(tables.steps, runs.c), tables.steps.kind == TOOL)
+        .correlate(runs)
+        .lateral("tools")
+    )
+    thoughts = (
+        select(json_array(json_object(fields_of(tables.messages, Message)), OLDEST_FIRST).label("bodies"))
+        .where(
+            same_session(tables.messages, runs.c),
+            tables.messages.run_id == runs.c.run_id,
+            tables.messages.role == MessageRole.THOUGHT.value,
+        )
+        .correlate(runs)
+        .lateral("thoughts")
+    )
+    action = json_object(
+        {
+            "run_id": runs.c.run_id,
+            "model": runs.c.model,
+            "started_at": runs.c.started_at,
+            "tools": or_empty(tools.c.bodies),
+            "thoughts": or_empty(thoughts.c.bodies),
+        }
+    )
+    return (
+        select(runs.c.thread_id, json_array(action, (runs.c.started_at, runs.c.run_id)).label("actions"))
+        .join(page, page.c.thread_id == runs.c.thread_id)
+        .join(tools, true())
+        .join(thoughts, true())
+        .where(or_(tools.c.bodies.is_not(None), thoughts.c.bodies.is_not(None)))
+        .group_by(runs.c.thread_id)
+        .subquery("actions")
+    )

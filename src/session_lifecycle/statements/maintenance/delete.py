@@ -1,0 +1,60 @@
+"""Deleting, emptying and anonymising: calls of the functions in our schema, with one batch of keys per call.
+
+The functions themselves are in `alembic/functions/deleting/`.
+"""
+
+from typing import Any, NamedTuple
+
+from sqlalchemy import BigInteger, ColumnElement, Select, bindparam, column, select
+from sqlalchemy.types import Uuid
+
+from session_lifecycle.statements.shared.clock import TIMESTAMPTZ
+from session_lifecycle.statements.shared.database_functions import database_function, json_parameter
+
+DeletedRow = Select[int, int, int, int, int, int]
+
+
+class Deleted(NamedTuple):
+    """The numbers of rows that one call deleted, emptied or anonymised."""
+
+    sessions: int
+    runs: int
+    steps: int
+    messages: int
+    events: int
+    model_rows: int
+
+
+def delete_sessions(schema: str) -> DeletedRow:
+    """Deletes the sessions of the bound `keys`, a JSON array as text, with everything that belongs to them.
+
+    Where the bound `idle_before` is not null, the call deletes only sessions that were last active before it, and
+    leaves out sessions that a writer has locked.
+    """
+    return _call(schema, "delete_sessions_v1", _idle_before())
+
+
+def delete_runs_outside_sessions(schema: str) -> DeletedRow:
+    """Deletes the runs of the bound `keys` that are outside a session. `idle_before` works as in `delete_sessions`."""
+    return _call(schema, "delete_waiting_runs_v1", _idle_before())
+
+
+def empty_sessions(schema: str) -> DeletedRow:
+    """Deletes the messages and empties the payloads of the sessions of the bound `keys`. `idle_before` is required."""
+    return _call(schema, "empty_sessions_v1", _idle_before())
+
+
+def anonymise_sessions(schema: str) -> DeletedRow:
+    """Moves the sessions of the bound `keys` to the bound user `pseudonym`, each with a new random id."""
+    return _call(schema, "anonymise_sessions_v1", bindparam("pseudonym", type_=Uuid))
+
+
+def _idle_before() -> ColumnElement[Any]:
+    return bindparam("idle_before", type_=TIMESTAMPTZ)
+
+
+def _call(schema: str, name: str, argument: ColumnElement[Any]) -> DeletedRow:
+    columns = [column(field, BigInteger) for field in Deleted._fields]
+    return select(
+        database_function(schema, name, json_parameter("keys"), argument).table_valued(*columns, name="deleted")
+    )

@@ -1,0 +1,232 @@
+"""The stored totals of sessions, of their models and of runs, compared with the sums of the ledger.
+
+`reconcile_roll_ups` compares the roll-ups.
+
+Every writer of the ledger changes the totals by the same amount in the same transaction. So a row that still has the
+totals that were read together with the ledger is still wrong by the same amount. A row that changed meanwhile is left
+for the next run. A repair is one statement on one row, so it never waits for a lock while it holds another.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+from uuid import UUID
+
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    FromClause,
+    Select,
+    and_,
+    func,
+    literal,
+    or_,
+    select,
+    tuple_,
+    union,
+    update,
+)
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import InstrumentedAttribute
+from sqlalchemy.sql.dml import ReturningInsert, ReturningUpdate
+
+from session_lifecycle.statements import tables
+from session_lifecycle.statements.shared.keys import same_run, same_session
+from session_lifecycle.statements.shared.ledger import (
+    IS_LATE,
+    IS_MEASUREMENT,
+    IS_NOT_LATE,
+    IS_OF_RUN,
+    IS_UNMEASURED,
+    IS_UNPRICED,
+    RUN_TOKEN_COLUMNS,
+    TOKEN_COLUMNS,
+)
+from session_lifecycle.statements.shared.paging import after_key, literals
+
+Totals = Mapping[str, ColumnElement[Any]]
+
+
+class SessionKey(NamedTuple):
+    """The key of a session."""
+
+    user_id: UUID
+    session_id: str
+
+
+def _sum(column: InstrumentedAttribute[Any], *conditions: ColumnElement[bool]) -> ColumnElement[Any]:
+    return func.coalesce(func.sum(column).filter(*conditions), 0).cast(column.type)
+
+
+def _count(*conditions: ColumnElement[bool]) -> ColumnElement[Any]:
+    return func.count().filter(*conditions).cast(BigInteger)
+
+
+OF_SESSION: Totals = {
+    **{column.key: _sum(column, IS_NOT_LATE) for column in (tables.usage_events.cost_usd, *TOKEN_COLUMNS)},
+    "unpriced_events": _count(IS_UNPRICED),
+    "unmeasured_events": _count(IS_UNMEASURED),
+    "late_events": _count(IS_LATE),
+    "late_cost_usd": _sum(tables.usage_events.cost_usd, IS_LATE),
+}
+"""The totals of a session.
+
+The error count and the last model are not compared: they can come from events that leave no row in the ledger (R03).
+"""
+
+OF_MODEL: Totals = {
+    **{column.key: _sum(column, IS_NOT_LATE) for column in (tables.usage_events.cost_usd, *TOKEN_COLUMNS)},
+    "events": _count(IS_NOT_LATE),
+    "unpriced_events": _count(IS_UNPRICED),
+    "unmeasured_events": _count(IS_UNMEASURED),
+}
+"""The totals of a model within a session, over the measurements."""
+
+OF_RUN: Totals = {
+    f"events_{column.key}": _sum(column, IS_NOT_LATE) for column in (tables.usage_events.cost_usd, *RUN_TOKEN_COLUMNS)
+}
+"""The totals of a run, over its events in all sessions."""
+
+
+def sessions(after: SessionKey | None, limit: int) -> Select[UUID, str]:
+    """The next sessions in the order of their keys, and keys that only the roll-ups have."""
+    parts = []
+    for table in (tables.sessions, tables.rolled_up_sessions):
+        key = (table.user_id, table.session_id)
+        part = select(*key).order_by(*key).limit(limit)
+        parts.append(select(*(part if after is None else part.where(after_key(key, after))).subquery().c))
+    keys = union(*parts).subquery("key").c
+    return select(keys.user_id, keys.session_id).order_by(keys.user_id, keys.session_id).limit(limit)
+
+
+def users_with_runs(after: UUID | None, limit: int) -> Select[UUID]:
+    """The next users with runs, in the order of their ids."""
+    statement = select(tables.runs.user_id).distinct().order_by(tables.runs.user_id).limit(limit)
+    return statement if after is None else statement.where(tables.runs.user_id > after)
+
+
+def session_mismatches(first: SessionKey, last: SessionKey) -> Select[*tuple[Any, ...]]:
+    """The sessions from the first to the last that have a wrong total, in the order of their keys.
+
+    Columns: the key, and for each total the stored value as `found_…` and the ledger's sum as `expected_…`.
+    """
+    ledger = (
+        select(tables.usage_events.user_id, tables.usage_events.session_id, *_labelled(OF_SESSION))
+        .where(between(tables.usage_events, first, last))
+        .group_by(tables.usage_events.user_id, tables.usage_events.session_id)
+        .subquery("ledger")
+    )
+    totals = {name: getattr(tables.sessions, name) for name in OF_SESSION}
+    return (
+        select(tables.sessions.user_id, tables.sessions.session_id, *pairs(totals, ledger))
+        .select_from(tables.sessions)
+        .outerjoin(ledger, same_session(tables.sessions, ledger.c))
+        .where(between(tables.sessions, first, last), or_(*differ(totals, ledger)))
+        .order_by(tables.sessions.user_id, tables.sessions.session_id)
+    )
+
+
+def model_mismatches(first: SessionKey, last: SessionKey) -> Select[*tuple[Any, ...]]:
+    """The same for the totals by model. `found_…` is null where the model has no row."""
+    names = ("user_id", "session_id", "model")
+    model = func.coalesce(tables.usage_events.model, "").label("model")
+    ledger = (
+        select(tables.usage_events.user_id, tables.usage_events.session_id, model, *_labelled(OF_MODEL))
+        .where(between(tables.usage_events, first, last), IS_MEASUREMENT)
+        .group_by(tables.usage_events.user_id, tables.usage_events.session_id, model)
+        .subquery("ledger")
+    )
+    stored = select(tables.model_usage).where(between(tables.model_usage, first, last)).subquery("stored")
+    totals = {name: stored.c[name] for name in OF_MODEL}
+    keys = {name: func.coalesce(stored.c[name], ledger.c[name]) for name in names}
+    return (
+        select(*(key.label(name) for name, key in keys.items()), *pairs(totals, ledger))
+        .select_from(stored.join(ledger, and_(*(stored.c[name] == ledger.c[name] for name in names)), full=True))
+        .where(or_(*differ(totals, ledger)))
+        .order_by(*keys.values())
+    )
+
+
+def run_mismatches(first: UUID, last: UUID) -> Select[*tuple[Any, ...]]:
+    """The same for the runs of the users from the first to the last, in the order of their keys."""
+    ledger = (
+        select(tables.usage_events.user_id, tables.usage_events.run_id, *_labelled(OF_RUN))
+        .where(tables.usage_events.user_id.between(first, last), IS_OF_RUN)
+        .group_by(tables.usage_events.user_id, tables.usage_events.run_id)
+        .subquery("ledger")
+    )
+    totals = {name: getattr(tables.runs, name) for name in OF_RUN}
+    return (
+        select(tables.runs.user_id, tables.runs.run_id, *pairs(totals, ledger))
+        .select_from(tables.runs)
+        .outerjoin(ledger, same_run(tables.runs, ledger.c))
+        .where(tables.runs.user_id.between(first, last), or_(*differ(totals, ledger)))
+        .order_by(tables.runs.user_id, tables.runs.run_id)
+    )
+
+
+def repair(
+    entity: type[tables.sessions | tables.model_usage | tables.runs],
+    key: Mapping[str, Any],
+    found: Mapping[str, Any],
+    expected: Mapping[str, Any],
+) -> ReturningUpdate[UUID]:
+    """Sets the expected totals of the row with this key. Returns no row where the totals are no longer as found."""
+    as_found = [getattr(entity, name) == value for name, value in {**key, **found}.items()]
+    if entity is tables.model_usage:
+        as_found.append(_sessions_taken_out(key) >= 0)
+    return update(entity).where(*as_found).values(dict(expected)).returning(entity.user_id)
+
+
+def add_model(key: Mapping[str, Any], expected: Mapping[str, Any]) -> ReturningInsert[UUID]:
+    """Adds the missing row of a model. Returns no row where another writer added it, or the session was deleted."""
+    columns = {name: getattr(tables.model_usage, name) for name in (*key, *expected)}
+    values = [literal(value, columns[name].type) for name, value in {**key, **expected}.items()]
+    row = select(*values).where(_sessions_taken_out(key) > 0)
+    return (
+        insert(tables.model_usage)
+        .from_select(list(columns), row)
+        .on_conflict_do_nothing()
+        .returning(tables.model_usage.user_id)
+    )
+
+
+def _sessions_taken_out(key: Mapping[str, Any]) -> ColumnElement[int]:
+    """Locks the session of this key and takes it out of the roll-ups. The number of such sessions: one or none.
+
+    A total by model is not a column of the session, so the trigger that takes a changed session out does not see it
+    change. The session is locked even where it is not rolled up: a transaction that rolls it up or deletes it at the
+    same time waits for the repair, or the repair waits for it.
+    """
+    of_key = (tables.sessions.user_id == key["user_id"], tables.sessions.session_id == key["session_id"])
+    session = (
+        update(tables.sessions).where(*of_key).values(rolled_up=False).returning(tables.sessions.user_id).cte("session")
+    )
+    return select(func.count()).select_from(session).scalar_subquery()
+
+
+def _labelled(totals: Totals) -> list[ColumnElement[Any]]:
+    return [total.label(name) for name, total in totals.items()]
+
+
+def pairs(stored: Totals, expected: FromClause) -> list[ColumnElement[Any]]:
+    """For each total the stored value as `found_…` and the expected value as `expected_…`."""
+    return [
+        column.label(f"{side}_{name}")
+        for name, total in stored.items()
+        for side, column in (("found", total), ("expected", func.coalesce(expected.c[name], 0)))
+    ]
+
+
+def differ(stored: Totals, expected: FromClause) -> list[ColumnElement[bool]]:
+    """For each total whether it differs. The totals of a missing row are zero."""
+    return [func.coalesce(total, 0) != func.coalesce(expected.c[name], 0) for name, total in stored.items()]
+
+
+def between(
+    entity: type[tables.sessions | tables.model_usage | tables.usage_events | tables.rolled_up_sessions],
+    first: SessionKey,
+    last: SessionKey,
+) -> ColumnElement[bool]:
+    """Whether the session of a row is between the first and the last, both included."""
+    key = (entity.user_id, entity.session_id)
+    return tuple_(*key).between(tuple_(*literals(key, first)), tuple_(*literals(key, last)))

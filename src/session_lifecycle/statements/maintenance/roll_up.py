@@ -1,0 +1,56 @@
+"""Rolling up: the sessions that can be rolled up, and calls of the functions in our schema that do it.
+
+The functions themselves are in `alembic/functions/roll_ups/`.
+"""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import BigInteger, Integer, Select, bindparam, or_, select, type_coerce
+
+from session_lifecycle.models import SessionStatus
+from session_lifecycle.statements import tables
+from session_lifecycle.statements.shared.clock import TIMESTAMPTZ
+from session_lifecycle.statements.shared.database_functions import database_function, json_parameter
+from session_lifecycle.statements.shared.paging import after_key
+from session_lifecycle.statements.shared.visibility import of_everybody
+
+
+def sessions_to_roll_up(
+    idle_before: datetime, after: Sequence[Any] | None, limit: int
+) -> Select[str, datetime, UUID, str]:
+    """The next sessions to roll up: they ended, or were last active before `idle_before`.
+
+    They come in the order of an index, after a row of this statement.
+    """
+    order = (
+        tables.sessions.status,
+        tables.sessions.activity_minute,
+        tables.sessions.user_id,
+        tables.sessions.session_id,
+    )
+    is_over = or_(tables.sessions.status != SessionStatus.RUNNING.value, tables.sessions.last_activity_at < idle_before)
+    statement = (
+        select(*order)
+        .where(~tables.sessions.rolled_up, of_everybody(tables.sessions), is_over)
+        .order_by(*order)
+        .limit(limit)
+    )
+    return statement if after is None else statement.where(after_key(order, after))
+
+
+def roll_up_sessions(schema: str) -> Select[int]:
+    """Rolls up the sessions of the bound `keys`, a JSON array as text. One row: how many it rolled up.
+
+    It leaves out running sessions that were active since the bound `idle_before`, and sessions that are locked.
+    """
+    arguments = (json_parameter("keys"), bindparam("idle_before", type_=TIMESTAMPTZ))
+    return select(type_coerce(database_function(schema, "roll_up_sessions_v1", *arguments), BigInteger))
+
+
+def compact(schema: str) -> Select[int]:
+    """Puts changes into the roll-ups, at most the bound `most` of each kind. One row: how many it put in."""
+    most = bindparam("most", type_=Integer)
+    return select(type_coerce(database_function(schema, "compact_roll_ups_v1", most), BigInteger))

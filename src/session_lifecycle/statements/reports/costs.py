@@ -1,0 +1,60 @@
+"""Cost by model (rule R17), by agent and by user."""
+
+from datetime import datetime
+from functools import cache
+from typing import Any
+
+from sqlalchemy import BigInteger, ColumnElement, Numeric, Select, func, select
+
+from session_lifecycle.models import Viewer
+from session_lifecycle.statements import tables
+from session_lifecycle.statements.roll_ups.totals import MODEL_FIGURES, model_figures
+from session_lifecycle.statements.shared.ledger import TOKEN_COLUMNS, UNKNOWN_AGENT
+from session_lifecycle.statements.shared.visibility import ScopeKinds, visible
+from session_lifecycle.statements.shared.window import StatusWindow, active_within, window
+
+
+@cache
+def cost_by_model(kinds: ScopeKinds) -> Select[*tuple[Any, ...]]:
+    """One row per model, most expensive first, ties by name. A model whose events were all revised away has no row.
+
+    Binds `since`, `until` and the parameters of the scopes.
+    """
+    figures = model_figures(kinds, StatusWindow(None, *window())).subquery("figures")
+    labels = {"key": "model", "sessions": "session_count"}
+    columns = [figures.c[name].label(labels.get(name, name)) for name in ("key", *MODEL_FIGURES)]
+    return select(*columns).order_by(figures.c.cost_usd.desc(), figures.c.key)
+
+
+def cost_by_agent(viewer: Viewer, since: datetime | None, until: datetime | None) -> Select[*tuple[Any, ...]]:
+    """One row per agent, most expensive first, ties by name."""
+    return _cost_by(
+        func.coalesce(tables.sessions.agent_name, UNKNOWN_AGENT).collate("C").label("agent_name"), viewer, since, until
+    )
+
+
+def cost_by_user(viewer: Viewer, since: datetime | None, until: datetime | None) -> Select[*tuple[Any, ...]]:
+    """One row per user, most expensive first, ties by id."""
+    return _cost_by(tables.sessions.user_id.label("user_id"), viewer, since, until)
+
+
+def _cost_by(
+    key: ColumnElement[Any], viewer: Viewer, since: datetime | None, until: datetime | None
+) -> Select[*tuple[Any, ...]]:
+    cost = func.sum(tables.sessions.cost_usd).cast(Numeric)
+    tokens = [
+        func.sum(getattr(tables.sessions, column.key)).cast(Numeric).label(column.key) for column in TOKEN_COLUMNS
+    ]
+    return (
+        select(
+            key,
+            func.count().label("session_count"),
+            cost.label("cost_usd"),
+            *tokens,
+            func.sum(tables.sessions.unpriced_events).cast(BigInteger).label("unpriced_events"),
+        )
+        .select_from(tables.sessions)
+        .where(visible(viewer), *active_within(since, until))
+        .group_by(key)
+        .order_by(cost.desc(), key)
+    )

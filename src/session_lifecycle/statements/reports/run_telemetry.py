@@ -1,0 +1,96 @@
+"""Run telemetry: the number of ended runs, their durations, tokens and tool calls."""
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import (
+    CTE,
+    BigInteger,
+    ColumnElement,
+    Numeric,
+    Select,
+    and_,
+    func,
+    not_,
+    select,
+    true,
+)
+
+from session_lifecycle.models import MessageRole, Viewer
+from session_lifecycle.models.run_filters import RunChoice
+from session_lifecycle.models.run_telemetry import TelemetryFilters
+from session_lifecycle.statements import tables
+from session_lifecycle.statements.activity.run_figures import (
+    CLIENT,
+    DURATION_US,
+    RUNS_AND_SESSIONS,
+    TOOL,
+    counted,
+    is_message_of,
+)
+from session_lifecycle.statements.shared.durations import durations_of, percentiles
+from session_lifecycle.statements.shared.keys import same_run
+from session_lifecycle.statements.shared.ledger import RUN_TOKEN_COLUMNS, UNKNOWN_AGENT
+from session_lifecycle.statements.shared.visibility import visible_run
+from session_lifecycle.statements.shared.window import within
+
+
+def telemetry(viewer: Viewer, filters: TelemetryFilters) -> Select[*tuple[Any, ...]]:
+    """Exactly one row. The percentiles are in microseconds, and null without runs."""
+    choice = RunChoice(provider=filters.provider, model=filters.model, client=filters.client, include_open=False)
+    runs = _ended_runs(viewer, choice, filters.since, filters.until)
+    figures = select(
+        func.count().label("runs_count"),
+        func.count(runs.c.user_id.distinct()).label("users_count"),
+        *(percentile.label(name) for name, percentile in percentiles(runs.c.duration_us).items()),
+        *(
+            func.coalesce(func.sum(runs.c[f"events_{column.key}"]), 0).cast(Numeric).label(column.key)
+            for column in RUN_TOKEN_COLUMNS
+        ),
+    ).subquery("figures")
+    is_tool = and_(same_run(tables.steps, runs.c), tables.steps.kind == TOOL)
+    tools = (
+        select(
+            _count(tables.steps.injected.expression).label("tool_calls_injected"),
+            _count(tables.steps.injected.expression, tables.steps.is_error.expression).label("tool_calls_failed"),
+            _count(not_(tables.steps.injected)).label("tool_calls_not_injected"),
+        )
+        .select_from(runs.join(tables.steps, is_tool))
+        .subquery("tools")
+    )
+    is_prompt = and_(*is_message_of(runs.c), tables.messages.role == MessageRole.USER.value)
+    prompts = (
+        select(func.count().label("prompts_count"))
+        .select_from(runs.join(tables.messages, is_prompt))
+        .subquery("prompts")
+    )
+    return select(*figures.c, *tools.c, *prompts.c).select_from(figures.join(tools, true()).join(prompts, true()))
+
+
+def telemetry_keys(viewer: Viewer, since: datetime | None, until: datetime | None) -> Select[*tuple[Any, ...]]:
+    """The distinct `provider, model, client` of the runs that ended in the window, sorted by those columns."""
+    runs = _ended_runs(viewer, RunChoice(include_open=False), since, until)
+    columns = (runs.c.provider, runs.c.model, runs.c.client)
+    return select(*columns).distinct().order_by(*columns)
+
+
+def run_durations(viewer: Viewer, since: datetime | None, until: datetime | None) -> Select[*tuple[Any, ...]]:
+    """The durations of the runs that ended in the window, by agent, in the rows of `durations_of`."""
+    runs = _ended_runs(viewer, RunChoice(include_open=False), since, until)
+    agent_name = func.coalesce(runs.c.agent_name, UNKNOWN_AGENT).label("key")
+    return durations_of(select(agent_name, runs.c.duration_us).subquery("durations"))
+
+
+def _ended_runs(viewer: Viewer, choice: RunChoice, since: datetime | None, until: datetime | None) -> CTE:
+    """The runs that ended in the window and that the viewer sees, inside and outside a session."""
+    columns = [column for column in tables.runs.__table__.c if column.key != "client"]
+    return (
+        select(*columns, CLIENT.label("client"), DURATION_US.label("duration_us"))
+        .select_from(RUNS_AND_SESSIONS)
+        .where(visible_run(viewer), *counted(choice), *within(tables.runs.ended_at, since, until))
+        .cte("runs")
+    )
+
+
+def _count(*conditions: ColumnElement[bool]) -> ColumnElement[int]:
+    return func.count().filter(*conditions).cast(BigInteger)

@@ -1,0 +1,77 @@
+"""Figures over all sessions that a viewer sees (rule R16)."""
+
+from functools import cache
+from typing import Any
+
+from sqlalchemy import BigInteger, ColumnElement, Numeric, Select, Text, false, func, literal, select, union_all
+
+from session_lifecycle.models import EffectiveStatus
+from session_lifecycle.statements import tables
+from session_lifecycle.statements.roll_ups.totals import duration_us, in_window, session_figures
+from session_lifecycle.statements.shared.durations import durations_of
+from session_lifecycle.statements.shared.status import status_windows
+from session_lifecycle.statements.shared.visibility import ScopeKinds
+
+
+@cache
+def aggregate_stats(kinds: ScopeKinds) -> Select[*tuple[Any, ...]]:
+    """Exactly one row; its figures are zero where there are no sessions.
+
+    Binds the parameters of `status_windows` and of the scopes.
+    """
+    by_status = session_figures(kinds, status_windows()).subquery("by_status")
+    counts = [
+        func.coalesce(func.sum(by_status.c.sessions).filter(by_status.c.key == status.value), 0)
+        .cast(BigInteger)
+        .label(status.value)
+        for status in EffectiveStatus
+    ]
+    figures = [
+        func.coalesce(func.sum(by_status.c[name]), 0).cast(type_).label(label)
+        for label, name, type_ in (
+            ("sessions", "sessions", BigInteger),
+            ("total_spend_usd", "cost_usd", Numeric),
+            ("late_cost_usd", "late_cost_usd", Numeric),
+            ("agent_time_us", "duration_us", Numeric),
+            ("tokens_in", "tokens_in", Numeric),
+            ("tokens_out", "tokens_out", Numeric),
+            ("unpriced_events", "unpriced_events", BigInteger),
+            ("unmeasured_events", "unmeasured_events", BigInteger),
+            ("late_events", "late_events", BigInteger),
+        )
+    ]
+    return select(*figures, *counts)
+
+
+def count_sessions(
+    kinds: ScopeKinds, status_filter: EffectiveStatus | None, *, has_agent_name: bool
+) -> ColumnElement[int]:
+    """The number of sessions, as a part of another statement. Binds the parameters of `aggregate_stats`.
+
+    Args:
+        kinds: The kinds of the viewer's scopes.
+        status_filter: Counts the sessions with this effective status only; None counts all.
+        has_agent_name: Whether to count the sessions of the bound `agent_name` only.
+    """
+    windows = status_windows()
+    if status_filter is not None:
+        windows = {status_filter.value: windows[status_filter.value]}
+    by_status = session_figures(kinds, windows, ["sessions"], has_agent_name=has_agent_name).subquery("by_status")
+    return select(func.coalesce(func.sum(by_status.c.sessions), 0).cast(BigInteger)).scalar_subquery()
+
+
+@cache
+def session_durations(kinds: ScopeKinds) -> Select[*tuple[Any, ...]]:
+    """The durations of sessions by effective status, in the rows of `durations_of`. Binds as `aggregate_stats` does.
+
+    The roll-ups cannot help: the percentiles of two halves do not determine the percentiles of the whole.
+    """
+    durations = [
+        select(literal(label, Text).label("key"), duration_us(table).label("duration_us")).where(
+            in_scope, *in_window(table, window)
+        )
+        for label, window in status_windows().items()
+        for table in (tables.rolled_up_sessions, tables.sessions)
+        for in_scope in kinds.conditions(table) or [false()]
+    ]
+    return durations_of(union_all(*durations).subquery("sessions"))

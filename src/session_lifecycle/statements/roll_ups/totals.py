@@ -1,0 +1,343 @@
+"""Figures over the sessions that a viewer sees: from the roll-ups where they can answer, else from rows.
+
+A session is either rolled up or not. The buckets count a rolled-up session, or the changes do that are not yet put into
+the buckets. At the edges of a window no whole bucket fits, so the rows of the rolled-up sessions are read there. All of
+this is one statement and so one snapshot. The figures are the same whether, when and how often a job rolled up.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import (
+    CTE,
+    BigInteger,
+    ColumnClause,
+    ColumnElement,
+    FromClause,
+    Integer,
+    Numeric,
+    Select,
+    Text,
+    and_,
+    any_,
+    bindparam,
+    case,
+    column,
+    false,
+    func,
+    join,
+    literal,
+    literal_column,
+    or_,
+    select,
+    true,
+    union_all,
+)
+from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.orm import InstrumentedAttribute, aliased
+from sqlalchemy.types import Uuid
+
+from session_lifecycle.models import SessionStatus
+from session_lifecycle.statements import tables
+from session_lifecycle.statements.roll_ups.buckets import begin_of_minute, cover_window
+from session_lifecycle.statements.shared.durations import lasted_us
+from session_lifecycle.statements.shared.keys import same_session
+from session_lifecycle.statements.shared.ledger import UNKNOWN_MODEL
+from session_lifecycle.statements.shared.visibility import ScopeKinds
+from session_lifecycle.statements.shared.window import StatusWindow, window
+
+SESSION_FIGURES = (
+    "sessions",
+    "cost_usd",
+    "tokens_in",
+    "tokens_out",
+    "duration_us",
+    "unpriced_events",
+    "unmeasured_events",
+    "late_events",
+    "late_cost_usd",
+)
+MODEL_FIGURES = (
+    "sessions",
+    "cost_usd",
+    "tokens_in",
+    "tokens_out",
+    "cache_read_tokens",
+    "cache_write_tokens",
+    "reasoning_tokens",
+    "events",
+    "unpriced_events",
+)
+COUNTER_COLUMNS = {"sessions", "events", "unpriced_events", "unmeasured_events", "late_events"}
+NOBODY: ColumnElement[UUID] = literal_column("'00000000-0000-0000-0000-000000000000'::uuid", Uuid)
+"""The user or dataset of a bucket whose family has none."""
+
+TimeColumn = InstrumentedAttribute[Any]
+
+
+def duration_us(session: type[tables.sessions | tables.rolled_up_sessions]) -> ColumnElement[Any]:
+    """The duration of a session (rule R16), in microseconds."""
+    return lasted_us(session.started_at, func.coalesce(session.ended_at, session.last_activity_at))
+
+
+def session_figures(
+    kinds: ScopeKinds,
+    windows: Mapping[str, StatusWindow],
+    names: Sequence[str] = SESSION_FIGURES,
+    *,
+    has_agent_name: bool = False,
+) -> Select[*tuple[Any, ...]]:
+    """One row per status window with sessions: its label as `key`, and the figures of these names.
+
+    Args:
+        kinds: The kinds of the viewer's scopes.
+        windows: Status windows by label. Each is a part of the bound window, and no two of them overlap.
+        names: The names of the figures.
+        has_agent_name: Whether to count the sessions of the bound `agent_name` only. The roll-ups have no agents, so
+            Postgres then reads every session.
+    """
+    cover = cover_window(windows)
+    parts = []
+    if not has_agent_name:
+        ranges = _bucket_ranges(kinds, cover.stretches)
+        buckets = (*_is_bucket_in(tables.roll_ups, ranges), tables.roll_ups.status == ranges.c.status)
+        sums = _sums(tables.roll_ups, names, ranges.c.sign)
+        parts.append(_sums_per_row(ranges, ranges.c.label, sums, *buckets))
+        whole = cover.whole
+        for in_scope in kinds.conditions(tables.roll_up_changes):
+            changes = (
+                in_scope,
+                tables.roll_up_changes.status == whole.c.status,
+                *_within(tables.roll_up_changes.starts_at, whole),
+            )
+            parts.append(_sums_per_row(whole, whole.c.label, _sums(tables.roll_up_changes, names), *changes))
+    row_windows = cover.windows if has_agent_name else cover.edges
+    for in_scope in kinds.conditions(tables.rolled_up_sessions):
+        rows = (
+            in_scope,
+            *_has_agent(tables.rolled_up_sessions, has_agent_name),
+            tables.rolled_up_sessions.status == row_windows.c.status,
+            *_within(tables.rolled_up_sessions.last_activity_at, row_windows),
+        )
+        sums = _sums_of_sessions(tables.rolled_up_sessions, names)
+        parts.append(_sums_per_row(row_windows, row_windows.c.label, sums, *rows))
+    # The sessions that are not rolled up are read in one scan, and Postgres chooses the shortest way to them: where no
+    # job rolls up, they are the whole table.
+    is_in = [_is_in(tables.sessions, status_window) for status_window in windows.values()]
+    key = case(*zip(is_in, (literal(label, Text) for label in windows), strict=True)).label("key")
+    labelled = (total.label(name) for name, total in _sums_of_sessions(tables.sessions, names).items())
+    together = StatusWindow(None, *window()) if len(windows) > 1 else next(iter(windows.values()))
+    live = (
+        or_(false(), *kinds.conditions(tables.sessions)),
+        *_has_agent(tables.sessions, has_agent_name),
+        *in_window(tables.sessions, together),
+    )
+    # The rows are grouped by the booleans of which the label is made: Postgres knows how few groups booleans can form,
+    # and does not sort.
+    parts.append(select(key, *labelled).where(*live).group_by(*is_in))
+    return _added_up(parts, names)
+
+
+def model_figures(kinds: ScopeKinds, status_window: StatusWindow) -> Select[*tuple[Any, ...]]:
+    """One row per model that sessions in the status window used: the model's name as `key`, and `MODEL_FIGURES`."""
+    cover = cover_window({"any": status_window})
+    ranges = _bucket_ranges(kinds, cover.stretches)
+    parts = [
+        _sums_per_row(
+            ranges,
+            tables.model_roll_ups.model,
+            _sums(tables.model_roll_ups, MODEL_FIGURES, ranges.c.sign),
+            *_is_bucket_in(tables.model_roll_ups, ranges),
+            grouped=True,
+        )
+    ]
+    for in_scope in kinds.conditions(tables.model_roll_up_changes):
+        changes = (in_scope, *_within(tables.model_roll_up_changes.starts_at, cover.whole))
+        parts.append(
+            _sums_per_row(
+                cover.whole,
+                tables.model_roll_up_changes.model,
+                _sums(tables.model_roll_up_changes, MODEL_FIGURES),
+                *changes,
+                grouped=True,
+            )
+        )
+    for in_scope in kinds.conditions(tables.rolled_up_sessions):
+        share = _model_shares()
+        rows = (
+            in_scope,
+            _has_status(tables.rolled_up_sessions, status_window),
+            *_within(tables.rolled_up_sessions.last_activity_at, cover.edges),
+        )
+        sums = {"sessions": func.count(), **{name: func.sum(share.c[name]) for name in MODEL_FIGURES[1:]}}
+        source = join(tables.rolled_up_sessions, share, true())
+        parts.append(_sums_per_row(cover.edges, share.c.model, sums, *rows, grouped=True, source=source))
+    model = case((tables.model_usage.model == "", literal(UNKNOWN_MODEL)), else_=tables.model_usage.model).label("key")
+    # Usage without a model and usage of a model named "unknown" are both reported as unknown. A session with both is
+    # one session, so the row without a model does not count where the session also has the named one.
+    named = aliased(tables.model_usage, name="named")
+    # The expression is null for rows with a model, and nothing equals null: Postgres looks for a row with the name only
+    # for rows without a model.
+    name_if_none = case((tables.model_usage.model == "", literal(UNKNOWN_MODEL)))
+    has_both = and_(same_session(named, tables.model_usage), named.model == name_if_none, _has_any(named))
+    sessions = func.count().filter(named.model.is_(None)).label("sessions")
+    sums_of_model = (func.sum(getattr(tables.model_usage, name)).label(name) for name in MODEL_FIGURES[1:])
+    used = select(model, sessions, *sums_of_model).join_from(
+        tables.sessions, tables.model_usage, same_session(tables.sessions, tables.model_usage)
+    )
+    live = (
+        or_(false(), *kinds.conditions(tables.sessions)),
+        *in_window(tables.sessions, status_window),
+        _has_any(tables.model_usage),
+    )
+    parts.append(used.outerjoin(named, has_both).where(*live).group_by(model))
+    return _added_up(parts, MODEL_FIGURES)
+
+
+def _has_any(usage: type[tables.model_usage]) -> ColumnElement[bool]:
+    # A model whose events were all revised away keeps a row of zeros. Reports leave it out.
+    return or_(usage.events > 0, usage.tokens_in > 0, usage.tokens_out > 0, usage.cost_usd > 0)
+
+
+def _sums_per_row(
+    rows: FromClause,
+    key: ColumnElement[Any] | InstrumentedAttribute[str],
+    sums: Mapping[str, ColumnElement[Any]],
+    *conditions: ColumnElement[bool],
+    grouped: bool = False,
+    source: FromClause | None = None,
+) -> Select[*tuple[Any, ...]]:
+    """The sums for each of the rows. Postgres looks them up one row after another: each is a range of an index."""
+    summed = select(key.label("key"), *(total.label(name) for name, total in sums.items())).where(*conditions)
+    if source is not None:
+        summed = summed.select_from(source)
+    of_row = (summed.group_by(key) if grouped else summed).lateral()
+    return select(*of_row.c).select_from(rows.join(of_row, true()))
+
+
+def _added_up(parts: Sequence[Select[*tuple[Any, ...]]], names: Sequence[str]) -> Select[*tuple[Any, ...]]:
+    part = union_all(*parts).subquery("part")
+    figures = [
+        func.sum(part.c[name]).cast(BigInteger if name in COUNTER_COLUMNS else Numeric).label(name) for name in names
+    ]
+    # A bucket stays with zeros after all of its sessions were taken out of the roll-ups.
+    return select(part.c.key, *figures).group_by(part.c.key).having(func.sum(part.c.sessions) > 0)
+
+
+def _sums(
+    table: type[tables.roll_ups | tables.roll_up_changes | tables.model_roll_ups | tables.model_roll_up_changes],
+    names: Sequence[str],
+    sign: ColumnElement[Any] | None = None,
+) -> dict[str, ColumnElement[Any]]:
+    sums: dict[str, ColumnElement[Any]] = {name: func.sum(getattr(table, name)) for name in names}
+    return sums if sign is None else {name: sign * total for name, total in sums.items()}
+
+
+def _sums_of_sessions(
+    table: type[tables.sessions | tables.rolled_up_sessions], names: Sequence[str]
+) -> dict[str, ColumnElement[Any]]:
+    without_column = {"sessions": func.count(), "duration_us": func.sum(duration_us(table))}
+    return {name: without_column[name] if name in without_column else func.sum(getattr(table, name)) for name in names}
+
+
+def _model_shares() -> FromClause:
+    """The usage of each rolled-up session by model, from the JSON in its row."""
+    columns: list[ColumnClause[Any]] = [column("model", Text), *(column(name, Numeric) for name in MODEL_FIGURES[1:])]
+    return (
+        func.jsonb_to_recordset(tables.rolled_up_sessions.models)
+        .table_valued(*columns, name="share")
+        .render_derived(with_types=True)
+    )
+
+
+def _bucket_ranges(kinds: ScopeKinds, stretches: CTE) -> FromClause:
+    """The ranges of buckets to add or, by their sign, to subtract: each stretch in each bucket family of the scopes.
+
+    Where the scopes have users and datasets, the buckets of those users in those datasets are subtracted: the buckets
+    of the users and the buckets of the datasets both count them.
+    """
+    user, dataset = _unnested("users", "user"), _unnested("datasets", "dataset")
+    everybody = _family("all", NOBODY, NOBODY, 1)
+    families = [everybody if kinds.everybody else everybody.where(false())]
+    if kinds.users:
+        families.append(_family("user", user.c.id, NOBODY, 1))
+    if kinds.datasets:
+        families.append(_family("dataset", NOBODY, dataset.c.id, 1))
+    if kinds.pairs or (kinds.users and kinds.datasets):
+        of_both = _family("user_dataset", user.c.id, dataset.c.id, 1 if kinds.pairs else -1)
+        families.append(of_both.select_from(user.join(dataset, true())))
+    family = union_all(*families).subquery("family")
+    *family_columns, family_sign = family.c
+    *stretch_columns, stretch_sign = stretches.c
+    sign = (family_sign * stretch_sign).label("sign")
+    return select(*family_columns, *stretch_columns, sign).join_from(family, stretches, true()).cte("bucket_ranges")
+
+
+def _unnested(name: str, alias: str) -> FromClause:
+    return func.unnest(bindparam(name, type_=ARRAY(Uuid))).table_valued(column("id", Uuid), name=alias).render_derived()
+
+
+def _family(
+    name: str, user_id: ColumnElement[UUID], dataset_id: ColumnElement[UUID], sign: int
+) -> Select[*tuple[Any, ...]]:
+    return select(
+        literal(name, Text).label("family"),
+        user_id.label("user_id"),
+        dataset_id.label("dataset_id"),
+        literal(sign, Integer).label("sign"),
+    )
+
+
+def _is_bucket_in(
+    table: type[tables.roll_ups | tables.model_roll_ups], ranges: FromClause
+) -> list[ColumnElement[bool]]:
+    return [
+        table.family == ranges.c.family,
+        table.user_id == ranges.c.user_id,
+        table.dataset_id == ranges.c.dataset_id,
+        table.level == ranges.c.level,
+        *_within(table.starts_at, ranges),
+    ]
+
+
+def _within(moment: TimeColumn, windows: FromClause) -> list[ColumnElement[bool]]:
+    return [moment >= windows.c.since, moment < windows.c.until]
+
+
+def _has_agent(
+    table: type[tables.sessions | tables.rolled_up_sessions], has_agent_name: bool
+) -> list[ColumnElement[bool]]:
+    return [table.agent_name == bindparam("agent_name", type_=Text)] if has_agent_name else []
+
+
+def in_window(
+    table: type[tables.sessions | tables.rolled_up_sessions], status_window: StatusWindow
+) -> list[ColumnElement[bool]]:
+    """Conditions on the sessions of a status window: on the rolled-up ones, or on those that are not rolled up."""
+    exactly = _is_in(table, status_window)
+    if table is tables.rolled_up_sessions:
+        return [exactly]
+    # The indexes have the minute in place of the exact moment. The exact condition implies the conditions on the
+    # minute, but Postgres does not know that: both are written.
+    return [
+        ~tables.sessions.rolled_up,
+        exactly,
+        tables.sessions.activity_minute >= begin_of_minute(status_window.since),
+        tables.sessions.activity_minute < status_window.until,
+    ]
+
+
+def _is_in(
+    table: type[tables.sessions | tables.rolled_up_sessions], status_window: StatusWindow
+) -> ColumnElement[bool]:
+    is_active = (table.last_activity_at >= status_window.since, table.last_activity_at < status_window.until)
+    return and_(_has_status(table, status_window), *is_active)
+
+
+def _has_status(
+    table: type[tables.sessions | tables.rolled_up_sessions], status_window: StatusWindow
+) -> ColumnElement[bool]:
+    # The status is compared even where any status will do, because the indexes have it before the activity.
+    stored = list(SessionStatus) if status_window.status is None else [status_window.status]
+    return table.status == any_(literal([status.value for status in stored], ARRAY(Text)))

@@ -1,0 +1,244 @@
+"""First keys: one limited index scan per scope, merged.
+
+A scan reads one kind of scope in one part of the sessions. No index has rolled-up sessions together with the others, or
+sessions with an order value together with those without one.
+"""
+
+from collections.abc import Sequence
+from datetime import datetime
+from functools import reduce
+from typing import Any, NamedTuple
+
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    ColumnElement,
+    FromClause,
+    Select,
+    Subquery,
+    Text,
+    Uuid,
+    all_,
+    bindparam,
+    false,
+    func,
+    literal,
+    literal_column,
+    select,
+    true,
+    union_all,
+)
+
+from session_lifecycle.models import EffectiveStatus, SessionStatus
+from session_lifecycle.models.pages import TOTAL_BOUND
+from session_lifecycle.models.session_filters import DEFAULT_SESSION_ORDER
+from session_lifecycle.statements import tables
+from session_lifecycle.statements.roll_ups.buckets import begin_of_minute
+from session_lifecycle.statements.sessions.listing_shape import AFTER_EVERY_SESSION_ID, ListingShape
+from session_lifecycle.statements.shared.clock import TIMESTAMPTZ, clock
+from session_lifecycle.statements.shared.json_rows import Column
+from session_lifecycle.statements.shared.paging import comes_after
+from session_lifecycle.statements.shared.status import activity_bounds, stored_statuses
+from session_lifecycle.statements.shared.visibility import of_everybody
+
+Table = type[tables.sessions | tables.rolled_up_sessions]
+
+
+class _ScopeKind(NamedTuple):
+    """The scopes of one kind."""
+
+    each: Sequence[FromClause]
+    """Tables whose join has one row per scope; empty for the one scope of everybody's sessions."""
+    equal: Sequence[tuple[str, ColumnElement[Any]]] = ()
+    """Columns of a session, and the value that a session in the scope has there."""
+    tie: ColumnElement[str] | None = None
+    """After a position: the session id that decides ties, for scopes of one user, whose indexes have no user in their
+    order.
+    """
+    without_users: bool = False
+    """Whether another kind of scope finds the sessions of the bound `users`."""
+
+
+class _Part(NamedTuple):
+    """Sessions that an index has in one order: of one table, and all with an order value or all without one."""
+
+    statuses: Sequence[SessionStatus]
+    table: Table
+    is_null: bool
+
+    @property
+    def key(self) -> tuple[Column, Column]:
+        return self.table.user_id, self.table.session_id
+
+
+def first_keys(shape: ListingShape, rows_needed: ColumnElement[int]) -> Subquery:
+    """Keys of sessions as `value, user_id, session_id`: each session once, in no order.
+
+    The first `rows_needed` sessions of the listing are among them, or all sessions where there are fewer.
+
+    Args:
+        shape: The shape of the listing.
+        rows_needed: How many of the first sessions the result must hold.
+    """
+    # The limit is a subquery, so that the planner does not know the number. It then expects a limit below the number of
+    # sessions in a scope, and walks the index in its order. If it knew the number, it would sort every scope of which
+    # it expects no more sessions than that.
+    limit = select(rows_needed).scalar_subquery()
+    scans = [_index_scan(shape, kind, part, limit) for kind in _scope_kinds(shape) for part in _parts(shape)]
+    no_rows = select(
+        getattr(tables.sessions, shape.order_by).label("value"), tables.sessions.user_id, tables.sessions.session_id
+    ).where(false())
+    return union_all(*(scans or [no_rows])).subquery("first_keys")
+
+
+def bounded_count(shape: ListingShape) -> ColumnElement[int]:
+    """The number of sessions. The statement reads and counts at most one session above the bound."""
+    limit = literal(TOTAL_BOUND + 1, BigInteger)
+    first_page = shape._replace(order_by=DEFAULT_SESSION_ORDER, has_position=False, position_is_null=False)
+    keys = first_keys(first_page, limit)
+    counted = select(keys.c.user_id).limit(limit).subquery("counted")
+    return select(func.count()).select_from(counted).scalar_subquery()
+
+
+def _index_scan(
+    shape: ListingShape, kind: _ScopeKind, part: _Part, limit: ColumnElement[int]
+) -> Select[*tuple[Any, ...]]:
+    table, value = part.table, getattr(part.table, shape.order_by)
+    status = _unnest("status", status=literal([one.value for one in part.statuses], ARRAY(Text)))
+    conditions = [
+        *([] if table is tables.rolled_up_sessions else [~tables.sessions.rolled_up]),
+        *([] if kind.each else [of_everybody(table)]),
+        *(getattr(table, name) == scope_value for name, scope_value in kind.equal),
+        table.status == status.c.status,
+        *_filter_conditions(shape, part),
+        *([value.is_(None)] if part.is_null else []),
+        *(_after_position(shape, kind, part) if shape.has_position else []),
+    ]
+    scopes = (*kind.each, status)
+    sessions = select(value.label("value"), *part.key).where(*conditions).correlate(*scopes)
+    first = _first(sessions, shape, part, limit).lateral("first")
+    keys = select(*first.c).select_from(reduce(lambda left, right: left.join(right, true()), (*scopes, first)))
+    if kind.without_users:
+        # This condition comes after the limit. Before it, a dataset that is mostly the viewer's own would be read
+        # whole.
+        keys = keys.where(first.c.user_id != all_(bindparam("users", type_=ARRAY(Uuid))))
+    return keys
+
+
+def _first(
+    sessions: Select[*tuple[Any, ...]], shape: ListingShape, part: _Part, limit: ColumnElement[int]
+) -> Select[*tuple[Any, ...]]:
+    def directed(*terms: Column) -> list[ColumnElement[Any]]:
+        return [term.desc() if shape.descending else term.asc() for term in terms]
+
+    # A rolled-up session was not running, or was idle for long, when it was rolled up: hardly any is running now.
+    is_rare = shape.status_filter is EffectiveStatus.RUNNING and not shape.is_by_activity
+    if part.table is tables.rolled_up_sessions and not is_rare:
+        return sessions.order_by(*directed(getattr(tables.rolled_up_sessions, shape.order_by), *part.key)).limit(limit)
+    if shape.is_by_activity:
+        # The index orders by minute only, so the scan fetches the last minute whole and the page sorts it later. The
+        # scan does not sort: where Postgres expects few sessions in a scope, it would then read and sort all of them.
+        return sessions.order_by(*directed(tables.sessions.activity_minute)).fetch(limit, with_ties=True)
+    # No index has these sessions in the wanted order: Postgres finds them by activity and sorts them. OFFSET 0 keeps it
+    # from walking another index in the wanted order instead.
+    chosen = sessions.offset(literal_column("0")).lateral("chosen")
+    return select(*chosen.c).order_by(*directed(*chosen.c)).limit(limit)
+
+
+def _scope_kinds(shape: ListingShape) -> list[_ScopeKind]:
+    ties = {"tie": bindparam("ties", type_=ARRAY(Text))} if shape.has_position else {}
+    owner = _unnest("owner", user_id=bindparam("users", type_=ARRAY(Uuid)), **ties)
+    dataset = _unnest("dataset", dataset_id=bindparam("datasets", type_=ARRAY(Uuid)))
+    of_owner, in_dataset = ("user_id", owner.c.user_id), ("dataset_id", dataset.c.dataset_id)
+    tie = owner.c.get("tie")
+    kinds: list[_ScopeKind] = []
+    if shape.kinds.everybody:
+        kinds.append(_ScopeKind(()))
+    if shape.kinds.users:
+        kinds.append(_ScopeKind((owner,), (of_owner,), tie))
+    if shape.kinds.datasets:
+        kinds.append(_ScopeKind((dataset,), (in_dataset,), without_users=shape.kinds.users))
+    if shape.kinds.pairs:
+        kinds.append(_ScopeKind((owner, dataset), (of_owner, in_dataset), tie))
+    return kinds
+
+
+def _parts(shape: ListingShape) -> list[_Part]:
+    stored = stored_statuses(shape.status_filter)
+    groups: list[tuple[Sequence[SessionStatus], bool]] = [(stored, False)]
+    if shape.order_by == "ended_at":
+        # A session has no end exactly while it runs. Sessions without an end come last, so all of them come after any
+        # position that has an end, and no session with an end comes after a position without one.
+        ended = [status for status in stored if status is not SessionStatus.RUNNING]
+        running = [status for status in stored if status is SessionStatus.RUNNING]
+        groups = [([] if shape.position_is_null else ended, False), (running, True)]
+    return [
+        _Part(statuses, table, is_null)
+        for statuses, is_null in groups
+        if statuses
+        for table in (tables.sessions, tables.rolled_up_sessions)
+    ]
+
+
+def _filter_conditions(shape: ListingShape, part: _Part) -> list[ColumnElement[bool]]:
+    """The conditions of the filters that are the same in every scope. The stored status is not among them."""
+    conditions: list[ColumnElement[bool]] = []
+    if shape.has_agent_name:
+        conditions.append(part.table.agent_name == bindparam("agent_name", type_=Text))
+    if shape.has_since:
+        conditions += _active_since(bindparam("since", type_=TIMESTAMPTZ), part)
+    if shape.has_until:
+        conditions += _active_before(bindparam("until", type_=TIMESTAMPTZ), part)
+    status_since, status_until = activity_bounds(shape.status_filter, shape.abandon_after, clock())
+    if status_since is not None:
+        conditions += _active_since(status_since, part)
+    if status_until is not None:
+        conditions += _active_before(status_until, part)
+    return conditions
+
+
+# The indexes on sessions have the minute of the last activity in place of the exact moment. The exact condition implies
+# the condition on the minute, but Postgres does not know that: both are written.
+
+
+def _active_since(moment: ColumnElement[datetime], part: _Part) -> list[ColumnElement[bool]]:
+    exact = part.table.last_activity_at >= moment
+    return (
+        [exact]
+        if part.table is tables.rolled_up_sessions
+        else [exact, tables.sessions.activity_minute >= begin_of_minute(moment)]
+    )
+
+
+def _active_before(moment: ColumnElement[datetime], part: _Part) -> list[ColumnElement[bool]]:
+    exact = part.table.last_activity_at < moment
+    return (
+        [exact]
+        if part.table is tables.rolled_up_sessions
+        else [exact, tables.sessions.activity_minute <= begin_of_minute(moment)]
+    )
+
+
+def _after_position(shape: ListingShape, kind: _ScopeKind, part: _Part) -> list[ColumnElement[bool]]:
+    """Whether a session comes after the bound position, as comparisons at which an index scan can begin."""
+    key: Sequence[Column] = part.key
+    position_key: list[ColumnElement[Any]] = [bindparam("user_id", type_=Uuid), bindparam("session_id", type_=Text)]
+    if kind.tie is not None:
+        key, position_key = key[1:], [func.coalesce(kind.tie, literal(AFTER_EVERY_SESSION_ID, Text))]
+    if part.is_null:
+        # All sessions without an order value come after a position that has one.
+        return [comes_after(key, position_key, descending=shape.descending)] if shape.position_is_null else []
+    order_column = getattr(part.table, shape.order_by)
+    value: ColumnElement[Any] = bindparam("position", type_=order_column.type)
+    conditions = [comes_after((order_column, *key), (value, *position_key), descending=shape.descending)]
+    if shape.is_by_activity and part.table is tables.sessions:
+        minute = begin_of_minute(value)
+        conditions.append(
+            tables.sessions.activity_minute <= minute if shape.descending else tables.sessions.activity_minute >= minute
+        )
+    return conditions
+
+
+def _unnest(name: str, /, **arrays: ColumnElement[Sequence[Any]]) -> FromClause:
+    """A table whose columns are these arrays, side by side."""
+    return func.unnest(*arrays.values()).table_valued(*arrays, name=name).render_derived()

@@ -1,0 +1,89 @@
+"""A page of sessions and its total."""
+
+from datetime import timedelta
+from functools import lru_cache
+from typing import Any
+
+from sqlalchemy import CTE, BigInteger, ColumnElement, Select, and_, bindparam, null, select
+
+from session_lifecycle.models import SessionListFilters
+from session_lifecycle.models.pages import Total
+from session_lifecycle.models.session_filters import SessionFilters
+from session_lifecycle.statements import tables
+from session_lifecycle.statements.roll_ups.session_stats import count_sessions
+from session_lifecycle.statements.sessions.index_scans import bounded_count, first_keys
+from session_lifecycle.statements.sessions.listing_shape import ListingShape, shape_of
+from session_lifecycle.statements.sessions.records import ORDERS, record_columns
+from session_lifecycle.statements.shared.clock import clock
+from session_lifecycle.statements.shared.keys import equal_where_given
+from session_lifecycle.statements.shared.paging import Position, beside_total, page, place
+from session_lifecycle.statements.shared.status import effective_status, has_status
+from session_lifecycle.statements.shared.visibility import visible
+from session_lifecycle.statements.shared.window import active_within
+
+MOST_CACHED_STATEMENTS = 1000
+"""How many statements each cache keeps. Building a statement takes longer than Postgres needs to run it."""
+
+
+def chosen_sessions(filters: SessionFilters, abandon_after: timedelta) -> Select[*tuple[Any, ...]]:
+    """The visible sessions that the filters choose, as rows of a page. Binds `as_of`."""
+    now = clock()
+    chosen = select(*record_columns(), effective_status(abandon_after, now).label("effective_status")).where(
+        visible(filters.asker), *active_within(filters.since, filters.until)
+    )
+    if filters.wanted_status is not None:
+        chosen = chosen.where(has_status(filters.wanted_status, abandon_after, now))
+    return chosen.where(
+        *equal_where_given(
+            (tables.sessions.user_id, filters.owner_id),
+            (tables.sessions.dataset_id, filters.dataset_id),
+            (tables.sessions.agent_name, filters.agent_name),
+        )
+    )
+
+
+def list_sessions(
+    filters: SessionListFilters, position: Position | None, abandon_after: timedelta
+) -> tuple[Select[*tuple[Any, ...]], dict[str, Any]]:
+    """A page and one row more, in the columns of `beside_total`, and the parameters that the statement binds."""
+    shape, parameters = shape_of(filters, position, abandon_after)
+    if shape.has_index:
+        return _list_by_index(shape, filters.total), parameters
+    # No index has this order: Postgres reads and sorts every chosen session.
+    chosen = chosen_sessions(filters, abandon_after)
+    rows = page(chosen, ORDERS[filters.order_column], filters, position)
+    return beside_total(rows, listing_total(shape, filters.total)), parameters
+
+
+@lru_cache(maxsize=MOST_CACHED_STATEMENTS)
+def _list_by_index(shape: ListingShape, total: Total) -> Select[*tuple[Any, ...]]:
+    return beside_total(page_of_sessions(shape), listing_total(shape, total))
+
+
+def page_of_sessions(shape: ListingShape) -> CTE:
+    """A page of sessions whose order an index has, in the columns of `page`."""
+    rows_needed = bindparam("rows_needed", type_=BigInteger)
+    order, keys = ORDERS[shape.order_by], first_keys(shape, rows_needed)
+    columns = [column.label(name) for column, name in zip(keys.c, order.position_names, strict=True)]
+    ordered = select(*columns).order_by(*order.terms([*keys.c], descending=shape.descending))
+    first = (
+        ordered.limit(bindparam("row_limit", type_=BigInteger))
+        .offset(bindparam("offset", type_=BigInteger))
+        .subquery("first")
+    )
+    _, user_id, session_id = first.c
+    rows = select(*record_columns(), effective_status(shape.abandon_after, clock()).label("effective_status"))
+    is_on_page = and_(tables.sessions.user_id == user_id, tables.sessions.session_id == session_id)
+    numbered = place(first, order, descending=shape.descending)
+    return rows.add_columns(*first.c, numbered).join(first, is_on_page).cte("page")
+
+
+def listing_total(shape: ListingShape, total: Total) -> ColumnElement[Any]:
+    """The number of sessions on all pages, as exact as `total` demands; null for `none`."""
+    match total:
+        case "exact":
+            return count_sessions(shape.kinds, shape.status_filter, has_agent_name=shape.has_agent_name)
+        case "bounded":
+            return bounded_count(shape)
+        case "none":
+            return null().cast(BigInteger)

@@ -1,0 +1,142 @@
+"""Pages: a total order, the rows after a position in it, and the page's total beside its rows."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from sqlalchemy import (
+    CTE,
+    BigInteger,
+    ColumnElement,
+    FromClause,
+    Label,
+    Select,
+    and_,
+    func,
+    literal,
+    null,
+    or_,
+    select,
+    true,
+    tuple_,
+)
+from sqlalchemy.orm import InstrumentedAttribute
+
+from session_lifecycle.models.pages import TOTAL_BOUND, PageFilters
+from session_lifecycle.statements.shared.clock import clock
+from session_lifecycle.statements.shared.json_rows import Column
+
+Attribute = InstrumentedAttribute[Any]
+
+
+class Position(NamedTuple):
+    """Where a page ended: the last row's order value and key, and the clock of the walk's first page."""
+
+    value: Any
+    key: tuple[Any, ...]
+    as_of: datetime
+
+
+class Order(NamedTuple):
+    """A total order: by a column, with nulls last in both directions, and ties by the key in the same direction."""
+
+    column: Attribute
+    key: tuple[Attribute, ...]
+    has_nulls: bool = False
+    """Whether the column may be null in the ordered rows."""
+
+    @property
+    def kinds(self) -> tuple[type, ...]:
+        """The Python types of a position's values: of the column first, then of the key."""
+        return tuple(column.type.python_type for column in (self.column, *self.key))
+
+    def position(self) -> list[ColumnElement[Any]]:
+        """The values of a row's position, labelled by `position_names`."""
+        columns = zip((self.column, *self.key), self.position_names, strict=True)
+        return [column.label(name) for column, name in columns]
+
+    @property
+    def position_names(self) -> tuple[str, ...]:
+        """The labels of a position's values in a row."""
+        return tuple(f"position_{number}" for number in range(1 + len(self.key)))
+
+    def terms(self, columns: Sequence[Column] | None = None, *, descending: bool) -> Sequence[ColumnElement[Any]]:
+        """The terms of ORDER BY: on the order's own columns, or on the given columns, which have the same values."""
+        ordered = [term.desc() if descending else term.asc() for term in columns or (self.column, *self.key)]
+        if self.has_nulls:
+            ordered[0] = ordered[0].nulls_last()
+        return ordered
+
+    def after(self, position: Position, *, descending: bool) -> ColumnElement[bool]:
+        """Whether a row comes after the position."""
+        columns = (self.column, *self.key)
+        value, *key = literals(columns, (position.value, *position.key))
+        if not self.has_nulls:
+            # One comparison of rows, because an index in this order can begin at it.
+            return comes_after(columns, (value, *key), descending=descending)
+        has_later_key = comes_after(self.key, key, descending=descending)
+        if position.value is None:
+            return and_(self.column.is_(None), has_later_key)
+        has_later_value = comes_after((self.column,), (value,), descending=descending)
+        return or_(has_later_value, and_(self.column == value, has_later_key), self.column.is_(None))
+
+
+def comes_after(
+    columns: Sequence[Column], position: Sequence[ColumnElement[Any]], *, descending: bool
+) -> ColumnElement[bool]:
+    """Whether these columns come after the position in their order, as one comparison of rows."""
+    return tuple_(*columns) < tuple_(*position) if descending else tuple_(*columns) > tuple_(*position)
+
+
+def after_key(key: Sequence[Attribute], values: Sequence[Any]) -> ColumnElement[bool]:
+    """Whether a row comes after the row with these values, in the ascending order of the key."""
+    return comes_after(key, literals(key, values), descending=False)
+
+
+def literals(columns: Sequence[Column], values: Sequence[Any]) -> list[ColumnElement[Any]]:
+    """The values, each bound with the type of its column."""
+    return [literal(value, column.type) for column, value in zip(columns, values, strict=True)]
+
+
+def page(rows: Select[*tuple[Any, ...]], order: Order, filters: PageFilters, position: Position | None) -> CTE:
+    """The rows of a page and one row more, each with its position and its `place` in their order."""
+    rows = rows.add_columns(*order.position())
+    if position is not None:
+        rows = rows.where(order.after(position, descending=filters.descending))
+    ordered = rows.order_by(*order.terms(descending=filters.descending))
+    first = ordered.limit(filters.limit + 1).offset(filters.offset).subquery("first")
+    return select(*first.c, place(first, order, descending=filters.descending)).cte("page")
+
+
+def place(rows: FromClause, order: Order, *, descending: bool) -> Label[int]:
+    """The number of a row among the rows of a page, by its position."""
+    # Only the rows of a page are numbered. Numbering all rows would sort all of them, and not just the first ones.
+    position = [rows.c[name] for name in order.position_names]
+    return func.row_number().over(order_by=order.terms(position, descending=descending)).label("place")
+
+
+def beside_total(rows: CTE, total: ColumnElement[Any], as_of: datetime | None = None) -> Select[*tuple[Any, ...]]:
+    """The rows of a page in their order, each with the `total` and with the clock as `as_of`.
+
+    Rows and total come from one statement and so from one snapshot (rule R18). An empty page is one row: the total, the
+    clock, and nulls.
+    """
+    figures = select(total.label("total"), clock(as_of).label("as_of")).subquery("figures")
+    return (
+        select(figures.c.total, figures.c.as_of, *rows.c)
+        .select_from(figures.outerjoin(rows, true()))
+        .order_by(rows.c.place)
+    )
+
+
+def total(chosen: Select[*tuple[Any, ...]], filters: PageFilters) -> ColumnElement[Any]:
+    """The number of chosen rows, as exact as `filters.total` demands; null for `none`."""
+    match filters.total:
+        case "exact":
+            counted = chosen.with_only_columns(func.count(), maintain_column_froms=True)
+            return counted.scalar_subquery()
+        case "bounded":
+            bounded = chosen.limit(TOTAL_BOUND + 1).subquery("counted")
+            return select(func.count()).select_from(bounded).scalar_subquery()
+        case "none":
+            return null().cast(BigInteger)

@@ -1,0 +1,139 @@
+"""The sessions and runs that a viewer sees (rule R11), as a condition on a row and as scopes.
+
+A scope is a set of sessions that an index or a roll-up holds as a whole. No index serves a condition with OR over
+owners and datasets: Postgres would read everything that is visible. A page reads one scope at a time and merges them,
+so it reads about a page's worth of rows.
+"""
+
+from collections.abc import Sequence
+from itertools import product
+from typing import Any, NamedTuple
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, all_, and_, any_, bindparam, false, literal_column, or_, true
+from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.types import Uuid
+
+from session_lifecycle.models import Viewer
+from session_lifecycle.statements import tables
+
+ScopedTable = type[tables.sessions | tables.rolled_up_sessions | tables.roll_up_changes | tables.model_roll_up_changes]
+"""A table in which each row belongs to one session, and so to one user and at most one dataset."""
+
+
+class ScopeKinds(NamedTuple):
+    """Which kinds of scopes a viewer has. The text of a statement depends on the kinds only."""
+
+    users: bool
+    datasets: bool
+    pairs: bool
+    everybody: bool
+
+    def conditions(self, table: ScopedTable) -> list[ColumnElement[bool]]:
+        """One condition per kind of scope; a row meets at most one of them, so their results can be added up.
+
+        The conditions bind what `Scopes.parameters` returns.
+        """
+        conditions: list[ColumnElement[bool]] = []
+        if self.everybody:
+            conditions.append(
+                of_everybody(table) if issubclass(table, tables.sessions | tables.rolled_up_sessions) else true()
+            )
+        if self.users:
+            conditions.append(table.user_id == any_(_ids("users")))
+        if self.datasets:
+            shared = table.dataset_id == any_(_ids("datasets"))
+            conditions.append(and_(shared, table.user_id != all_(_ids("users"))) if self.users else shared)
+        if self.pairs:
+            # The pairs are one user with some datasets, or some users with one dataset, so two arrays name them.
+            conditions.append(and_(table.user_id == any_(_ids("users")), table.dataset_id == any_(_ids("datasets"))))
+        return conditions
+
+
+class Scopes(NamedTuple):
+    """A set of sessions: all of these users and all in these datasets, or only those of both."""
+
+    users: Sequence[UUID] = ()
+    datasets: Sequence[UUID] = ()
+    only_both: bool = False
+    """Whether a session must belong to one of the users and be in one of the datasets."""
+    everybody: bool = False
+    """Whether the set has every session. The other fields are empty then."""
+
+    @property
+    def kinds(self) -> ScopeKinds:
+        """The kinds of these scopes."""
+        one_by_one = not self.only_both
+        return ScopeKinds(
+            users=one_by_one and bool(self.users),
+            datasets=one_by_one and bool(self.datasets),
+            pairs=self.only_both and bool(self.users) and bool(self.datasets),
+            everybody=self.everybody,
+        )
+
+    @property
+    def pairs(self) -> Sequence[tuple[UUID, UUID]]:
+        """Each user with each dataset."""
+        return tuple(product(self.users, self.datasets))
+
+    def parameters(self) -> dict[str, Any]:
+        """The parameters that the conditions of `ScopeKinds` bind."""
+        return {"users": list(self.users), "datasets": list(self.datasets)}
+
+
+def scopes(viewer: Viewer, owner_id: UUID | None = None, dataset_id: UUID | None = None) -> Scopes:
+    """The scopes that the viewer sees, limited to one owner or one dataset where the caller names one."""
+    is_own = viewer.sees_all or owner_id in viewer.owner_ids
+    is_permitted = viewer.sees_all or dataset_id in viewer.permitted_dataset_ids
+    if owner_id is not None and dataset_id is not None:
+        return Scopes((owner_id,), (dataset_id,), only_both=True) if is_own or is_permitted else Scopes()
+    if owner_id is not None:
+        return Scopes((owner_id,)) if is_own else Scopes((owner_id,), viewer.permitted_dataset_ids, only_both=True)
+    if dataset_id is not None:
+        in_dataset = Scopes((), (dataset_id,))
+        return in_dataset if is_permitted else Scopes(viewer.owner_ids, (dataset_id,), only_both=True)
+    return Scopes(everybody=True) if viewer.sees_all else Scopes(viewer.owner_ids, viewer.permitted_dataset_ids)
+
+
+def of_everybody(table: type[tables.sessions | tables.rolled_up_sessions]) -> ColumnElement[bool]:
+    """A condition that holds for every session.
+
+    The indexes on everybody's sessions are partial and have this condition. Postgres only plans with a partial index
+    when the query repeats its condition.
+    """
+    return table.session_id != literal_column("''")
+
+
+def _ids(name: str) -> ColumnElement[Any]:
+    """The bound array of ids: the text of a statement stays the same, however many ids there are."""
+    return bindparam(name, type_=ARRAY(Uuid))
+
+
+def visible(viewer: Viewer) -> ColumnElement[bool]:
+    """Whether the viewer sees a session: the viewer or one of their agents owns it, or its dataset is permitted."""
+    if viewer.sees_all:
+        return true()
+    ways: list[ColumnElement[bool]] = []
+    if viewer.owner_ids:
+        # The extra condition lets Postgres plan with the partial index on a user's activity.
+        ways.append(and_(tables.sessions.user_id.in_(viewer.owner_ids), of_everybody(tables.sessions)))
+    if viewer.permitted_dataset_ids:
+        ways.append(tables.sessions.dataset_id.in_(viewer.permitted_dataset_ids))
+    return or_(*ways) if ways else false()
+
+
+def visible_run(viewer: Viewer) -> ColumnElement[bool]:
+    """Whether the viewer sees a run, in a statement that outer-joins runs with their sessions.
+
+    The viewer sees the runs of visible sessions. The viewer also sees the runs outside a session that they or their
+    agents own.
+    """
+    if viewer.sees_all:
+        return true()
+    if not viewer.owner_ids:
+        return visible(viewer)
+    own = tables.runs.user_id.in_(viewer.owner_ids)
+    seen = or_(visible(viewer), and_(tables.runs.session_id.is_(None), own))
+    # Without permitted datasets every visible run is the viewer's own. The condition says so, and lets Postgres use
+    # the index on a user's runs.
+    return seen if viewer.permitted_dataset_ids else and_(own, seen)

@@ -1,0 +1,31 @@
+"""Names each table once: the name that every statement uses."""
+
+from session_lifecycle.entities import (
+    RolledUpSessionEntity,
+    SessionMessageEntity,
+    SessionModelRollUpChangeEntity,
+    SessionModelRollUpEntity,
+    SessionModelUsageEntity,
+    SessionRecordEntity,
+    SessionRepricingEntity,
+    SessionRollUpChangeEntity,
+    SessionRollUpEntity,
+    SessionRunEntity,
+    SessionStepEntity,
+    SessionTombstoneEntity,
+    SessionUsageEventEntity,
+)
+
+sessions = SessionRecordEntity
+model_usage = SessionModelUsageEntity
+usage_events = SessionUsageEventEntity
+runs = SessionRunEntity
+steps = SessionStepEntity
+messages = SessionMessageEntity
+rolled_up_sessions = RolledUpSessionEntity
+roll_ups = SessionRollUpEntity
+roll_up_changes = SessionRollUpChangeEntity
+model_roll_ups = SessionModelRollUpEntity
+model_roll_up_changes = SessionModelRollUpChangeEntity
+tombstones = SessionTombstoneEntity
+repricings = SessionRepricingEntity

@@ -1,0 +1,402 @@
+"""The recorder: many callers, few transactions.
+
+Calls that arrive during a transaction are written together by the next transaction (group commit). A lone call is
+written at once. Under load each transaction writes the calls that arrived during the one before. Each caller waits for
+the commit of its own items.
+"""
+
+import asyncio
+import copy
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from datetime import timedelta
+from types import TracebackType
+from typing import Literal, Self, cast
+from uuid import UUID
+
+from session_lifecycle.errors import (
+    ConfigurationError,
+    DatabaseUnavailableError,
+    InvalidValueError,
+    RecorderClosedError,
+    RecorderFullError,
+    SchemaError,
+    SessionLifecycleError,
+    TransactionConflictError,
+)
+from session_lifecycle.models import Item
+from session_lifecycle.postgres.execution import with_jitter
+from session_lifecycle.statements.writing.record import WriteResult
+from session_lifecycle.writing.calls import CallsAsItems, check_item
+from session_lifecycle.writing.pipeline import WritePipeline
+from session_lifecycle.writing.prepared import PreparedItem, WritableItem
+from session_lifecycle.writing.recorder_metrics import RecorderSnapshot, observe
+from session_lifecycle.writing.session_block import SessionBlock
+
+DEFAULT_MAX_BATCH = 500
+DEFAULT_MAX_PENDING = 10_000
+DEFAULT_GIVE_UP_AFTER = timedelta(seconds=30)
+DEFAULT_DRAIN_WITHIN = timedelta(seconds=10)
+PAUSE_SECONDS = 0.25
+
+_logger = logging.getLogger(__name__)
+
+
+class _Call:
+    """The items of one caller. They are written in one transaction or not at all."""
+
+    __slots__ = ("answer", "items", "prepared", "taken_at")
+
+    def __init__(
+        self,
+        items: Sequence[WritableItem],
+        prepared: Sequence[PreparedItem] = (),
+        answer: "asyncio.Future[list[WriteResult]] | None" = None,
+    ) -> None:
+        self.items = items
+        self.prepared = prepared
+        """Empty until the items are prepared."""
+        self.answer = answer
+        """None: no caller waits for the results, so a failure is logged."""
+        self.taken_at = time.monotonic()
+
+
+class SessionRecorder(CallsAsItems):
+    """A `SessionWriter` that writes the items of many callers in few transactions. Made by `SessionDatabase.recorder`.
+
+    Its calls take the same arguments, return the same results and raise the same errors as those of
+    `SessionDatabase.lifecycle`. Each call returns when its items are committed. Items of one session are written in the
+    order in which the recorder received them. A recorder belongs to the event loop in which it is entered; only
+    `submit_threadsafe` and `snapshot` may be called from other threads.
+
+    Example:
+        async with db.recorder() as recorder:
+            await recorder.accumulate_usage("s-1", user_id, "gpt-4o", 120, 40, idempotency_key="response-1")
+    """
+
+    def __init__(
+        self,
+        pipeline: WritePipeline,
+        *,
+        max_batch: int = DEFAULT_MAX_BATCH,
+        max_delay: timedelta | float = 0.0,
+        max_pending: int = DEFAULT_MAX_PENDING,
+        on_full: Literal["wait", "raise"] = "wait",
+        give_up_after: timedelta | float = DEFAULT_GIVE_UP_AFTER,
+        drain_within: timedelta | float = DEFAULT_DRAIN_WITHIN,
+    ) -> None:
+        for name, value in (("max_batch", max_batch), ("max_pending", max_pending)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ConfigurationError(f"{name}: got {value!r}, expected a whole number, at least 1")
+        if on_full not in {"wait", "raise"}:
+            raise ConfigurationError(f"on_full: got {on_full!r}, expected 'wait' or 'raise'")
+        self._pipeline = pipeline
+        self._max_batch = max_batch
+        self._max_delay = _seconds("max_delay", max_delay)
+        self._max_pending = max_pending
+        self._waits_when_full = on_full == "wait"
+        self._give_up_after = _seconds("give_up_after", give_up_after)
+        self._drain_within = _seconds("drain_within", drain_within)
+
+        self._queue: deque[_Call] = deque()
+        self._in_flight: Sequence[_Call] = ()
+        self._waiting: deque[tuple[asyncio.Future[None], int]] = deque()
+        # Counts items in the queue, in flight, and on their way from other threads. The last of these need the lock.
+        self._pending = 0
+        self._counting = threading.Lock()
+        self._arrived = asyncio.Event()
+        self._is_closing = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._batches = self._items = self._repeats = self._failures = 0
+
+    async def __aenter__(self) -> Self:
+        self._start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def submit(self, item: Item) -> None:
+        """Queues an item and returns at once. If writing it fails, the failure is counted and logged.
+
+        Raises:
+            InvalidValueError: `item` is not an item.
+            RecorderFullError: `max_pending` items are pending. This method never waits for room.
+            RecorderClosedError: The recorder is closed or not yet open.
+        """
+        check_item(item)
+        self._reserve(1)
+        self._take(_Call([item]))
+
+    def submit_threadsafe(self, item: Item) -> None:
+        """`submit` for other threads, such as synchronous hooks that run on a thread pool.
+
+        Raises:
+            InvalidValueError: `item` is not an item.
+            RecorderFullError: `max_pending` items are pending. This method never waits for room.
+            RecorderClosedError: The recorder is closed or not yet open, or its event loop is closed.
+        """
+        check_item(item)
+        loop = self._open_loop()
+        self._reserve(1)
+        try:
+            loop.call_soon_threadsafe(self._take, _Call([item]))
+        except RuntimeError as error:  # the loop is closed
+            self._release(1)
+            raise RecorderClosedError("the recorder's event loop is closed") from error
+
+    def session(
+        self, session_id: str, user_id: UUID, dataset_id: UUID | None = None, *, agent_name: str | None = None
+    ) -> SessionBlock:
+        """A session block like that of `SessionDatabase.session`, which writes through this recorder."""
+        return SessionBlock(self, session_id, user_id, dataset_id, agent_name=agent_name)
+
+    def snapshot(self) -> RecorderSnapshot:
+        """The recorder's metrics now. May be called from any thread."""
+        calls = (*self._in_flight[:1], *list(self._queue)[:1])
+        oldest = min((call.taken_at for call in calls), default=None)
+        return RecorderSnapshot(
+            pending=self._pending,
+            waiting=len(self._waiting),
+            batches=self._batches,
+            items=self._items,
+            repeats=self._repeats,
+            failures=self._failures,
+            oldest_waiting_seconds=0.0 if oldest is None else time.monotonic() - oldest,
+        )
+
+    async def close(self) -> list[Item]:
+        """Refuses new items, writes the pending ones, and stops. A second call does nothing.
+
+        Returns:
+            The items that were not written within `drain_within`, in the order in which the recorder received them.
+            Their callers get `RecorderClosedError`. Items that were in flight may have been written all the same; those
+            with an `idempotency_key` can safely be recorded again.
+        """
+        self._is_closing = True
+        while self._waiting:
+            turn, _ = self._waiting.popleft()
+            turn.set_exception(RecorderClosedError("the recorder was closed before there was room"))
+        task, self._task = self._task, None
+        if task is None:
+            return []
+        self._arrived.set()
+        await asyncio.wait([task], timeout=self._drain_within)
+        unwritten = [*self._in_flight, *self._queue]
+        if not task.done():
+            task.cancel()
+            await asyncio.wait([task])
+        self._in_flight = ()
+        self._queue.clear()
+        self._fail(unwritten, RecorderClosedError("the recorder was closed before this could be written"))
+        return [cast("Item", item) for call in unwritten for item in call.items]
+
+    # Accepting items
+
+    async def write(self, items: Sequence[WritableItem]) -> list[WriteResult]:
+        """Queues the items and waits for the commit. Returns the result of each item, in order.
+
+        Raises:
+            InvalidValueError: There are more items than `max_pending`, or one of them is refused.
+            RecorderFullError: There is no room and `on_full` is `raise`.
+            RecorderClosedError: The recorder closed before the items were written.
+            DatabaseUnavailableError: The database did not answer within `give_up_after`, or the connection was lost and
+                an item may not be repeated.
+            TransactionConflictError: The items kept losing conflicts for `give_up_after`.
+        """
+        if not items:
+            return []
+        if len(items) > self._max_pending:
+            raise InvalidValueError("items", f"{len(items)} items", f"at most {self._max_pending} (max_pending)")
+        self._start()
+        await self._room_for(len(items))
+        try:
+            prepared = self._pipeline.prepare_now(items)
+        except Exception:
+            self._release(len(items))
+            raise
+        answer: asyncio.Future[list[WriteResult]] = asyncio.get_running_loop().create_future()
+        self._take(_Call(items, prepared, answer))
+        # Cancelling the caller cancels this future only: the queued items are written all the same.
+        return await answer
+
+    def _start(self) -> None:
+        if self._task is None and not self._is_closing:
+            observe(self)
+            self._loop = asyncio.get_running_loop()
+            self._task = self._loop.create_task(self._run(), name="session-lifecycle recorder")
+
+    def _take(self, call: _Call) -> None:
+        self._queue.append(call)
+        self._arrived.set()
+
+    async def _room_for(self, count: int) -> None:
+        """Reserves room for `count` items. Calls wait in line, so those of a session keep their order."""
+        if not (self._waits_when_full and (self._waiting or self._pending + count > self._max_pending)):
+            self._reserve(count)
+            return
+        self._open_loop()
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((turn, count))
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.cancelled():
+                self._waiting.remove((turn, count))
+                self._grant()
+            elif turn.exception() is None:  # room was granted before the cancellation arrived
+                self._release(count)
+            raise
+
+    def _reserve(self, count: int) -> None:
+        self._open_loop()
+        with self._counting:
+            if self._pending + count > self._max_pending:
+                raise RecorderFullError(
+                    f"{self._pending} items are pending, and this call adds {count}: "
+                    f"at most {self._max_pending} (max_pending) may be pending"
+                )
+            self._pending += count
+
+    def _release(self, count: int) -> None:
+        with self._counting:
+            self._pending -= count
+        self._grant()
+
+    def _grant(self) -> None:
+        """Gives free room to the waiting calls, in their order."""
+        while self._waiting:
+            turn, count = self._waiting[0]
+            with self._counting:
+                if self._pending + count > self._max_pending:
+                    return
+                self._pending += count
+            self._waiting.popleft()
+            turn.set_result(None)
+
+    def _open_loop(self) -> asyncio.AbstractEventLoop:
+        """The event loop of this recorder; raises RecorderClosedError where the recorder is not open."""
+        if self._is_closing:
+            raise RecorderClosedError("the recorder is closed")
+        if self._loop is None:
+            raise RecorderClosedError("the recorder is not open yet: enter it with `async with`")
+        return self._loop
+
+    # Writing
+
+    async def _run(self) -> None:
+        """Writes one transaction after another until the recorder is closed and nothing is pending."""
+        calls: Sequence[_Call] = ()
+        while self._pending or not self._is_closing:
+            if not self._queue:
+                self._arrived.clear()
+                await self._arrived.wait()
+                continue
+            if self._max_delay and len(calls) > 1:
+                await asyncio.sleep(self._queue[0].taken_at + self._max_delay - time.monotonic())
+            calls = self._next_calls(just_written=len(calls))
+            await self._deliver(calls)
+            self._in_flight = ()
+
+    def _next_calls(self, *, just_written: int) -> list[_Call]:
+        """Picks the next batch (1 to `max_batch` items).
+
+        Under load it takes half of the queue, so one half of the callers goes on while the other half is written. The
+        callers of the last batch count as queued, as they are about to call again. With `max_delay` it takes the whole
+        queue, as the calls have already waited for each other.
+        """
+        most = len(self._queue) if self._max_delay else (len(self._queue) + just_written + 1) // 2
+        calls = [self._queue.popleft()]
+        room = self._max_batch - len(calls[0].items)
+        while self._queue and len(calls) < most and len(self._queue[0].items) <= room:
+            calls.append(self._queue.popleft())
+            room -= len(calls[-1].items)
+        return calls
+
+    async def _deliver(self, calls: Sequence[_Call]) -> None:
+        """Writes the calls in one transaction. If one call is bad, bisects until only that call fails."""
+        while calls:
+            self._in_flight = calls
+            try:
+                async with asyncio.timeout(self._give_up_after):
+                    for call in calls:
+                        call.prepared = call.prepared or await self._pipeline.prepare(call.items)
+                    written = await self._pipeline.send([one for call in calls for one in call.prepared])
+            except (DatabaseUnavailableError, TransactionConflictError, TimeoutError) as error:
+                self._in_flight = calls = self._to_repeat(calls, error)
+                self._repeats += bool(calls)
+                await asyncio.sleep(with_jitter(PAUSE_SECONDS))
+            except SessionLifecycleError as error:
+                # Permanent failure: either one call is bad (bisect) or the set-up is (fail all).
+                if len(calls) == 1 or isinstance(error, SchemaError | ConfigurationError):
+                    self._fail(calls, error)
+                    return
+                self._repeats += 1
+                middle = len(calls) // 2
+                later = calls[middle:]
+                self._queue.extendleft(reversed(later))
+                calls = calls[:middle]
+            except Exception as error:  # noqa: BLE001 - a bug in this library must not leave callers waiting for ever
+                # The text of an unforeseen error may quote content; its traceback is kept in the cause.
+                unforeseen = SessionLifecycleError(f"the recorder failed unexpectedly ({type(error).__name__})")
+                unforeseen.__cause__ = error
+                self._fail(calls, unforeseen)
+                return
+            else:
+                self._succeed(calls, written)
+                return
+
+    def _to_repeat(self, calls: Sequence[_Call], error: Exception) -> Sequence[_Call]:
+        """Returns the calls to send again, and fails the others: those that may not be repeated, or are too old.
+
+        Queued calls that are older than `give_up_after` fail as well.
+        """
+        if isinstance(error, TimeoutError):
+            message = f"the database did not answer within {self._give_up_after:g} s"
+            error = DatabaseUnavailableError(message, may_have_written=True)
+        if isinstance(error, DatabaseUnavailableError) and error.may_have_written:
+            unknown = [call for call in calls if not all(one.is_repeatable for one in call.prepared)]
+            self._fail(unknown, error)
+            calls = [call for call in calls if call not in unknown]
+        since = time.monotonic() - self._give_up_after
+        self._fail([call for call in calls if call.taken_at <= since], error)
+        while self._queue and self._queue[0].taken_at <= since:
+            self._fail([self._queue.popleft()], DatabaseUnavailableError(f"not sent: {error}"))
+        return [call for call in calls if call.taken_at > since]
+
+    def _succeed(self, calls: Sequence[_Call], written: list[WriteResult]) -> None:
+        self._batches += 1
+        self._items += len(written)
+        position = 0
+        for call in calls:
+            following = position + len(call.items)
+            if call.answer is not None and not call.answer.done():
+                call.answer.set_result(written[position:following])
+            position = following
+        self._in_flight = ()
+        self._release(position)
+
+    def _fail(self, calls: Sequence[_Call], error: Exception) -> None:
+        for call in calls:
+            self._failures += len(call.items)
+            if call.answer is None or call.answer.done():
+                _logger.error("%d items could not be written: %s", len(call.items), error)
+            else:
+                # A copy for each caller, as a traceback grows wherever its error is raised.
+                own = copy.copy(error)
+                own.__cause__ = error.__cause__
+                call.answer.set_exception(own)
+            self._release(len(call.items))
+
+
+def _seconds(name: str, value: timedelta | float) -> float:
+    seconds = value.total_seconds() if isinstance(value, timedelta) else value
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds < float("inf"):
+        raise ConfigurationError(f"{name}: got {value!r}, expected a timedelta or a number of seconds, at least 0")
+    return float(seconds)

@@ -1,0 +1,498 @@
+"""The command line as users run it: a process, a database, an exit code."""
+
+import asyncio
+import csv
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from functools import partial
+from operator import eq
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+import pytest
+import pytest_asyncio
+
+from session_lifecycle import SessionDatabase, SessionStatus, Touch
+from session_lifecycle.testing import TemplateServer
+from support.eventually import eventually
+
+PROGRAM = (str(Path(sys.executable).with_name("session-lifecycle")),)
+COLUMNS = ("offset_ms", "session_id", "turn", "tokens_in", "tokens_out")
+HEADER = ",".join(COLUMNS)
+ODD_SCHEMA = 'odd "name"; --'
+SCHEMAS = pytest.mark.parametrize("schema", [None, ODD_SCHEMA], ids=["default", "odd"])
+USER = UUID(int=1)
+CARE = ("prune-sessions", "prune-payloads", "erase-user", "reconcile", "roll-up")
+UP_TO_DATE = "The schema is up to date.\n"
+
+REQUESTS, SESSIONS = 600, 60
+EVENTS = "SELECT count(*) FROM session_lifecycle.session_usage_events"
+OF_REPLAY = f"{EVENTS} WHERE session_id LIKE 'conv-%'"
+ROLLED_UP = "SELECT count(*) FROM session_lifecycle.rolled_up_sessions"
+WRITERS_WAITING = """
+    SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'
+"""
+OTHERS_CONNECTED = """
+    SELECT count(*) FROM pg_stat_activity
+    WHERE datname = current_database() AND backend_type = 'client backend' AND pid <> pg_backend_pid()
+"""
+
+# Tests in the background ignore interrupts, and processes that they start would inherit that.
+HEARING_INTERRUPTS = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+WITHOUT_TYPER = """
+import sys
+sys.modules["typer"] = None
+from session_lifecycle.cli import main
+main()
+"""
+
+# Root's own server has a fixed place on the machine; this moves it, as HOME moves other users' servers.
+WITH_ANOTHER_HOME_OF_ROOT = """
+import sys
+from pathlib import Path
+from session_lifecycle.postgres import data_directory
+from session_lifecycle.cli import main
+data_directory.HOME_OF_ROOT = Path(sys.argv.pop(1))
+main()
+"""
+
+
+def environment() -> dict[str, str]:
+    """The environment, without a setting that names a database."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name == "SESSION_LIFECYCLE_PG_BIN" or not name.startswith("SESSION_")
+    }
+
+
+def run(*arguments: str, program: Sequence[str] = PROGRAM, **more: str) -> "subprocess.CompletedProcess[str]":
+    ran = subprocess.run(
+        [*program, *arguments],
+        env=environment() | more,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert "Traceback" not in ran.stderr, ran.stderr
+    return ran
+
+
+@contextmanager
+def running(*arguments: str, program: Sequence[str] = PROGRAM, **more: str) -> Generator["subprocess.Popen[str]"]:
+    """Runs the command until the block is left; kills it if it still runs."""
+    with subprocess.Popen(
+        [sys.executable, "-c", HEARING_INTERRUPTS, *program, *arguments],
+        env=environment() | more,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def interrupt(process: "subprocess.Popen[str]") -> tuple[int, str]:
+    """Interrupts the process; returns its exit code and its last output."""
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=30)
+    return process.returncode, said
+
+
+def succeed(*arguments: str, program: Sequence[str] = PROGRAM, **more: str) -> str:
+    ran = run(*arguments, program=program, **more)
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout
+
+
+@asynccontextmanager
+async def connected(url: str) -> AsyncGenerator[Any]:
+    connection = await asyncpg.connect(url)
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
+async def ask(url: str, sql: str) -> Any:
+    async with connected(url) as connection:
+        return await connection.fetchval(sql)
+
+
+async def until(connection: Any, sql: str, reached: Callable[[int], bool]) -> None:
+    """Waits until the one value of the query is as wanted."""
+
+    async def is_reached() -> bool:
+        return reached(await connection.fetchval(sql))
+
+    await eventually(is_reached)
+
+
+@pytest_asyncio.fixture
+async def empty_url(session_template_server: TemplateServer) -> AsyncIterator[str]:
+    """The URL of a database without our schema."""
+    name = f"command_line_{os.getpid()}"
+    await session_template_server.run(f'CREATE DATABASE "{name}"')
+    yield session_template_server.url_of(name)
+    await session_template_server.drop(name)
+
+
+def in_schema(schema: str | None) -> list[str]:
+    return ["--schema", schema] if schema else []
+
+
+async def test_an_operator_prunes_erases_and_reconciles(session_database_url: str) -> None:
+    at = ("--database-url", session_database_url)
+    user = "00000000-0000-0000-0000-000000000001"
+    long_ago = datetime.now(UTC) - timedelta(days=40)
+    async with SessionDatabase.connect(session_database_url) as db:
+        await db.lifecycle.record([Touch(session_id=name, user_id=UUID(user), at=long_ago) for name in ("s", "t")])
+        await db.lifecycle.accumulate_usage("young", UUID(user), "m", 1, cost_usd=1)
+    would_be = succeed("prune-sessions", "--older-than-days", "30", "--dry-run", *at)
+    assert would_be.startswith("Would delete: cut_at ")
+    assert ", sessions 2, runs 0," in would_be
+    assert "Emptied: " in succeed("prune-payloads", "--older-than-days", "30", *at)
+    assert ", sessions 2, runs 0," in succeed("prune-sessions", "--older-than-days", "30", "--batch", "1", *at)
+    refused = run("prune-sessions", "--older-than-days", "-1", *at)
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert refused.stderr.startswith("error: older_than: ")
+
+    assert succeed("reconcile", *at) == "1 sessions, 0 mismatches, 0 repaired\n"
+    await ask(session_database_url, "UPDATE session_lifecycle.session_records SET tokens_in = 9 RETURNING 1")
+    differing = run("reconcile", *at)
+    assert (differing.returncode, differing.stderr) == (1, "")
+    found = f"Differs: table session_records, user_id {user}, session_id young, field tokens_in, found 9, expected 1\n"
+    assert differing.stdout == f"{found}1 sessions, 1 mismatches, 0 repaired\n"
+    assert succeed("reconcile", "--repair", *at) == f"{found}1 sessions, 1 mismatches, 1 repaired\n"
+
+    unasked = run("erase-user", user, *at)
+    assert unasked.returncode == 1  # no terminal confirms it
+    assert "sessions 1, runs 0" in succeed("erase-user", user, "--anonymise", "--tombstone", "--yes", *at)
+    assert await ask(session_database_url, "SELECT sum(cost_usd) FROM session_lifecycle.session_records") == 1
+    assert await ask(session_database_url, "SELECT count(*) FROM session_lifecycle.session_tombstones") == 1
+
+
+async def test_an_operator_rolls_up(session_database_url: str) -> None:
+    at = ("--database-url", session_database_url)
+    async with SessionDatabase.connect(session_database_url) as db:
+        await db.lifecycle.accumulate_usage("s", USER, "m", 1, cost_usd=1)
+        await db.lifecycle.accumulate_usage("still running", USER, "m", 1, cost_usd=1)
+        await db.lifecycle.end_session("s", USER, SessionStatus.COMPLETED)
+    for sessions, changes in ((1, 2), (0, 0)):
+        rolled_up = run("roll-up", *at)
+        assert rolled_up.returncode == 0
+        assert re.fullmatch(rf"Rolled up: idle_before .*, sessions {sessions}, changes {changes}\n", rolled_up.stdout)
+        assert re.fullmatch(rf"({sessions} sessions so far\n)+", rolled_up.stderr)
+    refused = run("roll-up", "--every", "0", *at)
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert refused.stderr.startswith("error: every: got 0.0, expected")
+
+
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
+async def test_roll_up_repeats_until_a_signal_ends_it(session_database_url: str, ending: signal.Signals) -> None:
+    async with connected(session_database_url) as connection, SessionDatabase.connect(session_database_url) as db:
+        with running("roll-up", "--every", "0.01", "--database-url", session_database_url) as process:
+            for number in range(1, 3):
+                await db.lifecycle.accumulate_usage(f"s{number}", USER, "m", 1, cost_usd=1)
+                await db.lifecycle.end_session(f"s{number}", USER, SessionStatus.COMPLETED)
+                await until(connection, ROLLED_UP, partial(eq, number))
+            process.send_signal(ending)
+            _, said = process.communicate(timeout=30)
+            assert process.returncode == 0
+            assert re.fullmatch(r"(\d+ sessions so far\n)+", said)
+        await db.close()
+        await until(connection, OTHERS_CONNECTED, lambda others: others == 0)
+
+
+async def test_roll_up_goes_on_once_the_database_is_migrated(empty_url: str) -> None:
+    with running("roll-up", "--every", "0.01", "--database-url", empty_url) as process:
+        assert process.stderr is not None
+        said = await asyncio.to_thread(process.stderr.readline)
+        assert said.startswith(
+            "the roll-up failed; the next attempt is in about 0.01 s: schema 'session_lifecycle' is not"
+        )
+        async with SessionDatabase.connect(empty_url) as db:
+            await db.migrate()
+            await db.lifecycle.accumulate_usage("s", USER, "m", 1, cost_usd=1)
+            await db.lifecycle.end_session("s", USER, SessionStatus.COMPLETED)
+        async with connected(empty_url) as connection:
+            await until(connection, ROLLED_UP, lambda sessions: sessions == 1)
+        assert interrupt(process)[0] == 0
+
+
+async def schemas(url: str) -> list[str]:
+    found: list[str] = await ask(
+        url, "SELECT array_agg(nspname::text) FROM pg_namespace WHERE nspname !~ '^(pg_|information_schema$|public$)'"
+    )
+    return found
+
+
+@SCHEMAS
+async def test_a_database_is_checked_upgraded_and_checked(empty_url: str, schema: str | None) -> None:
+    database = ["--database-url", empty_url, *in_schema(schema)]
+    unmigrated = run("db", "check", *database)
+    assert (unmigrated.returncode, unmigrated.stdout) == (1, "")
+    assert "session-lifecycle db upgrade" in unmigrated.stderr
+    for _ in range(2):
+        assert succeed("db", "upgrade", *database) == UP_TO_DATE
+    assert succeed("db", "check", *in_schema(schema), SESSION_LIFECYCLE_DATABASE_URL=empty_url) == UP_TO_DATE
+    assert await schemas(empty_url) == [schema or "session_lifecycle"]
+
+
+@SCHEMAS
+async def test_the_sql_printed_without_a_database_migrates_an_empty_one(empty_url: str, schema: str | None) -> None:
+    sql = succeed("db", "sql", *in_schema(schema), SESSION_LIFECYCLE_DATABASE_URL="postgresql://127.0.0.1:1/x")
+    async with connected(empty_url) as connection:
+        await connection.execute(sql)
+    assert succeed("db", "check", "--database-url", empty_url, *in_schema(schema)) == UP_TO_DATE
+    assert await schemas(empty_url) == [schema or "session_lifecycle"]
+
+
+def figures(shown: str) -> dict[str, str]:
+    [table] = re.findall(r"Figures\s+┌.*?└", shown, re.DOTALL)
+    return dict(re.findall(r"│ +(\S.*?) +│ +([\d.,]+)", table))
+
+
+def costs(shown: str) -> list[list[Decimal]]:
+    """Events, tokens in, tokens out and USD of each model; the last row is their sum."""
+    [table] = re.findall(r"Cost by model\s+┏.*?└", shown, re.DOTALL)
+    rows = re.findall(r"│ \S+ +│ +[\d,]* │ +([\d,]+) │ +([\d,]+) │ +([\d,]+) │ +([\d.,]+)", table)
+    return [[Decimal(cell.replace(",", "")) for cell in row] for row in rows]
+
+
+def assert_agree(shown: str) -> None:
+    """The models add up to the sum row, and the sum equals the figures; money to six decimals."""
+    *models, total = costs(shown)
+    sums = [sum(column, Decimal(0)) for column in zip(*models, strict=True)]
+    assert sums[:3] == total[:3]
+    assert abs(sums[3] - total[3]) <= len(models) * Decimal("0.000001")
+    said = [figures(shown)[name].replace(",", "") for name in ("tokens in", "tokens out", "spend USD")]
+    assert [Decimal(figure) for figure in said] == total[1:]
+    assert total[3] > 0
+
+
+def test_the_demo_shows_three_tables_that_agree(session_database_url: str) -> None:
+    shown = succeed("demo", "--database-url", session_database_url)
+    assert_agree(shown)
+    [(listed, of)] = re.findall(r"Sessions \((\d+) of (\d+)\)", shown)
+    statuses = Counter(re.findall(r"│ (running|completed|failed|abandoned) +│ \S+ +│ +[\d,]+ │", shown))
+    assert len(statuses) == 4
+    assert {status: figures(shown)[status] for status in statuses} == {
+        status: str(count) for status, count in statuses.items()
+    }
+    assert figures(shown)["sessions"] == listed == of == str(statuses.total())
+
+
+@pytest.fixture
+def requests(tmp_path: Path) -> tuple[str, dict[str, int]]:
+    """A file of requests, one every ten milliseconds, and its sums."""
+    chance = random.Random(1)
+    rows = [
+        (n * 10, f"conv-{n % SESSIONS}", n // SESSIONS + 1, chance.randint(1, 9000), chance.randint(1, 900))
+        for n in range(REQUESTS)
+    ]
+    file = tmp_path / "requests.csv"
+    with file.open("w", newline="") as lines:
+        csv.writer(lines).writerows([COLUMNS, *rows])
+    totals = {"tokens in": sum(row[3] for row in rows), "tokens out": sum(row[4] for row in rows)}
+    return str(file), {"sessions": SESSIONS, **totals}
+
+
+def assert_shows(shown: str, totals: dict[str, int]) -> None:
+    assert {name: int(figures(shown)[name].replace(",", "")) for name in totals} == totals
+    assert costs(shown)[-1][0] == REQUESTS
+    assert_agree(shown)
+
+
+async def test_a_replay_adds_up_and_run_again_counts_nothing_twice(
+    session_database_url: str, requests: tuple[str, dict[str, int]]
+) -> None:
+    file, totals = requests
+    for outcome in ("applied", "duplicate"):
+        shown = succeed("replay", file, "--database-url", session_database_url)
+        assert shown.startswith(f"{REQUESTS} requests in ")
+        assert shown.splitlines()[0].endswith(f": {REQUESTS} {outcome}")
+        assert_shows(shown, totals)
+    assert await ask(session_database_url, EVENTS) == REQUESTS
+
+
+async def test_a_replay_killed_in_the_middle_of_a_write_and_run_again_counts_everything_once(
+    session_database_url: str, requests: tuple[str, dict[str, int]]
+) -> None:
+    file, totals = requests
+    replay = ("replay", file, "--database-url", session_database_url)
+    async with connected(session_database_url) as connection:
+        # The whole replay takes three seconds at this speed, so the lock comes half-way; then a write waits for it.
+        with running(*replay, "--speed", "2") as process:
+            await until(connection, EVENTS, lambda counted: counted >= 100)
+            async with connection.transaction():
+                await connection.execute("LOCK TABLE session_lifecycle.session_usage_events IN SHARE MODE")
+                await until(connection, WRITERS_WAITING, lambda waiting: waiting > 0)
+                process.kill()
+                assert process.wait() == -signal.SIGKILL
+        await until(connection, OTHERS_CONNECTED, lambda others: others == 0)
+        counted = await connection.fetchval(EVENTS)
+    assert 100 <= counted < REQUESTS
+    again = succeed(*replay)
+    assert again.splitlines()[0].endswith(f": {REQUESTS - counted} applied, {counted} duplicate")
+    assert_shows(again, totals)
+    assert await ask(session_database_url, EVENTS) == REQUESTS
+
+
+async def test_an_interrupted_replay_ends_quietly(
+    session_database_url: str, requests: tuple[str, dict[str, int]]
+) -> None:
+    async with connected(session_database_url) as connection:
+        with running("replay", requests[0], "--database-url", session_database_url, "--speed", "1") as process:
+            await until(connection, EVENTS, lambda counted: counted > 0)
+            assert interrupt(process) == (130, "")
+        await until(connection, OTHERS_CONNECTED, lambda others: others == 0)
+        assert 0 < await connection.fetchval(EVENTS) < REQUESTS
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", ": the column offset_ms is missing"),
+        ("offset_ms,session_id,turn,tokens_in\n0,s,1,2\n", ": the column tokens_out is missing"),
+        (f"{HEADER}\n0,s,1,2,3\n0,s,x,2,3\n", ":3: turn: got 'x'"),
+        (f"{HEADER}\n0,s,1,2,3\n0,s,2,2.5,3\n", ":3: tokens_in: got '2.5'"),
+        (f"{HEADER}\n0,s,1,-2,3\n", ":2: tokens_in: got '-2'"),
+        (f"{HEADER}\n0,s,1,2\n", ":2: tokens_out: got ''"),
+        (f"{HEADER}\n0, ,1,2,3\n", ":2: session_id: got ' '"),
+        (f"{HEADER}\n0,s,1,2,9999999999999\n", ":2: tokens_out: got '9999999999999'"),
+        (f"{HEADER}\n0,s\udcff,1,2,3\n", ":2: session_id: got 's\\udcff'"),
+        (f"{HEADER}\n0,s,1,2,3\n0,{'s' * 200_000},1,2,3\n", ":3: field larger than field limit"),
+    ],
+    ids=["empty", "column", "text", "fraction", "negative", "short", "blank", "digits", "no-utf-8", "long"],
+)
+async def test_a_wrong_replay_file_is_refused_with_its_line(
+    session_database_url: str, tmp_path: Path, content: str, message: str
+) -> None:
+    file = tmp_path / "requests.csv"
+    file.write_bytes(content.encode("utf-8", "surrogateescape"))
+    refused = run("replay", str(file), "--database-url", session_database_url)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert refused.stderr.startswith(f"error: {file}{message}")
+    assert await ask(session_database_url, EVENTS) == 0
+
+
+def test_a_file_of_a_spreadsheet_is_read_up_to_a_moment(session_database_url: str, tmp_path: Path) -> None:
+    file = tmp_path / "requests.csv"
+    file.write_text(f"{HEADER},note\r\n0,s,1,2,3,kept aside\r\n", encoding="utf-8-sig")
+    replay = ("replay", str(file), "--database-url", session_database_url)
+    refused = run(*replay, "--end", "0001-01-01")
+    assert (refused.returncode, "--end: got 0001-01-01" in refused.stderr) == (2, True)
+    shown = figures(succeed(*replay, "--end", "2026-01-31"))
+    assert [shown[name] for name in ("sessions", "abandoned", "tokens in", "tokens out")] == ["1", "1", "2", "3"]
+
+
+def test_an_error_is_one_line_without_the_password(tmp_path: Path) -> None:
+    file = tmp_path / "requests.csv"
+    file.write_text(f"{HEADER}\n0,s,1,2,3\n0,t,1,2,3\n")
+    nowhere = ("--database-url", "postgresql://someone:secret@127.0.0.1:1/x")
+    unreachable = "the database cannot be reached"
+    for command, message in (
+        (("db", "check", *nowhere), unreachable),
+        (("replay", str(file), *nowhere), unreachable),
+        (("db", "check", "--database-url", "mysql://someone:secret@h/x"), "expected postgresql://"),
+        (("db", "check", "--database-url", "someone:secret"), "the database URL cannot be read"),
+        (("db", "check", *nowhere, "--data-dir", str(tmp_path)), "give one"),
+    ):
+        failed = run(*command, SESSION_LIFECYCLE_RETRIES="0")
+        assert (failed.returncode, failed.stdout) == (1, "")
+        assert failed.stderr.startswith("error: ")
+        assert failed.stderr.count("\n") == 1
+        assert message in failed.stderr
+        assert "secret" not in failed.stderr
+    missing = run("replay", str(tmp_path / "missing.csv"), *nowhere)
+    assert missing.returncode == 2
+    assert "does not exist" in missing.stderr
+    unknown = run("db", "check", SESSION_LIFECYCLE_POOL_SIZE="many")
+    assert unknown.returncode == 1
+    assert "setting pool_size" in unknown.stderr
+
+
+@pytest.mark.parametrize("command", [*("", "demo", "replay", "db", "db upgrade", "db check", "db sql"), *CARE])
+def test_every_command_explains_itself(command: str) -> None:
+    assert f"Usage: session-lifecycle {command}".strip() in succeed(*command.split(), "--help")
+
+
+def test_a_missing_extra_is_named() -> None:
+    ran = run(program=(sys.executable, "-c", WITHOUT_TYPER))
+    assert ran.returncode == 1
+    assert ran.stderr == "the command line needs an extra: pip install 'session-lifecycle[cli]'\n"
+
+
+def servers_in(data_dir: Path) -> list[str]:
+    """The processes that work in a data directory; without /proc, the process in the server's pid file."""
+    if not Path("/proc/self").exists():
+        return [path.name for path in data_dir.glob("postmaster.pid")]
+    found: list[str] = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            found += [process.name] if (process / "cwd").resolve() == data_dir else []
+    return found
+
+
+async def url_of_server_in(data_dir: Path) -> str:
+    """The URL of the server in this directory, once the server is ready."""
+    async with asyncio.timeout(30):
+        while True:
+            with suppress(FileNotFoundError):
+                said = (data_dir / "postmaster.pid").read_text().splitlines()
+                if said[7:] and said[7].strip() == "ready":
+                    password = (data_dir.with_name(f"{data_dir.name}.control") / "password").read_text()
+                    return f"postgresql://postgres:{password}@127.0.0.1:{said[3]}/postgres"
+            await asyncio.sleep(0.01)
+
+
+def data_dir_in(home: Path) -> Path:
+    [version] = home.glob("**/embedded-*/PG_VERSION")
+    return version.parent
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    """A home that the server can enter, also when root runs the tests and another user the server."""
+    with tempfile.TemporaryDirectory(prefix="sl-") as name:
+        path = Path(name).resolve()
+        path.chmod(0o711)
+        yield path
+
+
+async def test_without_a_url_it_brings_its_own_postgres_and_takes_it_away(
+    home: Path, requests: tuple[str, dict[str, int]]
+) -> None:
+    program = (sys.executable, "-c", WITH_ANOTHER_HOME_OF_ROOT, str(home))
+    assert_agree(succeed("demo", program=program, HOME=str(home), XDG_DATA_HOME=str(home)))
+    data_dir = data_dir_in(home)
+    assert servers_in(data_dir) == []
+
+    # The named directory keeps the data for a second run; an interrupt ends the server as well.
+    with running("replay", requests[0], "--data-dir", str(data_dir), "--speed", "1") as process:
+        async with connected(await url_of_server_in(data_dir)) as connection:
+            await until(connection, OF_REPLAY, lambda counted: counted > 0)
+        assert servers_in(data_dir) != []
+        assert interrupt(process) == (130, "")
+    assert servers_in(data_dir) == []

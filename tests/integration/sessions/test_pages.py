@@ -1,0 +1,269 @@
+"""Pages of sessions equal a plain sort and filter of all rows, for every order, filter, viewer and walk."""
+
+import itertools
+import random
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+
+import pytest
+import pytest_asyncio
+from sqlalchemy import insert, select
+
+from session_lifecycle import (
+    SessionDatabase,
+    SessionListFilters,
+    SessionStatus,
+    Settings,
+    SummaryFilters,
+    Touch,
+    Viewer,
+)
+from session_lifecycle.models import TOTAL_BOUND
+from session_lifecycle.models.session_filters import SESSION_ORDERS
+from session_lifecycle.testing import SessionClock
+from support.stored_rows import table
+
+USERS = A, B, C, D = [UUID(int=number) for number in (1, 2, 3, 2**127)]
+DATASETS = [UUID(int=number) for number in (11, 12, 13)]
+AGENTS = ["planner", "coder"]
+STATUSES = ["running", "completed", "failed", "abandoned"]
+NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
+MINUTE = timedelta(minutes=1)
+ABANDON_AFTER = 30 * MINUTE
+# Every user has these ids; the last one is the greatest id possible.
+NAMES = ["S", "a", "b", "é", "z", "🦊", "\U0010ffff" * 512]
+# Times around full minutes, and around the threshold after which a running session is abandoned.
+MOMENTS = [
+    NOON - age
+    for age in (
+        120 * MINUTE,
+        40 * MINUTE,
+        ABANDON_AFTER + timedelta(microseconds=1),
+        ABANDON_AFTER,
+        ABANDON_AFTER - timedelta(seconds=20),
+        timedelta(seconds=61),
+        timedelta(seconds=60),
+        timedelta(seconds=1),
+    )
+]
+TABLE = table("session_records")
+VIEWERS = {
+    "nobody": Viewer(None),
+    "of none": Viewer(UUID(int=99), [UUID(int=98)]),
+    "owner": Viewer(A),
+    "owner of agents": Viewer(B, agent_user_ids=[D, A]),
+    "reader": Viewer(None, DATASETS),
+    "owner and reader": Viewer(B, DATASETS[:2], [C]),
+    "auditor": Viewer.auditor(),
+}
+
+
+def lived(user: UUID, name: str, chance: random.Random) -> dict[str, Any]:
+    """A random session that shares each column's value with many others."""
+    status = chance.choice(["running", "running", "completed", "failed"])
+    active = chance.choice(MOMENTS)
+    return {
+        "user_id": user,
+        "session_id": name,
+        "dataset_id": chance.choice([None, *DATASETS]),
+        "agent_name": chance.choice([None, *AGENTS]),
+        "status": status,
+        "started_at": chance.choice(MOMENTS),
+        "last_activity_at": active,
+        "ended_at": None if status == "running" else active + chance.choice([timedelta(0), MINUTE]),
+        "cost_usd": chance.choice([Decimal(0), Decimal("0.1"), Decimal("0.1000000000000000000001")]),
+        "tokens_in": chance.choice([0, 5, 2**40]),
+        "tokens_out": chance.choice([0, 5]),
+    }
+
+
+@pytest_asyncio.fixture
+async def db(session_database: SessionDatabase, session_clock: SessionClock) -> AsyncIterator[SessionDatabase]:
+    """A database with sessions rolled up, rolled up and then active again, and never rolled up."""
+    await session_clock.freeze(NOON)
+    chance = random.Random(5)
+    everyone = [lived(user, name, chance) for user, name in itertools.product(USERS, NAMES)]
+    chance.shuffle(everyone)
+    older, newer = everyone[: len(everyone) * 2 // 3], everyone[len(everyone) * 2 // 3 :]
+    async with session_database.engine.begin() as connection:
+        await connection.execute(insert(TABLE), older)
+    await session_database.maintenance.roll_up()
+    touched = [row for row in older if row["status"] == "running"][::4]
+    await session_database.lifecycle.record(
+        [Touch(session_id=row["session_id"], user_id=row["user_id"], at=NOON - MINUTE) for row in touched]
+    )
+    async with session_database.engine.begin() as connection:
+        await connection.execute(insert(TABLE), newer)
+    settings = Settings(abandon_after=ABANDON_AFTER)
+    async with SessionDatabase.from_engine(session_database.engine, settings=settings) as opened:
+        rows = await stored(opened)
+        assert {row["rolled_up"] for row in rows} == {True, False}
+        yield opened
+
+
+async def stored(db: SessionDatabase) -> list[Any]:
+    async with db.engine.connect() as connection:
+        return list((await connection.execute(select(TABLE))).mappings())
+
+
+def expected(
+    rows: list[Any], viewer: Viewer, abandon_after: timedelta, order_by: str, *, descending: bool, **wanted: Any
+) -> list[tuple[UUID, str]]:
+    """The keys of the page, by applying the rules to the rows."""
+
+    def status(row: Any) -> str:
+        is_idle = row["last_activity_at"] < NOON - abandon_after
+        return "abandoned" if row["status"] == "running" and is_idle else row["status"]
+
+    def is_chosen(row: Any) -> bool:
+        return (
+            (viewer.sees_all or row["user_id"] in viewer.owner_ids or row["dataset_id"] in viewer.permitted_dataset_ids)
+            and wanted.get("status_filter", status(row)) == status(row)
+            and wanted.get("since", row["last_activity_at"]) <= row["last_activity_at"]
+            and ("until" not in wanted or row["last_activity_at"] < wanted["until"])
+            and wanted.get("owner_id", row["user_id"]) == row["user_id"]
+            and wanted.get("dataset_id", row["dataset_id"]) == row["dataset_id"]
+            and wanted.get("agent_name", row["agent_name"]) == row["agent_name"]
+        )
+
+    chosen = [(row[order_by], row["user_id"], row["session_id"]) for row in rows if is_chosen(row)]
+    valued = sorted((row for row in chosen if row[0] is not None), reverse=descending)
+    without = sorted((row[1:] for row in chosen if row[0] is None), reverse=descending)
+    return [row[1:] for row in valued] + without
+
+
+def questions(chance: random.Random) -> list[dict[str, Any]]:
+    """Each filter alone, every status, and some filters together."""
+    values: dict[str, list[Any]] = {
+        "status_filter": STATUSES,
+        "since": MOMENTS,
+        "until": MOMENTS,
+        "owner_id": USERS,
+        "dataset_id": DATASETS,
+        "agent_name": AGENTS,
+    }
+    alone = [{}, *({"status_filter": status} for status in STATUSES)]
+    alone += [{name: chance.choice(among)} for name, among in values.items() if name != "status_filter"]
+    together = [
+        {name: chance.choice(values[name]) for name in chance.sample(sorted(values), number)} for number in (2, 3)
+    ]
+    return alone + together
+
+
+async def walked(db: SessionDatabase, filters: SessionListFilters) -> list[tuple[UUID, str]]:
+    """The keys of all pages, walked by cursor."""
+    keys, cursor = [], None
+    while True:
+        page = await db.lifecycle.list_session_rows(filters.model_copy(update={"cursor": cursor}))
+        keys += [(row.record.user_id, row.record.session_id) for row in page.sessions]
+        cursor = page.next_cursor
+        assert page.has_more == (cursor is not None)
+        if cursor is None:
+            return keys
+
+
+@pytest.mark.parametrize("descending", [True, False], ids=["descending", "ascending"])
+@pytest.mark.parametrize("order_by", SESSION_ORDERS)
+async def test_every_page_equals_a_sort_of_all_rows(db: SessionDatabase, order_by: str, descending: bool) -> None:
+    rows = await stored(db)
+    chance = random.Random(order_by)
+    for name, viewer in VIEWERS.items():
+        for wanted in questions(chance):
+            keys = expected(rows, viewer, ABANDON_AFTER, order_by, descending=descending, **wanted)
+            limit = chance.choice([1, 2, 3]) if len(keys) < 6 else 5
+            filters = SessionListFilters(
+                viewer=viewer,
+                order_by=order_by,
+                descending=descending,
+                limit=limit,
+                total=chance.choice(["exact", "bounded"]),
+                **wanted,
+            )
+            question = (name, wanted)
+            assert (question, await walked(db, filters)) == (question, keys)
+            offset = chance.randrange(len(keys) + 2)
+            page = await db.lifecycle.list_session_rows(filters.model_copy(update={"offset": offset}))
+            found = [(row.record.user_id, row.record.session_id) for row in page.sessions]
+            assert (question, found, page.total) == (question, keys[offset : offset + limit], len(keys))
+
+
+@pytest.mark.parametrize("order_by", SESSION_ORDERS)
+async def test_the_readers_threshold_decides_the_status_of_rolled_up_sessions(
+    db: SessionDatabase, order_by: str
+) -> None:
+    rows = await stored(db)
+    patient = Settings(abandon_after=60 * MINUTE)
+    async with SessionDatabase.from_engine(db.engine, settings=patient) as reading:
+        for viewer, status, descending in itertools.product(VIEWERS.values(), STATUSES, [True, False]):
+            keys = expected(rows, viewer, 60 * MINUTE, order_by, descending=descending, status_filter=status)
+            filters = SessionListFilters(
+                viewer=viewer, order_by=order_by, descending=descending, limit=3, status_filter=status
+            )
+            assert await walked(reading, filters) == keys
+    running = [row for row in rows if row["rolled_up"] and row["status"] == "running"]
+    assert any(row["last_activity_at"] >= NOON - 60 * MINUTE for row in running)
+
+
+@pytest.mark.parametrize("order_by", ["last_activity_at", "ended_at", "cost_usd"])
+async def test_R14_a_walk_goes_on_when_sessions_are_rolled_up_meanwhile(db: SessionDatabase, order_by: str) -> None:
+    rows = await stored(db)
+    for viewer in (VIEWERS["owner and reader"], Viewer.auditor()):
+        filters = SessionListFilters(viewer=viewer, order_by=order_by, limit=4)
+        keys = expected(rows, viewer, ABANDON_AFTER, order_by, descending=True)
+        first = await db.lifecycle.list_session_rows(filters)
+        await db.maintenance.roll_up()
+        rest = await walked_from(db, filters, first.next_cursor)
+        assert [(row.record.user_id, row.record.session_id) for row in first.sessions] + rest == keys
+
+
+async def walked_from(db: SessionDatabase, filters: SessionListFilters, cursor: str | None) -> list[tuple[UUID, str]]:
+    keys = []
+    while cursor is not None:
+        page = await db.lifecycle.list_session_rows(filters.model_copy(update={"cursor": cursor}))
+        keys += [(row.record.user_id, row.record.session_id) for row in page.sessions]
+        cursor = page.next_cursor
+    return keys
+
+
+@pytest.mark.parametrize("order_by", SESSION_ORDERS)
+async def test_summaries_have_the_same_order_by_every_plan(db: SessionDatabase, order_by: str) -> None:
+    rows = await stored(db)
+    for viewer, descending in itertools.product(VIEWERS.values(), [True, False]):
+        keys = expected(rows, viewer, ABANDON_AFTER, order_by, descending=descending)
+        for everything in ({}, {"started_since": NOON - 999 * MINUTE}):
+            for total in ("exact", "bounded"):
+                asked = {"viewer": viewer, "order_by": order_by, "descending": descending, "total": total}
+                filters = SummaryFilters(**asked, **everything, limit=500)
+                page = await db.activity.list_session_summaries(filters)
+                found = [(one.record.user_id, one.session_id) for one in page.sessions]
+                assert (found, page.total) == (keys, len(keys))
+
+
+async def test_a_bounded_total_is_exact_up_to_the_bound(session_database: SessionDatabase) -> None:
+    """The viewer's own sessions and another user's; a part of them are in the dataset."""
+    seed = """
+        INSERT INTO session_lifecycle.session_records (user_id, session_id, dataset_id, status, ended_at)
+        SELECT $1::uuid, n::text, CASE WHEN n % 2 = 0 THEN $3::uuid END, 'completed', now()
+        FROM generate_series(1, $4) n
+        UNION ALL
+        SELECT $2, n::text, $3, 'completed', now() FROM generate_series(1, $5) n
+    """
+    viewer = Viewer(A, [DATASETS[0]])
+    half = TOTAL_BOUND // 2
+
+    async def bounded() -> tuple[int | None, bool]:
+        filters = SessionListFilters(viewer=viewer, limit=1, total="bounded")
+        page = await session_database.lifecycle.list_session_rows(filters)
+        return page.total, page.total_is_lower_bound
+
+    async with session_database.engine.begin() as connection:
+        await connection.exec_driver_sql(seed, (A, B, DATASETS[0], half, half))
+    assert await bounded() == (TOTAL_BOUND, False)
+    await session_database.lifecycle.ensure_and_touch_session("one more", B, DATASETS[0])
+    assert await bounded() == (TOTAL_BOUND, True)
+    await session_database.lifecycle.end_session("one more", B, SessionStatus.FAILED)
+    await session_database.maintenance.roll_up()
+    assert await bounded() == (TOTAL_BOUND, True)

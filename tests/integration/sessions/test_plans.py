@@ -1,0 +1,304 @@
+"""Which index the database uses for an answer, and how many rows it reads.
+
+The database holds many sessions; the number of rows read must not depend on how many. The statements are those that the
+library sends.
+"""
+
+import asyncio
+import json
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+import pytest
+from sqlalchemy import event, text
+
+from session_lifecycle import SessionDatabase, SessionListFilters, SummaryFilters, Viewer
+from session_lifecycle.models import EffectiveStatus
+from session_lifecycle.models.session_filters import SESSION_ORDERS
+from session_lifecycle.testing import TemplateServer
+
+ME = UUID(int=1)
+SOMEBODY = UUID(int=(1 << 64) + 1)
+DATASETS = [UUID(int=(2 << 64) + number) for number in range(20)]
+VIEWER = Viewer(ME, DATASETS)
+SESSIONS = 12_000
+LIMIT = 10
+SCOPES, STATUSES, TEMPERATURES = 1 + len(DATASETS), 3, 2
+# A page from each scope, status and kind of table, and the records of the page itself.
+A_PAGE = SCOPES * STATUSES * TEMPERATURES * (LIMIT + 1) + LIMIT + 1
+BEGIN = datetime.now(UTC) - timedelta(days=200)
+ROLLED_UP, NEVER = "rolled up", "never rolled up"
+
+# A third are the viewer's own, half of these in a dataset too; the rest belong to many users, each in a dataset.
+SEED = """
+    INSERT INTO session_lifecycle.session_records
+        (user_id, session_id, dataset_id, agent_name, status, started_at, last_activity_at, ended_at, tokens_in,
+         tokens_out, cost_usd)
+    SELECT CASE WHEN n % 3 = 0 THEN '00000000-0000-0000-0000-000000000001'
+                ELSE '00000000-0000-0001-0000-' || lpad((n % 60)::text, 12, '0') END::uuid,
+           's' || n,
+           CASE WHEN n % 6 > 0 THEN ('00000000-0000-0002-0000-' || lpad(to_hex(n % 20), 12, '0'))::uuid END,
+           'agent ' || n % 5, s.status, s.began, s.began + n % 1000 * interval '1 s',
+           CASE WHEN s.status <> 'running' THEN s.began + n % 1000 * interval '1 s' END, n % 5000, n % 700,
+           n % 977 * 0.0001
+    FROM generate_series(1, :sessions) n,
+         LATERAL (VALUES (
+             (ARRAY['completed', 'completed', 'failed', 'running'])[1 + n % 4],
+             timestamptz '2000-01-01' + (:begin - timestamptz '2000-01-01') + (n * 7919 % :sessions) * interval '10 min'
+         )) s (status, began)
+"""
+SEED_MODELS = """
+    INSERT INTO session_lifecycle.session_model_usage
+        (user_id, session_id, model, tokens_in, tokens_out, cost_usd, events)
+    SELECT user_id, session_id, 'model ' || right(session_id, 1), tokens_in, tokens_out, cost_usd, 1
+    FROM session_lifecycle.session_records
+"""
+# Two months of events, written in the order of time.
+EVENTS = 60_000
+SEED_EVENTS = """
+    INSERT INTO session_lifecycle.session_usage_events
+        (user_id, session_id, event_id, at, model, tokens_in, tokens_out, cost_usd)
+    SELECT s.user_id, s.session_id, lpad(to_hex(n), 32, '0')::uuid, CAST(:begin AS timestamptz) + n * interval '90 s',
+           'm', 10, 1, 0.01
+    FROM generate_series(1, :events) n
+    JOIN session_lifecycle.session_records s ON s.session_id = 's' || 1 + n % :sessions
+    ORDER BY n
+"""
+
+
+@pytest.fixture(scope="module")
+def urls(session_template_server: TemplateServer) -> Iterator[dict[str, str]]:
+    """Two databases with the same sessions: one rolled up, one never rolled up."""
+    server = session_template_server
+    names = {state: f"{server.template}_{number}" for number, state in enumerate((ROLLED_UP, NEVER))}
+
+    async def seed() -> None:
+        for state, name in names.items():
+            await server.clone(name)
+            async with SessionDatabase.connect(server.url_of(name)) as db:
+                async with db.engine.begin() as connection:
+                    await connection.execute(text(SEED), {"sessions": SESSIONS, "begin": BEGIN})
+                    await connection.execute(text(SEED_MODELS))
+                    await connection.execute(
+                        text(SEED_EVENTS), {"sessions": SESSIONS, "begin": BEGIN, "events": EVENTS}
+                    )
+                if state == ROLLED_UP:
+                    await db.maintenance.roll_up()
+            connection = await asyncpg.connect(server.url_of(name))
+            # For statistics, and for the visibility map that index-only scans need.
+            await connection.execute("VACUUM ANALYZE")
+            await connection.close()
+
+    async def drop() -> None:
+        for name in names.values():
+            await server.drop(name)
+
+    asyncio.run(seed())
+    yield {state: server.url_of(name) for state, name in names.items()}
+    asyncio.run(drop())
+
+
+@dataclass
+class Plan:
+    """The executed plan of a statement."""
+
+    indexes: set[str] = field(default_factory=set)
+    conditions: dict[str, str] = field(default_factory=dict)
+    """The condition of each index scan."""
+    sequential: set[str] = field(default_factory=set)
+    rows_read: int = 0
+    """Rows read from all tables, with the rows that a filter then removed."""
+    rows_of: Counter[str] = field(default_factory=Counter)
+    """Rows read from each table."""
+
+    def take(self, node: dict[str, Any]) -> None:
+        """Adds a node and its children."""
+        if "Relation Name" in node or node["Node Type"] == "Bitmap Index Scan":
+            loops = node["Actual Loops"]
+            removed = node.get("Rows Removed by Filter", 0) + node.get("Rows Removed by Index Recheck", 0)
+            if loops and "Index Name" in node:
+                self.indexes.add(node["Index Name"])
+                self.conditions[node["Index Name"]] = node.get("Index Cond", "")
+            if loops and node["Node Type"] == "Seq Scan":
+                self.sequential.add(node["Relation Name"])
+            rows = round((node["Actual Rows"] + removed) * loops)
+            self.rows_read += rows
+            self.rows_of[node.get("Relation Name", "")] += rows
+        for child in node.get("Plans", ()):
+            self.take(child)
+
+
+Ask = Callable[[SessionDatabase], Awaitable[Any]]
+
+
+async def plan_of(url: str, ask: Ask) -> Plan:
+    """The executed plan of the last statement of a call."""
+    ran: list[tuple[str, tuple[Any, ...]]] = []
+
+    def note(connection: Any, cursor: Any, statement: str, bound: Any, *context: Any) -> None:
+        ran.append((statement, bound))
+
+    async with SessionDatabase.connect(url) as db:
+        await db.check()
+        event.listen(db.engine.sync_engine, "before_cursor_execute", note)
+        await ask(db)
+        event.remove(db.engine.sync_engine, "before_cursor_execute", note)
+        statement, bound = ran[-1]
+        async with db.engine.connect() as connection:
+            answer = await connection.exec_driver_sql(f"EXPLAIN (ANALYZE, FORMAT JSON) {statement}", bound)
+            answered = answer.scalar_one()
+    [explained] = json.loads(answered) if isinstance(answered, str) else answered
+    plan = Plan()
+    plan.take(explained["Plan"])
+    return plan
+
+
+def page(**filters: Any) -> Ask:
+    """A call for a page, of VIEWER unless the filters name another viewer."""
+    asked = SessionListFilters(**{"viewer": VIEWER, "limit": LIMIT, "total": "none", **filters})
+    return lambda db: db.lifecycle.list_session_rows(asked)
+
+
+def deep(**filters: Any) -> Ask:
+    """A call for a page in the middle of a walk."""
+
+    async def ask(db: SessionDatabase) -> None:
+        asked = SessionListFilters(**{"viewer": VIEWER, "limit": LIMIT, "total": "none", **filters})
+        middle = await db.lifecycle.list_session_rows(asked.model_copy(update={"offset": SESSIONS // 5}))
+        assert middle.next_cursor is not None
+        await db.lifecycle.list_session_rows(asked.model_copy(update={"cursor": middle.next_cursor}))
+
+    return ask
+
+
+def rolled_up(*scopes: str) -> set[str]:
+    """The index of rolled-up sessions on these columns."""
+    return {"_".join(("ix_rolled_up_sessions", *scopes))}
+
+
+def not_rolled_up(*scopes: str) -> set[str]:
+    """The index of the sessions not rolled up on these columns and activity."""
+    return {"_".join(("ix_session_records", *scopes, "status_activity_minute"))}
+
+
+@pytest.mark.parametrize("which", [page, deep])
+@pytest.mark.parametrize("descending", [True, False], ids=["descending", "ascending"])
+@pytest.mark.parametrize("order_by", SESSION_ORDERS)
+async def test_a_page_in_any_order_reads_a_bounded_number_of_rows(
+    urls: dict[str, str], order_by: str, descending: bool, which: Any
+) -> None:
+    plan = await plan_of(urls[ROLLED_UP], which(order_by=order_by, descending=descending))
+    assert rolled_up("user_id", order_by) | rolled_up("dataset_id", order_by) <= plan.indexes
+    assert plan.sequential <= {"session_records"}  # all its sessions are rolled up, so its rows are read by key only
+    assert plan.rows_read <= A_PAGE
+
+
+@pytest.mark.parametrize("status", [None, *EffectiveStatus])
+@pytest.mark.parametrize("which", [page, deep])
+async def test_a_page_by_activity_reads_a_bounded_number_of_rows_without_roll_ups(
+    urls: dict[str, str], status: EffectiveStatus | None, which: Any
+) -> None:
+    if status is EffectiveStatus.RUNNING:
+        which = page  # too few sessions for a second page
+    plan = await plan_of(urls[NEVER], which(status_filter=status))
+    assert not_rolled_up("user_id") | not_rolled_up("dataset_id") <= plan.indexes
+    assert plan.sequential <= {"rolled_up_sessions"}
+    assert plan.rows_read <= A_PAGE
+
+
+@pytest.mark.parametrize("order_by", SESSION_ORDERS)
+@pytest.mark.parametrize("status", EffectiveStatus)
+async def test_a_page_of_a_status_reads_a_bounded_number_of_rows(
+    urls: dict[str, str], status: EffectiveStatus, order_by: str
+) -> None:
+    plan = await plan_of(urls[ROLLED_UP], page(status_filter=status, order_by=order_by))
+    assert plan.rows_read <= A_PAGE
+
+
+@pytest.mark.parametrize("state", [ROLLED_UP, NEVER])
+async def test_a_page_of_a_window_reads_a_bounded_number_of_rows(urls: dict[str, str], state: str) -> None:
+    window = {"since": BEGIN + timedelta(days=40), "until": BEGIN + timedelta(days=60)}
+    assert (await plan_of(urls[state], page(**window))).rows_read <= A_PAGE
+    assert (await plan_of(urls[state], page(**window, descending=False))).rows_read <= A_PAGE
+
+
+@pytest.mark.parametrize(
+    ("narrowed", "index"),
+    [
+        ({"owner_id": ME}, ("user_id", "last_activity_at")),
+        ({"owner_id": SOMEBODY}, ("user_id", "dataset_id", "last_activity_at")),
+        ({"dataset_id": DATASETS[1]}, ("dataset_id", "last_activity_at")),
+        ({"viewer": Viewer(ME), "dataset_id": DATASETS[1]}, ("user_id", "dataset_id", "last_activity_at")),
+        ({"owner_id": ME, "dataset_id": DATASETS[1]}, ("user_id", "dataset_id", "last_activity_at")),
+        ({"viewer": Viewer(ME), "agent_name": "agent 3"}, ("user_id", "agent_name", "last_activity_at")),
+        (
+            {"viewer": Viewer(None, DATASETS), "agent_name": "agent 3"},
+            ("dataset_id", "agent_name", "last_activity_at"),
+        ),
+        ({"viewer": Viewer.auditor()}, ("last_activity_at",)),
+    ],
+    ids=["own", "another's", "in a data set", "own in one", "one's in one", "agent's", "shared agent's", "all"],
+)
+async def test_each_narrowing_filter_has_an_index_of_its_own(
+    urls: dict[str, str], narrowed: dict[str, Any], index: tuple[str, ...]
+) -> None:
+    plan = await plan_of(urls[ROLLED_UP], page(**narrowed))
+    assert rolled_up(*index) <= plan.indexes
+    assert plan.rows_read <= A_PAGE
+
+
+async def test_a_page_of_summaries_finds_its_sessions_by_the_same_indexes(urls: dict[str, str]) -> None:
+    asked = SummaryFilters(viewer=VIEWER, limit=LIMIT, total="none")
+    plan = await plan_of(urls[ROLLED_UP], lambda db: db.activity.list_session_summaries(asked))
+    assert rolled_up("user_id", "last_activity_at") | rolled_up("dataset_id", "last_activity_at") <= plan.indexes
+
+
+@pytest.mark.parametrize("viewer", [VIEWER, Viewer(ME), Viewer.auditor()], ids=["shared", "own", "auditor"])
+@pytest.mark.parametrize("is_window", [False, True], ids=["ever", "window"])
+async def test_figures_read_buckets_and_the_edges_of_the_window(
+    urls: dict[str, str], viewer: Viewer, is_window: bool
+) -> None:
+    """The number of rows read does not depend on the sessions between the edges."""
+    since = BEGIN + timedelta(days=40, minutes=3) if is_window else None
+    until = BEGIN + timedelta(days=160, minutes=3) if is_window else None
+    asks: dict[str, Ask] = {
+        "session_roll_ups": lambda db: db.lifecycle.aggregate_stats(viewer, (), since, until=until),
+        "session_model_roll_ups": lambda db: db.lifecycle.cost_by_model(viewer, (), since, until=until),
+    }
+    for table, ask in asks.items():
+        plan = await plan_of(urls[ROLLED_UP], ask)
+        assert f"pk_{table}" in plan.indexes
+        assert table not in plan.sequential
+        # The status precedes the activity in the index; without it a whole index would be searched for the edges.
+        edges = [found for index, found in plan.conditions.items() if index.startswith("ix_rolled_up_sessions")]
+        assert edges or not is_window
+        assert all("status =" in found and "last_activity_at >=" in found for found in edges)
+        assert plan.rows_read < SESSIONS / 2
+
+
+async def test_an_exact_total_reads_buckets(urls: dict[str, str]) -> None:
+    without = await plan_of(urls[ROLLED_UP], page())
+    counted = await plan_of(urls[ROLLED_UP], page(total="exact"))
+    assert "pk_session_roll_ups" in counted.indexes
+    assert counted.rows_read - without.rows_read < SESSIONS / 10
+
+
+@pytest.mark.parametrize("viewer", [VIEWER, Viewer(ME), Viewer.auditor()], ids=["shared", "own", "auditor"])
+async def test_reports_by_time_of_use_read_only_that_part_of_the_ledger(urls: dict[str, str], viewer: Viewer) -> None:
+    since, until = BEGIN + timedelta(days=30), BEGIN + timedelta(days=31)
+    asks: list[Ask] = [
+        lambda db: db.reports.spend(viewer, since=since, until=until),
+        lambda db: db.reports.usage_timeseries(viewer, since=since, until=until, bucket="hour", group_by="agent"),
+        lambda db: db.reports.tokens_by_class(viewer, since=since, until=until),
+    ]
+    for ask in asks:
+        plan = await plan_of(urls[ROLLED_UP], ask)
+        assert "ix_session_usage_events_at" in plan.indexes
+        assert "session_usage_events" not in plan.sequential
+        # One day of two months, and the rest of the page ranges where that day begins and ends.
+        assert plan.rows_of["session_usage_events"] < EVENTS / 4

@@ -1,0 +1,245 @@
+"""Type-checked, never run: what hosts write against the public names."""
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from decimal import Decimal
+from typing import Any, Literal, assert_type
+from uuid import UUID
+
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
+
+from session_lifecycle import (
+    End,
+    EndOutcome,
+    Message,
+    ReopenOutcome,
+    RunFilters,
+    SessionActivityDb,
+    SessionDatabase,
+    SessionLifecycleDb,
+    SessionListFilters,
+    SessionMaintenanceDb,
+    SessionReportsDb,
+    SessionStatus,
+    SessionWriter,
+    SummaryFilters,
+    Touch,
+    TouchOutcome,
+    UsageEvent,
+    UsageReceipt,
+    Viewer,
+)
+from session_lifecycle.maintenance.background import BackgroundRollUp, RollUpSnapshot
+from session_lifecycle.models import (
+    CostByAgentRow,
+    CostByModelRow,
+    CostByUserRow,
+    Durations,
+    EffectiveStatus,
+    ErasureReceipt,
+    Item,
+    Lineage,
+    PruneReport,
+    Receipt,
+    ReconcileReport,
+    RollUpReport,
+    RunDurations,
+    RunPage,
+    SessionDetail,
+    SessionDurations,
+    SessionListPage,
+    SessionRowWithStatus,
+    SessionStats,
+    Spend,
+    SummaryPage,
+    TelemetryKey,
+    TelemetrySummary,
+    ThreadPage,
+    TokensByClass,
+    UsagePoint,
+)
+from session_lifecycle.roles import SessionRoles
+
+
+async def write(writer: SessionWriter, user: UUID, at: datetime) -> None:
+    """Every write, in the reference's call shapes and ours."""
+    assert_type(await writer.ensure_and_touch_session("s", user, None, agent_name="a", at=at), TouchOutcome)
+    receipt = await writer.accumulate_usage("s", user, "gpt-4o", 100, 50, 0.012, False)
+    assert_type(receipt, UsageReceipt)
+    assert_type(receipt.cost_usd, Decimal | None)
+    await writer.accumulate_usage("s", user, cost_usd=Decimal(1), idempotency_key="k")
+    assert_type(await writer.end_session("s", user, SessionStatus.FAILED), EndOutcome)
+    assert_type(await writer.reopen_session("s", user), ReopenOutcome)
+    items: Sequence[Item] = [
+        Touch(session_id="s", user_id=user),
+        UsageEvent(session_id="s", user_id=user, tokens_in=1),
+        End(session_id="s", user_id=user, status=SessionStatus.COMPLETED),
+    ]
+    assert_type(await writer.record(items), list[Receipt])
+
+
+async def read(sessions: SessionLifecycleDb, user: UUID, since: datetime) -> None:
+    """Every read, for a viewer and for a bare user id."""
+    viewer = Viewer(user, [user], [user])
+    assert_type(await sessions.get_session_row("s", user, [user], True), SessionRowWithStatus | None)
+    assert_type(await sessions.get_session_row("s", viewer, owner_id=user), SessionRowWithStatus | None)
+    page = await sessions.list_session_rows(SessionListFilters(viewer=viewer, since=since))
+    assert_type(page, SessionListPage)
+    assert_type(page.total, int | None)
+    assert_type(page.sessions[0].effective_status, EffectiveStatus)
+    assert_type(page.sessions[0].record.cost_usd, Decimal)
+    assert_type(page.sessions[0].record.ended_at, datetime | None)
+    assert_type(page.sessions[0].to_dict(), dict[str, Any])
+    assert_type(await sessions.aggregate_stats(user, [user], since), SessionStats)
+    assert_type(await sessions.cost_by_model(Viewer.auditor(), until=since), list[CostByModelRow])
+
+
+async def look_into(activity: SessionActivityDb, user: UUID, since: datetime) -> None:
+    """Every read of activity, for a viewer and for a bare user id."""
+    viewer = Viewer(user, [user], [user])
+    assert_type(await activity.find_lineage(user, "call"), Lineage | None)
+    page = await activity.list_session_summaries(SummaryFilters(viewer=viewer, search="x", project="default"))
+    assert_type(page, SummaryPage)
+    assert_type(page.sessions[0].session_id, str)
+    assert_type(page.sessions[0].cost_usd, Decimal)
+    assert_type(page.sessions[0].models, tuple[str, ...])
+    assert_type(await activity.get_session_detail("s", user, owner_id=user, project="p"), SessionDetail | None)
+    threads = await activity.list_threads("s", viewer, owner_id=user, limit=1, after="r")
+    assert_type(threads, ThreadPage | None)
+    runs = await activity.list_runs(RunFilters(user_id=user, since=since, include_open=True))
+    assert_type(runs, RunPage)
+    assert_type(runs.runs[0].duration_ms, float | None)
+    assert_type(runs.runs[0].reported_cost_usd, Decimal | None)
+    assert_type(await activity.list_models(user, "gpt-"), list[str])
+    assert_type(await activity.list_clients(viewer), list[str])
+    assert_type(await activity.list_agents(Viewer.auditor()), list[str])
+    assert_type(await activity.chat_history("s", user, limit=1, max_characters=1), list[Message])
+
+
+async def report(reports: SessionReportsDb, user: UUID, since: datetime) -> None:
+    """Every report."""
+    assert_type(await reports.spend(user, since=since), Spend)
+    assert_type(await reports.cost_by_agent(Viewer.auditor(), since=since, until=since), list[CostByAgentRow])
+    assert_type(await reports.cost_by_user(user), list[CostByUserRow])
+    tokens = await reports.tokens_by_class(user, since=since)
+    assert_type(tokens, TokensByClass)
+    assert_type(tokens.by_model["m"].uncached_input_tokens, int)
+    sessions = await reports.session_durations(user, since=since, until=since)
+    assert_type(sessions, SessionDurations)
+    assert_type(sessions.by_status[EffectiveStatus.ABANDONED].p99_s, float | None)
+    runs = await reports.run_durations(Viewer.auditor(), since=since)
+    assert_type(runs, RunDurations)
+    assert_type(runs.by_agent["coder"], Durations)
+    points = await reports.usage_timeseries(user, since=since, until=since, bucket="hour", group_by="model")
+    assert_type(points, list[UsagePoint])
+    telemetry = await reports.telemetry(user, provider="anthropic", model="m", client="Unknown", until=since)
+    assert_type(telemetry, TelemetrySummary)
+    assert_type(telemetry.duration_p99_ms, float | None)
+    assert_type(await reports.list_telemetry_keys(user, since=since), list[TelemetryKey])
+
+
+async def care(maintenance: SessionMaintenanceDb, user: UUID, age: timedelta) -> None:
+    """What an operator calls."""
+    told: list[PruneReport] = []
+    assert_type(await maintenance.prune_sessions(age, batch=10, on_progress=told.append), PruneReport)
+    assert_type(await maintenance.prune_payloads(age, dry_run=True), PruneReport)
+    assert_type(await maintenance.delete_session("s", user), bool)
+    receipt = await maintenance.erase_user(user, usage="anonymise", tombstone=True)
+    assert_type(receipt, ErasureReceipt)
+    assert_type(receipt.pseudonym, UUID | None)
+    assert_type(await maintenance.reconcile(repair=True), ReconcileReport)
+    assert_type(await maintenance.roll_up(on_progress=lambda _report: None), RollUpReport)
+
+
+async def ways_in(engine: AsyncEngine, connection: AsyncConnection, session: AsyncSession) -> None:
+    """The front door; every role is both protocols."""
+    db = SessionDatabase.from_engine(engine, read_engine=engine)
+    writer: SessionWriter = db.lifecycle
+    reader: SessionLifecycleDb = db.lifecycle
+    wrap(writer)
+    wrap(reader)
+    assert_type(db.activity, SessionActivityDb)
+    assert_type(db.bind(connection).activity, SessionActivityDb)
+    assert_type(db.bind(connection).lifecycle, SessionLifecycleDb)
+    assert_type(db.bind(session, savepoints=False).lifecycle, SessionLifecycleDb)
+    assert_type(db.reports, SessionReportsDb)
+    assert_type(db.bind(connection).reports, SessionReportsDb)
+    assert_type(db.maintenance, SessionMaintenanceDb)
+    assert_type(db.bind(connection), SessionRoles)
+    assert_type(db.primary, SessionRoles)
+    assert_type(db.primary.lifecycle, SessionLifecycleDb)
+    async with db.rolling_up(every=timedelta(minutes=1)) as rolling_up:
+        assert_type(rolling_up, BackgroundRollUp)
+        assert_type(rolling_up.snapshot(), RollUpSnapshot)
+    async with SessionDatabase.connect("postgresql://h/x", read_url="postgresql://r/x", pgbouncer=True) as connected:
+        assert_type(connected, SessionDatabase)
+    async with SessionDatabase.embedded() as embedded:
+        assert_type(embedded.engine, AsyncEngine)
+    await db.migrate(connection=connection)
+    assert_type(await db.migration_sql(), str)
+
+
+class Unbilled:
+    """A host's own writer, which is the protocol without inheriting it: what its agents use is free."""
+
+    def __init__(self, inner: SessionWriter) -> None:
+        # What is not changed may as well be handed through.
+        self.ensure_and_touch_session = inner.ensure_and_touch_session
+        self.record = inner.record
+        self._inner = inner
+
+    async def accumulate_usage(
+        self,
+        session_id: str,
+        user_id: UUID | str,
+        model: str | None = None,
+        tokens_in: int = 0,
+        tokens_out: int = 0,
+        cost_usd: Decimal | float | str | None = None,
+        errored: bool = False,
+        *,
+        provider: str | None = None,
+        cache_read_tokens: int = 0,
+        cache_write_tokens: int = 0,
+        reasoning_tokens: int = 0,
+        idempotency_key: str | None = None,
+        at: datetime | None = None,
+    ) -> UsageReceipt:
+        """Every argument of the protocol."""
+        return await self._inner.accumulate_usage(
+            session_id,
+            user_id,
+            model,
+            tokens_in,
+            tokens_out,
+            0 if cost_usd is None else cost_usd,
+            errored,
+            provider=provider,
+            cache_read_tokens=cache_read_tokens,
+            cache_write_tokens=cache_write_tokens,
+            reasoning_tokens=reasoning_tokens,
+            idempotency_key=idempotency_key,
+            at=at,
+        )
+
+    async def end_session(
+        self,
+        session_id: str,
+        user_id: UUID | str,
+        status: SessionStatus | Literal["completed", "failed"],
+        *,
+        at: datetime | None = None,
+    ) -> EndOutcome:
+        """As it is."""
+        return await self._inner.end_session(session_id, user_id, status, at=at)
+
+    async def reopen_session(
+        self, session_id: str, user_id: UUID | str, *, at: datetime | None = None
+    ) -> ReopenOutcome:
+        """As it is."""
+        return await self._inner.reopen_session(session_id, user_id, at=at)
+
+
+def wrap(inner: SessionWriter) -> SessionWriter:
+    """It goes where the protocol is expected."""
+    return Unbilled(inner)
