@@ -104,6 +104,14 @@ async def test_an_index_whose_build_failed_is_missing(empty_url: str, schema: st
         await db.check()
 
 
+async def test_tables_without_a_revision_are_refused(empty_url: str, schema: str) -> None:
+    async with SessionDatabase.connect(empty_url, schema=schema) as db:
+        await db.migrate()
+        await execute(db, "DELETE FROM {schema}.session_lifecycle_version", schema)
+        with pytest.raises(SchemaError, match="has our tables and no revision"):
+            await db.migrate()
+
+
 async def test_the_search_index_is_advice(empty_url: str, schema: str) -> None:
     async with SessionDatabase.connect(empty_url, schema=schema) as db:
         await db.migrate()

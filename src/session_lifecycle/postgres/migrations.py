@@ -15,6 +15,7 @@ from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from session_lifecycle.entities import metadata
+from session_lifecycle.errors import SchemaError
 from session_lifecycle.postgres.function_files import directory, function_files, quoted
 from session_lifecycle.postgres.schema_check import (
     SEARCH_INDEX,
@@ -157,11 +158,15 @@ async def upgrade(connection: AsyncConnection, schema: str) -> None:
     The caller commits. A schema that is newer and serves this version is left as it is.
 
     Raises:
-        SchemaError: The schema is newer and does not serve this version.
+        SchemaError: The schema is newer and does not serve this version, or has our tables without a revision.
     """
     # Before Alembic is taken: whoever has it must not wait for a transaction whose owner waits for Alembic.
     await connection.run_sync(lock_migrations, schema)
     inventory = await take_inventory(connection, schema)
+    if inventory.revision is None and SchemaObject(Kind.TABLE, "session_records") in inventory.objects:
+        raise SchemaError(
+            f"schema {schema!r} has our tables and no revision, as before 0.1.0: drop it, or name another one"
+        )
     if inventory.is_newer:
         refuse_unserved(schema, inventory)
         return
