@@ -150,7 +150,7 @@ async def test_rows_survive_every_revision(empty_url: str, schema: str) -> None:
         assert len(before["session_usage_events"]) == 4
         for revision in reversed(REVISIONS[:-1]):
             await migrate(db, schema, revision, down=True)
-            with pytest.raises(SchemaError, match=f"at revision {revision}, expected {HEAD}"):
+            with pytest.raises(SchemaError, match="lacks"):
                 await db.check()
         for revision in REVISIONS[1:]:
             await migrate(db, schema, revision)
@@ -166,7 +166,7 @@ async def test_rows_survive_every_revision(empty_url: str, schema: str) -> None:
         assert [receipt.outcome for receipt in await db.lifecycle.record([again])] == ["duplicate"]
 
 
-async def test_down_to_nothing_and_up_again(empty_url: str, schema: str) -> None:
+async def test_X46_down_to_nothing_and_up_again(empty_url: str, schema: str) -> None:
     async with SessionDatabase.connect(empty_url, schema=schema) as db:
         await db.migrate()
         complete = await names(empty_url, schema)
@@ -298,7 +298,7 @@ async def test_constraints_are_named_by_convention(empty_url: str, schema: str) 
 
 
 @pytest.mark.parametrize("schema", [DEFAULT_SCHEMA, 'we"ird: %s $body$ Schema', "public"])
-async def test_autogenerate_of_a_host_keeps_away(empty_url: str, schema: str) -> None:
+async def test_X43_autogenerate_of_a_host_keeps_away(empty_url: str, schema: str) -> None:
     host = MetaData()
     Table("host_things", host, Column("id", Integer, primary_key=True), Column("at", Integer, index=True))
     async with SessionDatabase.connect(empty_url, schema=schema) as db:

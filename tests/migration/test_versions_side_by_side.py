@@ -44,7 +44,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    raise NotImplementedError
+    op.drop_column("session_records", "mood", schema=op.get_context().version_table_schema)
 '''
 # An older process: it works, and goes on after each line that it is given.
 PROCESS = """
