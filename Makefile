@@ -1,6 +1,6 @@
 # Needs Python >= 3.11 and make; everything else is set up here, inside this folder.
 
-.PHONY: help setup tools demo test test-postgres soak schema lint format benchmark clean
+.PHONY: help setup tools demo test test-postgres soak schema lint lint-mypy lint-pyright format benchmark clean
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 
@@ -32,7 +32,7 @@ tools:  ## Install what some tests need, where that is root's on Debian; none of
 		echo "could not install them; the tests that need them will say so"; }
 
 demo: setup  ## Live a fleet of agents on an embedded Postgres and show what it cost.
-	$(BIN)/session-lifecycle demo
+	$(BIN)/session-lifecycle demo --embedded
 
 test: setup tools  ## Run the tests, without the long storms.
 	$(BIN)/pytest -n $(TEST_WORKERS) --dist loadscope -m "not soak"
@@ -52,10 +52,15 @@ schema: setup  ## Write alembic/schema.sql from a migrated database.
 lint: setup  ## Check style, types and layers.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync lint-mypy lint-pyright
+
+lint-mypy:
 	$(BIN)/mypy
 	MYPYPATH=benchmarks $(BIN)/mypy benchmarks
+
+lint-pyright:
 	$(BIN)/pyright --pythonpath $(BIN)/python
-	$(BIN)/lint-imports
 
 format: setup  ## Put the code into its form.
 	$(BIN)/ruff check --fix .

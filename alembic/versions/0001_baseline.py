@@ -52,6 +52,8 @@ MODEL_FIGURES: Mapping[str, type[sa.Numeric] | type[sa.BigInteger]] = {
 # Each after the functions that a body parsed at its creation calls.
 FUNCTIONS = (
     "oldest_served_version_v1",
+    "sum_totals_v1",
+    "event_totals_v1",
     "refuse_erased",
     "lock_session",
     "lock_sessions",
@@ -62,15 +64,20 @@ FUNCTIONS = (
     "settle_runs",
     "record_activity",
     "record_wave",
+    "refuse_parent_cycles",
+    "replaces_run_events",
     "record_locked",
     "record_plain",
-    "record_one_use",
-    "record_one_touch",
     "record_v1",
+    "lock_items_v1",
+    "update_session_v1",
+    "annotate_session_v1",
     "reprice_v1",
     "lock_idle_sessions",
+    "delete_runs",
     "delete_activity",
     "delete_unnamed_runs",
+    "delete_locked",
     "delete_sessions_v1",
     "delete_waiting_runs_v1",
     "empty_sessions_v1",
@@ -94,6 +101,7 @@ FUNCTIONS = (
 )
 TABLES = (
     "session_records",
+    "session_annotations",
     "session_model_usage",
     "session_usage_events",
     "session_runs",
@@ -134,12 +142,27 @@ def money(name: str) -> sa.Column[sa.Numeric]:
     return sa.Column(name, sa.Numeric, server_default=sa.text("0"), nullable=False)
 
 
+def recording() -> tuple[sa.Column[int], sa.Column[int]]:
+    """The revision of the content, and the number that orders what happened at one moment."""
+    return (
+        sa.Column("revision", sa.Integer, server_default=sa.text("0"), nullable=False),
+        sa.Column("record_no", sa.BigInteger, sa.Identity(always=False), nullable=False),
+    )
+
+
 def check(table: str, name: str, condition: str) -> sa.CheckConstraint:
     return sa.CheckConstraint(condition, name=op.f(f"ck_{table}_{name}"))
 
 
-def never_negative(table: str, *columns: str) -> sa.CheckConstraint:
-    return check(table, "never_negative", " AND ".join(f"{column} >= 0" for column in columns))
+def further_totals() -> sa.Column[object]:
+    return sa.Column("further_totals", postgresql.JSONB)
+
+
+def never_negative(table: str, *counts: str, costs: Sequence[str] = ("cost_usd",)) -> sa.CheckConstraint:
+    # LEAST skips nulls, and one expression is ready sooner than one for each column: Postgres prepares it anew in each
+    # statement. NaN is greater than every number, infinity included.
+    sums = [f"LEAST({', '.join(counts)}) >= 0", *(f"{cost} >= 0 AND {cost} < 'Infinity'" for cost in costs)]
+    return check(table, "never_negative", " AND ".join(sums))
 
 
 def create_table(name: str, *parts: sa.Column[object] | sa.CheckConstraint, key: Sequence[str]) -> None:
@@ -159,8 +182,8 @@ def create_index(table: str, *columns: str, where: str | None = None, unique: bo
 
 def create_sessions() -> None:
     table = "session_records"
-    counted = ("tokens_in", "tokens_out", "cost_usd", "error_count", "cache_read_tokens", "cache_write_tokens")
-    counted += ("reasoning_tokens", "unpriced_events", "unmeasured_events", "late_events", "late_cost_usd")
+    counted = ("tokens_in", "tokens_out", "error_count", "cache_read_tokens", "cache_write_tokens", "reasoning_tokens")
+    counted += ("unpriced_events", "unmeasured_events", "late_events")
     create_table(
         table,
         sa.Column("user_id", sa.Uuid, nullable=False),
@@ -193,22 +216,43 @@ def create_sessions() -> None:
             nullable=False,
         ),
         flag("derived"),
+        sa.Column("own_started_at", INSTANT),
+        sa.Column("own_last_activity_at", INSTANT),
         flag("rolled_up"),
+        further_totals(),
+        sa.Column("tags", postgresql.JSONB),
+        sa.Column("waiting_since", INSTANT),
+        sa.Column("end_reason", sa.Text),
+        key("parent_session_id", nullable=True),
         check(table, "status", "status IN ('running', 'completed', 'failed')"),
         check(table, "ended_at", "(status = 'running') = (ended_at IS NULL)"),
-        never_negative(table, *counted),
+        never_negative(table, *counted, costs=("cost_usd", "late_cost_usd")),
         key=("user_id", "session_id"),
     )
     shared = f"{NOT_ROLLED_UP} AND dataset_id IS NOT NULL"
     create_index(table, "user_id", "status", "activity_minute", where=NOT_ROLLED_UP)
     create_index(table, "dataset_id", "status", "activity_minute", where=shared)
     create_index(table, "status", "activity_minute", where=f"{NOT_ROLLED_UP} AND {OF_EVERYBODY}")
-    create_index(table, "session_id", "user_id")
+    create_index(table, "session_id", "activity_minute")
+    create_index(table, "session_id", "dataset_id", "activity_minute", where="dataset_id IS NOT NULL")
+    create_index(table, "user_id", "parent_session_id", where="parent_session_id IS NOT NULL")
+    create_table(
+        "session_annotations",
+        sa.Column("user_id", sa.Uuid, nullable=False),
+        key("session_id"),
+        key("name"),
+        sa.Column("annotator", KEY, server_default=sa.text("''"), nullable=False),
+        sa.Column("score", sa.Double),
+        sa.Column("label", sa.Text),
+        sa.Column("comment", sa.Text),
+        sa.Column("at", INSTANT, server_default=NOW, nullable=False),
+        key=("user_id", "session_id", "name", "annotator"),
+    )
 
 
 def create_usage() -> None:
     table = "session_model_usage"
-    counted = ("tokens_in", "tokens_out", "cost_usd", "cache_read_tokens", "cache_write_tokens", "reasoning_tokens")
+    counted = ("tokens_in", "tokens_out", "cache_read_tokens", "cache_write_tokens", "reasoning_tokens")
     create_table(
         table,
         sa.Column("user_id", sa.Uuid, nullable=False),
@@ -223,8 +267,10 @@ def create_usage() -> None:
         count("events"),
         count("unpriced_events"),
         count("unmeasured_events"),
+        sa.Column("model_key", KEY, sa.Computed("lower(model)", persisted=True), nullable=False),
+        further_totals(),
         never_negative(table, *counted, "events", "unpriced_events", "unmeasured_events"),
-        key=("user_id", "session_id", "model"),
+        key=("user_id", "session_id", "model_key"),
     )
 
     table = "session_usage_events"
@@ -254,10 +300,17 @@ def create_usage() -> None:
         sa.Column("revision", sa.Integer, server_default=sa.text("0"), nullable=False),
         sa.Column("run_id", sa.Text),
         sa.Column("details", postgresql.JSONB, server_default=sa.text("'{}'"), nullable=False),
+        sa.Column("parts", postgresql.JSONB),
+        sa.Column("billing", sa.Text, server_default=sa.text("'api'"), nullable=False),
+        sa.Column("plan_cost_usd", sa.Numeric),
+        sa.Column("kind", sa.Text, server_default=sa.text("'llm'"), nullable=False),
+        sa.Column("service_tier", sa.Text, server_default=sa.text("'standard'"), nullable=False),
+        flag("partial"),
+        check(table, "billing", "billing = 'api' AND plan_cost_usd IS NULL OR billing = 'plan' AND cost_usd = 0"),
         check(table, "key_scope", "key_scope IN ('session', 'user', 'run')"),
         check(table, "parts_of_input", "cache_read_tokens + cache_write_tokens <= tokens_in"),
         check(table, "part_of_output", "reasoning_tokens <= tokens_out"),
-        never_negative(table, *counted, "revision"),
+        never_negative(table, *counted, "revision", costs=("cost_usd", "plan_cost_usd")),
         # It finds all events of a session, too.
         key=("user_id", "session_id", "event_id"),
     )
@@ -309,18 +362,20 @@ def create_runs() -> None:
         count("events_tokens_out"),
         count("events_cache_read_tokens"),
         count("events_cache_write_tokens"),
+        sa.Column("events_plan_cost_usd", sa.Numeric),
         sa.Column("first_seen", INSTANT),
         sa.Column("last_seen", INSTANT),
+        *recording(),
         check(table, "status", "status IN ('running', 'completed', 'failed', 'cancelled')"),
         key=("user_id", "run_id"),
     )
-    create_index(table, "user_id", "session_id", "started_at", "run_id", where="started_at IS NOT NULL")
+    create_index(table, "user_id", "session_id", "started_at", "record_no", where="started_at IS NOT NULL")
     create_index(table, "user_id", "parent_run_id", where="parent_run_id IS NOT NULL")
     create_index(table, "user_id", "root_run_id", where="root_run_id IS NOT NULL")
     create_index(table, "user_id", "parent_tool_call_id", where="parent_tool_call_id IS NOT NULL")
-    create_index(table, "model", "user_id", "session_id")
-    create_index(table, "client", "user_id", "session_id")
-    create_index(table, "user_id", "started_at", "run_id", where="started_at IS NOT NULL")
+    create_index(table, "model", "user_id", "session_id", where="model IS NOT NULL")
+    create_index(table, "client", "user_id", "session_id", where="client IS NOT NULL")
+    create_index(table, "user_id", "started_at", "record_no", where="started_at IS NOT NULL")
 
     table = "session_steps"
     create_table(
@@ -343,6 +398,7 @@ def create_runs() -> None:
         flag("injected"),
         sa.Column("metadata", postgresql.JSONB),
         sa.Column("is_error", sa.Boolean, sa.Computed(IS_ERROR, persisted=True), nullable=False),
+        *recording(),
         key=("user_id", "run_id", "step_id"),
     )
     create_index(table, "user_id", "tool_call_id", "started_at", where="tool_call_id IS NOT NULL")
@@ -361,10 +417,11 @@ def create_messages() -> None:
         sa.Column("content_folded", sa.Text, nullable=False),
         sa.Column("created_at", INSTANT, nullable=False),
         sa.Column("metadata", postgresql.JSONB),
+        *recording(),
         check(table, "role", "role IN ('user', 'assistant', 'system', 'tool', 'thought')"),
         key=("user_id", "session_id", "message_id"),
     )
-    create_index(table, "user_id", "session_id", "created_at", "message_id")
+    create_index(table, "user_id", "session_id", "created_at", "record_no")
     create_index(table, "user_id", "run_id", "created_at", where="run_id IS NOT NULL")
     op.execute(sa.text(create_search_index_sql(schema())))
 
@@ -411,6 +468,7 @@ def create_rolled_up_sessions() -> None:
         sa.Column("late_events", sa.BigInteger, nullable=False),
         sa.Column("late_cost_usd", sa.Numeric, nullable=False),
         sa.Column("models", postgresql.JSONB, nullable=False),
+        further_totals(),
         key=("user_id", "session_id"),
     )
 
@@ -436,7 +494,8 @@ def create_roll_ups(name: str, figures: Mapping[str, type[sa.Numeric] | type[sa.
     def columns() -> list[sa.Column[object]]:
         keys = [sa.Column(one, INSTANT if one == "starts_at" else KEY, nullable=False) for one in by]
         zero = sa.text("0")
-        return keys + [sa.Column(one, kind, server_default=zero, nullable=False) for one, kind in figures.items()]
+        sums = [sa.Column(one, kind, server_default=zero, nullable=False) for one, kind in figures.items()]
+        return [*keys, *sums, further_totals()]
 
     create_table(
         f"{name}s",

@@ -54,7 +54,7 @@ IDLE_SESSIONS = """
 async def running_server() -> AsyncGenerator[EmbeddedPostgres]:
     """A durable server of this run alone, deleted afterwards."""
     with temporary_data_dir() as data_dir:
-        async with await EmbeddedPostgres.start(data_dir) as server:
+        async with await EmbeddedPostgres.start(data_dir, tcp=True) as server:
             yield server
 
 

@@ -1,4 +1,4 @@
-"""Reading activity: session summaries and details, threads, runs, chat histories."""
+"""Reading activity: session summaries and details, threads, runs, usage events, chat histories."""
 
 from collections.abc import Sequence
 from datetime import timedelta
@@ -7,7 +7,7 @@ from uuid import UUID
 
 from pydantic import TypeAdapter
 
-from session_lifecycle.errors import InvalidValueError
+from session_lifecycle.errors import InvalidValueError, SessionLifecycleError
 from session_lifecycle.models import (
     Lineage,
     Message,
@@ -20,13 +20,16 @@ from session_lifecycle.models import (
     SummaryPage,
     Thread,
     ThreadPage,
+    UsageEventFilters,
+    UsageEventPage,
     Viewer,
 )
 from session_lifecycle.models.pages import DEFAULT_LIMIT
 from session_lifecycle.models.run_filters import ModelPrefix, ToolCall
-from session_lifecycle.models.session_details import ChatHistory, OneDetail, ThreadsOfSession
+from session_lifecycle.models.session_details import MOST_PARTS, ChatHistory, OneDetail, ThreadsOfSession
 from session_lifecycle.pages import answered_page, read_position
-from session_lifecycle.postgres.execution import Execution
+from session_lifecycle.postgres.execution import AnySelect, Execution
+from session_lifecycle.postgres.failures import is_too_large
 from session_lifecycle.statements.activity import (
     distinct_names,
     lineage,
@@ -35,6 +38,7 @@ from session_lifecycle.statements.activity import (
     session_detail,
     summaries,
     threads,
+    usage_events,
 )
 from session_lifecycle.statements.sessions import records
 
@@ -62,8 +66,8 @@ class SessionActivityDb(Protocol):
     async def find_lineage(self, user_id: UUID | str, tool_call_id: str) -> Lineage | None:
         """The parent and the root of a run that begins with the result of a tool call; None if no step has the call.
 
-        The parent is the run of the newest step with this tool call: the last by start, run id and step id. The root is
-        the parent's root, or the parent itself if it has none.
+        The parent is the run of the newest step with this tool call; of steps of one moment, the last recorded. The
+        root is the parent's root, or the parent itself if it has none.
 
         Args:
             user_id: The user. Only this user's steps are searched.
@@ -92,10 +96,14 @@ class SessionActivityDb(Protocol):
         *,
         owner_id: UUID | str | None = None,
         project: str | None = None,
+        limit: int = MOST_PARTS,
+        offset: int = 0,
+        payloads: bool = True,
     ) -> SessionDetail | None:
         """The session with its figures, runs and messages; None if there is none that the viewer may see.
 
-        Runs are ordered by `(started_at, run_id)`, messages by `(created_at, message_id)`. If several users have a
+        Runs are ordered by their start, messages by the time of their creation; what happened at one moment is in the
+        order in which it was recorded. The figures always cover the whole session. If several users have a
         session with this id, the viewer's own comes first, then one of the viewer's agents, then the most recently
         active one.
 
@@ -105,9 +113,16 @@ class SessionActivityDb(Protocol):
             owner_id: Only the session of this owner; None: of any owner.
             project: Only the runs of this project, their messages, and figures over them. If the session has no such
                 run, the call returns None.
+            limit: The most runs, and the most messages, 1..1,000. `has_more_runs` and `has_more_messages` say whether
+                more of them follow.
+            offset: How many runs, and how many messages, are left out at the beginning.
+            payloads: Whether the payloads of runs and steps are there: their `input`, `inputs`, `output`, `prompt` and
+                `errors`. Where those of the page are more than 8 MiB as they are stored, they are left out, and
+                `has_payloads` is false: ask with a lower `limit`, or with `list_runs`.
 
         Raises:
-            InvalidValueError: An argument is refused.
+            InvalidValueError: An argument is refused, or the answer would be larger than Postgres can build, which is
+                1 GB: ask with a lower `limit`, or without `payloads`.
         """
         ...
 
@@ -123,32 +138,50 @@ class SessionActivityDb(Protocol):
     ) -> ThreadPage | None:
         """A page of the session's threads, oldest first; None if there is no such session that the viewer may see.
 
-        Threads are ordered by the start and the run id of their roots. For a root in another session, the start of the
-        thread's earliest run in this session counts. The page is empty if no thread is left. If several users have a
-        session with this id, the call chooses as `get_session_detail` does.
+        Threads are ordered by the start of their roots, those of one moment in the order of recording. For a root in
+        another session, the start of the thread's earliest run in this session counts. The page is empty if no thread
+        is left. If several users have a session with this id, the call chooses as `get_session_detail` does.
 
         Args:
             session_id: The session's id.
             viewer: The viewer, or the viewer's user id.
             owner_id: Only the session of this owner; None: of any owner.
-            limit: The most threads of the page, 1..500.
+            limit: The most threads of the page, 1..500. Where the payloads of its tool calls are more than 8 MiB as
+                they are stored, they are left out, and `has_payloads` is false.
             after: The id of a thread of the session: the page begins with the next thread.
             before: The id of a thread of the session: the page ends with the thread before it. Not together with
                 `after`.
 
         Raises:
-            InvalidValueError: The session has no thread with the id `after` or `before`, or an argument is refused.
+            InvalidValueError: The session has no thread with the id `after` or `before`, an argument is refused, or the
+                page would be larger than 1 GB: ask with a lower `limit`.
         """
         ...
 
     async def list_runs(self, filters: RunFilters) -> RunPage:
         """A page of the runs that match the filters, each with its steps, events and messages.
 
-        The runs are ordered by `(started_at, run_id, user_id)`. The page is empty if there are none. A run outside a
-        session is visible to its owner, to a viewer who has the owner as an agent, and to the auditor.
+        The runs are ordered by their start, those of one moment in the order of recording. The page is empty if there
+        are none. A run outside a session is visible to its owner, to a viewer who has the owner as an agent, and to the
+        auditor.
 
         Raises:
             InvalidValueError: `filters` is no `RunFilters`, or its cursor is not of a page under the same filters.
+        """
+        ...
+
+    async def list_usage_events(self, filters: UsageEventFilters) -> UsageEventPage:
+        """A page of the ledger's events that match the filters, with every column; an empty page if there are none.
+
+        The events are in the order of their time of use; those of one moment by the time of recording, and those
+        recorded together by `(user_id, session_id, event_id)`. A page has at most 500 events. The viewer sees the
+        events of visible sessions, also late events and those outside a run. A row that adjusts the cost of a run is
+        among them, with the `key_scope` `run`. Each page reads the part of the ledger that the session or the window
+        has, so give one of them.
+
+        Raises:
+            InvalidValueError: `filters` is no `UsageEventFilters`, or its cursor is not of a page under the same
+                filters.
         """
         ...
 
@@ -190,11 +223,12 @@ class SessionActivityDb(Protocol):
         owner_id: UUID | str | None = None,
         limit: int | None = None,
         max_characters: int | None = None,
+        exclude_run_id: str | None = None,
     ) -> list[Message]:
         """The newest messages of the session that fit into both limits, oldest first.
 
-        The messages are ordered by `(created_at, message_id)`. The list is empty if the session has no messages, or if
-        there is no such session that the viewer may see.
+        The messages are ordered by the time of their creation, those of one moment in the order of recording. The list
+        is empty if the session has no messages, or if there is no such session that the viewer may see.
 
         Args:
             session_id: The session's id. If several users have a session with this id, the call chooses as
@@ -204,6 +238,7 @@ class SessionActivityDb(Protocol):
             limit: The most messages, at least 1; None: no limit.
             max_characters: The most characters of all messages together, at least 0; None: no limit. No message is cut,
                 and no message between two others is left out. If the newest message does not fit, the list is empty.
+            exclude_run_id: Without the messages of this run, such as the run that asks; None: of all runs.
 
         Raises:
             InvalidValueError: An argument is refused.
@@ -225,8 +260,7 @@ class SqlAlchemySessionActivityDb(SessionActivityDb):
         return Lineage(**rows[0]._mapping) if rows else None
 
     async def list_session_summaries(self, filters: SummaryFilters) -> SummaryPage:
-        if not isinstance(filters, SummaryFilters):
-            raise InvalidValueError("filters", filters, "a SummaryFilters")
+        filters = SummaryFilters.checked(filters, "filters")
         order = records.ORDERS[filters.order_column]
         position = read_position(filters, order)
         rows = await self._reading.fetch(*summaries.list_summaries(filters, position, self._abandon_after))
@@ -240,23 +274,36 @@ class SqlAlchemySessionActivityDb(SessionActivityDb):
         *,
         owner_id: UUID | str | None = None,
         project: str | None = None,
+        limit: int = MOST_PARTS,
+        offset: int = 0,
+        payloads: bool = True,
     ) -> SessionDetail | None:
-        wanted = OneDetail.of_call(session_id=session_id, owner_id=owner_id, project=project)
+        wanted = OneDetail.of_call(
+            session_id=session_id, owner_id=owner_id, project=project, limit=limit, offset=offset, payloads=payloads
+        )
         statement = session_detail.get_session_detail(
             wanted.session_id,
             Viewer.of_caller(viewer),
             owner_id=wanted.owner_id,
             project=wanted.project,
+            limit=wanted.limit,
+            offset=wanted.offset,
+            payloads=wanted.payloads,
             abandon_after=self._abandon_after,
         )
-        rows = await self._reading.fetch(statement)
+        rows = await self._page(statement, wanted.limit)
         if not rows:
             return None
         [row] = rows
+        summary, found = _summary(row), RUNS.validate_json(row.runs)
+        said = MESSAGES.validate_json(row.messages)
         return SessionDetail(
-            summary=_summary(row),
-            runs=RUNS.validate_json(row.runs),
-            messages=MESSAGES.validate_json(row.messages),
+            summary=summary,
+            runs=found,
+            messages=said,
+            has_more_runs=wanted.offset + len(found) < summary.runs_count,
+            has_more_messages=wanted.offset + len(said) < summary.messages_count,
+            has_payloads=row.has_payloads,
         )
 
     async def list_threads(
@@ -281,7 +328,7 @@ class SqlAlchemySessionActivityDb(SessionActivityDb):
             before=wanted.before,
             abandon_after=self._abandon_after,
         )
-        rows = await self._reading.fetch(statement)
+        rows = await self._page(statement, wanted.limit)
         if not rows:
             return None
         [row] = rows
@@ -292,15 +339,26 @@ class SqlAlchemySessionActivityDb(SessionActivityDb):
         # All are oldest first. The one beyond the limit is the farthest from the anchor: the last, or with `before` the
         # first.
         page = found[: wanted.limit] if wanted.before is None else found[-wanted.limit :]
-        return ThreadPage(threads=page, session=_summary(row), has_more=len(found) > wanted.limit)
+        return ThreadPage(
+            threads=page,
+            session=_summary(row),
+            has_more=len(found) > wanted.limit,
+            has_payloads=row.has_payloads,
+        )
 
     async def list_runs(self, filters: RunFilters) -> RunPage:
-        if not isinstance(filters, RunFilters):
-            raise InvalidValueError("filters", filters, "a RunFilters")
+        filters = RunFilters.checked(filters, "filters")
         position = read_position(filters, runs.RUN_ORDER)
-        rows = await self._reading.fetch(runs.list_runs(filters, position))
+        rows = await self._page(runs.list_runs(filters, position), filters.limit)
         page, of_page = answered_page(rows, runs.RUN_ORDER, filters)
         return RunPage(runs=[RunDetail.model_validate_json(row.body) for row in page], **of_page)
+
+    async def list_usage_events(self, filters: UsageEventFilters) -> UsageEventPage:
+        filters = UsageEventFilters.checked(filters, "filters")
+        position = read_position(filters, usage_events.USE_ORDER)
+        rows = await self._reading.fetch(usage_events.list_usage_events(filters, position))
+        page, of_page = answered_page(rows, usage_events.USE_ORDER, filters)
+        return UsageEventPage(events=[usage_events.event_of(row) for row in page], **of_page)
 
     async def list_models(self, viewer: Viewer | UUID | str, prefix: str = "") -> list[str]:
         wanted = ModelPrefix.of_call(prefix=prefix)
@@ -320,9 +378,14 @@ class SqlAlchemySessionActivityDb(SessionActivityDb):
         owner_id: UUID | str | None = None,
         limit: int | None = None,
         max_characters: int | None = None,
+        exclude_run_id: str | None = None,
     ) -> list[Message]:
         wanted = ChatHistory.of_call(
-            session_id=session_id, owner_id=owner_id, limit=limit, max_characters=max_characters
+            session_id=session_id,
+            owner_id=owner_id,
+            limit=limit,
+            max_characters=max_characters,
+            exclude_run_id=exclude_run_id,
         )
         statement = messages.chat_history(
             wanted.session_id,
@@ -330,9 +393,20 @@ class SqlAlchemySessionActivityDb(SessionActivityDb):
             owner_id=wanted.owner_id,
             limit=wanted.limit,
             max_characters=wanted.max_characters,
+            exclude_run_id=wanted.exclude_run_id,
         )
         rows = await self._primary.fetch(statement)
         return [Message(**row._mapping) for row in rows]
+
+    async def _page(self, statement: AnySelect, limit: int) -> Sequence[Any]:
+        """The rows of a page. A page that Postgres cannot build is refused, because it could never be answered."""
+        try:
+            return await self._reading.fetch(statement)
+        except SessionLifecycleError as error:
+            if not is_too_large(error):
+                raise
+            expected = "a lower limit: the parts of this page are larger than 1 GB, which Postgres cannot put into one"
+            raise InvalidValueError("limit", limit, expected) from error
 
 
 def _summary(row: Any) -> SessionSummary:

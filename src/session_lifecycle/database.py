@@ -1,7 +1,9 @@
 """SessionDatabase: opens and closes the database, migrates it, and hands out roles, recorders and session blocks."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -21,9 +23,19 @@ from session_lifecycle.models import RollUpReport
 from session_lifecycle.models.prices import PriceOverride
 from session_lifecycle.postgres import migrations
 from session_lifecycle.postgres.embedded import EmbeddedPostgres
-from session_lifecycle.postgres.engines import asyncpg_url, check_engine, create_engine
+from session_lifecycle.postgres.engines import (
+    DEADLINE_MARGIN_SECONDS,
+    Engines,
+    HostEngine,
+    OwnEngines,
+    asyncpg_url,
+    check_engine,
+    create_engine,
+)
 from session_lifecycle.postgres.execution import BoundExecution, Execution, PoolExecution
 from session_lifecycle.postgres.failures import DRIVER_FAILURES, raise_as_ours
+from session_lifecycle.postgres.host_engines import check_encoding
+from session_lifecycle.postgres.processes import forget_in_child
 from session_lifecycle.postgres.schema_check import check_everything
 from session_lifecycle.pricing.catalogue import PriceCatalogue
 from session_lifecycle.reports import SessionReportsDb
@@ -37,9 +49,20 @@ from session_lifecycle.writing.recorder import (
     DEFAULT_GIVE_UP_AFTER,
     DEFAULT_MAX_BATCH,
     DEFAULT_MAX_PENDING,
+    OnLost,
     SessionRecorder,
 )
 from session_lifecycle.writing.session_block import SessionBlock
+from session_lifecycle.writing.synchronous import SynchronousRecorder
+
+
+@dataclass
+class _InLoop:
+    """What a database has in one event loop."""
+
+    at_end: AsyncGenerator[None]
+    """Suspended. asyncio resumes it when the loop shuts down."""
+    roll_up_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 class SessionDatabase:
@@ -47,6 +70,11 @@ class SessionDatabase:
 
     Made by `connect`, `embedded` or `from_engine`. Leaving `async with` closes it, as does `close()`. Each call runs in
     its own transaction; `bind` runs calls in the host's transaction.
+
+    With `connect` and `embedded` it may be used in several event loops, threads and forked processes, one after another
+    or at once: each event loop of each process has a pool of its own, which is closed when the loop shuts down as
+    `asyncio.run` does it. An engine of the host belongs to one event loop at a time; in another one a call raises
+    ConfigurationError before it sends anything.
 
     Example:
         async with SessionDatabase.connect("postgresql://me@localhost/app") as db:
@@ -56,29 +84,27 @@ class SessionDatabase:
 
     def __init__(
         self,
-        engine: AsyncEngine | None,
         settings: Settings,
         prices: Sequence[PriceOverride],
         redact: Redact | None,
         *,
-        owned: bool,
-        read_engine: AsyncEngine | None = None,
         start_server: Callable[[], Awaitable[EmbeddedPostgres]] | None = None,
     ) -> None:
         """Use `connect`, `embedded` or `from_engine` instead."""
         self._settings = settings
         self._prices = PriceCatalogue(prices)
         self._payloads = PayloadPolicy(settings.payload_limit_bytes, settings.payload_when_larger, redact)
-        self._owned = owned
         self._start_server = start_server
         self._server: EmbeddedPostgres | None = None
-        self._engine = engine
-        self._read_engine = read_engine
+        self._engines: Engines | None = None
+        self._read_engines: Engines | None = None
+        self._make_engine: Callable[..., AsyncEngine] | None = None
         self._pool: PoolExecution | None = None
         self._on_primary: SessionRoles | None = None
         self._with_replica: SessionRoles | None = None
-        self._background: WeakSet[SessionRecorder | BackgroundRollUp] = WeakSet()
-        self._roll_up_lock = asyncio.Lock()
+        self._background: WeakSet[SessionRecorder | SynchronousRecorder | BackgroundRollUp] = WeakSet()
+        self._in_loops: dict[asyncio.AbstractEventLoop, _InLoop] = {}
+        forget_in_child(self)
 
     @classmethod
     def connect(
@@ -118,9 +144,13 @@ class SessionDatabase:
             url = settings.database_url.get_secret_value()
             if read_url is None and settings.read_database_url is not None:
                 read_url = settings.read_database_url.get_secret_value()
-        engine = create_engine(asyncpg_url(url), settings, pgbouncer=pgbouncer)
-        read_engine = None if read_url is None else create_engine(asyncpg_url(read_url), settings, pgbouncer=pgbouncer)
-        return cls(engine, settings, prices, redact, owned=True, read_engine=read_engine)
+        db = cls(settings, prices, redact)
+        db._make_engine = partial(create_engine, asyncpg_url(url), settings, pgbouncer=pgbouncer)
+        db._engines = db._own_engines(db._make_engine)
+        if read_url is not None:
+            make = partial(create_engine, asyncpg_url(read_url), settings, pgbouncer=pgbouncer)
+            db._read_engines = db._own_engines(make)
+        return db
 
     @classmethod
     def embedded(
@@ -150,7 +180,7 @@ class SessionDatabase:
             DatabaseUnavailableError: On entering: the server does not start.
         """
         start_server = partial(EmbeddedPostgres.start, data_dir)
-        return cls(None, _settings(settings, schema), prices, redact, owned=True, start_server=start_server)
+        return cls(_settings(settings, schema), prices, redact, start_server=start_server)
 
     @classmethod
     def from_engine(
@@ -183,12 +213,21 @@ class SessionDatabase:
         check_engine("engine", engine)
         if read_engine is not None:
             check_engine("read_engine", read_engine)
-        return cls(engine, _settings(settings, schema), prices, redact, owned=False, read_engine=read_engine)
+        db = cls(_settings(settings, schema), prices, redact)
+        db._engines = HostEngine(engine, db._settings.database_schema, db._enter_loop)
+        if read_engine is not None:
+            db._read_engines = HostEngine(read_engine, db._settings.database_schema, db._enter_loop)
+        return db
+
+    def _own_engines(self, make: Callable[[], AsyncEngine]) -> OwnEngines:
+        return OwnEngines(make, self._settings.database_schema, self._enter_loop)
 
     async def __aenter__(self) -> Self:
-        if self._start_server is not None and self._engine is None:
+        if self._start_server is not None and self._engines is None:
             self._server = await self._start_server()
-            self._engine = create_engine(asyncpg_url(self._server.url), self._settings, pgbouncer=False)
+            url = asyncpg_url(self._server.url)
+            self._make_engine = partial(create_engine, url, self._settings, pgbouncer=False)
+            self._engines = self._own_engines(self._make_engine)
         return self
 
     async def __aexit__(
@@ -199,52 +238,102 @@ class SessionDatabase:
     async def close(self) -> None:
         """Closes the recorders, the background roll-ups, the database's own engines and the embedded server.
 
-        Recorders write their pending items first, for at most `drain_within`. A second call does nothing. The host's
+        Recorders write their pending items first, for at most `drain_within`. The connections of every event loop are
+        closed, within some seconds also where the server does not answer. A second call does nothing. The host's
         engines stay open.
 
         Raises:
             DatabaseUnavailableError: The embedded server could not be stopped.
         """
         for one in list(self._background):
-            await one.close()
-        for engine in (self._engine, self._read_engine):
-            if self._owned and engine is not None:
-                await engine.dispose()
+            await (asyncio.to_thread(one.close) if isinstance(one, SynchronousRecorder) else one.close())
+        for engines in (self._engines, self._read_engines):
+            if isinstance(engines, OwnEngines):
+                await engines.close()
+        if (here := self._in_loops.pop(asyncio.get_running_loop(), None)) is not None:
+            await here.at_end.aclose()
         if self._server is not None:
             server, self._server = self._server, None
-            self._engine = self._pool = self._on_primary = None
+            self._engines = self._make_engine = self._pool = self._on_primary = None
             await server.stop()
+
+    def _enter_loop(self) -> None:
+        """Has the recorders and the pool of the running event loop closed when it shuts down."""
+        loop = asyncio.get_running_loop()
+        if loop in self._in_loops:
+            return
+        for gone in [one for one in self._in_loops if one.is_closed()]:
+            del self._in_loops[gone]
+        at_end = self._close_at_end()
+        # `asyncio.run` and `asyncio.Runner` close every asynchronous generator that was begun in their loop. This one
+        # is begun without waiting: its first step ends at the `yield`.
+        try:
+            at_end.__anext__().send(None)
+        except StopIteration:
+            self._in_loops[loop] = _InLoop(at_end)
+
+    async def _close_at_end(self) -> AsyncGenerator[None]:
+        try:
+            yield
+        finally:
+            loop = asyncio.get_running_loop()
+            for one in list(self._background):
+                if not isinstance(one, SynchronousRecorder) and one.loop is loop:
+                    await one.close()
+            for engines in (self._engines, self._read_engines):
+                if isinstance(engines, OwnEngines):
+                    await engines.close_here()
+
+    def forget_parent(self) -> object:
+        """See `HasParents`: the parent's event loops are none of this process."""
+        ours, self._in_loops = self._in_loops, {}
+        return ours
 
     @property
     def engine(self) -> AsyncEngine:
-        """The engine of the primary: the host's for `from_engine`, else the database's own.
+        """The engine of the primary: the host's for `from_engine`, else the database's own for this event loop.
+
+        The connections of an own engine have `pg_catalog` as their search path, so a statement names its schema.
 
         Raises:
-            ConfigurationError: The embedded server is not running, as outside `async with`.
+            ConfigurationError: The embedded server is not running, as outside `async with`; or the host's engine has
+                connections of another event loop.
         """
-        if self._engine is None:
+        return self._primary_engines().engine
+
+    def _primary_engines(self) -> Engines:
+        if self._engines is None:
             raise ConfigurationError(
                 "the embedded server is not running: use `async with SessionDatabase.embedded() as db`"
             )
-        return self._engine
+        return self._engines
 
     def _execution(self) -> PoolExecution:
         # All roles share one, so the schema is checked once and each statement compiled once.
         if self._pool is None:
-            self._pool = self._execution_on(self.engine)
+            self._pool = self._execution_on(self._primary_engines())
         return self._pool
 
-    def _execution_on(self, engine: AsyncEngine) -> PoolExecution:
-        return PoolExecution(engine, self._settings.database_schema, self._settings.retries)
+    def _execution_on(self, engines: Engines, *, is_for_reads: bool = False) -> PoolExecution:
+        settings = self._settings
+        timeout = settings.statement_timeout_seconds if engines.is_own else None
+        return PoolExecution(
+            engines,
+            settings.database_schema,
+            settings.retries,
+            repeat_within_seconds=None if timeout is None else timeout + DEADLINE_MARGIN_SECONDS,
+            is_for_reads=is_for_reads,
+        )
 
     def _roles_with(self, primary: Execution, reading: Execution) -> SessionRoles:
         return SessionRoles(primary, reading, self._prices, self._payloads, self._settings)
 
     def _roles(self) -> SessionRoles:
-        if self._read_engine is None:
+        if self._read_engines is None:
             return self.primary
         if self._with_replica is None:
-            self._with_replica = self._roles_with(self._execution(), self._execution_on(self._read_engine))
+            reading = self._execution_on(self._read_engines, is_for_reads=True)
+            self._with_replica = self._roles_with(self._execution(), reading)
         return self._with_replica
 
     @property
@@ -306,10 +395,12 @@ class SessionDatabase:
         on_full: Literal["wait", "raise"] = "wait",
         give_up_after: timedelta | float = DEFAULT_GIVE_UP_AFTER,
         drain_within: timedelta | float = DEFAULT_DRAIN_WITHIN,
+        on_lost: OnLost | None = None,
     ) -> SessionRecorder:
         """Makes a `SessionWriter` that writes the items of many callers in few transactions.
 
-        Enter it with `async with`. Durations are timedeltas or seconds.
+        Enter it with `async with`. Durations are timedeltas or seconds. It belongs to the event loop that uses it
+        first. When that loop is closed, the next loop that uses it takes it over.
 
         Args:
             max_batch: The most items of one transaction.
@@ -318,6 +409,9 @@ class SessionDatabase:
             on_full: What a call does at `max_pending`: `wait` for room, or `raise` RecorderFullError.
             give_up_after: How long a call is retried without the database before it raises DatabaseUnavailableError.
             drain_within: How long `close` goes on writing pending items.
+            on_lost: Called with items that were accepted and not written, and with the error. Only for items whose
+                caller does not get the error: those that were submitted, and those of cancelled callers. It runs on the
+                recorder's event loop, so it must not block; what it raises is logged.
 
         Raises:
             ConfigurationError: An argument is out of range, or the embedded server is not running.
@@ -330,14 +424,67 @@ class SessionDatabase:
             on_full=on_full,
             give_up_after=give_up_after,
             drain_within=drain_within,
+            on_lost=on_lost,
+            on_start=self._enter_loop,
         )
+        self._background.add(recorder)
+        return recorder
+
+    def synchronous_recorder(
+        self,
+        *,
+        max_batch: int = DEFAULT_MAX_BATCH,
+        max_delay: timedelta | float = 0.0,
+        max_pending: int = DEFAULT_MAX_PENDING,
+        on_full: Literal["wait", "raise"] = "wait",
+        give_up_after: timedelta | float = DEFAULT_GIVE_UP_AFTER,
+        drain_within: timedelta | float = DEFAULT_DRAIN_WITHIN,
+        on_lost: OnLost | None = None,
+    ) -> SynchronousRecorder:
+        """Makes a recorder for synchronous code: the calls of `recorder` without `await`, from any thread.
+
+        It has a thread and an event loop of its own, which start with the first call. It closes with `with`, with
+        `close()`, or by itself when the interpreter exits, and writes what is pending first. In a forked child it
+        starts again, without the items of the parent.
+
+        Args:
+            max_batch: See `recorder`.
+            max_delay: See `recorder`.
+            max_pending: See `recorder`.
+            on_full: See `recorder`.
+            give_up_after: See `recorder`.
+            drain_within: See `recorder`.
+            on_lost: See `recorder`. It runs on the thread of this recorder, and must not call the recorder.
+
+        Raises:
+            ConfigurationError: An argument is out of range, the database is on a host's engine, which belongs to the
+                host's event loop, or the embedded server is not running.
+        """
+        if not self._primary_engines().is_own:
+            raise ConfigurationError(
+                "synchronous_recorder: the database is on the host's engine, which belongs to the host's event loop; "
+                "use SessionDatabase.connect, or `submit_threadsafe` of a recorder"
+            )
+        make = partial(
+            SessionRecorder,
+            max_batch=max_batch,
+            max_delay=max_delay,
+            max_pending=max_pending,
+            on_full=on_full,
+            give_up_after=give_up_after,
+            drain_within=drain_within,
+            on_lost=on_lost,
+            on_start=self._enter_loop,
+        )
+        recorder = SynchronousRecorder(make(WritePipeline(self._execution(), self._prices, self._payloads)))
         self._background.add(recorder)
         return recorder
 
     def rolling_up(self, *, every: timedelta | float = DEFAULT_ROLL_UP_EVERY) -> BackgroundRollUp:
         """Makes a task that calls `maintenance.roll_up` again and again. Entering `async with` starts it.
 
-        Several processes may run one; they share the work. Within a `SessionDatabase` one roll-up runs at a time.
+        Several processes may run one; they share the work. Within an event loop one roll-up of a
+        `SessionDatabase` runs at a time.
 
         Args:
             every: The pause after each roll-up (±50 %), a timedelta or seconds, more than 0.
@@ -350,7 +497,8 @@ class SessionDatabase:
         return background
 
     async def _roll_up_alone(self) -> RollUpReport:
-        async with self._roll_up_lock:
+        self._enter_loop()
+        async with self._in_loops[asyncio.get_running_loop()].roll_up_lock:
             return await self.maintenance.roll_up()
 
     def bind(self, host: AsyncConnection | AsyncSession, *, savepoints: bool = True) -> SessionRoles:
@@ -375,26 +523,43 @@ class SessionDatabase:
     async def migrate(self, *, connection: AsyncConnection | None = None) -> None:
         """Migrates the schema to this version's revision; does nothing if it is already there.
 
-        If several processes migrate at once, one of them does it and the others wait.
+        If several processes migrate at once, one of them does it and the others wait. No writer waits for longer than
+        half a second: the migration gives up a lock that it does not get and tries again, for more than a minute. An
+        index that is missing is built beside the writers.
 
         Args:
-            connection: The host's connection: the migration is part of its transaction. None: the migration runs in its
-                own transaction and is committed.
+            connection: The host's connection: the migration is part of its transaction, and the host sets the
+                `lock_timeout`. None: the migration runs in its own transaction and is committed.
 
         Raises:
-            ConfigurationError: The database refuses the user, or the user may not create the schema.
+            ConfigurationError: The database refuses the user, the user may not create the schema, or the encoding of
+                the database is not UTF8.
+            TransactionConflictError: A long transaction of somebody else kept a lock; nothing was changed.
             DatabaseUnavailableError: The database cannot be reached or lost the connection.
         """
         try:
             if connection is not None:
+                check_encoding(connection)
                 await migrations.upgrade(connection, self._settings.database_schema)
                 return
-            async with self.engine.begin() as own:
-                # Building an index may take longer than the statement timeout, which is for requests.
-                await own.exec_driver_sql("SET LOCAL statement_timeout = 0")
-                await migrations.upgrade(own, self._settings.database_schema)
+            async with self._patient_engine() as engine:
+                async with engine.connect() as looked_at:
+                    check_encoding(looked_at)
+                await migrations.upgrade_on(engine, self._settings.database_schema)
         except DRIVER_FAILURES as error:
             raise_as_ours(error)
+
+    @asynccontextmanager
+    async def _patient_engine(self) -> AsyncGenerator[AsyncEngine]:
+        """An engine whose client waits for as long as a migration takes."""
+        if self._make_engine is None:
+            yield self.engine
+            return
+        engine = self._make_engine(has_deadline=False)
+        try:
+            yield engine
+        finally:
+            await engine.dispose()
 
     async def check(self) -> list[str]:
         """Checks that the schema of the database has everything that this version uses. Changes nothing.
@@ -405,11 +570,12 @@ class SessionDatabase:
         Raises:
             SchemaError: The schema is not migrated, lacks something, or is newer and does not serve this version. The
                 message names what is missing and the command that mends it.
-            ConfigurationError: The database refuses the user or the access.
+            ConfigurationError: The database refuses the user or the access, or its encoding is not UTF8.
             DatabaseUnavailableError: The database cannot be reached or lost the connection.
         """
         try:
             async with self.engine.connect() as connection:
+                check_encoding(connection)
                 return await check_everything(connection, self._settings.database_schema)
         except DRIVER_FAILURES as error:
             raise_as_ours(error)

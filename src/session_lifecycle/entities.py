@@ -49,6 +49,8 @@ metadata = MetaData(
 # system cannot change this order, and so cannot break an index on it.
 KeyText = Text(collation="C")
 ZERO = text("0")
+# The places of inherited columns: before or after the columns of the table's own class.
+FIRST, LAST = -1, 1
 TIMESTAMPTZ = DateTime(timezone=True)
 MONEY = Numeric()
 # The condition holds for every session. Postgres only plans with an index under this condition when the query repeats
@@ -62,9 +64,14 @@ class Base(DeclarativeBase):
     metadata = metadata
 
 
-def never_negative(*columns: str) -> CheckConstraint:
-    """The constraint that none of these columns is negative."""
-    return CheckConstraint(" AND ".join(f"{column} >= 0" for column in columns), name="never_negative")
+def never_negative(*counts: str, costs: Sequence[str] = ("cost_usd",)) -> CheckConstraint:
+    """The constraint that none of these columns is negative, and that each cost is a finite number.
+
+    LEAST skips nulls, and one expression is ready sooner than one for each column: Postgres prepares it anew in each
+    statement. NaN is greater than every number, infinity included.
+    """
+    sums = [f"LEAST({', '.join(counts)}) >= 0", *(f"{cost} >= 0 AND {cost} < 'Infinity'" for cost in costs)]
+    return CheckConstraint(" AND ".join(sums), name="never_negative")
 
 
 # Sessions, their totals by model, and the ledger of usage events from which the totals are derived
@@ -109,9 +116,24 @@ class SessionRecordEntity(Base):
     # The session stands for the thread of a run that named no session, and no call has named the session yet. It is
     # deleted with its last run.
     derived: Mapped[bool] = mapped_column(Boolean, server_default=text("false"))
+    # The session's times by the calls that name the session, where a run that is in the session by its thread alone was
+    # seen earlier or later; else null. Such a run may leave the session, and takes its times along.
+    own_started_at: Mapped[datetime | None] = mapped_column(TIMESTAMPTZ)
+    own_last_activity_at: Mapped[datetime | None] = mapped_column(TIMESTAMPTZ)
     # Whether the session is in `rolled_up_sessions` and counted in the roll-ups. Every change of the row takes the
     # session out of both, by the trigger `leave_roll_ups`.
     rolled_up: Mapped[bool] = mapped_column(Boolean, server_default=text("false"))
+    # The totals that few sessions have: classes of use that are billed apart, plan usage, lower bounds. An object of
+    # numbers by name, without those that are zero; null where there are none, so that other sessions pay nothing.
+    further_totals: Mapped[dict[str, Any] | None] = mapped_column(JSONB)
+    # An object of texts by name; null where there are none.
+    tags: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
+    # The session waits while no activity is later than this moment. So the next activity ends the waiting without a
+    # write here, and a touch or a use pays nothing for it.
+    waiting_since: Mapped[datetime | None] = mapped_column(TIMESTAMPTZ)
+    end_reason: Mapped[str | None] = mapped_column(Text)
+    # A session of the same user. It may be one that does not exist.
+    parent_session_id: Mapped[str | None] = mapped_column(KeyText)
 
     __table_args__ = (
         CheckConstraint("status IN ('running', 'completed', 'failed')", name="status"),
@@ -119,7 +141,6 @@ class SessionRecordEntity(Base):
         never_negative(
             "tokens_in",
             "tokens_out",
-            "cost_usd",
             "error_count",
             "cache_read_tokens",
             "cache_write_tokens",
@@ -127,7 +148,7 @@ class SessionRecordEntity(Base):
             "unpriced_events",
             "unmeasured_events",
             "late_events",
-            "late_cost_usd",
+            costs=("cost_usd", "late_cost_usd"),
         ),
         # The sessions that are not rolled up: of a user, of a dataset, of everybody. They are few once a job rolls up
         # the older sessions. All three indexes are partial, so that Postgres only plans with them for reads that repeat
@@ -142,9 +163,29 @@ class SessionRecordEntity(Base):
             postgresql_where=text(f"{NOT_ROLLED_UP} AND dataset_id IS NOT NULL"),
         ),
         Index(None, "status", "activity_minute", postgresql_where=text(f"{NOT_ROLLED_UP} AND {OF_EVERYBODY}")),
-        # `get_session_row` uses it where the viewer sees the session through a dataset and does not own it.
-        Index(None, "session_id", "user_id"),
+        # The latest session with an id, of everybody and of a dataset: `get_session_row` uses them where the viewer
+        # does not own the session.
+        Index(None, "session_id", "activity_minute"),
+        Index(None, "session_id", "dataset_id", "activity_minute", postgresql_where=text("dataset_id IS NOT NULL")),
+        # The children of a session. Partial, so that a session without a parent pays nothing for it.
+        Index(None, "user_id", "parent_session_id", postgresql_where=text("parent_session_id IS NOT NULL")),
     )
+
+
+class SessionAnnotationEntity(Base):
+    """What somebody says about a session: at most one row for each name and annotator."""
+
+    __tablename__ = "session_annotations"
+
+    user_id: Mapped[UUID] = mapped_column(Uuid, primary_key=True)
+    session_id: Mapped[str] = mapped_column(KeyText, primary_key=True)
+    name: Mapped[str] = mapped_column(KeyText, primary_key=True)
+    # The empty text where the annotator is not known: a column of a key cannot be null.
+    annotator: Mapped[str] = mapped_column(KeyText, primary_key=True, server_default=text("''"))
+    score: Mapped[float | None] = mapped_column(Double)
+    label: Mapped[str | None] = mapped_column(Text)
+    comment: Mapped[str | None] = mapped_column(Text)
+    at: Mapped[datetime] = mapped_column(TIMESTAMPTZ, server_default=text("statement_timestamp()"))
 
 
 class SessionModelUsageEntity(Base):
@@ -155,7 +196,7 @@ class SessionModelUsageEntity(Base):
     user_id: Mapped[UUID] = mapped_column(Uuid, primary_key=True)
     session_id: Mapped[str] = mapped_column(KeyText, primary_key=True)
     # Usage without a model has the empty text here: a column of a key cannot be null.
-    model: Mapped[str] = mapped_column(Text(collation="C"), primary_key=True)
+    model: Mapped[str] = mapped_column(Text(collation="C"))
     tokens_in: Mapped[int] = mapped_column(BigInteger, server_default=ZERO)
     tokens_out: Mapped[int] = mapped_column(BigInteger, server_default=ZERO)
     cost_usd: Mapped[Decimal] = mapped_column(MONEY, server_default=ZERO)
@@ -165,12 +206,14 @@ class SessionModelUsageEntity(Base):
     events: Mapped[int] = mapped_column(BigInteger, server_default=ZERO)
     unpriced_events: Mapped[int] = mapped_column(BigInteger, server_default=ZERO)
     unmeasured_events: Mapped[int] = mapped_column(BigInteger, server_default=ZERO)
+    # Names that differ in case only are one model. `model` has the spelling that the session gave first.
+    model_key: Mapped[str] = mapped_column(KeyText, Computed("lower(model)", persisted=True), primary_key=True)
+    further_totals: Mapped[dict[str, Any] | None] = mapped_column(JSONB)
 
     __table_args__ = (
         never_negative(
             "tokens_in",
             "tokens_out",
-            "cost_usd",
             "cache_read_tokens",
             "cache_write_tokens",
             "reasoning_tokens",
@@ -214,22 +257,35 @@ class SessionUsageEventEntity(Base):
     revision: Mapped[int] = mapped_column(Integer, server_default=ZERO)
     run_id: Mapped[str | None] = mapped_column(Text)
     details: Mapped[dict[str, Any]] = mapped_column(JSONB, server_default=text("'{}'"))
+    # The counts of the classes of use that are rare, by name (`models.usage_classes.RARE_CLASSES`), without zeros; null
+    # where there are none.
+    parts: Mapped[dict[str, Any] | None] = mapped_column(JSONB)
+    billing: Mapped[str] = mapped_column(Text, server_default=text("'api'"))
+    # The price of usage under a plan; null where it is unpriced. It is in no cost: `cost_usd` is zero there.
+    plan_cost_usd: Mapped[Decimal | None] = mapped_column(MONEY)
+    kind: Mapped[str] = mapped_column(Text, server_default=text("'llm'"))
+    service_tier: Mapped[str] = mapped_column(Text, server_default=text("'standard'"))
+    # Whether the counts are a lower bound.
+    partial: Mapped[bool] = mapped_column(Boolean, server_default=text("false"))
 
     __table_args__ = (
         # The key finds one event, and all events of a session.
         PrimaryKeyConstraint("user_id", "session_id", "event_id"),
         # A run has at most one row of scope 'run': the cost that it reports beyond its events.
+        CheckConstraint(
+            "billing = 'api' AND plan_cost_usd IS NULL OR billing = 'plan' AND cost_usd = 0", name="billing"
+        ),
         CheckConstraint("key_scope IN ('session', 'user', 'run')", name="key_scope"),
         CheckConstraint("cache_read_tokens + cache_write_tokens <= tokens_in", name="parts_of_input"),
         CheckConstraint("reasoning_tokens <= tokens_out", name="part_of_output"),
         never_negative(
             "tokens_in",
             "tokens_out",
-            "cost_usd",
             "cache_read_tokens",
             "cache_write_tokens",
             "reasoning_tokens",
             "revision",
+            costs=("cost_usd", "plan_cost_usd"),
         ),
         # Finds a key of scope 'user' in whichever session counted it, and keeps it from being counted twice.
         Index(None, "user_id", "event_id", unique=True, postgresql_where=text("key_scope = 'user'")),
@@ -243,10 +299,19 @@ class SessionUsageEventEntity(Base):
 # Activity: runs, their steps, and messages
 
 
+class _Recording:
+    """What a run, a step and a message have in common."""
+
+    # The revision of the content. A recording with a higher one replaces the content.
+    revision: Mapped[int] = mapped_column(Integer, server_default=ZERO, sort_order=LAST)
+    # The number of the first recording. It orders what happened at one moment, and recording again leaves it as it is.
+    record_no: Mapped[int] = mapped_column(BigInteger, Identity(), sort_order=LAST)
+
+
 IS_ERROR = "COALESCE((jsonb_typeof(errors) <> 'null'::text) AND (errors <> '[]'::jsonb), false)"
 
 
-class SessionRunEntity(Base):
+class SessionRunEntity(_Recording, Base):
     """A unit of agent work. A row without a start stands for a run that others named and that is not recorded yet."""
 
     __tablename__ = "session_runs"
@@ -287,30 +352,39 @@ class SessionRunEntity(Base):
     events_tokens_out: Mapped[int] = mapped_column(BigInteger, server_default=ZERO)
     events_cache_read_tokens: Mapped[int] = mapped_column(BigInteger, server_default=ZERO)
     events_cache_write_tokens: Mapped[int] = mapped_column(BigInteger, server_default=ZERO)
+    # The price of the events under a plan; null where there are none.
+    events_plan_cost_usd: Mapped[Decimal | None] = mapped_column(MONEY)
     # The earliest start, and the latest start or end, of the run and its steps.
     first_seen: Mapped[datetime | None] = mapped_column(TIMESTAMPTZ)
     last_seen: Mapped[datetime | None] = mapped_column(TIMESTAMPTZ)
 
     __table_args__ = (
         CheckConstraint("status IN ('running', 'completed', 'failed', 'cancelled')", name="status"),
-        # The indexes by user are partial, so that Postgres never plans a lookup by key with them (see
-        # `SessionRecordEntity`).
+        # All indexes are partial, so that Postgres never plans a lookup by key with them (see `SessionRecordEntity`).
+        # From version 18 on it could skip over a leading column.
         # The runs of a session.
-        Index(None, "user_id", "session_id", "started_at", "run_id", postgresql_where=text("started_at IS NOT NULL")),
+        Index(
+            None,
+            "user_id",
+            "session_id",
+            "started_at",
+            "record_no",
+            postgresql_where=text("started_at IS NOT NULL"),
+        ),
         # The runs that were recorded before their parent; and the runs of a thread.
         Index(None, "user_id", "parent_run_id", postgresql_where=text("parent_run_id IS NOT NULL")),
         Index(None, "user_id", "root_run_id", postgresql_where=text("root_run_id IS NOT NULL")),
         # The runs that were recorded before the run that made their tool call.
         Index(None, "user_id", "parent_tool_call_id", postgresql_where=text("parent_tool_call_id IS NOT NULL")),
         # The sessions of all users by model and by client.
-        Index(None, "model", "user_id", "session_id"),
-        Index(None, "client", "user_id", "session_id"),
+        Index(None, "model", "user_id", "session_id", postgresql_where=text("model IS NOT NULL")),
+        Index(None, "client", "user_id", "session_id", postgresql_where=text("client IS NOT NULL")),
         # A user's runs by time: run telemetry, and pages of runs.
-        Index(None, "user_id", "started_at", "run_id", postgresql_where=text("started_at IS NOT NULL")),
+        Index(None, "user_id", "started_at", "record_no", postgresql_where=text("started_at IS NOT NULL")),
     )
 
 
-class SessionStepEntity(Base):
+class SessionStepEntity(_Recording, Base):
     """A part of a run: a task, a tool call or a span."""
 
     __tablename__ = "session_steps"
@@ -341,7 +415,7 @@ class SessionStepEntity(Base):
     )
 
 
-class SessionMessageEntity(Base):
+class SessionMessageEntity(_Recording, Base):
     """A message of a session: a user's prompt, an assistant's reply or a model's thought."""
 
     __tablename__ = "session_messages"
@@ -360,7 +434,7 @@ class SessionMessageEntity(Base):
     __table_args__ = (
         CheckConstraint("role IN ('user', 'assistant', 'system', 'tool', 'thought')", name="role"),
         # The messages of a session in their order.
-        Index(None, "user_id", "session_id", "created_at", "message_id"),
+        Index(None, "user_id", "session_id", "created_at", "record_no"),
         # The messages of a run: its prompt and its thoughts.
         Index(None, "user_id", "run_id", "created_at", postgresql_where=text("run_id IS NOT NULL")),
     )
@@ -402,6 +476,7 @@ class RolledUpSessionEntity(Base):
     late_cost_usd: Mapped[Decimal] = mapped_column(MONEY)
     # The usage by model, with the models' names as they are reported.
     models: Mapped[list[dict[str, Any]]] = mapped_column(JSONB)
+    further_totals: Mapped[dict[str, Any] | None] = mapped_column(JSONB)
 
     __table_args__ = (
         *(_ordered_index(column, "session_id", of=["user_id"]) for column in SESSION_ORDERS),
@@ -412,10 +487,6 @@ class RolledUpSessionEntity(Base):
         _ordered_index("last_activity_at", "user_id", "session_id", of=["dataset_id", "agent_name"]),
         _ordered_index("last_activity_at", "session_id", of=["user_id", "dataset_id"]),
     )
-
-
-# The places of inherited columns: before or after the columns of the table's own class.
-FIRST, LAST = -1, 1
 
 
 class _Totals:
@@ -430,6 +501,7 @@ class _Totals:
     unmeasured_events: Mapped[int] = mapped_column(BigInteger, server_default=ZERO, sort_order=LAST)
     late_events: Mapped[int] = mapped_column(BigInteger, server_default=ZERO, sort_order=LAST)
     late_cost_usd: Mapped[Decimal] = mapped_column(MONEY, server_default=ZERO, sort_order=LAST)
+    further_totals: Mapped[dict[str, Any] | None] = mapped_column(JSONB, sort_order=LAST)
 
 
 class _ModelTotals:
@@ -444,6 +516,7 @@ class _ModelTotals:
     reasoning_tokens: Mapped[Decimal] = mapped_column(Numeric, server_default=ZERO, sort_order=LAST)
     events: Mapped[int] = mapped_column(BigInteger, server_default=ZERO, sort_order=LAST)
     unpriced_events: Mapped[int] = mapped_column(BigInteger, server_default=ZERO, sort_order=LAST)
+    further_totals: Mapped[dict[str, Any] | None] = mapped_column(JSONB, sort_order=LAST)
 
 
 class _Bucket:

@@ -5,27 +5,61 @@ the question.
 """
 
 import base64
-import binascii
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from datetime import datetime
-from decimal import Decimal, InvalidOperation
+from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
 from session_lifecycle.errors import InvalidValueError
 from session_lifecycle.models import TOTAL_BOUND
+from session_lifecycle.models.fields import storable
 from session_lifecycle.models.pages import PageFilters
 from session_lifecycle.statements.shared.paging import Order, Position
 
 _EXPECTED = "the next_cursor of a page under the same filters"
+# A cursor holds two ids at most, and JSON and base64 make a text eight times as long at most.
+_MOST_CHARACTERS = 32_768
+# Further digits than any figure that we store or add up has.
+_MOST_DIGITS = 1_000
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError("not text")
+    return storable(value)
+
+
+def _time(value: Any) -> datetime:
+    time = datetime.fromisoformat(_text(value))
+    if time.utcoffset() is None:
+        raise ValueError("no time zone")
+    time.astimezone(UTC)  # raises OverflowError beyond the years of UTC, where the driver would
+    return time
+
+
+def _figure(value: Any) -> Decimal:
+    figure = Decimal(_text(value))
+    if not figure.is_finite() or abs(figure.adjusted()) > _MOST_DIGITS or len(figure.as_tuple().digits) > _MOST_DIGITS:
+        raise ValueError("not a figure")
+    return figure
+
+
+def _count(value: Any) -> int:
+    count = int(_text(value))
+    if not -(2**63) <= count < 2**63:
+        raise ValueError("not a count")
+    return count
+
+
 _READERS: dict[type, Callable[[Any], Any]] = {
-    datetime: datetime.fromisoformat,
-    Decimal: Decimal,
-    UUID: UUID,
-    int: int,
-    str: str,
+    datetime: _time,
+    Decimal: _figure,
+    UUID: lambda value: UUID(_text(value)),
+    int: _count,
+    str: _text,
 }
 
 
@@ -48,7 +82,7 @@ def answered_page(rows: Sequence[Any], order: Order, filters: PageFilters) -> tu
         "limit": filters.limit,
         "offset": filters.offset,
         "has_more": has_more,
-        "next_cursor": _write_cursor(page[-1], order, filters) if has_more else None,
+        "next_cursor": _cursor_after(page[-1], order, filters) if has_more else None,
     }
 
 
@@ -60,23 +94,42 @@ def read_position(filters: PageFilters, order: Order) -> Position | None:
     """
     if filters.cursor is None:
         return None
+    fingerprint = _question_fingerprint(filters)
     try:
-        encoded = filters.cursor + "=" * (-len(filters.cursor) % 4)
-        fingerprint, as_of, *texts = json.loads(base64.b64decode(encoded, altchars=b"-_", validate=True))
-        if fingerprint == _question_fingerprint(filters):
-            value, *key = (
-                None if text is None else _READERS[kind](text) for text, kind in zip(texts, order.kinds, strict=True)
-            )
-            return Position(value, tuple(key), datetime.fromisoformat(as_of))
-    except (binascii.Error, InvalidOperation, UnicodeError, ValueError, TypeError, AttributeError) as error:
+        position = _position(filters.cursor, order, fingerprint)
+    except (ValueError, TypeError, ArithmeticError, RecursionError) as error:
         raise InvalidValueError("cursor", filters.cursor, _EXPECTED) from error
-    raise InvalidValueError("cursor", filters.cursor, _EXPECTED)
+    # Only what `_cursor` writes is a cursor, so nobody has to think of all other ways to write its values.
+    if _cursor(fingerprint, position) != filters.cursor:
+        raise InvalidValueError("cursor", filters.cursor, _EXPECTED)
+    return position
 
 
-def _write_cursor(row: Any, order: Order, filters: PageFilters) -> str:
-    values = [getattr(row, name) for name in order.position_names]
-    parts = [_question_fingerprint(filters), *map(_cursor_text, [row.as_of, *values])]
+def _position(cursor: str, order: Order, fingerprint: str) -> Position:
+    """The position in a cursor. Raises one of the errors that `read_position` expects."""
+    if len(_text(cursor)) > _MOST_CHARACTERS:
+        raise ValueError("too long")
+    decoded = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
+    of_question, as_of, *texts = json.loads(decoded)
+    if of_question != fingerprint:
+        raise ValueError("of another question")
+    may_be_null = [order.has_nulls, *(False for _ in order.key)]
+    value, *key = (
+        None if text is None and nullable else _READERS[kind](text)
+        for text, kind, nullable in zip(texts, order.kinds, may_be_null, strict=True)
+    )
+    return Position(value, tuple(key), _time(as_of))
+
+
+def _cursor(fingerprint: str, position: Position) -> str:
+    parts = [fingerprint, *map(_cursor_text, [position.as_of, position.value, *position.key])]
     return base64.urlsafe_b64encode(json.dumps(parts, ensure_ascii=False).encode()).decode().rstrip("=")
+
+
+def _cursor_after(row: Any, order: Order, filters: PageFilters) -> str:
+    """The cursor of the page that follows this row."""
+    value, *key = (getattr(row, name) for name in order.position_names)
+    return _cursor(_question_fingerprint(filters), Position(value, tuple(key), row.as_of))
 
 
 def _cursor_text(value: Any) -> str | None:

@@ -1,10 +1,12 @@
 """Reports: usage and spend by time, user and agent; tokens by class; durations and run telemetry."""
 
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from itertools import pairwise
 from typing import Any, Literal, Protocol
 from uuid import UUID
 
+from session_lifecycle.errors import InvalidValueError
 from session_lifecycle.models import (
     CostByAgentRow,
     CostByUserRow,
@@ -17,18 +19,25 @@ from session_lifecycle.models import (
     TelemetrySummary,
     TokenClasses,
     TokensByClass,
+    UsageFigures,
+    UsageFilters,
     UsagePoint,
+    UsageReport,
+    UsageRow,
     Viewer,
 )
-from session_lifecycle.models.reports import Series
+from session_lifecycle.models.reports import FIGURES, MOST_GROUPS, MOST_POINTS, Dimension, Series, UsageQuestion
 from session_lifecycle.models.run_telemetry import TelemetryFilters
 from session_lifecycle.models.session_filters import Window
-from session_lifecycle.postgres.execution import Execution
-from session_lifecycle.statements.reports import costs, run_telemetry, spend
+from session_lifecycle.postgres.execution import AnySelect, Execution
+from session_lifecycle.statements.reports import costs, run_telemetry, usage
 from session_lifecycle.statements.roll_ups import session_stats
 from session_lifecycle.statements.shared import durations
+from session_lifecycle.statements.shared.ledger import TOKEN_COLUMNS, UNKNOWN_DATASET
 from session_lifecycle.statements.shared.visibility import scopes
 
+TOKENS = tuple(column.key for column in TOKEN_COLUMNS)
+GROUP_FIELDS = UsageRow.model_fields.keys() - UsageFigures.model_fields.keys()
 NO_DURATIONS = Durations(count=0, p50_s=None, p90_s=None, p95_s=None, p99_s=None)
 
 
@@ -40,12 +49,53 @@ class SessionReportsDb(Protocol):
 
     A call that fails for a passing reason is retried, except inside a host's transaction. Every call raises:
 
-    - `InvalidValueError`: it refuses an argument; for example, `until` is before `since`.
+    - `InvalidValueError`: it refuses an argument; for example, `until` is before `since`. A call that takes no `limit`
+      refuses a window with more than 50,000 models, agents, users or telemetry keys.
     - `SchemaError`: the schema is not migrated, or does not serve this version.
     - `DatabaseUnavailableError`: the database cannot be reached or did not answer, also after the retries.
     - `TransactionConflictError`: the call lost conflicts with concurrent transactions, also after the retries; or the
       host's transaction is not READ COMMITTED.
     """
+
+    async def usage(
+        self,
+        viewer: Viewer | UUID | str,
+        *,
+        group_by: Sequence[Dimension] = (),
+        since: datetime | None = None,
+        until: datetime | None = None,
+        filters: UsageFilters | None = None,
+        order_by: str = "cost_usd",
+        limit: int = 1000,
+        timezone: str = "UTC",
+        details: Sequence[str] = (),
+    ) -> UsageReport:
+        """Usage and spend in the window, by the time of use, in one group for each combination of the dimensions.
+
+        `spend`, `usage_timeseries` and `tokens_by_class` are short forms of this report. The total over all groups is
+        beside the rows; over all time its `cost_usd` equals `total_spend_usd` of `aggregate_stats`. A group without
+        usage has no row.
+
+        Args:
+            viewer: The viewer, or the viewer's user id.
+            group_by: The dimensions, each once: `model`, `provider`, `agent`, `user`, `dataset`, `client`, `kind`,
+                `billing`, `service_tier`, `session`, `run`, `status`, and one of `hour`, `day`, `week` and `month`.
+                Agent, dataset and effective status are those of the session, the client is that of the run. A
+                dimension of time needs both ends of the window.
+            since: Used at this time or later.
+            until: Used before this time.
+            filters: Only the events that match; None: all.
+            order_by: A figure: greatest first; or one of `group_by`: in its order. Ties are in the order of the
+                dimensions. Names go by their code points, groups without a run or dataset come last.
+            limit: The most rows, 1..10,000. `has_more` says whether there are more groups.
+            timezone: The name of an IANA time zone, by whose clocks hours, days, weeks (from Monday) and months begin.
+            details: At most 64 names of `details` of the events, whose sums are in `details` of each row.
+
+        Raises:
+            InvalidValueError: The window may have more than 10,000 hours, days, weeks or months, or another argument is
+                refused.
+        """
+        ...
 
     async def spend(
         self, viewer: Viewer | UUID | str, *, since: datetime | None = None, until: datetime | None = None
@@ -83,8 +133,8 @@ class SessionReportsDb(Protocol):
             group_by: Splits each bucket. Agent and dataset are those of the session.
 
         Raises:
-            InvalidValueError: There is no such time zone, the window may have more than 10,000 buckets, or another
-                argument is refused.
+            InvalidValueError: There is no such time zone, the window may have more than 10,000 buckets, its buckets and
+                groups make more than 50,000 points, or another argument is refused.
         """
         ...
 
@@ -178,13 +228,43 @@ class SqlAlchemySessionReportsDb(SessionReportsDb):
         self._execution = execution
         self._abandon_after = abandon_after
 
+    async def usage(
+        self,
+        viewer: Viewer | UUID | str,
+        *,
+        group_by: Sequence[Dimension] = (),
+        since: datetime | None = None,
+        until: datetime | None = None,
+        filters: UsageFilters | None = None,
+        order_by: str = "cost_usd",
+        limit: int = 1000,
+        timezone: str = "UTC",
+        details: Sequence[str] = (),
+    ) -> UsageReport:
+        question = UsageQuestion.of_call(
+            group_by=group_by,
+            since=since,
+            until=until,
+            filters=UsageFilters() if filters is None else UsageFilters.checked(filters, "filters"),
+            order_by=order_by,
+            limit=limit,
+            timezone=timezone,
+            details=details,
+        )
+        total, rows = await self._usage(viewer, question, FIGURES, question.limit)
+        groups = rows[: question.limit] if question.group_by else [total]
+        return UsageReport(
+            rows=[UsageRow(**_group(row, question), **_figures(row, FIGURES, question)) for row in groups],
+            total=UsageFigures(**_figures(total, FIGURES, question)),
+            has_more=len(rows) > question.limit,
+        )
+
     async def spend(
         self, viewer: Viewer | UUID | str, *, since: datetime | None = None, until: datetime | None = None
     ) -> Spend:
-        window = Window.of_call(since=since, until=until)
-        statement = spend.spend(Viewer.of_caller(viewer), window.since, window.until)
-        [row] = await self._execution.fetch(statement)
-        return Spend(**row._mapping)
+        question = UsageQuestion.of_call(since=since, until=until)
+        total, _ = await self._usage(viewer, question, tuple(Spend.model_fields), 0)
+        return Spend(**_figures(total, Spend.model_fields))
 
     async def usage_timeseries(
         self,
@@ -197,45 +277,54 @@ class SqlAlchemySessionReportsDb(SessionReportsDb):
         group_by: Literal["model", "agent", "user", "dataset"] | None = None,
     ) -> list[UsagePoint]:
         series = Series.of_call(since=since, until=until, bucket=bucket, timezone=timezone, group_by=group_by)
-        asker = Viewer.of_caller(viewer)
-        boundaries = series.boundaries()
-        if not boundaries:
-            return []
-        rows = await self._execution.fetch(spend.usage_by_bucket(asker, series, boundaries))
-        figures = UsagePoint.model_fields.keys() - {"starts_at", "ends_at", "group"}
-        found = {(row.number, row.group): {name: getattr(row, name) for name in figures} for row in rows}
-        groups: list[str | None] = sorted({row.group for row in rows}) if series.group_by else [None]
+        dimensions: list[Dimension] = [series.bucket]
+        if series.group_by is not None:
+            dimensions.append(series.group_by)
+        question = UsageQuestion(
+            group_by=tuple(dimensions),
+            since=series.since,
+            until=series.until,
+            timezone=series.timezone,
+            order_by=series.bucket,
+        )
+        figures = [name for name in FIGURES if name in UsagePoint.model_fields]
+        _, rows = await self._usage(viewer, question, figures, MOST_POINTS)
+        found = {(row.bucket, _name(row, series.group_by)): _figures(row, figures) for row in rows}
+        groups = sorted({name for _, name in found if name is not None}) if series.group_by else [None]
+        buckets = list(pairwise(question.boundaries))
+        if max(len(rows), len(groups) * len(buckets)) > MOST_POINTS:
+            expected = f"a longer bucket or a shorter window: at most {MOST_POINTS:,} points of all buckets and groups"
+            raise InvalidValueError("bucket", bucket, expected)
         nothing = dict.fromkeys(figures, 0)
         return [
             UsagePoint(starts_at=starts_at, ends_at=ends_at, group=group, **found.get((number, group), nothing))
-            for number, (starts_at, ends_at) in enumerate(pairwise(boundaries), 1)
+            for number, (starts_at, ends_at) in enumerate(buckets, 1)
             for group in groups
         ]
 
     async def tokens_by_class(
         self, viewer: Viewer | UUID | str, *, since: datetime | None = None, until: datetime | None = None
     ) -> TokensByClass:
-        window = Window.of_call(since=since, until=until)
-        statement = spend.tokens_by_class(Viewer.of_caller(viewer), window.since, window.until)
-        together, *by_model = [row._asdict() for row in await self._execution.fetch(statement)]
-        del together["model"]
-        return TokensByClass(**together, by_model={row.pop("model"): TokenClasses(**row) for row in by_model})
+        question = UsageQuestion.of_call(since=since, until=until, group_by=["model"], order_by="tokens_in")
+        total, rows = await self._usage(viewer, question, TOKENS, MOST_GROUPS)
+        classes = {row.model: _classes(row) for row in _bounded(rows, until)}
+        used = {model: one["tokens_in"] + one["tokens_out"] for model, one in classes.items()}
+        by_model = {model: TokenClasses(**classes[model]) for model in sorted(used, key=lambda one: (-used[one], one))}
+        return TokensByClass(**_classes(total), by_model={name: one for name, one in by_model.items() if used[name]})
 
     async def cost_by_agent(
         self, viewer: Viewer | UUID | str, *, since: datetime | None = None, until: datetime | None = None
     ) -> list[CostByAgentRow]:
         window = Window.of_call(since=since, until=until)
         statement = costs.cost_by_agent(Viewer.of_caller(viewer), window.since, window.until)
-        rows = await self._execution.fetch(statement)
-        return [CostByAgentRow(**row._mapping) for row in rows]
+        return [CostByAgentRow(**row._mapping) for row in await self._groups(statement, window.until)]
 
     async def cost_by_user(
         self, viewer: Viewer | UUID | str, *, since: datetime | None = None, until: datetime | None = None
     ) -> list[CostByUserRow]:
         window = Window.of_call(since=since, until=until)
         statement = costs.cost_by_user(Viewer.of_caller(viewer), window.since, window.until)
-        rows = await self._execution.fetch(statement)
-        return [CostByUserRow(**row._mapping) for row in rows]
+        return [CostByUserRow(**row._mapping) for row in await self._groups(statement, window.until)]
 
     async def session_durations(
         self, viewer: Viewer | UUID | str, *, since: datetime | None = None, until: datetime | None = None
@@ -253,7 +342,7 @@ class SqlAlchemySessionReportsDb(SessionReportsDb):
     ) -> RunDurations:
         window = Window.of_call(since=since, until=until)
         statement = run_telemetry.run_durations(Viewer.of_caller(viewer), window.since, window.until)
-        together, *rows = await self._execution.fetch(statement)
+        together, *rows = await self._groups(statement, window.until)
         return RunDurations(**_durations(together), by_agent={row.key: Durations(**_durations(row)) for row in rows})
 
     async def telemetry(
@@ -276,8 +365,68 @@ class SqlAlchemySessionReportsDb(SessionReportsDb):
     ) -> list[TelemetryKey]:
         window = Window.of_call(since=since, until=until)
         statement = run_telemetry.telemetry_keys(Viewer.of_caller(viewer), window.since, window.until)
-        rows = await self._execution.fetch(statement)
-        return [TelemetryKey(**row._mapping) for row in rows]
+        return [TelemetryKey(**row._mapping) for row in await self._groups(statement, window.until)]
+
+    async def _groups(self, statement: AnySelect, until: datetime | None) -> Sequence[Any]:
+        """The rows of a report that takes no limit."""
+        return _bounded(await self._execution.fetch(statement.limit(MOST_GROUPS + 1)), until)
+
+    async def _usage(
+        self, viewer: Viewer | UUID | str, question: UsageQuestion, figures: Sequence[str], limit: int
+    ) -> tuple[Any, Sequence[Any]]:
+        """The row over all groups, and the rows of the groups: up to the limit, and one more."""
+        statement = usage.usage(Viewer.of_caller(viewer), question, self._abandon_after, figures, limit)
+        total, *rows = await self._execution.fetch(statement)
+        return total, rows
+
+
+def _bounded(rows: Sequence[Any], until: datetime | None) -> Sequence[Any]:
+    """The rows, if they are few enough for one answer."""
+    if len(rows) > MOST_GROUPS:
+        expected = f"a shorter window, or fewer sessions to see: at most {MOST_GROUPS:,} rows in one answer"
+        raise InvalidValueError("until", until, expected)
+    return rows
+
+
+def _figures(row: Any, names: Iterable[str], question: UsageQuestion | None = None) -> dict[str, Any]:
+    """The figures of a row by name, with the details that are asked for."""
+    found = {name: getattr(row, name) for name in names}
+    if question is not None and question.details:
+        found["details"] = {name: getattr(row, f"detail_{number}") for number, name in enumerate(question.details)}
+    return found
+
+
+def _group(row: Any, question: UsageQuestion) -> dict[str, Any]:
+    """The fields of a `UsageRow` that say which group the row is about."""
+    found = {name: value for name, value in row._mapping.items() if name in GROUP_FIELDS}
+    if question.bucket is not None:
+        starts_at, ends_at = question.boundaries[row.bucket - 1 : row.bucket + 1]
+        found |= {"starts_at": starts_at, "ends_at": ends_at}
+    return found
+
+
+def _name(row: Any, dimension: str | None) -> str | None:
+    """The name of a row's group in a series; None without a dimension."""
+    if dimension is None:
+        return None
+    of_group = getattr(
+        row, {"agent": "agent_name", "user": "user_id", "dataset": "dataset_id"}.get(dimension, dimension)
+    )
+    return UNKNOWN_DATASET if of_group is None else str(of_group)
+
+
+def _classes(row: Any) -> dict[str, int]:
+    """The tokens of a row by class: the classes that each count is made of, and then the two counts."""
+    tokens_in, tokens_out, cache_read, cache_write, reasoning = (int(getattr(row, name)) for name in TOKENS)
+    return {
+        "uncached_input_tokens": tokens_in - cache_read - cache_write,
+        "cache_read_tokens": cache_read,
+        "cache_write_tokens": cache_write,
+        "visible_output_tokens": tokens_out - reasoning,
+        "reasoning_tokens": reasoning,
+        "tokens_in": tokens_in,
+        "tokens_out": tokens_out,
+    }
 
 
 def _durations(row: Any) -> dict[str, Any]:

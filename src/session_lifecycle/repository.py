@@ -6,26 +6,37 @@ statement with `postgres.execution`.
 
 from collections.abc import Collection
 from datetime import datetime, timedelta
-from decimal import ROUND_HALF_EVEN, Decimal, localcontext
-from typing import Protocol
+from decimal import ROUND_HALF_EVEN, Context, Decimal, InvalidOperation
+from typing import Any, Protocol, Unpack
 from uuid import UUID
 
-from session_lifecycle.errors import InvalidValueError
+from pydantic_core import to_json
+
 from session_lifecycle.models import (
     CostByModelRow,
+    FamilyFigures,
+    SessionAnnotation,
+    SessionChanges,
+    SessionFigures,
     SessionListFilters,
     SessionListPage,
+    SessionRecord,
     SessionRowWithStatus,
     SessionStats,
+    Touch,
     Viewer,
 )
+from session_lifecycle.models.annotations import Annotating, AnnotationsOfSession
 from session_lifecycle.models.session_filters import OneSession, Window
+from session_lifecycle.models.sessions import SessionUpdate
 from session_lifecycle.pages import answered_page, read_position
 from session_lifecycle.postgres.execution import Execution
 from session_lifecycle.pricing.catalogue import PriceCatalogue
 from session_lifecycle.statements.reports import costs
 from session_lifecycle.statements.roll_ups import session_stats
-from session_lifecycle.statements.sessions import listing, records
+from session_lifecycle.statements.sessions import annotations, descendants, listing, records
+from session_lifecycle.statements.sessions.changes import annotate_session, update_session
+from session_lifecycle.statements.shared.further_totals import FURTHER_TOTALS, parsed
 from session_lifecycle.statements.shared.visibility import scopes
 from session_lifecycle.writing.calls import CallsAsItems
 from session_lifecycle.writing.payload_policy import PayloadPolicy
@@ -38,17 +49,113 @@ AVERAGE_DECIMALS = Decimal("1e-10")
 class SessionLifecycleDb(SessionWriter, Protocol):
     """Writes sessions, and has the reads that every host needs.
 
-    Each read is one statement, and so one snapshot. `get_session_row` reads the primary; the other reads may read a
-    replica, which lags behind. A session that the viewer may not see is answered like one that does not exist.
+    Each call below is one statement, and so one snapshot. `get_session_row`, `list_annotations`, `update_session` and
+    `annotate_session` use the primary; the other reads may read a replica, which lags behind. A session that the viewer
+    may not see is answered like one that does not exist.
 
-    A read that fails for a passing reason is retried, except inside a host's transaction. Every read raises:
+    `update_session` and `annotate_session` are idempotent. A call that fails for a passing reason is retried, except
+    inside a host's transaction. Every call raises:
 
     - `InvalidValueError`: it refuses an argument.
     - `SchemaError`: the schema is not migrated, or does not serve this version.
     - `DatabaseUnavailableError`: the database cannot be reached or did not answer, also after the retries.
-    - `TransactionConflictError`: the read lost conflicts with concurrent transactions, also after the retries; or the
+    - `TransactionConflictError`: the call lost conflicts with concurrent transactions, also after the retries; or the
       host's transaction is not READ COMMITTED.
     """
+
+    async def update_session(
+        self, session_id: str, user_id: UUID | str, **changes: Unpack[SessionChanges]
+    ) -> SessionRecord | None:
+        """Replaces fields of the session, in any status. The call is no activity: no time and no total changes.
+
+        A field that is given replaces what is there; None empties it. A field that is not given stays. Without a
+        `dataset_id` nobody sees the session through a dataset any more. The host's redaction sees the fields as those
+        of a `Touch`.
+
+        Args:
+            session_id: The session's id.
+            user_id: The owner.
+            **changes: `title`, `metadata`, `tags`, `dataset_id`, `agent_name`, `parent_session_id`.
+
+        Returns:
+            The session afterwards; None if the user has no session with this id.
+
+        Raises:
+            InvalidValueError: An argument is refused, or the parent descends from the session; nothing was written.
+        """
+        ...
+
+    async def annotate_session(
+        self,
+        session_id: str,
+        user_id: UUID | str,
+        name: str,
+        *,
+        score: float | None = None,
+        label: str | None = None,
+        comment: str | None = None,
+        annotator: str | None = None,
+        at: datetime | None = None,
+    ) -> SessionAnnotation | None:
+        """Writes down how the session went. It replaces the annotation with the same name and annotator, if any.
+
+        The call is no activity of the session. The host's redaction does not see annotations. They are deleted with
+        their session, and when it is anonymised.
+
+        Args:
+            session_id: The session's id.
+            user_id: The owner of the session.
+            name: What the annotation is about, such as `quality`: 1..200 characters.
+            score: A number, such as a grade.
+            label: A short text, such as `resolved`: at most 200 characters.
+            comment: A text of at most 10,000 characters.
+            annotator: Who says it: at most 200 characters. None: nobody is named.
+            at: When it was said; None: now, by the database's clock.
+
+        Returns:
+            The annotation; None if the user has no session with this id.
+
+        Raises:
+            InvalidValueError: An argument is refused; nothing was written.
+        """
+        ...
+
+    async def list_annotations(
+        self, session_id: str, viewer: Viewer | UUID | str, *, owner_id: UUID | str | None = None
+    ) -> list[SessionAnnotation]:
+        """The annotations of the session by name, then by annotator, those without an annotator first.
+
+        The list is empty if there are none, or if there is no such session that the viewer may see. If several users
+        have a session with this id, the call chooses as `get_session_row` does.
+
+        Args:
+            session_id: The session's id.
+            viewer: The viewer, or the viewer's user id.
+            owner_id: Only the session of this owner; None: of any owner.
+
+        Raises:
+            InvalidValueError: An argument is refused.
+        """
+        ...
+
+    async def get_family_figures(
+        self, session_id: str, viewer: Viewer | UUID | str, *, owner_id: UUID | str | None = None
+    ) -> FamilyFigures | None:
+        """The session's own figures, and the figures of the session with its descendants; None without the session.
+
+        The descendants are all sessions of the same owner whose `parent_session_id` leads to this one. Each is counted
+        once, and only if the viewer may see it. If several users have a session with this id, the call chooses as
+        `get_session_row` does.
+
+        Args:
+            session_id: The session's id.
+            viewer: The viewer, or the viewer's user id.
+            owner_id: Only the session of this owner; None: of any owner.
+
+        Raises:
+            InvalidValueError: An argument is refused.
+        """
+        ...
 
     async def get_session_row(
         self,
@@ -154,6 +261,69 @@ class SqlAlchemySessionLifecycleDb(WritePipeline, CallsAsItems, SessionLifecycle
         self._primary = primary
         self._reading = reading
         self._abandon_after = abandon_after
+        self._update_session = update_session(primary.schema)
+        self._annotate_session = annotate_session(primary.schema)
+
+    async def update_session(
+        self, session_id: str, user_id: UUID | str, **changes: Unpack[SessionChanges]
+    ) -> SessionRecord | None:
+        asked = SessionUpdate.of_call(session_id=session_id, user_id=user_id, **changes)
+        given = asked.model_dump(include=set(changes))
+        # The fields are stored as those of a touch are: the host's redaction sees them first.
+        redacted = self._payloads.apply(Touch(session_id=asked.session_id, user_id=asked.user_id, **given))
+        replaced = {name: getattr(redacted, name) for name in given}
+        key = {"user_id": asked.user_id, "session_id": asked.session_id}
+        parameters = {**key, "changes": to_json(replaced).decode()}
+        rows = await self._primary.fetch(self._update_session, parameters)
+        return records.record_of(rows[0]) if rows else None
+
+    async def annotate_session(
+        self,
+        session_id: str,
+        user_id: UUID | str,
+        name: str,
+        *,
+        score: float | None = None,
+        label: str | None = None,
+        comment: str | None = None,
+        annotator: str | None = None,
+        at: datetime | None = None,
+    ) -> SessionAnnotation | None:
+        asked = Annotating.of_call(
+            session_id=session_id,
+            user_id=user_id,
+            name=name,
+            score=score,
+            label=label,
+            comment=comment,
+            annotator=annotator,
+            at=at,
+        )
+        fields = asked.model_dump()
+        parameters = {**fields, "annotator": asked.annotator or ""}
+        [(annotated_at,)] = await self._primary.fetch(self._annotate_session, parameters)
+        if annotated_at is None:
+            return None
+        told = {field: fields[field] for field in ("name", "annotator", "score", "label", "comment")}
+        return SessionAnnotation(**told, at=annotated_at)
+
+    async def list_annotations(
+        self, session_id: str, viewer: Viewer | UUID | str, *, owner_id: UUID | str | None = None
+    ) -> list[SessionAnnotation]:
+        wanted = AnnotationsOfSession.of_call(session_id=session_id, owner_id=owner_id)
+        asker = Viewer.of_caller(viewer)
+        statement = annotations.list_annotations(wanted.session_id, asker, owner_id=wanted.owner_id)
+        return [SessionAnnotation(**row._mapping) for row in await self._primary.fetch(statement)]
+
+    async def get_family_figures(
+        self, session_id: str, viewer: Viewer | UUID | str, *, owner_id: UUID | str | None = None
+    ) -> FamilyFigures | None:
+        wanted = OneSession.of_call(session_id=session_id, owner_id=owner_id)
+        asker = Viewer.of_caller(viewer)
+        statement = descendants.family_figures(wanted.session_id, asker, owner_id=wanted.owner_id)
+        figures = {row.label: _figures(row) for row in await self._reading.fetch(statement)}
+        own = figures[descendants.OWN]
+        return FamilyFigures(own=own, with_descendants=figures[descendants.WITH_DESCENDANTS]) if own.sessions else None
 
     async def get_session_row(
         self,
@@ -175,8 +345,7 @@ class SqlAlchemySessionLifecycleDb(WritePipeline, CallsAsItems, SessionLifecycle
         return records.row_of(rows[0]) if rows else None
 
     async def list_session_rows(self, filters: SessionListFilters) -> SessionListPage:
-        if not isinstance(filters, SessionListFilters):
-            raise InvalidValueError("filters", filters, "a SessionListFilters")
+        filters = SessionListFilters.checked(filters, "filters")
         order = records.ORDERS[filters.order_column]
         position = read_position(filters, order)
         rows = await self._reading.fetch(*listing.list_sessions(filters, position, self._abandon_after))
@@ -201,6 +370,7 @@ class SqlAlchemySessionLifecycleDb(WritePipeline, CallsAsItems, SessionLifecycle
         agent_time_us = int(figures.pop("agent_time_us"))
         judged = figures["completed"] + figures["failed"] + figures["abandoned"]
         figures["tokens_in"], figures["tokens_out"] = int(figures["tokens_in"]), int(figures["tokens_out"])
+        figures |= parsed(figures.pop(FURTHER_TOTALS), SessionStats.model_fields)
         return SessionStats(
             **figures,
             tokens_total=figures["tokens_in"] + figures["tokens_out"],
@@ -223,13 +393,26 @@ class SqlAlchemySessionLifecycleDb(WritePipeline, CallsAsItems, SessionLifecycle
         seen = scopes(asker)
         parameters = {**seen.parameters(), **window.model_dump()}
         rows = await self._reading.fetch(costs.cost_by_model(seen.kinds), parameters)
-        return [CostByModelRow(**row._mapping) for row in rows]
+        return [_cost_row(row) for row in rows]
+
+
+def _cost_row(row: Any) -> CostByModelRow:
+    figures = dict(row._mapping)
+    further = parsed(figures.pop(FURTHER_TOTALS), CostByModelRow.model_fields)
+    return CostByModelRow(**figures, **further)
+
+
+def _figures(row: Any) -> SessionFigures:
+    figures = dict(row._mapping)
+    further = parsed(figures.pop(FURTHER_TOTALS), SessionFigures.model_fields)
+    del figures["label"]
+    return SessionFigures(**figures, **further)
 
 
 def _average(total: Decimal, count: int) -> Decimal:
     if not count:
         return Decimal(0)
-    with localcontext() as context:
-        # Enough digits that `quantize` is the only rounding that matters.
-        context.prec = len(total.as_tuple().digits) + 40
-        return (total / count).quantize(AVERAGE_DECIMALS, rounding=ROUND_HALF_EVEN)
+    # A context of our own, so that the host's neither rounds nor raises. It has digits enough that `quantize` is the
+    # only rounding that matters.
+    context = Context(prec=len(total.as_tuple().digits) + 40, rounding=ROUND_HALF_EVEN, traps=[InvalidOperation])
+    return context.quantize(context.divide(total, Decimal(count)), AVERAGE_DECIMALS)

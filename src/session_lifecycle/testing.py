@@ -32,15 +32,17 @@ from sqlalchemy.engine import URL, make_url
 
 from session_lifecycle.database import SessionDatabase
 from session_lifecycle.postgres.embedded import EmbeddedPostgres, temporary_data_dir
+from session_lifecycle.postgres.engines import SERVER_SETTINGS
 
 DEFAULT_IMAGE = "postgres:17-alpine"
 DOCKER_SOCKET = Path("/var/run/docker.sock")
 SHARED_MEMORY = Path("/dev") / "shm"
 ROOM_BYTES = 2 * 1024**3
 
-# The library takes the time from `statement_timestamp()`. Its statements find this function first, by the path of a
-# test's database; its database functions have a path of their own, which gets this schema in front. So a test can
-# move the clock, and the library needs no code for tests.
+# The library takes the time from `statement_timestamp()`. Its statements find this function first: on connections of
+# its own by `CLOCK_PATH`, on others by the path of a test's database. Its database functions have a path of their own,
+# which gets this schema in front. So a test can move the clock, and the library needs no code for tests.
+CLOCK_PATH = "session_lifecycle_clock, pg_catalog, pg_temp"
 INSTALL_CLOCK = """
     CREATE SCHEMA session_lifecycle_clock;
     CREATE TABLE session_lifecycle_clock.setting (ahead interval NOT NULL, frozen_at timestamptz);
@@ -167,7 +169,8 @@ def folder_in_memory() -> Path | None:
 @contextmanager
 def _embedded_server() -> Generator[str]:
     with temporary_data_dir(folder_in_memory()) as data_dir:
-        server = asyncio.run(EmbeddedPostgres.start(data_dir, durable=False))
+        # With TCP: a host's tests may hand the URL to drivers and proxies that know no Unix socket.
+        server = asyncio.run(EmbeddedPostgres.start(data_dir, durable=False, tcp=True))
         try:
             yield server.url
         finally:
@@ -218,6 +221,8 @@ def _server() -> AbstractContextManager[str]:
 def session_template_server() -> Iterator[TemplateServer]:
     """The server of this test run and its template database. Each parallel worker makes its own template."""
     with ExitStack() as stack:
+        stack.callback(SERVER_SETTINGS.update, dict(SERVER_SETTINGS))
+        SERVER_SETTINGS["search_path"] = CLOCK_PATH
         server = TemplateServer(stack.enter_context(_server()), f"session_lifecycle_template_{os.getpid()}")
         asyncio.run(server.prepare())
         stack.callback(lambda: asyncio.run(server.drop(server.template)))

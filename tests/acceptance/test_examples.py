@@ -1,5 +1,6 @@
 """The examples run unchanged."""
 
+import asyncio
 import os
 import runpy
 import subprocess
@@ -12,8 +13,9 @@ from uuid import uuid4
 
 import httpx
 import pytest
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
-from session_lifecycle import SessionDatabase, Settings
+from session_lifecycle import SessionDatabase
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 # Loaded by path, since the standard library has a module of this name.
@@ -133,13 +135,13 @@ def test_a_span_of_a_tool_becomes_a_tool_step() -> None:
     assert (step.kind, step.name, step.tool_call_id) == ("tool", "weather", "c1")
 
 
-async def test_the_host_app_serves_its_users(
+async def test_X34_the_host_app_serves_its_users_with_one_connection_for_each_request(
     session_database_url: str, session_database: SessionDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SESSION_LIFECYCLE_DATABASE_URL", session_database_url)
     monkeypatch.syspath_prepend(EXAMPLES)
     host = import_module("fastapi_host")
-    app, sessions = host.app, host.sessions
+    app = host.app
 
     ann, ben = ({"x-user-id": str(uuid4())} for _ in range(2))
     async with (
@@ -160,9 +162,13 @@ async def test_the_host_app_serves_its_users(
         assert (await client.get("/sessions", params={"cursor": "none of ours"}, headers=ann)).status_code == 422
         assert (await client.get("/sessions")).status_code == 422  # nobody asks
 
-        nowhere = SessionDatabase.connect("postgresql://127.0.0.1:1/x", settings=Settings(retries=0))
-        monkeypatch.setitem(app.dependency_overrides, sessions, lambda: nowhere)
-        away = await client.get("/sessions", headers=ann)
+        # X34: more requests at once than connections. Each holds its own, and a second one would never come.
+        pages = await asyncio.gather(*(client.get("/sessions", headers=ann) for _ in range(16)))
+        assert [(page.status_code, page.json()["answers"]) for page in pages] == [(200, 1)] * 16
+
+        nowhere = AsyncSession(create_async_engine("postgresql+asyncpg://127.0.0.1:1/x"))
+        monkeypatch.setitem(app.dependency_overrides, host.session, lambda: nowhere)
+        away = await client.get("/sessions/chat", headers=ann)
         assert (away.status_code, away.json()) == (503, {"detail": "try again later"})
     async with session_database.engine.connect() as connection:
         answers = await connection.exec_driver_sql("SELECT answer FROM answers")

@@ -208,11 +208,11 @@ async def test_C10_a_page_reads_only_the_runs_of_its_sessions(world: World) -> N
     await hold_many(world)
     for filters in (SummaryFilters(user_id=A, limit=10), SummaryFilters(user_id=A, limit=10, project="default")):
         plan = await world.plan(world.activity.list_session_summaries(filters))
-        assert "ix_session_runs_user_id_session_id_started_at_run_id" in plan
+        assert "ix_session_runs_user_id_session_id_started_at_record_no" in plan
     plan = await world.plan(world.activity.list_session_summaries(SummaryFilters(user_id=A, limit=10)))
     assert "Seq Scan on session_runs" not in plan
     runs = await world.plan(world.activity.list_runs(RunFilters(user_id=A, limit=10, total="none")))
-    assert "ix_session_runs_user_id_started_at_run_id" in runs
+    assert "ix_session_runs_user_id_started_at_record_no" in runs
     assert "Seq Scan on session_runs" not in runs
 
 

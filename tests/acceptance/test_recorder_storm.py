@@ -54,7 +54,7 @@ def expected_totals(processes: int, tasks: int, uses: int) -> dict[tuple[object,
         totals[user_id, session_id] = (
             tokens_in + event.tokens_in,
             tokens_out + event.tokens_out,
-            cost + Decimal(event.cost_usd),
+            cost + (Decimal(event.cost_usd) if event.billing == "api" else 0),
         )
     return totals
 
@@ -62,7 +62,7 @@ def expected_totals(processes: int, tasks: int, uses: int) -> dict[tuple[object,
 async def storm(*, processes: int, tasks: int, uses: int, crashes: int, share: float, every_seconds: float) -> None:
     deadlocks = 0
     with temporary_data_dir() as data_dir:
-        async with await EmbeddedPostgres.start(data_dir) as server:
+        async with await EmbeddedPostgres.start(data_dir, tcp=True) as server:
             async with SessionDatabase.connect(server.url) as db:
                 await db.migrate()
             url = make_url(server.url)
@@ -98,7 +98,10 @@ async def storm(*, processes: int, tasks: int, uses: int, crashes: int, share: f
             finally:
                 await connection.close()
             async with SessionDatabase.connect(server.url) as db:
+                assert (await db.maintenance.reconcile()).mismatches == []
                 stats = await db.lifecycle.aggregate_stats(Viewer.auditor())
+                assert stats.partial_events == 0
+                assert stats.plan_cost_usd > 0
                 costs = await db.lifecycle.cost_by_model(Viewer.auditor())
                 assert (
                     sum(row.cost_usd for row in costs)

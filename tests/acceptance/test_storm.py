@@ -23,10 +23,13 @@ from support.stored_rows import deadlocks
 from support.world import World
 
 TOTALS_DISAGREE = """
-    WITH stored AS (SELECT user_id, session_id, tokens_in, tokens_out, cost_usd FROM session_lifecycle.session_records),
+    WITH stored AS (
+             SELECT user_id, session_id, tokens_in, tokens_out, cost_usd FROM session_lifecycle.session_records
+             WHERE tokens_in > 0
+         ),
          by_model AS (
              SELECT user_id, session_id, sum(tokens_in), sum(tokens_out), sum(cost_usd)
-             FROM session_lifecycle.session_model_usage GROUP BY user_id, session_id
+             FROM session_lifecycle.session_model_usage WHERE tokens_in > 0 GROUP BY user_id, session_id
          ),
          by_event AS (
              SELECT user_id, session_id, sum(tokens_in), sum(tokens_out), sum(cost_usd)
@@ -72,6 +75,8 @@ def distinct_events(
             tokens_in=chance.randrange(1, 10_000),
             tokens_out=chance.randrange(1_000),
             cost_usd=Decimal(chance.randrange(1, 10**9)) / 10**12,
+            billing="plan" if number % 5 == 0 else "api",
+            web_searches=number % 3,
             idempotency_key=f"{task}-{number}",
             key_scope="user" if number % 7 == 0 else "session",
             at=at,
@@ -79,6 +84,18 @@ def distinct_events(
         for task in range(tasks)
         for number in range(uses)
     ]
+
+
+def copies(event: UsageEvent, number: int, chance: random.Random) -> list[UsageEvent]:
+    """What comes before some of the events: lower bounds of theirs, and later copies from a fork, in any order."""
+    found: list[UsageEvent] = []
+    if number % 5 < 2:
+        found += [event.model_copy(update={"partial": True, "tokens_out": event.tokens_out // part}) for part in (2, 3)]
+    if event.key_scope == "user" and event.at is not None:
+        later = event.at + timedelta(seconds=1)
+        found += [event, event.model_copy(update={"session_id": "fork", "at": later})]
+    chance.shuffle(found)
+    return found
 
 
 async def in_host_transaction(db: SessionDatabase, event: UsageEvent) -> None:
@@ -102,6 +119,8 @@ async def storm(world: World, url: str, *, tasks: int, uses: int, sessions: int 
         own = random.Random(task)
         mine = events[task * uses : (task + 1) * uses]
         for number, event in enumerate(mine):
+            for copy in copies(event, number, own):
+                await until_answered(lifecycle.record, [copy])
             calls = 2 if own.random() < 0.1 else 1
             for _ in range(calls):
                 if number % 10 == 3:
@@ -128,12 +147,21 @@ async def storm(world: World, url: str, *, tasks: int, uses: int, sessions: int 
     stats = await until_answered(lifecycle.aggregate_stats, Viewer.of_users([world.a, world.b]))
     assert stats.tokens_in == sum(event.tokens_in for event in finals.values())
     assert stats.tokens_out == sum(event.tokens_out for event in finals.values())
-    assert stats.total_spend_usd == sum(
-        Decimal(event.cost_usd) for event in finals.values() if event.cost_usd is not None
-    )
-    assert stats.late_events == 0
+    costs = {"api": Decimal(0), "plan": Decimal(0)}
+    for event in finals.values():
+        costs[event.billing] += Decimal(event.cost_usd or 0)
+    assert (stats.total_spend_usd, stats.plan_cost_usd) == (costs["api"], costs["plan"])
+    assert stats.plan_events == sum(event.billing == "plan" for event in finals.values())
+    assert (stats.late_events, stats.partial_events) == (0, 0)
+    by_model = await until_answered(lifecycle.cost_by_model, Viewer.of_users([world.a, world.b]))
+    assert sum(row.web_searches for row in by_model) == sum(event.web_searches for event in finals.values())
+    assert (await until_answered(world.db.maintenance.reconcile)).mismatches == []
     [ledger] = await world.sql("SELECT count(*) AS events FROM session_lifecycle.session_usage_events")
     assert ledger["events"] == len(finals)
+    [forked] = await world.sql(
+        "SELECT count(*) AS events FROM session_lifecycle.session_usage_events WHERE session_id = 'fork'"
+    )
+    assert forked["events"] == 0
     [differing] = await world.sql(TOTALS_DISAGREE)
     assert differing["sessions"] == 0
     assert await deadlocks(world.db) == 0

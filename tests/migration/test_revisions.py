@@ -10,7 +10,8 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Column, Connection, Integer, MetaData, Table, inspect
+from sqlalchemy import Column, Connection, Integer, MetaData, NullPool, Table, inspect
+from sqlalchemy.ext.asyncio import create_async_engine
 
 from session_lifecycle import (
     End,
@@ -23,6 +24,7 @@ from session_lifecycle import (
 )
 from session_lifecycle.entities import VERSION_TABLE, include_object, metadata
 from session_lifecycle.models.session_filters import SESSION_ORDERS
+from session_lifecycle.postgres.engines import asyncpg_url
 from session_lifecycle.postgres.function_files import quoted
 from session_lifecycle.postgres.migrations import configuration, run
 from session_lifecycle.postgres.schema_check import HEAD, REVISIONS, SEARCH_INDEX
@@ -244,7 +246,9 @@ async def test_constraints_are_named_by_convention(empty_url: str, schema: str) 
                     "ix_session_records_user_id_status_activity_minute",
                     "ix_session_records_dataset_id_status_activity_minute",
                     "ix_session_records_status_activity_minute",
-                    "ix_session_records_session_id_user_id",
+                    "ix_session_records_session_id_activity_minute",
+                    "ix_session_records_session_id_dataset_id_activity_minute",
+                    "ix_session_records_user_id_parent_session_id",
                 },
                 "rolled_up_sessions": {
                     "pk_rolled_up_sessions",
@@ -267,25 +271,27 @@ async def test_constraints_are_named_by_convention(empty_url: str, schema: str) 
                 "session_messages": {
                     "pk_session_messages",
                     "ck_session_messages_role",
-                    "ix_session_messages_user_id_session_id_created_at_message_id",
+                    "ix_session_messages_user_id_session_id_created_at_record_no",
                     "ix_session_messages_user_id_run_id_created_at",
                 },
                 "session_runs": {
                     "pk_session_runs",
                     "ck_session_runs_status",
-                    "ix_session_runs_user_id_session_id_started_at_run_id",
+                    "ix_session_runs_user_id_session_id_started_at_record_no",
                     "ix_session_runs_user_id_parent_run_id",
                     "ix_session_runs_user_id_root_run_id",
                     "ix_session_runs_user_id_parent_tool_call_id",
                     "ix_session_runs_model_user_id_session_id",
                     "ix_session_runs_client_user_id_session_id",
-                    "ix_session_runs_user_id_started_at_run_id",
+                    "ix_session_runs_user_id_started_at_record_no",
                 },
+                "session_annotations": {"pk_session_annotations"},
                 "session_steps": {"pk_session_steps", "ix_session_steps_user_id_tool_call_id_started_at"},
                 "session_tombstones": {"pk_session_tombstones"},
                 "session_repricings": {"pk_session_repricings"},
                 "session_usage_events": {
                     "pk_session_usage_events",
+                    "ck_session_usage_events_billing",
                     "ck_session_usage_events_key_scope",
                     "ck_session_usage_events_parts_of_input",
                     "ck_session_usage_events_part_of_output",
@@ -301,7 +307,9 @@ async def test_constraints_are_named_by_convention(empty_url: str, schema: str) 
 async def test_X43_autogenerate_of_a_host_keeps_away(empty_url: str, schema: str) -> None:
     host = MetaData()
     Table("host_things", host, Column("id", Integer, primary_key=True), Column("at", Integer, index=True))
-    async with SessionDatabase.connect(empty_url, schema=schema) as db:
+    # Autogenerate runs on the host's engine: ours has no schema of the host on its search path.
+    engine = create_async_engine(asyncpg_url(empty_url), poolclass=NullPool)
+    async with SessionDatabase.from_engine(engine, schema=schema) as db:
         await db.migrate()
         await db.check()
         seen = await differences(db, host)

@@ -143,7 +143,7 @@ async def test_rolled_back_with_the_host(empty_url: str, schema: str, begun: boo
     async with SessionDatabase.connect(empty_url, schema=schema) as db:
         async with db.engine.connect() as connection:
             if begun:
-                await connection.exec_driver_sql("CREATE TABLE of_host (id int)")
+                await connection.exec_driver_sql("CREATE TABLE public.of_host (id int)")
             await db.migrate(connection=connection)
             await connection.rollback()
         assert await schemas(empty_url) == set()

@@ -29,7 +29,10 @@ async def works(db: SessionDatabase) -> None:
 
 
 MENDABLE = {
-    "an index": ("DROP INDEX {schema}.ix_session_records_session_id_user_id", "index ix_session_records_session_id"),
+    "an index": (
+        "DROP INDEX {schema}.ix_session_records_session_id_activity_minute",
+        "index ix_session_records_session_id",
+    ),
     "a unique index": (
         "DROP INDEX {schema}.ix_session_usage_events_user_id_event_id",
         "unique index ix_session_usage_events_user_id_event_id",
@@ -92,7 +95,7 @@ async def test_X44_a_renamed_schema(empty_url: str) -> None:
 async def test_an_index_whose_build_failed_is_missing(empty_url: str, schema: str) -> None:
     async with SessionDatabase.connect(empty_url, schema=schema) as db:
         await db.migrate()
-        name = "ix_session_records_session_id_user_id"
+        name = "ix_session_records_session_id_activity_minute"
         await execute(
             db,
             f"UPDATE pg_index SET indisvalid = false WHERE indexrelid = '{{schema}}.{name}'::regclass",

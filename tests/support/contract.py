@@ -25,6 +25,7 @@ from session_lifecycle import (
     Viewer,
 )
 from session_lifecycle.models import Item
+from session_lifecycle.writing import waves
 from support.usage import outcomes, receipt_of, usage
 
 A, B, C = (UUID(int=number) for number in (1, 2, 3))
@@ -206,11 +207,29 @@ class SessionLifecycleContract:
 
     async def test_any_text_is_read_back_unchanged(self, lifecycle: SessionLifecycleDb) -> None:
         for session_id in ("'; DROP TABLE x; --", '%s :name $1 "q"', "\U0001d54f\u202e\x01\n", "x" * 512, "\\", "{}"):
-            model = session_id[:100]
+            model = session_id[:100].strip()  # the outer spaces of a model's name do not count
             await lifecycle.accumulate_usage(session_id, A, model, 1, cost_usd=0)
             found = await lifecycle.get_session_row(session_id, A)
             assert found is not None
             assert (found.record.session_id, found.record.last_model) == (session_id, model)
+
+    async def test_X21_a_batch_of_several_statements_is_recorded(
+        self, lifecycle: SessionLifecycleDb, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(waves, "PART_BYTES", 1_000)
+        at = datetime(2026, 1, 1, tzinfo=UTC)
+        runs = [
+            Run(run_id=f"r{number}", user_id=A, session_id="s", started_at=at, input="x" * 700) for number in range(5)
+        ]
+        uses = [event(run_id=f"r{number}", idempotency_key=str(number % 3), at=at) for number in range(5)]
+        end = End(session_id="s", user_id=A, status="completed", at=at + MINUTE)
+        receipts = await lifecycle.record([*runs, *uses, end])
+        assert receipts[:5] == ["created"] * 5
+        assert outcomes(receipts[5:10]) == ["applied"] * 3 + ["duplicate"] * 2
+        assert receipts[10] == "ended"
+        found = await lifecycle.get_session_row("s", A)
+        assert found is not None
+        assert (found.record.tokens_in, found.record.status) == (30, "completed")
 
     async def test_many_at_once_lose_and_double_nothing(self, lifecycle: SessionLifecycleDb) -> None:
         async def caller(number: int) -> Counter[str]:

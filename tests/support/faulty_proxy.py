@@ -1,4 +1,4 @@
-"""A TCP proxy in front of a server that resets, stalls, and cuts messages in the middle."""
+"""A TCP proxy in front of a server that resets, stalls, cuts messages in the middle, and falls silent."""
 
 import asyncio
 import random
@@ -18,8 +18,19 @@ class FaultyProxy:
         self._writers: set[asyncio.StreamWriter] = set()
         self.faults = dict.fromkeys(FAULTS, 0)
         self._next_fault = cycle(FAULTS)
+        self._speaks = asyncio.Event()
+        self._speaks.set()
         self.port = 0
         self._server: asyncio.Server
+
+    @asynccontextmanager
+    async def silent(self) -> AsyncGenerator[None]:
+        """Accepts connections and forwards nothing until the block is left, as a network that drops every packet."""
+        self._speaks.clear()
+        try:
+            yield
+        finally:
+            self._speaks.set()
 
     @asynccontextmanager
     async def refusing(self) -> AsyncGenerator[None]:
@@ -78,6 +89,7 @@ class FaultyProxy:
                         await to.drain()
                         return
                     await asyncio.sleep(random.uniform(0.1, 1.0))
+                await self._speaks.wait()
                 to.write(data)
                 await to.drain()
         except ConnectionError:

@@ -12,10 +12,13 @@ from typing import Any
 from uuid import UUID
 
 from session_lifecycle import End, SessionListFilters, SessionStatus, Touch, UsageEvent, Viewer
+from session_lifecycle.models.usage import RARE_CLASSES
 
 ABANDON_AFTER = timedelta(seconds=1800)
 # USD per million tokens, input and output; every other model is unpriced.
 PRICES = {"priced": (Decimal("0.37"), Decimal("1.01"))}
+SEARCH_USD = Decimal("0.005")
+"""USD for a web search by a model with a price. Audio has none, so its use is unpriced."""
 PARTS = ("tokens_in", "tokens_out", "cache_read_tokens", "cache_write_tokens", "reasoning_tokens")
 Key = tuple[UUID, str]
 LifecycleItem = Touch | UsageEvent | End
@@ -37,6 +40,10 @@ class Session:
     ended_at: datetime | None = None
     last_model: str | None = None
     last_model_at: datetime | None = None
+    tags: dict[str, str] = field(default_factory=dict)
+    parent_session_id: str | None = None
+    end_reason: str | None = None
+    waiting_since: datetime | None = None
 
     @property
     def key(self) -> Key:
@@ -51,27 +58,50 @@ class Entry:
     session: Key
     late: bool
     in_ledger: bool
+    at: datetime
+
+    @property
+    def price(self) -> Decimal | None:
+        return price_of(self.event)
+
+    @property
+    def is_plan(self) -> bool:
+        return self.event.billing == "plan"
 
     @property
     def cost(self) -> Decimal | None:
-        return cost_of(self.event)
+        """What the sums of costs count: the price of plan usage is no cost."""
+        return Decimal(0) if self.is_plan else self.price
 
 
-def cost_of(event: UsageEvent) -> Decimal | None:
+def price_of(event: UsageEvent) -> Decimal | None:
     if event.cost_usd is not None:
         return Decimal(event.cost_usd)
     if not event.measured:
         return None
-    if not event.has_tokens:
+    if not event.has_use:
         return Decimal(0)
-    if event.model not in PRICES:
+    model = (event.model or "").lower()
+    if model not in PRICES or event.audio_tokens_in or event.service_tier != "standard":
         return None
-    into, out = PRICES[event.model]
-    return (event.tokens_in * into + event.tokens_out * out) / 1_000_000
+    into, out = PRICES[model]
+    return (event.tokens_in * into + event.tokens_out * out) / 1_000_000 + event.web_searches * SEARCH_USD
 
 
 def content(event: UsageEvent) -> tuple[Any, ...]:
-    return (event.model, *(getattr(event, part) for part in PARTS), event.cost_usd, event.errored, event.measured)
+    counts = (getattr(event, part) for part in (*PARTS, *RARE_CLASSES))
+    model = None if event.model is None else event.model.lower()
+    return (
+        *(model, *counts, event.cost_usd, event.errored, event.measured),
+        *(event.billing, event.kind, event.service_tier),
+    )
+
+
+def rank(event: UsageEvent) -> tuple[int, ...]:
+    """Of the copies with one key, the one that counts: a lower bound gives way to larger counts and to final ones."""
+    if not event.partial:
+        return event.revision, 1
+    return event.revision, 0, event.tokens_in, event.tokens_out
 
 
 class Model:
@@ -99,20 +129,29 @@ class Model:
         at, found = item.at or self.now, self.sessions.get((item.user_id, item.session_id))
         if found is None:
             self.sessions[item.user_id, item.session_id] = Session(
-                item.user_id, item.session_id, at, at, item.dataset_id, item.agent_name, item.title, dict(item.metadata)
+                *(item.user_id, item.session_id, at, at, item.dataset_id, item.agent_name, item.title),
+                dict(item.metadata),
+                tags=dict(item.tags),
+                waiting_since=at if item.waiting else None,
             )
             return "created"
         if found.status != "running":
             return "terminal"
-        self._activity(found, at)
+        self._activity(found, at, given=item.at is not None, waiting=item.waiting)
         found.dataset_id = found.dataset_id or item.dataset_id
         found.agent_name = found.agent_name or item.agent_name
         found.title = found.title or item.title
         found.metadata = {**item.metadata, **found.metadata}
+        found.tags = {**item.tags, **found.tags}
         return "touched"
 
     @staticmethod
-    def _activity(session: Session, at: datetime) -> None:
+    def _activity(session: Session, at: datetime, *, given: bool, waiting: bool = False) -> None:
+        since = session.waiting_since
+        if waiting:
+            session.waiting_since = max(since or at, at)
+        elif since is not None and (at > since or (at == since and not given)):
+            session.waiting_since = None  # what happens now is after all that is there
         session.last_activity_at = max(session.last_activity_at, at)
         session.started_at = min(session.started_at, at)
 
@@ -123,6 +162,7 @@ class Model:
         if found.status != "running":
             return "already_ended"
         found.status, found.ended_at = SessionStatus(item.status).value, item.at or self.now
+        found.end_reason, found.waiting_since = item.reason, None
         return "ended"
 
     def reopen(self, user_id: UUID, session_id: str, at: datetime | None) -> str:
@@ -131,7 +171,7 @@ class Model:
             return "unknown"
         if found.status == "running":
             return "already_running"
-        found.status, found.ended_at = "running", None
+        found.status, found.ended_at, found.end_reason = "running", None, None
         found.last_activity_at = max(found.last_activity_at, at or self.now)
         return "reopened"
 
@@ -143,40 +183,56 @@ class Model:
         scope = None if event.key_scope == "user" else event.session_id
         key = None if event.idempotency_key is None else (event.user_id, scope, event.idempotency_key)
         held = self.by_key.get(key) if key else None
-        counted_in = named if held is None else held.session
-        session = self.sessions.setdefault(counted_in, Session(*counted_in, at, at, event.dataset_id))
-        late = session.ended_at is not None and (
-            at > session.ended_at or (event.at is None and at == session.ended_at)  # now is after any stored end
+        # A key of the user's scope belongs to the session that names the earliest time of its use. A late event also
+        # moves to a session where it is in time.
+        moves = (
+            held is not None
+            and held.session != named
+            and (at < held.at or (held.late and not self._is_late(named, event)))
         )
+        counted_in = named if held is None or moves else held.session
+        session = self.sessions.get(counted_in)
+        late = self._is_late(counted_in, event)
 
         outcome = "frozen" if late else "applied"
         if held is not None:
-            outcome = self._against(held, event, late=late)
-            if outcome != "replaced":
-                return (outcome, held.cost, *self.totals(counted_in))
+            outcome = self._against(held, event, late=late, moves=moves)
+            if outcome != "replaced" and not (outcome == "frozen" and held.late):
+                return (outcome, held.price, *self.totals(counted_in))
             self.entries.remove(held)
-        entry = Entry(event, counted_in, late, bool(key or late or event.is_measurement))
+        if session is None:
+            session = self.sessions[counted_in] = Session(*counted_in, at, at, event.dataset_id)
+        earliest = at if held is None or event.key_scope == "session" else min(at, held.at)
+        entry = Entry(event, counted_in, late, bool(key or late or event.is_measurement), earliest)
         self.entries.append(entry)
         if key:
             self.by_key[key] = entry
         if not late:
             if event.touch:
-                self._activity(session, at)
+                self._activity(session, at, given=event.at is not None)
             if counted_in == named:
                 session.dataset_id = session.dataset_id or event.dataset_id
             if event.model and (session.last_model_at is None or at >= session.last_model_at):
                 session.last_model, session.last_model_at = event.model, at
-        return (outcome, entry.cost, *self.totals(counted_in))
+        return (outcome, entry.price, *self.totals(counted_in))
+
+    def _is_late(self, key: Key, event: UsageEvent) -> bool:
+        """Whether the event is from after the end of this session. Now is after any end, whatever the clock says."""
+        ended_at = self.sessions[key].ended_at if key in self.sessions else None
+        return ended_at is not None and (event.at is None or event.at > ended_at)
 
     @staticmethod
-    def _against(held: Entry, event: UsageEvent, *, late: bool) -> str:
-        if event.revision == held.event.revision:
-            return "duplicate" if content(event) == content(held.event) else "conflict"
-        if held.late and not late:  # usage from before the end wins over late usage, in any order of arrival
-            return "replaced"
-        if event.revision < held.event.revision:
+    def _against(held: Entry, event: UsageEvent, *, late: bool, moves: bool) -> str:
+        new, old = rank(event), rank(held.event)
+        if held.late and not late and new != old:
+            return "replaced"  # usage from before the end wins over late usage, in any order of arrival
+        if new < old:
             return "superseded"
-        return "frozen" if late else "replaced"
+        instead = "frozen" if late else "replaced"
+        if new > old:
+            return instead
+        same = instead if moves else "duplicate"
+        return same if content(event) == content(held.event) else "conflict"
 
     # Counting
 
@@ -200,19 +256,22 @@ class Model:
             "cost_usd": sum((entry.cost or Decimal(0) for entry in counted), Decimal(0)),
             "error_count": sum(entry.event.errored for entry in counted),
             "unpriced_events": sum(entry.cost is None and entry.event.measured for entry in counted),
+            **further(counted),
             "unmeasured_events": sum(not entry.event.measured for entry in counted),
             "late_events": len(late),
             "late_cost_usd": sum((entry.cost or Decimal(0) for entry in late), Decimal(0)),
         }
 
     def status(self, session: Session) -> str:
+        if session.status == "running" and session.waiting_since == session.last_activity_at:
+            return "waiting"
         if session.status == "running" and self.now - session.last_activity_at > ABANDON_AFTER:
             return "abandoned"
         return session.status
 
     def row(self, session: Session) -> dict[str, Any]:
         """A session as a read returns it."""
-        row = {name: value for name, value in vars(session).items() if name != "last_model_at"}
+        row = {name: value for name, value in vars(session).items() if name not in {"last_model_at", "waiting_since"}}
         return {**row, **self.figures({session.key}), "effective_status": self.status(session)}
 
     # Reading
@@ -275,7 +334,9 @@ class Model:
         sessions = self.visible(viewer, since, until)
         figures = self.figures({session.key for session in sessions})
         statuses = [self.status(session) for session in sessions]
-        counts = {status: statuses.count(status) for status in ("completed", "failed", "abandoned", "running")}
+        names = ("completed", "failed", "abandoned", "running", "waiting")
+        counts = {status: statuses.count(status) for status in names}
+        counts["running"] += counts["waiting"]
         judged = len(sessions) - counts["running"]
         seconds = sum(
             max(timedelta(0), (session.ended_at or session.last_activity_at) - session.started_at).total_seconds()
@@ -292,17 +353,15 @@ class Model:
             "agent_time_s": seconds,
             "avg_session_s": seconds / len(sessions) if sessions else 0.0,
             "success_rate": counts["completed"] / judged if judged else 1.0,
-            **{
-                name: figures[name] for name in ("unpriced_events", "unmeasured_events", "late_events", "late_cost_usd")
-            },
+            **{name: figures[name] for name in OF_STATS},
         }
 
     def costs(self, viewer: Viewer, since: datetime | None, until: datetime | None) -> list[dict[str, Any]]:
         keys = {session.key for session in self.visible(viewer, since, until)}
         measured = [entry for entry in self.counted(keys) if entry.event.is_measurement]
         rows = []
-        for model in {entry.event.model or "unknown" for entry in measured}:
-            entries = [entry for entry in measured if (entry.event.model or "unknown") == model]
+        for model in {name_of(entry) for entry in measured}:
+            entries = [entry for entry in measured if name_of(entry) == model]
             rows.append(
                 {
                     "model": model,
@@ -311,12 +370,36 @@ class Model:
                     **{part: sum(getattr(entry.event, part) for entry in entries) for part in PARTS},
                     "events": len(entries),
                     "unpriced_events": sum(entry.cost is None and entry.event.measured for entry in entries),
+                    **further(entries),
                 }
             )
         return sorted(rows, key=lambda row: (-row["cost_usd"], row["model"]))
 
 
-ORDERS = ("last_activity_at", "started_at", "ended_at", "cost_usd", "tokens_in", "tokens_out")
+def name_of(entry: Entry) -> str:
+    """The model's name without case, as reports group it."""
+    return (entry.event.model or "unknown").lower()
+
+
+def further(entries: Collection[Entry]) -> dict[str, Any]:
+    """The figures that few events add to."""
+    plan = [entry for entry in entries if entry.is_plan and entry.event.is_measurement]
+    return {
+        "partial_events": sum(entry.event.partial and entry.event.is_measurement for entry in entries),
+        "plan_events": len(plan),
+        "plan_tokens_in": sum(entry.event.tokens_in for entry in plan),
+        "plan_tokens_out": sum(entry.event.tokens_out for entry in plan),
+        "plan_cost_usd": sum((entry.price or Decimal(0) for entry in plan), Decimal(0)),
+        "plan_unpriced_events": sum(entry.price is None and entry.event.measured for entry in plan),
+        **{name: sum(getattr(entry.event, name) for entry in entries) for name in RARE_CLASSES},
+    }
+
+
+OF_STATS = (
+    *("unpriced_events", "unmeasured_events", "late_events", "late_cost_usd", "partial_events"),
+    *("plan_events", "plan_tokens_in", "plan_tokens_out", "plan_cost_usd", "plan_unpriced_events"),
+)
+ORDERS = ("last_activity_at", "started_at", "ended_at", "cost_usd", "tokens_in", "tokens_out", "error_count")
 
 
 def average(total: Decimal, count: int) -> Decimal:

@@ -15,7 +15,7 @@ SESSIONS = 40
 
 
 def events_of(process: int, task: int, uses: int) -> Iterator[UsageEvent]:
-    """The events of a task, in order; some come twice, some with a higher revision."""
+    """The events of a task, in order; some begin as a lower bound, some come twice, some with a higher revision."""
     chance = random.Random(f"{process}-{task}")
     for number in range(uses):
         event = UsageEvent(
@@ -25,9 +25,13 @@ def events_of(process: int, task: int, uses: int) -> Iterator[UsageEvent]:
             tokens_in=chance.randrange(1, 10_000),
             tokens_out=chance.randrange(1_000),
             cost_usd=Decimal(chance.randrange(1, 10**9)) / 10**12,
+            billing="plan" if number % 5 == 0 else "api",
+            web_searches=number % 3,
             idempotency_key=f"{process}-{task}-{number}",
             key_scope="user" if number % 7 == 0 else "session",
         )
+        if chance.random() < 0.2:
+            yield event.model_copy(update={"partial": True, "tokens_out": event.tokens_out // 2})
         yield event
         if chance.random() < 0.1:
             yield event

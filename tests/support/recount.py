@@ -17,13 +17,19 @@ from sqlalchemy import Text, cast, func, select
 
 from session_lifecycle import SessionDatabase, SessionListFilters, Viewer
 from session_lifecycle.models import CostByAgentRow, CostByModelRow, CostByUserRow, SessionStats
+from session_lifecycle.models.usage import RARE_CLASSES
 from support.lifecycle_model import average
 from support.stored_rows import table
 
 Row = Mapping[str, Any]
 Key = tuple[UUID, str]
 TOKENS = ("tokens_in", "tokens_out", "cache_read_tokens", "cache_write_tokens", "reasoning_tokens")
-BY_MODEL = ("cost_usd", *TOKENS, "events", "unpriced_events")
+# The totals that few sessions have; the rows keep them as one object.
+FURTHER = (
+    *("partial_events", "plan_events", "plan_tokens_in", "plan_tokens_out", "plan_cost_usd", "plan_unpriced_events"),
+    *RARE_CLASSES,
+)
+BY_MODEL = ("cost_usd", *TOKENS, "events", "unpriced_events", *FURTHER)
 OF_SESSION = (
     "cost_usd",
     "tokens_in",
@@ -33,6 +39,7 @@ OF_SESSION = (
     "unmeasured_events",
     "late_events",
     "late_cost_usd",
+    *FURTHER,
 )
 READ = (
     "session_records",
@@ -56,6 +63,16 @@ def key_of(row: Row) -> Key:
     return row["user_id"], row["session_id"]
 
 
+def expanded(row: Row) -> dict[str, Any]:
+    """The row, with its further totals as columns."""
+    rest = dict(row)
+    further = rest.pop("further_totals", None) or {}
+    if isinstance(further, str):
+        further = json.loads(further, parse_float=Decimal, parse_int=Decimal)
+    assert further.keys() <= set(FURTHER)
+    return {**rest, **{name: Decimal(further.get(name, 0)) for name in FURTHER}}
+
+
 def exact_sum(rows: Iterable[Row], column: str) -> Any:
     """The sum, to the last digit; zero for no rows."""
     with localcontext(prec=200):
@@ -72,9 +89,13 @@ def reported(models: Iterable[Row]) -> list[dict[str, Any]]:
     by_name: dict[str, list[Row]] = defaultdict(list)
     for row in models:
         if row["events"] or row["tokens_in"] or row["tokens_out"] or row["cost_usd"]:
-            by_name[row["model"] or "unknown"].append(row)
+            by_name[row["model"].lower() or "unknown"].append(row)
     return [
-        {"model": name, **{column: exact_sum(rows, column) for column in BY_MODEL}} for name, rows in by_name.items()
+        {
+            "model": min(row["model"] or "unknown" for row in rows),
+            **{column: exact_sum(rows, column) for column in BY_MODEL},
+        }
+        for rows in by_name.values()
     ]
 
 
@@ -94,8 +115,9 @@ class Stored:
             tables: dict[str, Sequence[Row]] = {}
             for name in READ:
                 # Read as text, because the driver would read JSON's numbers as floats.
-                columns = [cast(one, Text).label(one.name) if one.name == "models" else one for one in table(name).c]
-                tables[name] = [dict(row) for row in (await connection.execute(select(*columns))).mappings()]
+                as_text = {"models", "further_totals"}
+                columns = [cast(one, Text).label(one.name) if one.name in as_text else one for one in table(name).c]
+                tables[name] = [expanded(dict(row)) for row in (await connection.execute(select(*columns))).mappings()]
             return cls(now, tables)
 
     @property
@@ -124,6 +146,9 @@ class Stored:
         ]
 
     def status(self, session: Row, abandon_after: timedelta) -> str:
+        waiting_since = session["waiting_since"]
+        if session["status"] == "running" and waiting_since and waiting_since >= session["last_activity_at"]:
+            return "waiting"
         is_idle = session["last_activity_at"] < self.now - abandon_after
         return "abandoned" if session["status"] == "running" and is_idle else session["status"]
 
@@ -132,6 +157,7 @@ class Stored:
     ) -> SessionStats:
         sessions = self.visible(viewer, since, until)
         counts = Counter(self.status(session, abandon_after) for session in sessions)
+        counts["running"] += counts["waiting"]
         judged = len(sessions) - counts["running"]
         seconds = Fraction(sum(map(duration_us, sessions)), 1_000_000)
         tokens_in, tokens_out = (int(exact_sum(sessions, column)) for column in ("tokens_in", "tokens_out"))
@@ -146,14 +172,23 @@ class Stored:
             agent_time_s=float(seconds),
             avg_session_s=float(seconds / len(sessions)) if sessions else 0.0,
             success_rate=counts["completed"] / judged if judged else 1.0,
-            **{status: counts[status] for status in ("completed", "failed", "abandoned", "running")},
-            **{name: exact_sum(sessions, name) for name in OF_SESSION if name.startswith(("un", "late"))},
+            **{status: counts[status] for status in ("completed", "failed", "abandoned", "running", "waiting")},
+            **{
+                name: exact_sum(sessions, name)
+                for name in OF_SESSION
+                if name in SessionStats.model_fields and name not in {"tokens_in", "tokens_out"}
+            },
         )
 
     def cost_by_model(self, viewer: Viewer, since: datetime | None, until: datetime | None) -> list[CostByModelRow]:
         # A session has each name once, so counting rows counts sessions.
         models = [row for rows in self.models_of(self.visible(viewer, since, until)).values() for row in rows]
-        return self._costs(CostByModelRow, "model", lambda row: row["model"], models, BY_MODEL)
+        # Names that differ in case only are one model, which has the spelling that comes first.
+        spelt: dict[str, str] = {}
+        for row in models:
+            name = row["model"].lower()
+            spelt[name] = min(row["model"], spelt.get(name, row["model"]))
+        return self._costs(CostByModelRow, "model", lambda row: spelt[row["model"].lower()], models, BY_MODEL)
 
     def cost_by_agent(self, viewer: Viewer, since: datetime | None, until: datetime | None) -> list[CostByAgentRow]:
         sessions = self.visible(viewer, since, until)
@@ -200,7 +235,7 @@ class Stored:
         faults = []
         for session in rolled_up:
             row = kept[key_of(session)]
-            share = json.loads(row.pop("models"), parse_float=Decimal, parse_int=Decimal)
+            share = [expanded(one) for one in json.loads(row.pop("models"), parse_float=Decimal, parse_int=Decimal)]
             if row != {column: session[column] for column in row}:
                 faults.append(f"kept with other values: {row}, {session}")
             if _by_name(share) != _by_name(models[key_of(session)]):

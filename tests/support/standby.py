@@ -49,10 +49,10 @@ class Standby:
 def running_standby() -> Generator[Standby]:
     """Runs both servers until the block is left."""
     with temporary_data_dir() as primary_dir, temporary_data_dir() as standby_dir:
-        primary = asyncio.run(EmbeddedPostgres.start(primary_dir, durable=False))
+        primary = asyncio.run(EmbeddedPostgres.start(primary_dir, durable=False, tcp=True))
         try:
             _copy(primary, standby_dir)
-            server = asyncio.run(EmbeddedPostgres.start(standby_dir, durable=False))
+            server = asyncio.run(EmbeddedPostgres.start(standby_dir, durable=False, tcp=True))
             try:
                 yield Standby(primary, server)
             finally:
@@ -82,6 +82,7 @@ def _copy(primary: EmbeddedPostgres, standby_dir: Path) -> None:
         settings.write("max_standby_streaming_delay = 0\n")
     control = standby_dir.with_name(f"{standby_dir.name}.control")
     control.mkdir(mode=0o711)
+    (control / "password").touch(0o600)
     (control / "password").write_text(str(url.password))
 
 

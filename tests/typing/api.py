@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from decimal import Decimal
-from typing import Any, Literal, assert_type
+from typing import Any, Literal, Unpack, assert_type
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
@@ -37,6 +37,7 @@ from session_lifecycle.models import (
     Durations,
     EffectiveStatus,
     ErasureReceipt,
+    FamilyFigures,
     Item,
     Lineage,
     PruneReport,
@@ -45,9 +46,11 @@ from session_lifecycle.models import (
     RollUpReport,
     RunDurations,
     RunPage,
+    SessionAnnotation,
     SessionDetail,
     SessionDurations,
     SessionListPage,
+    SessionRecord,
     SessionRowWithStatus,
     SessionStats,
     Spend,
@@ -56,8 +59,13 @@ from session_lifecycle.models import (
     TelemetrySummary,
     ThreadPage,
     TokensByClass,
+    UsageEventFilters,
+    UsageEventPage,
+    UsageFilters,
     UsagePoint,
+    UsageReport,
 )
+from session_lifecycle.models.usage import RareUse
 from session_lifecycle.roles import SessionRoles
 
 
@@ -92,6 +100,11 @@ async def read(sessions: SessionLifecycleDb, user: UUID, since: datetime) -> Non
     assert_type(page.sessions[0].to_dict(), dict[str, Any])
     assert_type(await sessions.aggregate_stats(user, [user], since), SessionStats)
     assert_type(await sessions.cost_by_model(Viewer.auditor(), until=since), list[CostByModelRow])
+    assert_type(await sessions.update_session("s", user, title=None, tags={"a": "b"}), SessionRecord | None)
+    annotated = await sessions.annotate_session("s", user, "quality", score=1, annotator="eve", at=since)
+    assert_type(annotated, SessionAnnotation | None)
+    assert_type(await sessions.list_annotations("s", viewer, owner_id=user), list[SessionAnnotation])
+    assert_type(await sessions.get_family_figures("s", viewer), FamilyFigures | None)
 
 
 async def look_into(activity: SessionActivityDb, user: UUID, since: datetime) -> None:
@@ -110,6 +123,9 @@ async def look_into(activity: SessionActivityDb, user: UUID, since: datetime) ->
     assert_type(runs, RunPage)
     assert_type(runs.runs[0].duration_ms, float | None)
     assert_type(runs.runs[0].reported_cost_usd, Decimal | None)
+    events = await activity.list_usage_events(UsageEventFilters(viewer=viewer, kind="llm", model="m", since=since))
+    assert_type(events, UsageEventPage)
+    assert_type(events.events[0].unit_prices, dict[str, str] | None)
     assert_type(await activity.list_models(user, "gpt-"), list[str])
     assert_type(await activity.list_clients(viewer), list[str])
     assert_type(await activity.list_agents(Viewer.auditor()), list[str])
@@ -119,6 +135,20 @@ async def look_into(activity: SessionActivityDb, user: UUID, since: datetime) ->
 async def report(reports: SessionReportsDb, user: UUID, since: datetime) -> None:
     """Every report."""
     assert_type(await reports.spend(user, since=since), Spend)
+    usage = await reports.usage(
+        viewer=Viewer(user),
+        group_by=["user", "agent", "day"],
+        since=since,
+        until=since,
+        filters=UsageFilters(billing="plan"),
+        order_by="day",
+        limit=10,
+        timezone="Europe/Berlin",
+        details=("pages",),
+    )
+    assert_type(usage, UsageReport)
+    assert_type(usage.rows[0].agent_name, str | None)
+    assert_type(usage.total.details, dict[str, int])
     assert_type(await reports.cost_by_agent(Viewer.auditor(), since=since, until=since), list[CostByAgentRow])
     assert_type(await reports.cost_by_user(user), list[CostByUserRow])
     tokens = await reports.tokens_by_class(user, since=since)
@@ -204,6 +234,7 @@ class Unbilled:
         reasoning_tokens: int = 0,
         idempotency_key: str | None = None,
         at: datetime | None = None,
+        **rare: Unpack[RareUse],
     ) -> UsageReceipt:
         """Every argument of the protocol."""
         return await self._inner.accumulate_usage(
@@ -220,6 +251,7 @@ class Unbilled:
             reasoning_tokens=reasoning_tokens,
             idempotency_key=idempotency_key,
             at=at,
+            **rare,
         )
 
     async def end_session(

@@ -22,6 +22,7 @@ from session_lifecycle.postgres.migrations import LOCK_SEED
 from session_lifecycle.pricing.catalogue import PriceCatalogue
 from session_lifecycle.statements.maintenance import delete, erase, reconcile_roll_ups, reprice, roll_up
 from session_lifecycle.statements.maintenance.reconcile import SessionKey
+from session_lifecycle.statements.sessions.changes import annotate_session, update_session
 from session_lifecycle.statements.writing import record
 from session_lifecycle.writing.prepared import prepare
 
@@ -33,7 +34,10 @@ U, S, AT = UUID(int=1), SessionKey(UUID(int=1), "s"), datetime(2026, 1, 1, tzinf
 PART = reconcile_roll_ups.Part("user")
 STATEMENTS: dict[str, ClauseElement] = {
     "record": record.record("ours"),
+    "lock items": record.lock_items("ours"),
     "reprice": reprice.reprice("ours"),
+    "update session": update_session("ours"),
+    "annotate session": annotate_session("ours"),
     "write tombstone": erase.write_tombstone("ours", U),
     "delete sessions": delete.delete_sessions("ours"),
     "delete runs outside sessions": delete.delete_runs_outside_sessions("ours"),
@@ -139,6 +143,14 @@ def test_a_file_holds_to_what_all_hold_to(name: str) -> None:
         assert re.search(r"LANGUAGE sql (?:IMMUTABLE|STABLE)\n(?:BEGIN ATOMIC|RETURN )", sql)
 
 
+@pytest.mark.parametrize("name", FILES)
+def test_X14_no_function_compares_rows_with_each_of_an_array(name: str) -> None:
+    """`= ANY (ARRAY[one])` is a lookup by key; an array of many is looked through for each row."""
+    sql = without_comments(FILES[name])
+    assert not re.search(r"\bALL \(|\bNOT IN \(SELECT|array_position\(", sql)
+    assert not re.search(r"\bANY \((?!ARRAY\[[\w.]+\]\))", sql)
+
+
 @pytest.mark.parametrize("name", STATEMENTS)
 def test_a_statement_that_calls_a_function_has_none_of_the_shapes(name: str) -> None:
     assert faults(str(STATEMENTS[name].compile(dialect=asyncpg.dialect()))) == []
@@ -163,7 +175,7 @@ def test_a_statement_that_calls_a_function_has_none_of_the_shapes(name: str) -> 
             "(SELECT array_agg(b), jsonb_agg(jsonb_build_object(",
         ),
         ("roll_up_sessions_v1", "a.user_id, a.dataset_id, a.status", "a, a.dataset_id, a.status"),
-        ("share", "sign * late_usd;", "sign * late_usd FROM {schema}.session_records s;"),
+        ("share", "sign * late_usd,\n", "(SELECT s.cost_usd FROM {schema}.session_records s),\n"),
     ],
 )
 def test_a_shape_that_comes_back_is_found(name: str, old: str, new: str) -> None:
@@ -236,7 +248,10 @@ def test_the_readme_has_the_sqlstates() -> None:
     raised = {(state, name) for name, sql in bodies.items() for state in re.findall(r"ERRCODE = '(\w+)'", sql)}
     assert drawn == raised
     caught = {(state, name) for name, sql in bodies.items() for state in re.findall(r"WHEN SQLSTATE '(\w+)'", sql)}
-    assert caught == {(state, "record_v1") for state in ("SL001", "SL002", "SL003")}
+    taken = {(state, "reprice_v1") for state in ("SL002", "SL003", "SL004")}
+    taken |= {("SL002", "delete_sessions_v1"), ("SL002", "anonymise_sessions_v1")}
+    taken.add(("SL003", "lock_items_v1"))
+    assert caught == {(state, "record_v1") for state in ("SL001", "SL002", "SL003")} | taken
     for state, name in raised:
         assert f"Raises `{state}`" in FILES[name] or f"`{state}`" in FILES[name].split("CREATE FUNCTION")[0]
 
@@ -313,9 +328,21 @@ def full_items() -> list[Any]:
         "tool_call_id": "t",
     }
     step |= {"server_url": "u", "injected": True, "metadata": {"a": 1}}
+    rare: dict[str, Any] = {"service_tier": "batch", "web_searches": 1, "tokens_in": 9}
     message = {"message_id": "m", "user_id": U, "session_id": "s", "run_id": "r", "role": "user", "content": "c"}
     return [
-        Touch(session_id="s", user_id=U, dataset_id=U, agent_name="a", title="t", metadata={"a": 1}, at=AT),
+        Touch(
+            session_id="s",
+            user_id=U,
+            dataset_id=U,
+            agent_name="a",
+            title="t",
+            metadata={"a": 1},
+            tags={"a": "b"},
+            parent_session_id="p",
+            waiting=True,
+            at=AT,
+        ),
         UsageEvent(
             session_id="s",
             user_id=U,
@@ -328,12 +355,13 @@ def full_items() -> list[Any]:
         ),
         UsageEvent(session_id="s", user_id=U, model="gpt-4o", cost_usd=1, measured=True, **usage),
         UsageEvent(session_id="s", user_id=U, measured=False),
+        UsageEvent(session_id="s", user_id=U, model="gpt-4o", billing="plan", kind="embedding", partial=True, **rare),
         UsageEvent(session_id="s", user_id=U),
-        End(session_id="s", user_id=U, status="failed", at=AT),
+        End(session_id="s", user_id=U, status="failed", reason="r", at=AT),
         Reopen(session_id="s", user_id=U, at=AT),
-        Run(**run),
-        Step(**step),
-        Message(**message, created_at=AT, metadata={"a": 1}),
+        Run(**run, revision=1),
+        Step(**step, revision=1),
+        Message(**message, created_at=AT, metadata={"a": 1}, revision=1),
     ]
 
 
@@ -359,13 +387,17 @@ async def test_the_functions_read_what_the_library_writes() -> None:
     # `record_locked` alone asks whether a touch answers.
     assert read_by("record_wave", "wave") | {"answers"} == in_waves
     assert read_by("record_plain", "items") <= in_waves
-    assert read_by("record_one_use", "item") <= waves["usage"]
-    of_touch = set(re.findall(r"item ->> '(\w+)'", FILES["record_one_touch"]))
-    assert of_touch == waves["touch"] - {"kind", "position", "metadata", "run_id", "began_at", "answers"}
+    assert read_by("record_v1", "single") <= waves["usage"]
+    of_touch = set(re.findall(r"single ->> '(\w+)'", FILES["record_v1"]))
+    assert of_touch == waves["touch"] - {
+        "position", "metadata", "run_id", "began_at", "answers", "tags", "parent_session_id", "waiting",
+    }  # fmt: skip
     assert read_by("record_activity", "items") == in_activity
     for name in ("record_locked", "lock_sessions", "lock_runs", "follow_runs"):
         assert read_by(name, "wave", "wave.items") <= in_waves | in_activity
     # What a plain item may not have is all that the short ways do not read.
     assert in_waves - read_by("record_plain", "items") == {
-        "answers", "began_at", "key_scope", "metadata", "revision", "run_id", "status"
+        "answers", "began_at", "key_scope", "metadata", "revision", "run_id", "status",
+        "parts", "billing", "plan_cost_usd", "usage_kind", "service_tier", "partial",
+        "tags", "parent_session_id", "waiting", "reason",
     }  # fmt: skip

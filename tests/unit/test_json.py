@@ -16,6 +16,7 @@ from pydantic_core import to_json
 from session_lifecycle import models
 from session_lifecycle.models import End, Message, Run, RunStatus, SessionListFilters, UsageEvent, Viewer
 from session_lifecycle.models.fields import COST_DECIMALS, Value
+from session_lifecycle.models.usage import RARE_CLASSES
 
 VALUES = sorted(
     (one for name in models.__all__ if isinstance(one := getattr(models, name), type) and issubclass(one, Value)),
@@ -36,7 +37,8 @@ OF_TYPE: dict[Any, Callable[[Random], Any]] = {
 # Rules about several fields are met by leaving these at their defaults.
 AT_DEFAULT = {
     "cursor", "started_until", "until", "cache_read_tokens", "cache_write_tokens", "reasoning_tokens", "revision",
-    "measured", "order_by",
+    "measured", "order_by", "without_dataset", "min_cost_usd", "max_cost_usd", "min_tokens", "max_tokens",
+    "min_duration_s", "max_duration_s", "min_score", "max_score", "min_errors", "max_errors", *RARE_CLASSES,
 }  # fmt: skip
 OF_FILTERS = {"user_id", "permitted_dataset_ids", "offset", "limit"}
 

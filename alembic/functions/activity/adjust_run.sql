@@ -7,7 +7,7 @@ CREATE FUNCTION {schema}.adjust_run(adjustments jsonb, now_at timestamptz) RETUR
 )
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
-SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET enable_material = off SET jit = off
 AS $body$
 #variable_conflict use_column
 BEGIN
@@ -82,13 +82,13 @@ BEGIN
         UPDATE {schema}.session_model_usage m
         SET cost_usd = m.cost_usd + d.cost_usd, events = m.events + d.events
         FROM (
-            SELECT d.user_id, d.session_id, d.model, sum(d.cost_usd) AS cost_usd, sum(d.events) AS events
+            SELECT d.user_id, d.session_id, lower(d.model COLLATE "C") AS model_key, sum(d.cost_usd) AS cost_usd, sum(d.events) AS events
             FROM difference d
             WHERE NOT d.is_late
-            GROUP BY d.user_id, d.session_id, d.model
+            GROUP BY d.user_id, d.session_id, lower(d.model COLLATE "C")
         ) d
         WHERE m.user_id = d.user_id AND m.session_id = d.session_id
-            AND m.model = d.model
+            AND m.model_key = d.model_key
     )
     SELECT d.user_id, d.session_id, d.cost_usd FROM session_difference d;
 
@@ -101,7 +101,7 @@ BEGIN
         ), LATERAL (VALUES (a.session_id, a.model), (a.held_session_id, a.held_model)) t (session_id, model)
     ) t
     WHERE m.user_id = t.user_id AND m.session_id = t.session_id
-        AND m.model = t.model
-        AND m.events = 0 AND m.cost_usd = 0 AND m.tokens_in = 0 AND m.tokens_out = 0;
+        AND m.model_key = lower(t.model COLLATE "C")
+        AND m.events = 0 AND m.cost_usd = 0 AND m.tokens_in = 0 AND m.tokens_out = 0 AND m.further_totals IS NULL;
 END
 $body$;

@@ -1,17 +1,19 @@
 -- Locks the rows of all runs that the items name or may change, and makes the rows that are missing. A row made here has no
--- start: it stands for a run that was named and not recorded yet. The caller holds the locks of the sessions.
--- Answers the runs, as arrays; `linked` says of each run whether its thread may change.
+-- start: it stands for a run that was named and not recorded yet. A run's descendants may change only where an item says
+-- something new of its thread, so recording a run again costs the same however many descendants it has. The caller holds
+-- the locks of the sessions.
+-- Answers the runs, as arrays; `linked` says of each run whether its thread may change, `sessions` in which session it is.
 -- Lets through `SL004` of `refuse_erased`.
 -- Locks (rule R10): an advisory lock with seed 4 on each user whose runs may get another parent; then the runs' rows, in the
 -- order of their keys; then that of `refuse_erased` where a row was made.
 CREATE FUNCTION {schema}.lock_runs(
-    waves jsonb, activity jsonb, OUT users uuid[], OUT runs text[], OUT linked boolean[]
+    waves jsonb, activity jsonb, OUT users uuid[], OUT runs text[], OUT linked boolean[], OUT sessions text[]
 )
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 -- An array is written `(SELECT users)` so that the planner does not know its length: a plan for a known length looks
 -- cheaper than the prepared one, so it would be made anew in every call.
-SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET enable_material = off SET jit = off
 AS $body$
 BEGIN
     -- One transaction at a time changes which run of a user is whose child: a parent and its child that are recorded at
@@ -25,25 +27,52 @@ BEGIN
     ) linking;
 
     SELECT array_agg(t.user_id ORDER BY t.user_id, t.run_id), array_agg(t.run_id ORDER BY t.user_id, t.run_id),
-           array_agg(t.is_linked ORDER BY t.user_id, t.run_id)
-    INTO users, runs, linked
+           array_agg(t.is_linked ORDER BY t.user_id, t.run_id),
+           array_agg(held.session_id ORDER BY t.user_id, t.run_id)
+    INTO users, runs, linked, sessions
     FROM (
         WITH RECURSIVE item AS (
-            SELECT i.kind, i.user_id, i.run_id COLLATE "C" AS run_id, i.parent_run_id COLLATE "C" AS parent_run_id,
-                   i.root_run_id COLLATE "C" AS root_run_id, i.tool_call_id COLLATE "C" AS tool_call_id
+            SELECT i.kind, i.user_id, i.run_id COLLATE "C" AS run_id, i.step_id COLLATE "C" AS step_id,
+                   i.parent_run_id COLLATE "C" AS parent_run_id,
+                   i.root_run_id COLLATE "C" AS root_run_id, i.tool_call_id COLLATE "C" AS tool_call_id,
+                   i.kind = 'run' AND (
+                       r.started_at IS NULL
+                       OR i.session_id IS NOT NULL AND NOT r.session_given
+                       OR i.parent_run_id IS NOT NULL AND NOT r.parent_given
+                       OR i.root_run_id IS NOT NULL AND NOT r.root_given
+                       OR i.parent_tool_call_id IS NOT NULL AND r.parent_tool_call_id IS NULL
+                       -- The calls before its start decide which one began the run.
+                       OR i.started_at < r.started_at AND NOT r.parent_given
+                       OR i.revision > r.revision
+                   ) AS moves,
+                   i.kind = 'step' AND i.tool_call_id IS NOT NULL AND (
+                       s.tool_call_id IS NULL OR i.started_at < s.started_at OR i.revision > s.revision
+                   ) AS calls
             FROM jsonb_array_elements(activity) wave,
                  jsonb_to_recordset(wave) i (
-                     kind text, user_id uuid, run_id text, parent_run_id text, root_run_id text, tool_call_id text
+                     kind text, user_id uuid, run_id text, step_id text, session_id text, parent_run_id text,
+                     root_run_id text, parent_tool_call_id text, tool_call_id text, started_at timestamptz, revision int
                  )
+            LEFT JOIN {schema}.session_runs r ON r.user_id = i.user_id AND r.run_id = i.run_id
+            LEFT JOIN {schema}.session_steps s
+                ON s.user_id = i.user_id AND s.run_id = i.run_id AND s.step_id = i.step_id
             WHERE i.kind <> 'message'
         ),
         -- A run that changes its thread takes its descendants along; a tool call takes the runs that its result began.
         family AS (
-            SELECT i.user_id, i.run_id FROM item i WHERE i.kind = 'run'
+            SELECT i.user_id, i.run_id FROM item i WHERE i.moves
             UNION
             SELECT i.user_id, r.run_id
             FROM item i
             JOIN {schema}.session_runs r ON r.user_id = i.user_id AND r.parent_tool_call_id = i.tool_call_id
+            WHERE i.calls
+            UNION
+            -- A revision may take its tool call away from the runs that it began.
+            SELECT i.user_id, r.run_id
+            FROM item i
+            JOIN {schema}.session_steps s ON s.user_id = i.user_id AND s.run_id = i.run_id AND s.step_id = i.step_id
+            JOIN {schema}.session_runs r ON r.user_id = s.user_id AND r.parent_tool_call_id = s.tool_call_id
+            WHERE i.calls
             UNION
             SELECT r.user_id, r.run_id
             FROM family f
@@ -63,15 +92,15 @@ BEGIN
             FROM item i, LATERAL (VALUES (i.run_id), (i.parent_run_id), (i.root_run_id)) named (run_id)
             WHERE named.run_id IS NOT NULL
             UNION ALL
-            -- A revision may take the event that its key holds away from another run.
+            -- An event may take the place of the one that its key holds, which may be of a run.
             SELECT i.user_id, coalesce(i.run_id, held.run_id) COLLATE "C", false
             FROM jsonb_array_elements(waves) wave,
                  jsonb_to_recordset(wave) i (
-                     user_id uuid, session_id text, event_id uuid, run_id text, revision int, key_scope text
+                     user_id uuid, session_id text, event_id uuid, run_id text, key_scope text
                  )
             LEFT JOIN LATERAL (
                 SELECT e.run_id FROM {schema}.session_usage_events e
-                WHERE i.revision > 0 AND i.key_scope IS NULL
+                WHERE i.key_scope IS NULL
                     AND e.user_id = i.user_id AND e.session_id = i.session_id AND e.event_id = i.event_id
                 UNION ALL
                 SELECT e.run_id FROM {schema}.session_usage_events e
@@ -80,7 +109,8 @@ BEGIN
             WHERE coalesce(i.run_id, held.run_id) IS NOT NULL
         ) t
         GROUP BY t.user_id, t.run_id
-    ) t;
+    ) t
+    LEFT JOIN {schema}.session_runs held ON held.user_id = t.user_id AND held.run_id = t.run_id;
 
     -- One statement locks the rows, sorted: every function that locks runs does it in this order.
     INSERT INTO {schema}.session_runs AS r (user_id, run_id)

@@ -4,7 +4,7 @@
 CREATE FUNCTION {schema}.delete_unnamed_runs(of_users uuid[], of_runs text[], idle_before timestamptz) RETURNS bigint
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
-SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET enable_material = off SET jit = off
 AS $body$
 DECLARE
     steps bigint;
@@ -16,6 +16,7 @@ BEGIN
             AND (idle_before IS NULL OR r.last_seen IS NULL OR r.last_seen < idle_before)
             -- Where the run has events, one of these sums is not zero.
             AND r.events_cost_usd = 0 AND r.events_tokens_in = 0 AND r.events_tokens_out = 0
+            AND coalesce(r.events_plan_cost_usd, 0) = 0
             AND NOT EXISTS (
                 SELECT FROM {schema}.session_runs c
                 WHERE c.user_id = r.user_id AND c.parent_run_id = r.run_id AND c.run_id <> r.run_id

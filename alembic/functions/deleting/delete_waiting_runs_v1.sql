@@ -6,15 +6,18 @@
 -- without it the writer is waited for.
 CREATE FUNCTION {schema}.delete_waiting_runs_v1(
     keys jsonb, idle_before timestamptz,
-    OUT sessions bigint, OUT runs bigint, OUT steps bigint, OUT messages bigint, OUT events bigint, OUT model_rows bigint
+    OUT sessions bigint, OUT runs bigint, OUT steps bigint, OUT messages bigint, OUT events bigint, OUT model_rows bigint,
+    OUT session_keys jsonb
 )
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
-SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET enable_material = off SET jit = off
 AS $body$
 DECLARE
     users uuid[];
     waiting text[];
+    gone_users uuid[];
+    gone_runs text[];
 BEGIN
     IF idle_before IS NULL THEN
         SELECT array_agg(l.user_id), array_agg(l.run_id)
@@ -46,18 +49,24 @@ BEGIN
         ) l;
     END IF;
 
-    WITH gone AS (
+    SELECT array_agg(r.user_id), array_agg(r.run_id) INTO gone_users, gone_runs
+    FROM unnest(users, waiting) n (user_id, run_id)
+    JOIN {schema}.session_runs r ON r.user_id = n.user_id AND r.run_id = n.run_id
+    WHERE r.started_at IS NOT NULL OR idle_before IS NULL;
+    SELECT d.runs, d.steps INTO runs, steps FROM {schema}.delete_runs(gone_users, gone_runs) d;
+    IF idle_before IS NULL THEN
+        -- Nothing that names the user stays, but for runs with events that were recorded meanwhile.
         DELETE FROM {schema}.session_runs r
-        USING unnest(users, waiting) n (user_id, run_id)
-        WHERE r.user_id = n.user_id AND r.run_id = n.run_id AND (r.started_at IS NOT NULL OR idle_before IS NULL)
-        RETURNING r.user_id, r.run_id, r.started_at
-    ),
-    gone_steps AS (
-        DELETE FROM {schema}.session_steps s USING gone g WHERE s.user_id = g.user_id AND s.run_id = g.run_id
-        RETURNING true
-    )
-    SELECT 0, (SELECT count(g.started_at) FROM gone g), (SELECT count(*) FROM gone_steps), 0, 0, 0
-    INTO sessions, runs, steps, messages, events, model_rows;
+        USING unnest(gone_users, gone_runs) n (user_id, run_id)
+        WHERE r.user_id = n.user_id AND r.run_id = n.run_id
+            AND NOT EXISTS (
+                SELECT FROM {schema}.session_usage_events e WHERE e.user_id = r.user_id AND e.run_id = r.run_id
+            );
+    END IF;
+    sessions := 0;
+    messages := 0;
+    events := 0;
+    model_rows := 0;
     steps := steps + {schema}.delete_unnamed_runs(users, waiting, idle_before);
 END
 $body$;

@@ -18,24 +18,27 @@ BEGIN
         USING (SELECT o.change_id FROM {schema}.session_roll_up_changes o ORDER BY o.change_id LIMIT most) o
         WHERE c.change_id = o.change_id
         RETURNING c.user_id, c.dataset_id, c.status, c.starts_at, c.sessions, c.cost_usd, c.tokens_in, c.tokens_out,
-                  c.duration_us, c.unpriced_events, c.unmeasured_events, c.late_events, c.late_cost_usd
+                  c.duration_us, c.unpriced_events, c.unmeasured_events, c.late_events, c.late_cost_usd, c.further_totals
     ),
     quarter_hour AS (
         SELECT c.user_id, c.dataset_id, c.status, c.starts_at, sum(c.sessions)::bigint AS sessions,
                sum(c.cost_usd) AS cost_usd, sum(c.tokens_in) AS tokens_in, sum(c.tokens_out) AS tokens_out,
                sum(c.duration_us) AS duration_us, sum(c.unpriced_events)::bigint AS unpriced_events,
                sum(c.unmeasured_events)::bigint AS unmeasured_events, sum(c.late_events)::bigint AS late_events,
-               sum(c.late_cost_usd) AS late_cost_usd, count(*) AS changes
+               sum(c.late_cost_usd) AS late_cost_usd, count(*) AS changes,
+               CASE WHEN bool_or(c.further_totals IS NOT NULL) THEN {schema}.sum_totals_v1(array_agg(c.further_totals), '{}') END
+                   AS further_totals
         FROM change c
         GROUP BY c.user_id, c.dataset_id, c.status, c.starts_at
     ),
     bucket AS (
         INSERT INTO {schema}.session_roll_ups AS r
             (family, user_id, dataset_id, level, status, starts_at, sessions, cost_usd, tokens_in, tokens_out, duration_us,
-             unpriced_events, unmeasured_events, late_events, late_cost_usd)
+             unpriced_events, unmeasured_events, late_events, late_cost_usd, further_totals)
         SELECT f.family, f.user_id, f.dataset_id, l.level, q.status, l.starts_at, sum(q.sessions), sum(q.cost_usd),
                sum(q.tokens_in), sum(q.tokens_out), sum(q.duration_us), sum(q.unpriced_events), sum(q.unmeasured_events),
-               sum(q.late_events), sum(q.late_cost_usd)
+               sum(q.late_events), sum(q.late_cost_usd),
+               CASE WHEN bool_or(q.further_totals IS NOT NULL) THEN {schema}.sum_totals_v1(array_agg(q.further_totals), '{}') END
         FROM quarter_hour q
         CROSS JOIN LATERAL {schema}.families(q.user_id, q.dataset_id) f
         CROSS JOIN LATERAL {schema}.levels(q.starts_at) l
@@ -50,7 +53,9 @@ BEGIN
             unpriced_events = r.unpriced_events + excluded.unpriced_events,
             unmeasured_events = r.unmeasured_events + excluded.unmeasured_events,
             late_events = r.late_events + excluded.late_events,
-            late_cost_usd = r.late_cost_usd + excluded.late_cost_usd
+            late_cost_usd = r.late_cost_usd + excluded.late_cost_usd,
+            further_totals = CASE WHEN excluded.further_totals IS NULL THEN r.further_totals
+                ELSE {schema}.sum_totals_v1(ARRAY[r.further_totals, excluded.further_totals], '{}') END
         RETURNING r.family, r.user_id, r.dataset_id, r.level, r.status, r.starts_at, r.sessions
     )
     SELECT coalesce((SELECT sum(q.changes) FROM quarter_hour q), 0),
@@ -71,24 +76,28 @@ BEGIN
         USING (SELECT o.change_id FROM {schema}.session_model_roll_up_changes o ORDER BY o.change_id LIMIT most) o
         WHERE c.change_id = o.change_id
         RETURNING c.user_id, c.dataset_id, c.starts_at, c.model, c.sessions, c.cost_usd, c.tokens_in, c.tokens_out,
-                  c.cache_read_tokens, c.cache_write_tokens, c.reasoning_tokens, c.events, c.unpriced_events
+                  c.cache_read_tokens, c.cache_write_tokens, c.reasoning_tokens, c.events, c.unpriced_events,
+                  c.further_totals
     ),
     quarter_hour AS (
         SELECT c.user_id, c.dataset_id, c.starts_at, c.model, sum(c.sessions)::bigint AS sessions, sum(c.cost_usd) AS cost_usd,
                sum(c.tokens_in) AS tokens_in, sum(c.tokens_out) AS tokens_out,
                sum(c.cache_read_tokens) AS cache_read_tokens, sum(c.cache_write_tokens) AS cache_write_tokens,
                sum(c.reasoning_tokens) AS reasoning_tokens, sum(c.events)::bigint AS events,
-               sum(c.unpriced_events)::bigint AS unpriced_events, count(*) AS changes
+               sum(c.unpriced_events)::bigint AS unpriced_events, count(*) AS changes,
+               CASE WHEN bool_or(c.further_totals IS NOT NULL) THEN {schema}.sum_totals_v1(array_agg(c.further_totals), '{}') END
+                   AS further_totals
         FROM change c
         GROUP BY c.user_id, c.dataset_id, c.starts_at, c.model
     ),
     bucket AS (
         INSERT INTO {schema}.session_model_roll_ups AS r
             (family, user_id, dataset_id, level, starts_at, model, sessions, cost_usd, tokens_in, tokens_out,
-             cache_read_tokens, cache_write_tokens, reasoning_tokens, events, unpriced_events)
+             cache_read_tokens, cache_write_tokens, reasoning_tokens, events, unpriced_events, further_totals)
         SELECT f.family, f.user_id, f.dataset_id, l.level, l.starts_at, q.model, sum(q.sessions), sum(q.cost_usd),
                sum(q.tokens_in), sum(q.tokens_out), sum(q.cache_read_tokens), sum(q.cache_write_tokens),
-               sum(q.reasoning_tokens), sum(q.events), sum(q.unpriced_events)
+               sum(q.reasoning_tokens), sum(q.events), sum(q.unpriced_events),
+               CASE WHEN bool_or(q.further_totals IS NOT NULL) THEN {schema}.sum_totals_v1(array_agg(q.further_totals), '{}') END
         FROM quarter_hour q
         CROSS JOIN LATERAL {schema}.families(q.user_id, q.dataset_id) f
         CROSS JOIN LATERAL {schema}.levels(q.starts_at) l
@@ -103,7 +112,9 @@ BEGIN
             cache_write_tokens = r.cache_write_tokens + excluded.cache_write_tokens,
             reasoning_tokens = r.reasoning_tokens + excluded.reasoning_tokens,
             events = r.events + excluded.events,
-            unpriced_events = r.unpriced_events + excluded.unpriced_events
+            unpriced_events = r.unpriced_events + excluded.unpriced_events,
+            further_totals = CASE WHEN excluded.further_totals IS NULL THEN r.further_totals
+                ELSE {schema}.sum_totals_v1(ARRAY[r.further_totals, excluded.further_totals], '{}') END
         RETURNING r.family, r.user_id, r.dataset_id, r.level, r.starts_at, r.model, r.sessions
     )
     SELECT coalesce((SELECT sum(q.changes) FROM quarter_hour q), 0),

@@ -10,7 +10,8 @@ BEGIN
     RETURN QUERY
     SELECT f.family, f.user_id, f.dataset_id, l.level, l.starts_at, a.model, sum(a.sessions)::bigint, sum(a.cost_usd),
            sum(a.tokens_in), sum(a.tokens_out), sum(a.cache_read_tokens), sum(a.cache_write_tokens),
-           sum(a.reasoning_tokens), sum(a.events)::bigint, sum(a.unpriced_events)::bigint
+           sum(a.reasoning_tokens), sum(a.events)::bigint, sum(a.unpriced_events)::bigint,
+           CASE WHEN bool_or(a.further_totals IS NOT NULL) THEN {schema}.sum_totals_v1(array_agg(a.further_totals), '{}') END
     FROM (
         SELECT a.*
         FROM {schema}.rolled_up_sessions s
@@ -18,7 +19,8 @@ BEGIN
         WHERE {schema}.holds(of_family, after, up_to, s.user_id, s.dataset_id)
         UNION ALL
         SELECT c.user_id, c.dataset_id, c.starts_at, c.model, -c.sessions, -c.cost_usd, -c.tokens_in, -c.tokens_out,
-               -c.cache_read_tokens, -c.cache_write_tokens, -c.reasoning_tokens, -c.events, -c.unpriced_events
+               -c.cache_read_tokens, -c.cache_write_tokens, -c.reasoning_tokens, -c.events, -c.unpriced_events,
+               {schema}.sum_totals_v1('{}', ARRAY[c.further_totals])
         FROM {schema}.session_model_roll_up_changes c
         WHERE {schema}.holds(of_family, after, up_to, c.user_id, c.dataset_id)
     ) a
@@ -28,6 +30,7 @@ BEGIN
     GROUP BY f.family, f.user_id, f.dataset_id, l.level, l.starts_at, a.model
     HAVING (sum(a.sessions), sum(a.cost_usd), sum(a.tokens_in), sum(a.tokens_out), sum(a.cache_read_tokens),
             sum(a.cache_write_tokens), sum(a.reasoning_tokens), sum(a.events), sum(a.unpriced_events))
-        <> (0, 0, 0, 0, 0, 0, 0, 0, 0);
+        <> (0, 0, 0, 0, 0, 0, 0, 0, 0)
+        OR {schema}.sum_totals_v1(array_agg(a.further_totals), '{}') IS NOT NULL;
 END
 $body$;

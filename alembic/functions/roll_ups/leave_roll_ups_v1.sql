@@ -13,13 +13,13 @@ BEGIN
     DELETE FROM {schema}.rolled_up_sessions r
     WHERE r.user_id = OLD.user_id AND r.session_id = OLD.session_id
     RETURNING r.user_id, r.dataset_id, r.status, r.started_at, r.last_activity_at, r.ended_at, r.tokens_in, r.tokens_out,
-              r.cost_usd, r.unpriced_events, r.unmeasured_events, r.late_events, r.late_cost_usd, r.models
+              r.cost_usd, r.unpriced_events, r.unmeasured_events, r.late_events, r.late_cost_usd, r.further_totals, r.models
     INTO kept;
     IF FOUND THEN
         PERFORM {schema}.append_changes(
             kept.user_id, kept.dataset_id, kept.status, kept.started_at, kept.last_activity_at, kept.ended_at,
             kept.tokens_in, kept.tokens_out, kept.cost_usd, kept.unpriced_events, kept.unmeasured_events,
-            kept.late_events, kept.late_cost_usd, kept.models, -1
+            kept.late_events, kept.late_cost_usd, kept.further_totals, kept.models, -1
         );
     END IF;
     IF TG_OP = 'DELETE' THEN

@@ -12,17 +12,19 @@ BEGIN
     WHERE r.family = of_family AND {schema}.holds(of_family, after, up_to, r.user_id, r.dataset_id);
     INSERT INTO {schema}.session_roll_ups
         (family, user_id, dataset_id, level, status, starts_at, sessions, cost_usd, tokens_in, tokens_out, duration_us,
-         unpriced_events, unmeasured_events, late_events, late_cost_usd)
+         unpriced_events, unmeasured_events, late_events, late_cost_usd, further_totals)
     SELECT e.family, e.user_id, e.dataset_id, e.level, e.status, e.starts_at, e.sessions, e.cost_usd, e.tokens_in,
-           e.tokens_out, e.duration_us, e.unpriced_events, e.unmeasured_events, e.late_events, e.late_cost_usd
+           e.tokens_out, e.duration_us, e.unpriced_events, e.unmeasured_events, e.late_events, e.late_cost_usd,
+           e.further_totals
     FROM {schema}.expected_roll_ups_v1(of_family, after, up_to) e;
     DELETE FROM {schema}.session_model_roll_ups r
     WHERE r.family = of_family AND {schema}.holds(of_family, after, up_to, r.user_id, r.dataset_id);
     INSERT INTO {schema}.session_model_roll_ups
         (family, user_id, dataset_id, level, starts_at, model, sessions, cost_usd, tokens_in, tokens_out,
-         cache_read_tokens, cache_write_tokens, reasoning_tokens, events, unpriced_events)
+         cache_read_tokens, cache_write_tokens, reasoning_tokens, events, unpriced_events, further_totals)
     SELECT e.family, e.user_id, e.dataset_id, e.level, e.starts_at, e.model, e.sessions, e.cost_usd, e.tokens_in,
-           e.tokens_out, e.cache_read_tokens, e.cache_write_tokens, e.reasoning_tokens, e.events, e.unpriced_events
+           e.tokens_out, e.cache_read_tokens, e.cache_write_tokens, e.reasoning_tokens, e.events, e.unpriced_events,
+           e.further_totals
     FROM {schema}.expected_model_roll_ups_v1(of_family, after, up_to) e;
 END
 $body$;

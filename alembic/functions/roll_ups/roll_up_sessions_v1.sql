@@ -1,4 +1,5 @@
--- Rolls up those sessions of `keys` that have ended or were last active before `idle_before`, and are not rolled up yet.
+-- Rolls up those sessions of `keys` that have ended or were last active before `idle_before`, and are not rolled up yet. A
+-- session that waits is not rolled up: the roll-ups do not know who waits.
 -- Answers how many sessions it rolled up. Raises nothing.
 -- Locks: the sessions' rows, in the order of their keys (rule R10). A session that is locked by a writer is skipped. The
 -- sums are read after the locks are held, so a session's totals and those by model are of one moment.
@@ -21,7 +22,9 @@ BEGIN
         SELECT s.user_id, s.session_id
         FROM jsonb_to_recordset(keys) k (user_id uuid, session_id text)
         JOIN {schema}.session_records s ON s.user_id = k.user_id AND s.session_id = k.session_id
-        WHERE (NOT s.rolled_up) IS NOT false AND (s.status <> 'running' OR s.last_activity_at < idle_before)
+        WHERE (NOT s.rolled_up) IS NOT false
+            AND (s.status <> 'running'
+                 OR s.last_activity_at < idle_before AND (s.waiting_since >= s.last_activity_at) IS NOT true)
         ORDER BY s.user_id, s.session_id
         FOR NO KEY UPDATE OF s SKIP LOCKED
     ) l;
@@ -35,21 +38,22 @@ BEGIN
         WITH rolled_up AS (
             INSERT INTO {schema}.rolled_up_sessions AS r
                 (user_id, session_id, dataset_id, agent_name, status, started_at, last_activity_at, ended_at, tokens_in,
-                 tokens_out, cost_usd, unpriced_events, unmeasured_events, late_events, late_cost_usd, models)
+                 tokens_out, cost_usd, unpriced_events, unmeasured_events, late_events, late_cost_usd, further_totals,
+                 models)
             SELECT s.user_id, s.session_id, s.dataset_id, s.agent_name, s.status, s.started_at, s.last_activity_at, s.ended_at,
                    s.tokens_in, s.tokens_out, s.cost_usd, s.unpriced_events, s.unmeasured_events, s.late_events,
-                   s.late_cost_usd, m.models
+                   s.late_cost_usd, s.further_totals, m.models
             FROM {schema}.session_models_v1(users, sessions) m
             JOIN {schema}.session_records s ON s.user_id = m.user_id AND s.session_id = m.session_id
             ON CONFLICT (user_id, session_id) DO NOTHING
             RETURNING r.user_id, r.session_id, r.dataset_id, r.status, r.started_at, r.last_activity_at, r.ended_at,
                       r.tokens_in, r.tokens_out, r.cost_usd, r.unpriced_events, r.unmeasured_events, r.late_events,
-                      r.late_cost_usd, r.models
+                      r.late_cost_usd, r.further_totals, r.models
         )
         SELECT array_agg(a.user_id), array_agg(a.session_id), count({schema}.append_changes(
                    a.user_id, a.dataset_id, a.status, a.started_at, a.last_activity_at, a.ended_at, a.tokens_in,
                    a.tokens_out, a.cost_usd, a.unpriced_events, a.unmeasured_events, a.late_events, a.late_cost_usd,
-                   a.models, 1
+                   a.further_totals, a.models, 1
                ))
         INTO added_users, added_sessions, added
         FROM rolled_up a;
@@ -67,12 +71,13 @@ BEGIN
             WHERE r.user_id = l.user_id AND r.session_id = l.session_id
             RETURNING r.user_id, r.dataset_id, r.status, r.started_at, r.last_activity_at, r.ended_at, r.tokens_in,
                       r.tokens_out, r.cost_usd, r.unpriced_events, r.unmeasured_events, r.late_events, r.late_cost_usd,
-                      r.models
+                      r.further_totals, r.models
         LOOP
             PERFORM {schema}.append_changes(
                 orphan.user_id, orphan.dataset_id, orphan.status, orphan.started_at, orphan.last_activity_at,
                 orphan.ended_at, orphan.tokens_in, orphan.tokens_out, orphan.cost_usd, orphan.unpriced_events,
-                orphan.unmeasured_events, orphan.late_events, orphan.late_cost_usd, orphan.models, -1
+                orphan.unmeasured_events, orphan.late_events, orphan.late_cost_usd, orphan.further_totals,
+                orphan.models, -1
             );
         END LOOP;
     END LOOP;

@@ -15,22 +15,25 @@ BEGIN
     SELECT k.user_id, k.session_id, m.models
     FROM unnest(of_users, of_sessions) k (user_id, session_id)
     CROSS JOIN LATERAL (
-        SELECT coalesce(jsonb_agg(jsonb_build_object(
+        SELECT coalesce(jsonb_agg(jsonb_strip_nulls(jsonb_build_object(
                    'model', u.model, 'cost_usd', u.cost_usd, 'tokens_in', u.tokens_in, 'tokens_out', u.tokens_out,
                    'cache_read_tokens', u.cache_read_tokens, 'cache_write_tokens', u.cache_write_tokens,
-                   'reasoning_tokens', u.reasoning_tokens, 'events', u.events, 'unpriced_events', u.unpriced_events
-               )), '[]') AS models
+                   'reasoning_tokens', u.reasoning_tokens, 'events', u.events, 'unpriced_events', u.unpriced_events,
+                   'further_totals', u.further_totals
+               ))), '[]') AS models
         FROM (
             -- A report names a model called "unknown" and no model alike; a session with both counts once.
-            SELECT CASE WHEN u.model = '' THEN 'unknown' ELSE u.model END AS model, sum(u.cost_usd) AS cost_usd,
+            SELECT min(CASE WHEN u.model = '' THEN 'unknown' ELSE u.model END) AS model, sum(u.cost_usd) AS cost_usd,
                    sum(u.tokens_in) AS tokens_in, sum(u.tokens_out) AS tokens_out,
                    sum(u.cache_read_tokens) AS cache_read_tokens, sum(u.cache_write_tokens) AS cache_write_tokens,
                    sum(u.reasoning_tokens) AS reasoning_tokens, sum(u.events) AS events,
-                   sum(u.unpriced_events) AS unpriced_events
+                   sum(u.unpriced_events) AS unpriced_events,
+                   CASE WHEN bool_or(u.further_totals IS NOT NULL) THEN {schema}.sum_totals_v1(array_agg(u.further_totals), '{}') END
+                       AS further_totals
             FROM {schema}.session_model_usage u
             WHERE u.user_id = k.user_id AND u.session_id = k.session_id
                 AND (u.events > 0 OR u.tokens_in > 0 OR u.tokens_out > 0 OR u.cost_usd > 0)
-            GROUP BY 1
+            GROUP BY CASE WHEN u.model = '' THEN 'unknown' ELSE u.model_key END
         ) u
     ) m;
 END

@@ -11,7 +11,7 @@ LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 -- An array is written `(SELECT users)` so that the planner does not know its length: a plan for a known length looks
 -- cheaper than the prepared one, so it would be made anew in every call.
-SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET enable_material = off SET jit = off
 AS $body$
 DECLARE
     existing int;
@@ -27,15 +27,19 @@ BEGIN
         ) keys;
     END IF;
 
+    -- For a key of the user's scope both sessions: the one that holds the key's event, and the one that is named. The first
+    -- may be deleted before it is locked, and then the event goes into the second.
     SELECT array_agg(t.user_id ORDER BY t.user_id, t.session_id), array_agg(t.session_id ORDER BY t.user_id, t.session_id)
     INTO users, sessions
     FROM (
-        SELECT i.user_id, coalesce(held.session_id, i.session_id) COLLATE "C" AS session_id
-        FROM jsonb_array_elements(waves) wave,
-             jsonb_to_recordset(wave) i (user_id uuid, session_id text, event_id uuid, key_scope text)
-        LEFT JOIN {schema}.session_usage_events held
-            ON i.key_scope = 'user' AND held.key_scope = 'user'
-            AND held.user_id = i.user_id AND held.event_id = i.event_id
+        SELECT i.user_id, i.session_id COLLATE "C" AS session_id
+        FROM jsonb_array_elements(waves) wave, jsonb_to_recordset(wave) i (user_id uuid, session_id text)
+        UNION
+        SELECT held.user_id, held.session_id
+        FROM jsonb_array_elements(waves) wave, jsonb_to_recordset(wave) i (user_id uuid, event_id uuid, key_scope text)
+        JOIN {schema}.session_usage_events held
+            ON held.key_scope = 'user' AND held.user_id = i.user_id AND held.event_id = i.event_id
+        WHERE i.key_scope = 'user'
         UNION
         SELECT i.user_id, i.session_id
         FROM jsonb_array_elements(others) wave, jsonb_to_recordset(wave) i (user_id uuid, session_id text)

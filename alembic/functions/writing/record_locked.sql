@@ -1,9 +1,9 @@
 -- Takes all locks that the items need, then writes one wave after another. `others` are further sessions to lock, `has_runs`
--- says whether any item names a run or may do so.
+-- says whether any item names a run, or has a key that may hold an event of a run in any session.
 -- Answers a row for each item; where an item has several rows, the last one holds.
 -- Raises `SL002` where further sessions have to be locked, with them as its detail: `record_v1` calls again. Lets through
--- `SL003` and `SL004` of `lock_sessions`, and `SL002` of `settle_runs`.
--- Locks: those of `lock_sessions`, then those of `lock_runs` (rule R10).
+-- `SL003` and `SL004` of `lock_sessions`, `SL002` of `settle_runs`, and `SL005` of `refuse_parent_cycles`.
+-- Locks: those of `lock_sessions`, then those of `lock_runs`, then that of `refuse_parent_cycles` (rule R10).
 CREATE FUNCTION {schema}.record_locked(
     waves jsonb, activity jsonb, others jsonb, has_runs boolean, now_at timestamptz
 ) RETURNS TABLE (
@@ -30,10 +30,13 @@ DECLARE
     differences jsonb;
 BEGIN
     locked := {schema}.lock_sessions(waves, activity, others);
-    IF NOT has_runs THEN
+    IF NOT (has_runs OR {schema}.replaces_run_events(waves)) THEN
         FOR wave IN 0..last_wave LOOP
             RETURN QUERY SELECT w.* FROM {schema}.record_wave(waves -> wave, now_at) w;
         END LOOP;
+        IF waves @? '$[*][*].parent_session_id' THEN
+            PERFORM {schema}.refuse_parent_cycles(locked.users, locked.sessions);
+        END IF;
         RETURN;
     END IF;
 
@@ -73,7 +76,9 @@ BEGIN
                    'user_id', d.user_id, 'session_id', d.session_id, 'difference_usd', d.difference_usd
                ))
         INTO differences
-        FROM {schema}.settle_runs(named.users, named.runs, named.linked, locked.users, locked.sessions, now_at) d;
+        FROM {schema}.settle_runs(
+            named.users, named.runs, named.linked, named.sessions, locked.users, locked.sessions, now_at
+        ) d;
         -- Settling changed the cost of sessions: what a run reports beyond its events shrinks when events arrive.
         RETURN QUERY
         SELECT w.item_position, w.outcome, w.event_cost_usd, w.session_tokens_in, w.session_tokens_out,
@@ -92,5 +97,8 @@ BEGIN
         WHERE i.answers IS NOT false;
         receipts := '[]';
     END LOOP;
+    IF waves @? '$[*][*].parent_session_id' THEN
+        PERFORM {schema}.refuse_parent_cycles(locked.users, locked.sessions);
+    END IF;
 END
 $body$;

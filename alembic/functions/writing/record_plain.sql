@@ -73,6 +73,13 @@ BEGIN
         UPDATE {schema}.session_records s
         SET started_at = least(s.started_at, c.started_at),
             last_activity_at = greatest(s.last_activity_at, c.last_activity_at),
+            own_started_at = CASE WHEN c.started_at <= s.started_at THEN NULL
+                                  WHEN (s.derived OR c.started_at < s.own_started_at) THEN c.started_at
+                                  ELSE s.own_started_at END,
+            own_last_activity_at = CASE WHEN c.last_activity_at >= s.last_activity_at THEN NULL
+                                        WHEN (s.derived OR c.last_activity_at > s.own_last_activity_at)
+                                            THEN c.last_activity_at
+                                        ELSE s.own_last_activity_at END,
             dataset_id = coalesce(s.dataset_id, c.dataset_id),
             agent_name = coalesce(s.agent_name, c.agent_name),
             title = coalesce(s.title, c.title),
@@ -113,13 +120,13 @@ BEGIN
         INSERT INTO {schema}.session_model_usage AS m
             (user_id, session_id, model, tokens_in, tokens_out, cache_read_tokens, cache_write_tokens, reasoning_tokens,
              cost_usd, events, unpriced_events, unmeasured_events)
-        SELECT i.user_id, i.session_id, coalesce(i.model, ''), sum(i.tokens_in), sum(i.tokens_out),
+        SELECT i.user_id, i.session_id, min(coalesce(i.model, '') COLLATE "C"), sum(i.tokens_in), sum(i.tokens_out),
                sum(i.cache_read_tokens), sum(i.cache_write_tokens), sum(i.reasoning_tokens), sum(coalesce(i.cost_usd, 0)),
                count(*), sum(i.unpriced), count(*) FILTER (WHERE NOT i.measured)
         FROM locked, item i
         WHERE locked.sessions > 0 AND i.is_measurement
-        GROUP BY i.user_id, i.session_id, coalesce(i.model, '')
-        ON CONFLICT (user_id, session_id, model) DO UPDATE
+        GROUP BY i.user_id, i.session_id, lower(coalesce(i.model, '') COLLATE "C")
+        ON CONFLICT (user_id, session_id, model_key) DO UPDATE
         SET tokens_in = m.tokens_in + excluded.tokens_in,
             tokens_out = m.tokens_out + excluded.tokens_out,
             cache_read_tokens = m.cache_read_tokens + excluded.cache_read_tokens,

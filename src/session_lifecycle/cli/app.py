@@ -1,5 +1,8 @@
 """The Typer app: registers the commands."""
 
+import io
+import sys
+
 import typer
 
 from session_lifecycle.cli.commands import demo, maintenance, replay, schema
@@ -28,6 +31,8 @@ for schema_command in (schema.upgrade, schema.check, schema.sql):
 
 def run() -> None:
     """Runs the app. An interrupt exits with code 130, after the embedded server has stopped."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # for a name that the terminal's encoding does not have
     try:
         app(prog_name="session-lifecycle")
     except KeyboardInterrupt:

@@ -1,4 +1,8 @@
-"""The output of commands: tables, reports, progress."""
+"""The output of commands: tables, reports, messages.
+
+A name in the database is anybody's text. It is printed as `rich.text.Text`, which is not read as markup, and without
+control characters, which a terminal would obey.
+"""
 
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
@@ -7,6 +11,7 @@ from uuid import UUID
 from pydantic import BaseModel
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from session_lifecycle.models import (
     CostByModelRow,
@@ -16,14 +21,28 @@ from session_lifecycle.models import (
     SessionListPage,
     SessionStats,
 )
+from session_lifecycle.models.fields import exact_sum
 
 PLAIN_WIDTH = 140
 STYLES = {
     EffectiveStatus.RUNNING: "green",
+    EffectiveStatus.WAITING: "magenta",
     EffectiveStatus.COMPLETED: "cyan",
     EffectiveStatus.FAILED: "red",
     EffectiveStatus.ABANDONED: "yellow",
 }
+
+
+def shown(value: object) -> str:
+    """The text of a value on one line, with an escape in place of each character that cannot be seen."""
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode()
+        for character in str(value)
+    )
+
+
+def _cell(value: object, style: str = "") -> Text:
+    return Text(shown(value), style)
 
 
 def sessions_table(page: SessionListPage, names: Mapping[UUID, str]) -> Table:
@@ -41,16 +60,16 @@ def sessions_table(page: SessionListPage, names: Mapping[UUID, str]) -> Table:
     for row in page.sessions:
         record, status = row.record, row.effective_status
         table.add_row(
-            record.session_id,
-            names.get(record.user_id, str(record.user_id)),
-            record.agent_name or "",
-            f"[{STYLES[status]}]{status}[/]",
-            record.last_model or "",
-            f"{record.tokens_in:,}",
-            f"{record.tokens_out:,}",
-            _usd(record.cost_usd),
-            str(record.error_count),
-            str(record.late_events),
+            _cell(record.session_id),
+            _cell(names.get(record.user_id, record.user_id)),
+            _cell(record.agent_name or ""),
+            _cell(status, STYLES[status]),
+            _cell(record.last_model or ""),
+            _cell(f"{record.tokens_in:,}"),
+            _cell(f"{record.tokens_out:,}"),
+            _cell(_usd(record.cost_usd)),
+            _cell(record.error_count),
+            _cell(record.late_events),
         )
     return table
 
@@ -73,7 +92,7 @@ def stats_table(stats: SessionStats) -> Table:
         "late events": f"{stats.late_events:,} ({_usd(stats.late_cost_usd)} USD)",
     }
     for name, value in rows.items():
-        table.add_row(name, value)
+        table.add_row(_cell(name), _cell(value))
     return table
 
 
@@ -85,16 +104,16 @@ def costs_table(rows: Sequence[CostByModelRow]) -> Table:
     table.add_column("events", f"{sum(row.events for row in rows):,}", justify="right")
     table.add_column("tokens in", f"{sum(row.tokens_in for row in rows):,}", justify="right")
     table.add_column("tokens out", f"{sum(row.tokens_out for row in rows):,}", justify="right")
-    table.add_column("cost USD", _usd(sum((row.cost_usd for row in rows), Decimal(0))), justify="right")
+    table.add_column("cost USD", _usd(exact_sum(row.cost_usd for row in rows)), justify="right")
     for row in rows:
         unpriced = " (unpriced)" if row.unpriced_events else ""
         table.add_row(
-            row.model,
-            f"{row.session_count:,}",
-            f"{row.events:,}",
-            f"{row.tokens_in:,}",
-            f"{row.tokens_out:,}",
-            _usd(row.cost_usd) + unpriced,
+            _cell(row.model),
+            _cell(f"{row.session_count:,}"),
+            _cell(f"{row.events:,}"),
+            _cell(f"{row.tokens_in:,}"),
+            _cell(f"{row.tokens_out:,}"),
+            _cell(_usd(row.cost_usd) + unpriced),
         )
     return table
 
@@ -105,13 +124,35 @@ def _usd(amount: Decimal) -> str:
 
 def print_progress(report: PruneReport | RollUpReport) -> None:
     """Prints how many sessions a job has processed so far, on standard error."""
-    Console(stderr=True, soft_wrap=True).print(f"{report.sessions} sessions so far", highlight=False)
+    print_note(f"{report.sessions} sessions so far")
 
 
 def print_report(heading: str, report: BaseModel) -> None:
     """Prints the heading and the report's fields on one line of standard output, without fields that are None."""
-    fields = ", ".join(f"{name} {value}" for name, value in report if value is not None)
-    Console(soft_wrap=True).print(f"{heading}: {fields}", markup=False, highlight=False)
+    fields = ", ".join(
+        f"{name} {value}" for name, value in report if value is not None and not isinstance(value, tuple)
+    )
+    print_line(f"{heading}: {fields}")
+
+
+def print_line(line: str) -> None:
+    """Prints a line on standard output."""
+    _print(line)
+
+
+def print_note(line: str) -> None:
+    """Prints a line on standard error."""
+    _print(line, stderr=True)
+
+
+def print_error(message: str) -> None:
+    """Prints an error message on standard error. It may have several lines, as the log of a server has."""
+    for line in f"error: {message}".splitlines():
+        _print(line, style="red", stderr=True)
+
+
+def _print(line: str, style: str = "", *, stderr: bool = False) -> None:
+    Console(stderr=stderr, soft_wrap=True, highlight=False).print(_cell(line, style))
 
 
 def standard_output() -> Console:

@@ -10,9 +10,12 @@ from typing import Self
 
 from session_lifecycle.errors import ConfigurationError, SessionLifecycleError
 from session_lifecycle.models import RollUpReport
+from session_lifecycle.postgres.engines import call_in
 from session_lifecycle.postgres.execution import with_jitter
 
 DEFAULT_ROLL_UP_EVERY = timedelta(minutes=5)
+END_SECONDS = 5.0
+"""How long closing waits for a roll-up that it has cancelled."""
 
 _logger = logging.getLogger(__name__)
 
@@ -33,6 +36,9 @@ class RollUpSnapshot:
 
 class BackgroundRollUp:
     """Rolls up on entering and then at intervals, until the block is left. Made by `SessionDatabase.rolling_up`.
+
+    The block belongs to the event loop in which it is entered. Entering it in another one, while the first still runs
+    it, raises ConfigurationError.
 
     A roll-up that fails is counted and logged, and the next one continues where it stopped. Leaving the block cancels a
     running roll-up; the transactions it has committed stay.
@@ -58,14 +64,24 @@ class BackgroundRollUp:
         self._roll_up = roll_up
         self._every_seconds = float(seconds)
         self._task: asyncio.Task[None] | None = None
+        self.loop: asyncio.AbstractEventLoop | None = None
+        """The event loop in which the roll-ups run; None before the block is entered."""
         self._runs = self._failures = 0
         self._last_report: RollUpReport | None = None
         self._last_error: Exception | None = None
 
     async def __aenter__(self) -> Self:
-        if self._task is None:
-            self._task = asyncio.create_task(self._run(), name="session-lifecycle roll-up")
+        loop = asyncio.get_running_loop()
+        if self.loop is not loop and self._runs_elsewhere():
+            raise ConfigurationError("the roll-up runs in another event loop: make one for each loop with `rolling_up`")
+        if self._task is None or self._task.done() or self.loop is not loop:
+            self.loop = loop
+            self._task = loop.create_task(self._run(), name="session-lifecycle roll-up")
         return self
+
+    def _runs_elsewhere(self) -> bool:
+        running = self._task is not None and not self._task.done()
+        return running and self.loop is not None and self.loop.is_running()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -77,11 +93,19 @@ class BackgroundRollUp:
         return RollUpSnapshot(self._runs, self._failures, self._last_report, self._last_error)
 
     async def close(self) -> None:
-        """Cancels the task and waits until it has ended. A second call does nothing."""
+        """Cancels the task and waits until it has ended, for some seconds at most. A second call does nothing.
+
+        May be called in any event loop.
+        """
         task, self._task = self._task, None
-        if task is not None:
+        if task is None or self.loop is None:
+            return
+
+        async def end() -> None:
             task.cancel()
-            await asyncio.wait([task])
+            await asyncio.wait([task], timeout=END_SECONDS)
+
+        await call_in(self.loop, end, within_seconds=END_SECONDS + 1)
 
     async def _run(self) -> None:
         while True:

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from functools import partial
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 from pydantic_core import to_json
 
@@ -33,12 +33,15 @@ class Eraser:
         return delete.Deleted(*row).sessions > 0
 
     async def erase_user(self, asked: Erasing) -> ErasureReceipt:
-        """Writes the tombstone, then deletes or anonymises the sessions, then deletes the runs outside a session."""
+        """Writes the tombstone, deletes or anonymises the sessions, then deletes the runs outside a session."""
         user_id = asked.user_id
         found = partial(erase.sessions_of, user_id)
         pseudonym = uuid4() if asked.usage == "anonymise" else None
         if asked.tombstone:
             await self._execution.fetch(erase.write_tombstone(self._execution.schema, user_id))
+        if pseudonym is None:
+            # Before the events go: afterwards nothing says which models the user used.
+            await self._forget_repriced_models(user_id)
         sessions = (
             in_batches(self._execution, found, self._delete_sessions, max_batch=MAX_BATCH, idle_before=None)
             if pseudonym is None
@@ -51,7 +54,7 @@ class Eraser:
         erased: Counter[str] = Counter()
         for batches in (sessions, runs):
             async for row in batches:
-                erased.update(delete.Deleted(*row)._asdict())
+                erased.update(delete.Deleted(*row).counts())
         [(erased_at,)] = await self._execution.fetch(erase.now())
         return ErasureReceipt(
             user_id=user_id,
@@ -60,3 +63,9 @@ class Eraser:
             tombstoned=asked.tombstone,
             **{name: erased[name] for name in ("sessions", "runs", "steps", "messages", "events")},
         )
+
+    async def _forget_repriced_models(self, user_id: UUID) -> None:
+        """Takes models that only this user has used out of the audit of repricings: a name may be personal."""
+        models = [model for (model,) in await self._execution.fetch(erase.repriced_models_of(user_id))]
+        if models:
+            await self._execution.fetch(erase.forget_models(models, user_id))

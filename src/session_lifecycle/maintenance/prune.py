@@ -1,11 +1,11 @@
-"""The job `prune`: deletes idle sessions, or only the messages and payloads in them."""
+"""The job `prune`: deletes idle sessions, or only old messages and payloads."""
 
 from collections.abc import Callable
 from functools import partial
 
 from session_lifecycle.maintenance.batches import in_batches
 from session_lifecycle.models import PruneReport
-from session_lifecycle.models.maintenance import Pruning
+from session_lifecycle.models.maintenance import OwnedSession, Pruning
 from session_lifecycle.postgres.execution import Execution
 from session_lifecycle.statements.maintenance import delete, prune
 from session_lifecycle.statements.maintenance.delete import Deleted
@@ -26,13 +26,13 @@ class Pruner:
         """Deletes idle sessions, then old runs outside a session."""
         report = await self._begin(asked)
         if asked.dry_run:
-            [counted] = await self._execution.fetch(prune.count_idle(report.cut_at))
+            [counted] = await self._execution.fetch(prune.count_idle(report.cut_at, asked))
             return _add(report, Deleted(*counted), on_progress)
         for find, process_batch in (
             (prune.idle_sessions, self._delete_sessions),
             (prune.runs_outside_sessions, self._delete_runs_outside_sessions),
         ):
-            found = partial(find, report.cut_at)
+            found = partial(find, report.cut_at, asked)
             async for deleted in in_batches(
                 self._execution, found, process_batch, max_batch=asked.batch, idle_before=report.cut_at
             ):
@@ -40,14 +40,14 @@ class Pruner:
         return report
 
     async def prune_payloads(self, asked: Pruning, on_progress: OnProgress) -> PruneReport:
-        """Deletes the messages and empties the payloads of idle sessions."""
+        """Deletes the messages and empties the payloads that are old enough."""
         report = await self._begin(asked)
         if asked.dry_run:
-            [counted] = await self._execution.fetch(prune.count_payloads(report.cut_at))
+            [counted] = await self._execution.fetch(prune.count_payloads(report.cut_at, asked))
             return _add(report, Deleted(*counted), on_progress)
-        found = partial(prune.sessions_with_payloads, report.cut_at)
+        found = partial(prune.sessions_with_payloads, report.cut_at, asked)
         async for emptied in in_batches(
-            self._execution, found, self._empty_sessions, max_batch=asked.batch, idle_before=report.cut_at
+            self._execution, found, self._empty_sessions, max_batch=asked.batch, older_than=report.cut_at
         ):
             report = _add(report, Deleted(*emptied), on_progress)
         return report
@@ -59,8 +59,9 @@ class Pruner:
 
 def _add(report: PruneReport, more: Deleted, on_progress: OnProgress) -> PruneReport:
     """Returns the report with these rows added, after passing it to `on_progress`."""
-    counts = {name: getattr(report, name) + count for name, count in more._asdict().items()}
-    report = report.model_copy(update=counts)
+    sums = {name: getattr(report, name) + count for name, count in more.counts().items()}
+    keys = tuple(OwnedSession.model_validate(key) for key in more.session_keys or ())
+    report = report.model_copy(update=sums | {"session_keys": keys})
     if on_progress is not None:
         on_progress(report)
     return report

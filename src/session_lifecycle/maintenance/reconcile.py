@@ -1,23 +1,28 @@
 """The job `reconcile`: compares every total with the ledger, and the roll-ups with the sessions."""
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from decimal import Decimal
 from typing import Any
+
+from sqlalchemy import Executable
 
 from session_lifecycle.entities import (
     RolledUpSessionEntity,
     SessionModelUsageEntity,
     SessionRecordEntity,
     SessionRunEntity,
+    SessionUsageEventEntity,
 )
 from session_lifecycle.models import Mismatch, ReconcileReport
 from session_lifecycle.models.maintenance import MOST_MISMATCHES
 from session_lifecycle.postgres.execution import Execution
 from session_lifecycle.statements.maintenance import reconcile, reconcile_roll_ups
-from session_lifecycle.statements.maintenance.reconcile import SessionKey, Totals
+from session_lifecycle.statements.maintenance.reconcile import SessionKey
 from session_lifecycle.statements.maintenance.reconcile_roll_ups import FIGURES, OF_ROLLED_UP, Part
 from session_lifecycle.statements.roll_ups.totals import MODEL_FIGURES
+from session_lifecycle.statements.shared.further_totals import FURTHER_TOTALS
 
 SESSIONS_AT_ONCE = 1000
 USERS_AT_ONCE = 100
@@ -43,10 +48,11 @@ class Reconciler:
             self._sessions_looked_at += len(keys)
             first, last = SessionKey(*keys[0]), SessionKey(*keys[-1])
             for row in await self._execution.fetch(reconcile.session_mismatches(first, last)):
-                await self._compare(row, SessionRecordEntity, ("user_id", "session_id"), reconcile.OF_SESSION)
+                key: tuple[str, ...] = ("user_id", "session_id")
+                await self._compare(row, SessionRecordEntity, key, reconcile.OF_SESSION)
             for row in await self._execution.fetch(reconcile.model_mismatches(first, last)):
-                names = ("user_id", "session_id", "model")
-                await self._compare(row, SessionModelUsageEntity, names, reconcile.OF_MODEL)
+                key = ("user_id", "session_id", "model")
+                await self._compare(row, SessionModelUsageEntity, key, reconcile.OF_MODEL)
             # After the repairs above, which take a session out of the roll-ups or leave it rolled up wrongly.
             await self._compare_rolled_up(first, last)
         user = None
@@ -54,6 +60,8 @@ class Reconciler:
             user = users[-1].user_id
             for row in await self._execution.fetch(reconcile.run_mismatches(users[0].user_id, user)):
                 await self._compare(row, SessionRunEntity, ("user_id", "run_id"), reconcile.OF_RUN)
+            for row in await self._execution.fetch(reconcile.adjustment_mismatches(users[0].user_id, user)):
+                await self._compare_adjustment(row)
         # After all sessions, as the buckets are sums over them.
         await self._compare_buckets(Part("all"))
         for family in ("user", "dataset", "user_dataset"):
@@ -70,7 +78,7 @@ class Reconciler:
             repaired=self._repaired,
         )
 
-    async def _compare(self, row: Any, entity: Any, names: Sequence[str], totals: Totals) -> None:
+    async def _compare(self, row: Any, entity: Any, names: Sequence[str], totals: Iterable[str]) -> None:
         """Notes the totals of a row that differ, and repairs them if asked to."""
         differing = self._note(row, entity, names, totals)
         self._mismatch_count += differing
@@ -78,13 +86,26 @@ class Reconciler:
             key = {name: getattr(row, name) for name in names}
             found = {name: getattr(row, f"found_{name}") for name in totals}
             expected = {name: getattr(row, f"expected_{name}") for name in totals}
-            statement = (
-                reconcile.add_model(key, expected)
-                if None in found.values()
-                else reconcile.repair(entity, key, found, expected)
-            )
+            statement: Executable
+            if any(value is not None for value in found.values()):
+                statement = reconcile.repair(entity, key, found, expected)
+            elif entity is SessionRunEntity:
+                statement = reconcile.add_run(key, expected)
+            else:
+                statement = reconcile.add_model(key, expected)
             if await self._execution.fetch(statement):
                 self._repaired += differing
+
+    async def _compare_adjustment(self, row: Any) -> None:
+        """Notes what differs of an adjustment, and settles its run if asked to repair."""
+        differing = self._note(row, SessionUsageEventEntity, ("user_id", "run_id"), reconcile.OF_ADJUSTMENT)
+        self._mismatch_count += differing
+        if self._repair:
+            session_id = row.found_session_id if row.expected_session_id is None else row.expected_session_id
+            await self._execution.fetch(
+                reconcile.settle_run(self._execution.schema, row.user_id, row.run_id, session_id)
+            )
+            self._repaired += differing
 
     async def _compare_rolled_up(self, first: SessionKey, last: SessionKey) -> None:
         """Notes the sessions that are rolled up wrongly, and takes them out of the roll-ups if asked to repair."""
@@ -125,7 +146,7 @@ class Reconciler:
         """Lists the columns of a row that differ, as long as there is room. Returns how many differ."""
         key = {name: getattr(row, name) for name in names}
         compared = ((name, getattr(row, f"found_{name}"), getattr(row, f"expected_{name}")) for name in columns)
-        differing = [one for one in compared if _differ(*one[1:])]
+        differing = [one for one in compared if _differ(*one)]
         for name, found, expected in differing[: MOST_MISMATCHES - len(self._mismatches)]:
             mismatch = Mismatch(
                 table=entity.__tablename__, **key, field=name, found=_reported(found), expected=_reported(expected)
@@ -134,9 +155,12 @@ class Reconciler:
         return len(differing)
 
 
-def _differ(found: object, expected: object) -> bool:
-    """Whether the values differ; an absent total counts as zero."""
-    return found != expected and not (found is None and expected == 0)
+def _differ(name: str, found: Any, expected: Any) -> bool:
+    """Whether the values of this column differ; an absent total counts as zero."""
+    if name == FURTHER_TOTALS:
+        # JSON as text, in which equal numbers may have more or fewer zeros.
+        found, expected = (json.loads(value or "{}", parse_float=Decimal) for value in (found, expected))
+    return bool(found != expected and not (found is None and expected == 0))
 
 
 def _reported(value: Any) -> Decimal | str | None:

@@ -8,6 +8,7 @@ from uuid import UUID, uuid4
 from pydantic_core import to_json
 
 from session_lifecycle.models import RepriceReport
+from session_lifecycle.models.fields import exact_sum
 from session_lifecycle.models.maintenance import Repricing
 from session_lifecycle.postgres.execution import Execution
 from session_lifecycle.pricing.catalogue import PriceCatalogue
@@ -39,10 +40,13 @@ class Repricer:
         while rows := await self._execution.fetch(reprice.priced_events(*window, last, asked.batch)):
             last = EventKey(rows[-1].user_id, rows[-1].session_id, rows[-1].event_id)
             looked_at += len(rows)
-            changes = [change for row in rows if (change := self._change(row)) is not None]
+            changed = [(row, change) for row in rows if (change := self._change(row)) is not None]
+            changes = [change for _, change in changed]
             events += len(changes)
-            before += sum((change["old_cost_usd"] or Decimal(0) for change in changes), Decimal(0))
-            after += sum((change["cost_usd"] for change in changes), Decimal(0))
+            # The price of an event under a plan is no cost.
+            costs = [change for row, change in changed if row.billing != "plan"]
+            before = exact_sum([before, *(change["old_cost_usd"] or Decimal(0) for change in costs)])
+            after = exact_sum([after, *(change["cost_usd"] for change in costs)])
             if changes and not asked.dry_run:
                 parameters = {"changes": to_json(changes).decode(), "repricing_id": repricing_id}
                 await self._execution.write(self._reprice, parameters, repeatable=True)
@@ -65,16 +69,18 @@ class Repricer:
             model=row.model,
             provider=row.provider,
             at=row.at,
+            service_tier=row.service_tier,
             **{column.key: getattr(row, column.key) for column in TOKEN_COLUMNS},
+            **(row.parts or {}),
         )
-        if price is None or price.cost_usd == row.cost_usd:
+        if price is None or price.cost_usd == row.price_usd:
             return None
         key: dict[str, UUID | str] = {name: getattr(row, name) for name in EventKey._fields}
         return {
             **key,
-            "revision": row.revision,
+            "recorded_at": row.recorded_at,
             "run_id": row.run_id,
-            "old_cost_usd": row.cost_usd,
+            "old_cost_usd": row.price_usd,
             "cost_usd": price.cost_usd,
             "price_source": price.source,
             "unit_prices": price.unit_prices,

@@ -1,6 +1,6 @@
 """SessionMaintenanceDb: the operator's jobs reprice, roll up, prune, delete, erase and reconcile."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import datetime, timedelta
 from typing import Literal, Protocol
 from uuid import UUID
@@ -86,6 +86,9 @@ class SessionMaintenanceDb(Protocol):
         batch: int = DEFAULT_PRUNE_BATCH,
         dry_run: bool = False,
         on_progress: Callable[[PruneReport], None] | None = None,
+        user_ids: Collection[UUID | str] | None = None,
+        agent_names: Collection[str] | None = None,
+        dataset_ids: Collection[UUID | str] | None = None,
     ) -> PruneReport:
         """Deletes sessions that were last active before the cut, with their totals, ledger, runs, steps and messages.
 
@@ -103,7 +106,11 @@ class SessionMaintenanceDb(Protocol):
             older_than: The time since the last activity, by the database's clock: above 0, at most 365,000 days.
             batch: The most sessions of one transaction, 1..10,000.
             dry_run: Nothing is deleted; the report counts the rows that would be.
-            on_progress: Called after each batch with the report so far; in a dry run once.
+            on_progress: Called after each batch with the report so far, which has the keys of the batch's sessions; in
+                a dry run once.
+            user_ids: Only sessions of these users; an empty collection chooses none. None: of all users.
+            agent_names: Only sessions of these agents.
+            dataset_ids: Only sessions in these datasets.
         """
         ...
 
@@ -114,13 +121,17 @@ class SessionMaintenanceDb(Protocol):
         batch: int = DEFAULT_PRUNE_BATCH,
         dry_run: bool = False,
         on_progress: Callable[[PruneReport], None] | None = None,
+        user_ids: Collection[UUID | str] | None = None,
+        agent_names: Collection[str] | None = None,
+        dataset_ids: Collection[UUID | str] | None = None,
     ) -> PruneReport:
-        """Deletes messages and empties payloads of sessions that were last active before the cut; the cost stays.
+        """Deletes messages and empties payloads from before the cut, also of sessions that go on; the cost stays.
 
-        The cut is `older_than` ago. The job deletes the messages of these sessions. It empties the `input`, `output`
-        and `error` of their runs, and the `inputs`, `output`, `prompt` and `errors` of their steps. The sessions, the
-        ledger, runs, steps and their metadata stay. Errors still count: the errors of such a step become the text
-        "pruned", and a run keeps its status. Runs outside a session are left as they are.
+        The cut is `older_than` ago. The job deletes the messages that were created before it. It empties the `input`,
+        `output` and `error` of runs, and the `inputs`, `output`, `prompt` and `errors` of steps that ended before it,
+        or began before it and are open. The sessions, the ledger, runs, steps and their metadata stay. Errors still
+        count: the errors of such a step become the text "pruned", and a run keeps its status. Runs outside a session
+        are left as they are.
 
         Batches and retries are those of `prune_sessions`, and locked sessions are skipped likewise. The report counts
         the sessions, the runs and steps that were emptied, and the messages that were deleted. The next call does not
@@ -130,7 +141,11 @@ class SessionMaintenanceDb(Protocol):
             older_than: The time since the last activity, by the database's clock: above 0, at most 365,000 days.
             batch: The most sessions of one transaction, 1..10,000.
             dry_run: Nothing is changed; the report counts the rows that would be.
-            on_progress: Called after each batch with the report so far; in a dry run once.
+            on_progress: Called after each batch with the report so far, which has the keys of the batch's sessions; in
+                a dry run once.
+            user_ids: Only sessions of these users; an empty collection chooses none. None: of all users.
+            agent_names: Only sessions of these agents.
+            dataset_ids: Only sessions in these datasets.
         """
         ...
 
@@ -217,9 +232,19 @@ class SqlAlchemySessionMaintenanceDb(SessionMaintenanceDb):
         batch: int = DEFAULT_PRUNE_BATCH,
         dry_run: bool = False,
         on_progress: Callable[[PruneReport], None] | None = None,
+        user_ids: Collection[UUID | str] | None = None,
+        agent_names: Collection[str] | None = None,
+        dataset_ids: Collection[UUID | str] | None = None,
     ) -> PruneReport:
         _check_callable(on_progress)
-        asked = Pruning.of_call(older_than=older_than, batch=batch, dry_run=dry_run)
+        asked = Pruning.of_call(
+            older_than=older_than,
+            batch=batch,
+            dry_run=dry_run,
+            user_ids=_listed(user_ids),
+            agent_names=_listed(agent_names),
+            dataset_ids=_listed(dataset_ids),
+        )
         return await self._pruner.prune_sessions(asked, on_progress)
 
     async def prune_payloads(
@@ -229,9 +254,19 @@ class SqlAlchemySessionMaintenanceDb(SessionMaintenanceDb):
         batch: int = DEFAULT_PRUNE_BATCH,
         dry_run: bool = False,
         on_progress: Callable[[PruneReport], None] | None = None,
+        user_ids: Collection[UUID | str] | None = None,
+        agent_names: Collection[str] | None = None,
+        dataset_ids: Collection[UUID | str] | None = None,
     ) -> PruneReport:
         _check_callable(on_progress)
-        asked = Pruning.of_call(older_than=older_than, batch=batch, dry_run=dry_run)
+        asked = Pruning.of_call(
+            older_than=older_than,
+            batch=batch,
+            dry_run=dry_run,
+            user_ids=_listed(user_ids),
+            agent_names=_listed(agent_names),
+            dataset_ids=_listed(dataset_ids),
+        )
         return await self._pruner.prune_payloads(asked, on_progress)
 
     async def delete_session(self, session_id: str, user_id: UUID | str) -> bool:
@@ -248,6 +283,11 @@ class SqlAlchemySessionMaintenanceDb(SessionMaintenanceDb):
     async def reconcile(self, *, repair: bool = False) -> ReconcileReport:
         asked = Reconciling.of_call(repair=repair)
         return await Reconciler(self._execution, repair=asked.repair).reconcile()
+
+
+def _listed(values: object) -> object:
+    """The values of a collection as a tuple. What is no collection stays as it is, and is refused with its value."""
+    return tuple(values) if isinstance(values, Collection) and not isinstance(values, str | bytes) else values
 
 
 def _check_callable(on_progress: object) -> None:

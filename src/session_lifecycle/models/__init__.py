@@ -1,5 +1,6 @@
 """The values that callers pass in, and the values that calls return: frozen Pydantic models, one module per noun."""
 
+from session_lifecycle.models.annotations import SessionAnnotation
 from session_lifecycle.models.items import Item, Receipt
 from session_lifecycle.models.maintenance import (
     ErasureReceipt,
@@ -20,7 +21,10 @@ from session_lifecycle.models.reports import (
     Spend,
     TokenClasses,
     TokensByClass,
+    UsageFigures,
     UsagePoint,
+    UsageReport,
+    UsageRow,
 )
 from session_lifecycle.models.run_details import Lineage, RunDetail, RunEvent, RunPage
 from session_lifecycle.models.run_filters import RunFilters
@@ -38,7 +42,10 @@ from session_lifecycle.models.sessions import (
     EffectiveStatus,
     End,
     EndOutcome,
+    FamilyFigures,
     ReopenOutcome,
+    SessionChanges,
+    SessionFigures,
     SessionRecord,
     SessionRowWithStatus,
     SessionStatus,
@@ -47,6 +54,7 @@ from session_lifecycle.models.sessions import (
 )
 from session_lifecycle.models.summaries import SessionSummary, SummaryFilters, SummaryPage
 from session_lifecycle.models.usage import UsageEvent, UsageOutcome, UsageReceipt
+from session_lifecycle.models.usage_filters import LedgerEvent, UsageEventFilters, UsageEventPage, UsageFilters
 from session_lifecycle.models.viewer import Viewer
 
 __all__ = [
@@ -61,7 +69,9 @@ __all__ = [
     "End",
     "EndOutcome",
     "ErasureReceipt",
+    "FamilyFigures",
     "Item",
+    "LedgerEvent",
     "Lineage",
     "Message",
     "MessageRole",
@@ -80,8 +90,11 @@ __all__ = [
     "RunFilters",
     "RunPage",
     "RunStatus",
+    "SessionAnnotation",
+    "SessionChanges",
     "SessionDetail",
     "SessionDurations",
+    "SessionFigures",
     "SessionListFilters",
     "SessionListPage",
     "SessionRecord",
@@ -102,8 +115,14 @@ __all__ = [
     "Touch",
     "TouchOutcome",
     "UsageEvent",
+    "UsageEventFilters",
+    "UsageEventPage",
+    "UsageFigures",
+    "UsageFilters",
     "UsageOutcome",
     "UsagePoint",
     "UsageReceipt",
+    "UsageReport",
+    "UsageRow",
     "Viewer",
 ]

@@ -1,8 +1,8 @@
 """The types of fields with their limits (rule R19), and `Value`, the base class of the values in and out."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from decimal import Decimal, InvalidOperation
+from decimal import Context, Decimal, Inexact, InvalidOperation
 from enum import StrEnum
 from typing import Annotated, Any, ClassVar, Self
 from uuid import UUID
@@ -18,13 +18,27 @@ from pydantic import (
     ValidationError,
 )
 
-from session_lifecycle.models.refusals import refusal, refused
+from session_lifecycle.errors import InvalidValueError
+from session_lifecycle.models.refusals import inconsistent, refusal, refused
 
 MOST_TOKENS = 10**12
 MOST_COST_USD = Decimal(10**9)
 COST_DECIMALS = 30
-# A row of a B-tree holds 2,704 bytes; a key is a user id, a session id (512 characters of up to 4 bytes) and a model.
+# A row of a B-tree index holds 2,704 bytes, and a session id may have 2,048 of them (512 characters of four bytes).
+# Beside it and a user id stands a model; or beside it, two UUIDs, a status and a time, the name of an agent.
 MODEL_BYTES = 600
+SESSION_ID_CHARACTERS = 512
+LABEL_BYTES = 500
+LABEL_CHARACTERS = 200
+LONG_LABEL_CHARACTERS = 1000
+ID_BYTES = 1500
+# The two ids of a key: of a run and its step, of a session and its message.
+KEY_BYTES = 2600
+CUT = "…"
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+
+
+_EXACT = Context(prec=100, traps=[Inexact, InvalidOperation])
 
 
 def storable(text: str) -> str:
@@ -43,10 +57,55 @@ def _not_blank(text: str) -> str:
     return text
 
 
-def _within_model_bytes(text: str) -> str:
-    if len(text.encode()) > MODEL_BYTES:
-        raise refused("model_bytes", limit=MODEL_BYTES)
+def _within_id_bytes(text: str) -> str:
+    if not text or len(text.encode()) > ID_BYTES:
+        raise refused("id_bytes", limit=ID_BYTES)
     return text
+
+
+def _stripped(value: Any) -> Any:
+    # Names of models that differ in outer spaces only are one model.
+    return value.strip() or None if isinstance(value, str) else value
+
+
+def refuse_long_key(field: str, key: str, beside: str, other: str) -> None:
+    """Raises the refusal of an id that does not fit into an index row beside the other id of its key."""
+    room = KEY_BYTES - len(other.encode())
+    if len(key.encode()) > room:
+        raise inconsistent(field, f"at most {room:,} bytes in UTF-8, because it and {beside} are together one key")
+
+
+def safe_text(text: str) -> str:
+    """The text, with U+FFFD in place of NUL and lone surrogates, which Postgres cannot hold."""
+    if "\x00" not in text and text.isascii():
+        return text
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        # UTF-16 joins a high and a low surrogate to the character they encode. Only lone surrogates are replaced.
+        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text.replace("\x00", REPLACEMENT)
+
+
+def beginning(text: str, most_bytes: int) -> str:
+    """The longest beginning of the text that has at most so many bytes in UTF-8."""
+    return text[:most_bytes].encode()[:most_bytes].decode(errors="ignore")
+
+
+def cut(text: str, most_bytes: int, characters: int | None = None) -> str:
+    """The text, or where it is longer than a limit its beginning and the mark `…`, together within the limits.
+
+    The same text gives the same result, and the result stays as it is when it is cut again.
+    """
+    if len(text) <= (most_bytes if characters is None else characters) and len(text.encode()) <= most_bytes:
+        return text
+    most_characters = len(text) if characters is None else characters - len(CUT)
+    return beginning(text[:most_characters], most_bytes - len(CUT.encode())) + CUT
+
+
+def _label(most_bytes: int, characters: int | None = None) -> AfterValidator:
+    """A validator that cuts a label to its limits: a record is not refused for a long label (rule R26)."""
+    return AfterValidator(lambda text: cut(text, most_bytes, characters))
 
 
 def _blank_as_none(value: Any) -> Any:
@@ -99,6 +158,14 @@ def exact_money(value: Any) -> Decimal:
     return amount if decimals == places else Decimal((sign, digits, -decimals))
 
 
+def exact_sum(amounts: Iterable[Decimal]) -> Decimal:
+    """The sum exactly, whatever the host's decimal context. It has room for 10^60 of the greatest amounts."""
+    total = Decimal(0)
+    for amount in amounts:
+        total = _EXACT.add(total, amount)
+    return total
+
+
 def one_of(members: Sequence[StrEnum]) -> PlainValidator:
     """A validator that accepts these members of an enum, or their text, and returns the member."""
     by_text = {member.value: member for member in members}
@@ -122,14 +189,16 @@ def _decimal(value: Any) -> Decimal:
 
 
 Text = Annotated[str, Strict(), AfterValidator(storable)]
-SessionId = Annotated[Text, Field(min_length=1, max_length=512), AfterValidator(_not_blank)]
-OptionalName = Annotated[Annotated[Text, Field(max_length=200)] | None, BeforeValidator(_blank_as_none)]
-OptionalModel = Annotated[
-    Annotated[Text, Field(max_length=200), AfterValidator(_within_model_bytes)] | None, BeforeValidator(_blank_as_none)
+SessionId = Annotated[Text, Field(min_length=1, max_length=SESSION_ID_CHARACTERS), AfterValidator(_not_blank)]
+Label = Annotated[Text, _label(LABEL_BYTES, LABEL_CHARACTERS)]
+RequiredLabel = Annotated[Text, Field(min_length=1), _label(LABEL_BYTES, LABEL_CHARACTERS)]
+OptionalName = Annotated[Label | None, BeforeValidator(_blank_as_none)]
+OptionalModel = Annotated[Annotated[Text, _label(MODEL_BYTES)] | None, BeforeValidator(_stripped)]
+OptionalTitle = Annotated[
+    Annotated[Text, _label(4 * LONG_LABEL_CHARACTERS, LONG_LABEL_CHARACTERS)] | None, BeforeValidator(_blank_as_none)
 ]
-OptionalTitle = Annotated[Annotated[Text, Field(max_length=1000)] | None, BeforeValidator(_blank_as_none)]
 Key = Annotated[Text, Field(min_length=1, max_length=512)]
-ExternalId = Annotated[Text, Field(min_length=1, max_length=200)]
+ExternalId = Annotated[Text, AfterValidator(_within_id_bytes)]
 OptionalExternalId = Annotated[ExternalId | None, BeforeValidator(_blank_as_none)]
 OptionalSessionId = Annotated[SessionId | None, BeforeValidator(_blank_as_none)]
 FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
@@ -144,6 +213,10 @@ AwareTime = Annotated[datetime, BeforeValidator(_aware_utc), Strict()]
 TokenDetails = Annotated[dict[Key, Tokens], Field(max_length=64)]
 
 
+# In the `__dict__` of a value whose fields were never checked. It is no field: Pydantic neither compares nor dumps it.
+_UNCHECKED = "_is_unchecked"
+
+
 class Value(BaseModel):
     """The base class of the values in and out. It is frozen and refuses unknown fields.
 
@@ -154,6 +227,22 @@ class Value(BaseModel):
     model_config: ClassVar[ConfigDict] = ConfigDict(
         frozen=True, extra="forbid", ser_json_inf_nan="constants", hide_input_in_errors=True
     )
+
+    @classmethod  # Pydantic's plugin for mypy takes a signature of its own in place of this one.
+    def model_construct(  # type: ignore[override]
+        cls, _fields_set: set[str] | None = None, **values: Any
+    ) -> Self:
+        """As Pydantic's, which does not look at the values: a call that takes the value looks at them then."""
+        made = super().model_construct(_fields_set, **values)
+        vars(made)[_UNCHECKED] = True
+        return made
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """As Pydantic's, which does not look at the new values: a call that takes the value looks at them then."""
+        made = super().model_copy(update=update, deep=deep)
+        if update:
+            vars(made)[_UNCHECKED] = True
+        return made
 
     @classmethod
     def of_call(cls, **arguments: Any) -> Self:
@@ -166,3 +255,20 @@ class Value(BaseModel):
             return cls.model_validate(arguments)
         except ValidationError as error:
             raise refusal(error, cls) from error
+
+    @classmethod
+    def checked(cls, value: Any, name: str) -> Self:
+        """The value of a call's argument of this name, with fields that are checked.
+
+        A class says nothing about the fields: a subclass may have other rules for them, and Pydantic makes values
+        without a check. Such a value becomes a checked one of this class.
+
+        Raises:
+            InvalidValueError: The value is not one of this class, or a field is refused.
+        """
+        if type(value) is cls and _UNCHECKED not in vars(value):
+            return value
+        if not isinstance(value, cls):
+            raise InvalidValueError(name, value, f"a {cls.__name__}")
+        given = vars(value)
+        return cls.of_call(**{field: given[field] for field in cls.model_fields if field in given})

@@ -7,7 +7,7 @@ from uuid import UUID
 
 from pydantic import Field, Strict
 
-from session_lifecycle.models.fields import Flag, Id, OptionalModel, SessionId, Value
+from session_lifecycle.models.fields import Flag, Id, OptionalModel, SessionId, Text, Value
 from session_lifecycle.models.session_filters import Window
 
 MOST_MISMATCHES = 100
@@ -33,19 +33,34 @@ class RepriceReport(Value):
     looked_at: int
     """The number of usage events that were compared with the catalogue."""
     events: int
-    """The number of usage events whose cost changed."""
+    """The number of usage events whose price changed."""
     cost_before_usd: Decimal
-    """The cost of the changed events before, USD. An unpriced event counts as 0."""
+    """The cost of the changed events before, USD. An unpriced event counts as 0, and so does an event under a plan."""
     cost_after_usd: Decimal
     """The cost of the changed events now, USD."""
 
 
-class Pruning(Value):
+class Narrowing(Value):
+    """Which sessions a job looks at: those of all three lists. None: whatever the session has."""
+
+    user_ids: tuple[Id, ...] | None = None
+    agent_names: tuple[Text, ...] | None = None
+    dataset_ids: tuple[Id, ...] | None = None
+
+
+class Pruning(Narrowing):
     """The arguments of `prune_sessions` and `prune_payloads`."""
 
     older_than: Annotated[timedelta, Strict(), Field(gt=timedelta(0), le=LONGEST_AGE)]
     batch: BatchSize
     dry_run: Flag
+
+
+class OwnedSession(Value):
+    """The key of a session: the arguments of `delete_session`, and in a `PruneReport` a session that was pruned."""
+
+    session_id: SessionId
+    user_id: Id
 
 
 class PruneReport(Value):
@@ -56,7 +71,7 @@ class PruneReport(Value):
     """
 
     cut_at: datetime
-    """Sessions last active before this moment (UTC) were old enough."""
+    """Sessions last active before this moment (UTC) were old enough, or messages and payloads from before it."""
     sessions: int = 0
     runs: int = 0
     steps: int = 0
@@ -66,6 +81,9 @@ class PruneReport(Value):
     model_rows: int = 0
     """Totals by model, one row per session and model; 0 after `prune_payloads`."""
     dry_run: bool = False
+    session_keys: tuple[OwnedSession, ...] = ()
+    """The sessions of the batch that was written last: `on_progress` gets the sessions of each batch. Empty in a dry
+    run, and for a batch of runs outside sessions."""
 
 
 class RollUpReport(Value):
@@ -80,13 +98,6 @@ class RollUpReport(Value):
 
     A session that is rolled up, or taken out again, makes one change, and one more for each of its models.
     """
-
-
-class OwnedSession(Value):
-    """The arguments of `delete_session`."""
-
-    session_id: SessionId
-    user_id: Id
 
 
 class Erasing(Value):

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, Strict, model_validator
 
 from session_lifecycle.models.fields import AwareTime, Flag, Id, OptionalName, Text, Value
-from session_lifecycle.models.refusals import inconsistent
+from session_lifecycle.models.refusals import inconsistent, refuse_empty_window
 from session_lifecycle.models.viewer import Viewer
 
 TOTAL_BOUND = 10_000
@@ -46,6 +46,7 @@ class PageFilters(Value):
             raise inconsistent("viewer", "either viewer, or user_id and permitted_dataset_ids, not both")
         if self.cursor is not None and self.offset:
             raise inconsistent("cursor", "either cursor or offset, not both")
+        refuse_empty_window(self.since, self.until)
         return self
 
     @cached_property

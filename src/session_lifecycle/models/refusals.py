@@ -6,7 +6,7 @@ Pydantic finds what is wrong; its sentences never reach a caller. A sentence com
 from collections.abc import Collection, Iterator, Mapping
 from datetime import datetime, timedelta
 from types import UnionType
-from typing import Annotated, Any, LiteralString, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, LiteralString, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
@@ -15,7 +15,7 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 from session_lifecycle.errors import InvalidValueError
 
 CONTENT = {
-    "content", "error", "errors", "input", "inputs", "metadata", "output", "prompt", "title",
+    "comment", "content", "error", "errors", "input", "inputs", "metadata", "output", "prompt", "reason", "title",
 }  # fmt: skip
 """Fields that hold what people and models said. An error tells the type and size of such a value, never the value."""
 
@@ -34,6 +34,7 @@ _EXPECTED: dict[str, LiteralString] = {
     "float_type": "a number",
     "greater_than": "{range}",
     "greater_than_equal": "{range}",
+    "id_bytes": "1 to {limit} bytes in UTF-8",
     "int_from_float": "a whole number{range_of}",
     "int_parsing": "a whole number{range_of}",
     "int_type": "a whole number{range_of}",
@@ -49,7 +50,6 @@ _EXPECTED: dict[str, LiteralString] = {
     "list_type": "a list",
     "literal_error": "one of {expected}",
     "missing": "a value: the field is required",
-    "model_bytes": "at most {limit} bytes in UTF-8",
     "model_type": "a {class_name}",
     "money_decimals": "at most {most} digits after the point",
     "money_range": "an amount from 0 to {most} USD",
@@ -129,6 +129,8 @@ def expectation(details: ErrorDetails, model: type[BaseModel] | None = None) -> 
     location = details["loc"]
     field = model.model_fields.get(str(location[0])) if model is not None and location else None
     bounds = _bounds(field) if field is not None and len(location) == 1 else {}
+    if details["type"] == "string_unicode" and field is not None and (members := _members(field)):
+        return _EXPECTED["literal_error"].format(expected=", ".join(members))
     bounds = {name: context[name] for name in _BOUNDS if name in context} | bounds
     context |= {
         "range": f"{_KINDS.get(type(details['input']), 'a number')}{_range(bounds)}",
@@ -182,6 +184,8 @@ def _between(bounds: Mapping[str, Any], what: str) -> str:
     least, most = (None if name not in bounds else _readable(bounds[name]) for name in ("min_length", "max_length"))
     if least is not None and most is not None:
         return f"{least} to {most} {what}"
+    if least == "1":
+        return f"at least one {what.removesuffix('s')}"
     return f"at least {least} {what}" if most is None else f"at most {most} {what}"
 
 
@@ -194,6 +198,11 @@ def _bounds(field: FieldInfo) -> dict[str, Any]:
             if value is not None:
                 found.setdefault(name, value)
     return found
+
+
+def _members(field: FieldInfo) -> list[str]:
+    """The texts that a field of fixed texts can have; empty for any other field."""
+    return [str(member) for one in _constraints(field) if get_origin(one) is Literal for member in get_args(one)]
 
 
 def _constraints(annotation: Any) -> Iterator[Any]:

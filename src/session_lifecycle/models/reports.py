@@ -1,22 +1,25 @@
-"""The figures that reports return: stats, spend, cost rows, usage points. `Series` has a time series' arguments."""
+"""The figures that reports return: stats, spend, cost rows, usage. `Series` and `UsageQuestion` are arguments."""
 
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from typing import Annotated, Any, Literal, Self
+from functools import cached_property
+from typing import Annotated, Any, Literal, Self, get_args
 from uuid import UUID
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from pydantic import BeforeValidator, model_validator
+from pydantic import BeforeValidator, Field, Strict, model_validator
 
-from session_lifecycle.models.fields import AwareTime, Value
+from session_lifecycle.models.fields import AwareTime, Key, Text, Value
 from session_lifecycle.models.refusals import inconsistent, refuse_empty_window, refused
+from session_lifecycle.models.sessions import EffectiveStatus
+from session_lifecycle.models.usage_filters import UsageFilters
 
 
 class SessionStats(Value):
     """Figures over the sessions that a viewer sees, last active in a window (rule R16).
 
-    `aggregate_stats` returns it. Money is USD. `completed`, `failed`, `abandoned` and `running` count sessions by their
-    effective status.
+    `aggregate_stats` returns it. Money is USD. `completed`, `failed`, `abandoned`, `running` and `waiting` count
+    sessions by their effective status.
     """
 
     sessions: int
@@ -37,10 +40,21 @@ class SessionStats(Value):
     failed: int
     abandoned: int
     running: int
+    """Those that wait are among them."""
+    waiting: int
     unpriced_events: int
     unmeasured_events: int
     late_events: int
     late_cost_usd: Decimal
+    partial_events: int = 0
+    """The number of events whose counts are a lower bound."""
+    plan_events: int = 0
+    """The number of events under a plan. The other figures count their tokens, and no cost counts their price."""
+    plan_tokens_in: int = 0
+    plan_tokens_out: int = 0
+    plan_cost_usd: Decimal = Decimal(0)
+    """USD: the price of the events under a plan. It is in no other figure."""
+    plan_unpriced_events: int = 0
 
 
 class CostByModelRow(Value):
@@ -50,7 +64,10 @@ class CostByModelRow(Value):
     """
 
     model: str
-    """The model; `unknown` for usage without a model."""
+    """The model, in a spelling that was given; `unknown` for usage without a model.
+
+    Names that differ in case or in outer spaces only are one model.
+    """
     session_count: int
     cost_usd: Decimal
     tokens_in: int
@@ -60,10 +77,58 @@ class CostByModelRow(Value):
     reasoning_tokens: int
     events: int
     unpriced_events: int
+    partial_events: int = 0
+    """The number of events whose counts are a lower bound."""
+    plan_events: int = 0
+    """The number of events under a plan. The other figures count their tokens, and no cost counts their price."""
+    plan_tokens_in: int = 0
+    plan_tokens_out: int = 0
+    plan_cost_usd: Decimal = Decimal(0)
+    """USD: the price of the events under a plan. It is in no other figure."""
+    plan_unpriced_events: int = 0
+    cache_write_1h_tokens: int = 0
+    audio_tokens_in: int = 0
+    cache_read_audio_tokens: int = 0
+    image_tokens_in: int = 0
+    cache_read_image_tokens: int = 0
+    video_tokens_in: int = 0
+    audio_tokens_out: int = 0
+    image_tokens_out: int = 0
+    web_searches: int = 0
 
 
 MOST_BUCKETS = 10_000
-"""The most buckets of one series."""
+"""The most buckets of one series, and of one report."""
+MOST_POINTS = 50_000
+"""The most points of one series."""
+MOST_ROWS = 10_000
+"""The highest limit of one report."""
+MOST_GROUPS = 50_000
+"""The most groups of a report that takes no limit."""
+MOST_DETAILS = 64
+"""The most names of details of one report."""
+
+Bucket = Literal["hour", "day", "week", "month"]
+Dimension = Literal[
+    "model",
+    "provider",
+    "agent",
+    "user",
+    "dataset",
+    "client",
+    "kind",
+    "billing",
+    "service_tier",
+    "session",
+    "run",
+    "status",
+    "hour",
+    "day",
+    "week",
+    "month",
+]
+"""What a report can be grouped by."""
+BUCKETS: tuple[Bucket, ...] = get_args(Bucket)
 
 
 def _time_zone(value: Any) -> Any:
@@ -75,21 +140,29 @@ def _time_zone(value: Any) -> Any:
         raise refused("time_zone") from None
 
 
+TimeZone = Annotated[ZoneInfo, BeforeValidator(_time_zone)]
+
+
+def _refuse_many_buckets(field: str, bucket: str, window: timedelta) -> None:
+    """Raises the refusal of a window that may have too many buckets."""
+    shortest = {"hour": timedelta(hours=1), "day": timedelta(hours=23), "week": timedelta(days=6, hours=23)}
+    if window / shortest.get(bucket, timedelta(days=28)) > MOST_BUCKETS:
+        raise inconsistent(field, f"a longer bucket or a shorter window: at most {MOST_BUCKETS:,} buckets")
+
+
 class Series(Value):
     """The arguments of `usage_timeseries`, without the viewer."""
 
     since: AwareTime
     until: AwareTime
-    bucket: Literal["hour", "day", "week", "month"] = "day"
-    timezone: Annotated[ZoneInfo, BeforeValidator(_time_zone)] = ZoneInfo("UTC")
+    bucket: Bucket = "day"
+    timezone: TimeZone = ZoneInfo("UTC")
     group_by: Literal["model", "agent", "user", "dataset"] | None = None
 
     @model_validator(mode="after")
     def _is_a_window(self) -> Self:
         refuse_empty_window(self.since, self.until)
-        shortest = {"hour": timedelta(hours=1), "day": timedelta(hours=23), "week": timedelta(days=6, hours=23)}
-        if (self.until - self.since) / shortest.get(self.bucket, timedelta(days=28)) > MOST_BUCKETS:
-            raise inconsistent("bucket", f"a longer bucket or a shorter window: at most {MOST_BUCKETS:,} buckets")
+        _refuse_many_buckets("bucket", self.bucket, self.until - self.since)
         return self
 
     def boundaries(self) -> list[datetime]:
@@ -147,6 +220,143 @@ class UsagePoint(Value):
     unpriced_events: int
 
 
+class UsageFigures(Value):
+    """Figures over usage events, by the time of use. Part of a `UsageReport`. Money is USD."""
+
+    cost_usd: Decimal
+    """USD; without the price of usage under a plan."""
+    events: int
+    """The number of events that used something, without late events, with the adjustments for what runs reported beyond
+    their events."""
+    sessions: int
+    """The number of sessions with such an event. A session may be in several groups, and counts once in the total."""
+    runs: int
+    """The number of runs with such an event. A run may be in several groups, and counts once in the total."""
+    tokens_in: int
+    tokens_out: int
+    cache_read_tokens: int
+    cache_write_tokens: int
+    reasoning_tokens: int
+    cache_write_1h_tokens: int
+    audio_tokens_in: int
+    cache_read_audio_tokens: int
+    image_tokens_in: int
+    cache_read_image_tokens: int
+    video_tokens_in: int
+    audio_tokens_out: int
+    image_tokens_out: int
+    web_searches: int
+    """The number of searches; they are no tokens."""
+    unpriced_events: int
+    unmeasured_events: int
+    partial_events: int
+    """The number of events whose counts are a lower bound."""
+    late_events: int
+    """The number of events from after the end of their session. No other figure but `late_cost_usd` counts them."""
+    late_cost_usd: Decimal
+    """USD."""
+    plan_events: int
+    """The number of events under a plan. The other figures count their tokens, and no cost counts their price."""
+    plan_tokens_in: int
+    plan_tokens_out: int
+    plan_cost_usd: Decimal
+    """USD: the price of the events under a plan. It is in no other figure."""
+    plan_unpriced_events: int
+    details: dict[str, int] = Field(default_factory=dict)
+    """The sum of each detail that was asked for, without late events; 0 where no event has it."""
+
+
+FIGURES = tuple(name for name in UsageFigures.model_fields if name != "details")
+"""The figures that a report can be ordered by."""
+
+
+class UsageRow(UsageFigures):
+    """The figures of one group of a report. Part of a `UsageReport`.
+
+    The fields of the dimensions in `group_by` say which group; all other fields that say so are None.
+    """
+
+    model: str | None = None
+    """In a spelling that was given: names that differ in case or in outer spaces only are one model. `unknown` for
+    usage without a model."""
+    provider: str | None = None
+    """As it was given; `unknown` for usage without a provider."""
+    agent_name: str | None = None
+    """The agent of the session; `unknown` for a session without an agent."""
+    user_id: UUID | None = None
+    """The owner of the session; grouped by user, session or run."""
+    dataset_id: UUID | None = None
+    """The dataset of the session; None also for sessions in no dataset."""
+    client: str | None = None
+    """The client of the event's run; `Unknown` for usage without a run, or of a run without a client."""
+    kind: str | None = None
+    billing: str | None = None
+    service_tier: str | None = None
+    session_id: str | None = None
+    run_id: str | None = None
+    """The event's run; None also for usage without a run."""
+    status: EffectiveStatus | None = None
+    """The effective status of the session."""
+    starts_at: datetime | None = None
+    """The beginning of the hour, day, week or month, UTC. It may lie before the window; usage from before the window is
+    not counted."""
+    ends_at: datetime | None = None
+    """The end, UTC. It may lie after the window."""
+
+
+class UsageReport(Value):
+    """Usage in groups, by the time of use. `usage` returns it."""
+
+    rows: list[UsageRow]
+    """One row per group with usage, in the order that was asked for; without `group_by` one row with all usage."""
+    total: UsageFigures
+    """The figures over all groups, also over those beyond the limit, from the same snapshot. The rows of all groups add
+    up to it; sessions and runs may not, because one can be in several groups."""
+    has_more: bool
+    """Whether there are more groups than the limit."""
+
+
+class UsageQuestion(Value):
+    """The arguments of `usage`, without the viewer."""
+
+    group_by: tuple[Dimension, ...] = ()
+    since: AwareTime | None = None
+    until: AwareTime | None = None
+    timezone: TimeZone = ZoneInfo("UTC")
+    filters: UsageFilters = UsageFilters()
+    order_by: Text = "cost_usd"
+    limit: Annotated[int, Strict(), Field(ge=1, le=MOST_ROWS)] = 1000
+    details: Annotated[tuple[Key, ...], Field(max_length=MOST_DETAILS)] = ()
+
+    @property
+    def bucket(self) -> Bucket | None:
+        """The dimension of time; None: none is asked for."""
+        return next((bucket for bucket in BUCKETS if bucket in self.group_by), None)
+
+    @cached_property
+    def boundaries(self) -> list[datetime]:
+        """The boundaries of the buckets, as `Series` has them; empty without a dimension of time."""
+        if self.bucket is None or self.since is None or self.until is None:
+            return []
+        return Series(since=self.since, until=self.until, bucket=self.bucket, timezone=self.timezone).boundaries()
+
+    @model_validator(mode="after")
+    def _is_one_question(self) -> Self:
+        refuse_empty_window(self.since, self.until)
+        if len(set(self.group_by)) < len(self.group_by):
+            raise inconsistent("group_by", "each dimension once")
+        if len(set(BUCKETS).intersection(self.group_by)) > 1:
+            raise inconsistent("group_by", f"at most one of {', '.join(BUCKETS)}")
+        if self.order_by not in (*FIGURES, *self.group_by):
+            raise inconsistent("order_by", "a figure of the report, or one of group_by")
+        if self.bucket is not None:
+            if self.since is None or self.until is None:
+                field = "since" if self.since is None else "until"
+                raise inconsistent(field, f"a time, because the report is grouped by {self.bucket}")
+            _refuse_many_buckets("group_by", self.bucket, self.until - self.since)
+        return self
+
+
 class Spend(Value):
     """Tokens and cost of a window, by the time of use. `spend` returns it."""
 
@@ -165,6 +375,15 @@ class Spend(Value):
     """The number of events from after the end of their session. No other figure but `late_cost_usd` counts them."""
     late_cost_usd: Decimal
     """USD."""
+    partial_events: int = 0
+    """The number of events whose counts are a lower bound."""
+    plan_events: int = 0
+    """The number of events under a plan. The other figures count their tokens, and no cost counts their price."""
+    plan_tokens_in: int = 0
+    plan_tokens_out: int = 0
+    plan_cost_usd: Decimal = Decimal(0)
+    """USD: the price of the events under a plan. It is in no other figure."""
+    plan_unpriced_events: int = 0
 
 
 class TokenClasses(Value):

@@ -1,13 +1,14 @@
 """The filters of runs, the arguments of `list_models` and `find_lineage`, and the default project."""
 
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator
 
 from session_lifecycle.models.fields import (
     ExternalId,
     Flag,
     Id,
+    Label,
     OptionalModel,
     OptionalName,
     OptionalSessionId,
@@ -15,7 +16,6 @@ from session_lifecycle.models.fields import (
     Value,
 )
 from session_lifecycle.models.pages import PageFilters
-from session_lifecycle.models.refusals import refuse_empty_window
 
 DEFAULT_PROJECT = "default"
 """The project of a run that names none."""
@@ -26,7 +26,7 @@ def _blank_as_default_project(value: Any) -> Any:
 
 
 OptionalText = Annotated[Text | None, BeforeValidator(lambda value: None if value == "" else value)]
-OptionalProject = Annotated[Annotated[Text, Field(max_length=200)] | None, BeforeValidator(_blank_as_default_project)]
+OptionalProject = Annotated[Label | None, BeforeValidator(_blank_as_default_project)]
 
 
 class RunChoice(Value):
@@ -56,11 +56,6 @@ class RunFilters(RunChoice, PageFilters):
     """
 
     include_open: Flag = False
-
-    @model_validator(mode="after")
-    def _has_no_empty_window(self) -> Self:
-        refuse_empty_window(self.since, self.until)
-        return self
 
 
 class ModelPrefix(Value):

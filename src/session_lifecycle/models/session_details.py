@@ -5,14 +5,17 @@ from typing import Annotated, Self
 
 from pydantic import Field, Strict, model_validator
 
-from session_lifecycle.models.fields import AwareTime, Id, OptionalExternalId, SessionId, Value
+from session_lifecycle.models.fields import AwareTime, Flag, Id, OptionalExternalId, SessionId, Value
 from session_lifecycle.models.messages import Message
-from session_lifecycle.models.pages import DEFAULT_LIMIT, Limit
+from session_lifecycle.models.pages import DEFAULT_LIMIT, MOST_OFFSET, Limit
 from session_lifecycle.models.refusals import inconsistent
 from session_lifecycle.models.run_details import RunDetail
 from session_lifecycle.models.run_filters import OptionalProject
 from session_lifecycle.models.runs import Step
 from session_lifecycle.models.summaries import SessionSummary
+
+MOST_PARTS = 1000
+"""The most runs, and the most messages, of one `SessionDetail`."""
 
 
 class OneDetail(Value):
@@ -21,6 +24,9 @@ class OneDetail(Value):
     session_id: SessionId
     owner_id: Id | None = None
     project: OptionalProject = None
+    limit: Annotated[int, Strict(), Field(ge=1, le=MOST_PARTS)] = MOST_PARTS
+    offset: Annotated[int, Strict(), Field(ge=0, le=MOST_OFFSET)] = 0
+    payloads: Flag = True
 
 
 class ThreadsOfSession(Value):
@@ -46,6 +52,7 @@ class ChatHistory(Value):
     owner_id: Id | None = None
     limit: Annotated[int, Strict(), Field(ge=1)] | None = None
     max_characters: Annotated[int, Strict(), Field(ge=0)] | None = None
+    exclude_run_id: OptionalExternalId = None
 
 
 class SessionDetail(Value):
@@ -59,6 +66,12 @@ class SessionDetail(Value):
     """Oldest first."""
     messages: list[Message]
     """Whole messages, oldest first. Without a `project`, messages without a run are there too."""
+    has_more_runs: bool
+    """Whether more runs follow: ask again with a larger `offset`. `summary.runs_count` is the number of all runs."""
+    has_more_messages: bool
+    """Whether more messages follow. `summary.messages_count` is the number of all messages."""
+    has_payloads: bool
+    """Whether runs and steps have their payloads. They are left out on demand, and where they are too large."""
 
 
 class Action(Value):
@@ -102,3 +115,5 @@ class ThreadPage(Value):
     """The summary of the whole session, the same on every page."""
     has_more: bool
     """Whether more threads follow the page; with `before`, whether more threads come before the page."""
+    has_payloads: bool
+    """Whether the tool calls have their payloads. They are left out where those of the page are too large."""

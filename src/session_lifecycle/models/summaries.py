@@ -15,7 +15,7 @@ from session_lifecycle.models.fields import (
 from session_lifecycle.models.pages import Page
 from session_lifecycle.models.refusals import refuse_empty_window, refused
 from session_lifecycle.models.run_filters import OptionalText, RunChoice
-from session_lifecycle.models.session_filters import SESSION_ORDERS, SessionFilters
+from session_lifecycle.models.session_filters import ALL_SESSION_ORDERS, SessionFilters
 from session_lifecycle.models.sessions import EffectiveStatus, SessionRecord
 
 PREVIEW_CHARACTERS = 200
@@ -40,13 +40,12 @@ class SummaryFilters(RunChoice, SessionFilters):
     @field_validator("order_by")
     @classmethod
     def _is_a_column(cls, order_by: str) -> str:
-        if order_by not in SESSION_ORDERS:
-            raise refused("literal_error", expected=", ".join(SESSION_ORDERS))
+        if order_by not in ALL_SESSION_ORDERS:
+            raise refused("literal_error", expected=", ".join(ALL_SESSION_ORDERS))
         return order_by
 
     @model_validator(mode="after")
     def _has_no_empty_window(self) -> Self:
-        refuse_empty_window(self.since, self.until)
         refuse_empty_window(self.started_since, self.started_until, "started_")
         return self
 

@@ -85,7 +85,7 @@ class Viewer(Value):
                 raise InvalidValueError(
                     "permitted_dataset_ids", permitted_dataset_ids, "none beside a Viewer, which has its own"
                 )
-            return viewer
+            return cls.checked(viewer, "viewer")
         try:
             user_id = UUID(viewer) if isinstance(viewer, str) else viewer
         except ValueError:

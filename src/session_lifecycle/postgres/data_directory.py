@@ -10,12 +10,17 @@ Next to the data directory `<dir>` lies `<dir>.control`, which holds
 The kernel drops the locks of a process that dies. If that process leaves a server behind, the next process to start
 takes it over, and the last process to stop stops it. PostgreSQL refuses to run as root, so root runs it as `postgres`
 or `nobody`.
+
+The password is worth something to another user of the machine. So the control directory must belong to the current
+user, nobody else may write in it, and no symbolic link in it is followed.
 """
 
 import contextlib
+import errno
 import os
 import secrets
 import shutil
+import stat
 import sys
 import tempfile
 import time
@@ -67,8 +72,10 @@ class DataDirectory:
         """
         self.bin_dir = find_binaries()
         self.version = major_version(self.bin_dir)
-        directory = Path(wanted) if wanted else _default_data_dir(self.version)
-        self.path = directory.expanduser().resolve()
+        directory = (Path(wanted) if wanted else _default_data_dir(self.version)).expanduser()
+        if directory.is_symlink() and directory.lstat().st_uid not in {0, os.geteuid()}:
+            raise ConfigurationError(f"{directory} is a symbolic link of another user: use another data directory")
+        self.path = directory.resolve()
         self.control = self.path.with_name(f"{self.path.name}.control")
         self.account = _unprivileged_account(self.path) if os.geteuid() == 0 else None
         self.password = ""
@@ -86,11 +93,8 @@ class DataDirectory:
         Raises:
             DatabaseUnavailableError: Another process holds the lock for too long.
         """
-        if not self.control.is_dir():
-            self.control.mkdir(mode=0o700, exist_ok=True)
-            if self.account:
-                self.control.chmod(0o711)  # the server's user makes a new cluster in here
-        descriptor = os.open(self.control / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        self._make_control()
+        descriptor = self.open_control("lock", os.O_RDWR | os.O_CREAT)
         try:
             deadline = time.monotonic() + LOCK_PATIENCE_SECONDS
             while True:
@@ -106,6 +110,48 @@ class DataDirectory:
         finally:
             fcntl.flock(descriptor, fcntl.LOCK_UN)  # closing does not unlock where a fork has a copy
             os.close(descriptor)
+
+    def _make_control(self) -> None:
+        with contextlib.suppress(FileExistsError):
+            self.control.mkdir(mode=0o700)
+        found = self.control.lstat()
+        if not stat.S_ISDIR(found.st_mode):
+            fault = "is not a directory"
+        elif found.st_uid != os.geteuid():
+            fault = f"belongs to the user {found.st_uid}"
+        elif found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            fault = f"has the mode {stat.S_IMODE(found.st_mode):o}, so that others may write in it"
+        else:
+            if self.account:
+                self.control.chmod(0o711)  # the server's user makes a new cluster in here
+            return
+        raise ConfigurationError(
+            f"{self.control} {fault}, expected a directory that only the current user may write in: "
+            "remove it if it is not yours, or use another data directory"
+        )
+
+    def open_control(self, name: str, flags: int) -> int:
+        """Opens a file of the control directory with mode 0600 and returns its descriptor.
+
+        Raises:
+            ConfigurationError: The file is not a regular file of the current user, or others may read or write it.
+        """
+        path = self.control / name
+        try:
+            # Without O_NONBLOCK a named pipe would keep us waiting for its other end.
+            descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
+        except OSError as error:
+            if error.errno not in {errno.ELOOP, errno.ENXIO}:
+                raise
+            raise ConfigurationError(f"{path} is not a regular file: use another data directory") from error
+        found = os.fstat(descriptor)
+        is_private = stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid() and not found.st_mode & 0o077
+        if is_private and found.st_nlink == 1:
+            return descriptor
+        os.close(descriptor)
+        raise ConfigurationError(
+            f"{path} is not a file that only the current user may read and write: use another data directory"
+        )
 
     def initialise_if_new(self, *, durable: bool) -> None:
         """Makes a database cluster if the directory is empty or absent; else checks that this library made the cluster.
@@ -129,15 +175,20 @@ class DataDirectory:
                     f"{self.path} was made by PostgreSQL {found}, and {self.bin_dir} is PostgreSQL {self.version}: "
                     f"set {BINARIES_VARIABLE} to the binaries of PostgreSQL {found}, or use another data directory"
                 )
-            if not password_file.exists():
+            try:
+                descriptor = self.open_control(password_file.name, os.O_RDONLY)
+            except FileNotFoundError:
                 raise ConfigurationError(
                     f"{self.path} was not made by this library, or {password_file} was lost: use another data directory"
-                )
-            self.password = password_file.read_text()
+                ) from None
+            with os.fdopen(descriptor) as file:
+                self.password = file.read()
             return
         if self.path.exists() and any(self.path.iterdir()):
             raise ConfigurationError(f"{self.path} is neither empty nor a Postgres data directory: use another one")
         self.password = secrets.token_urlsafe(24)
+        # A new file: whatever lies there under this name, or who has it open, is not trusted with the password.
+        password_file.unlink(missing_ok=True)
         _write_secret(password_file, self.password)
         self._initialise(durable=durable)
 
@@ -194,6 +245,6 @@ def _check_reachable(directory: Path, account: Account) -> None:
 
 
 def _write_secret(path: Path, text: str) -> None:
-    # Opened with its final mode, so that others can read the file at no time.
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+    # Made with its final mode, so that others can read the file at no time.
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
         file.write(text)

@@ -4,6 +4,8 @@ import asyncio
 import atexit
 import contextlib
 import os
+import re
+import shutil
 import socket
 import sys
 import tempfile
@@ -24,6 +26,11 @@ if sys.platform != "win32":
 
 MAX_CONNECTIONS = 200
 
+SOCKET_PORT = 5432
+"""The port in the name of the socket. A server without TCP takes it in any case: each has a directory of its own."""
+_MOST_SOCKET_PATH_BYTES = 103
+"""macOS allows 103 bytes in the path of a socket, Linux 107."""
+_PLAIN_PATH = re.compile(r"[\w./-]+", re.ASCII)
 _PATIENCE_SECONDS = 120
 _START_ATTEMPTS = 5
 _NOT_DURABLE = "-c fsync=off -c synchronous_commit=off -c full_page_writes=off"
@@ -34,6 +41,7 @@ class _Running(NamedTuple):
 
     pid: int
     port: int | None
+    listens_on_tcp: bool
     status: str
 
 
@@ -53,6 +61,9 @@ def temporary_data_dir(parent: Path | None = None) -> Generator[Path]:
 class EmbeddedPostgres:
     """A Postgres server that the processes of one user share on one data directory. Made by `EmbeddedPostgres.start`.
 
+    It listens on a Unix socket in the data directory, which no other user can enter. On a TCP port any process of the
+    machine could listen in its place after a crash, and ask clients for the password. So it has one only where asked.
+
     Example:
         ```python
         async with await EmbeddedPostgres.start() as server:
@@ -60,7 +71,8 @@ class EmbeddedPostgres:
         ```
 
     Attributes:
-        url: The URL of the database `postgres`, with the password.
+        url: The URL of the database `postgres`, with the password. It names the directory of the socket, as
+            `postgresql://…/postgres?host=/directory&port=…`, or the TCP port where one was asked for.
         data_dir: The data directory; symbolic links are resolved.
         bin_dir: The directory of the server's programs.
         version: The server's major version.
@@ -71,32 +83,35 @@ class EmbeddedPostgres:
     bin_dir: Path
     version: int
 
-    def __init__(self, data_dir: Path | str | None, *, durable: bool) -> None:
+    def __init__(self, data_dir: Path | str | None, *, durable: bool, tcp: bool) -> None:
         """Starts nothing; call `EmbeddedPostgres.start` instead."""
         self._wanted_dir = data_dir
         self._durable = durable
+        self._tcp = tcp
+        self._alias: Path | None = None
         self._port = 0
         self._users_lock: int | None = None
         self._pid = os.getpid()
         self._stopping = threading.Lock()
 
     @classmethod
-    async def start(cls, data_dir: Path | str | None = None, *, durable: bool = True) -> Self:
+    async def start(cls, data_dir: Path | str | None = None, *, durable: bool = True, tcp: bool = False) -> Self:
         """Starts the server, or attaches to the one that already runs on this data directory.
 
         Args:
             data_dir: The data directory, made if absent; None: one of this user and PostgreSQL's major version.
             durable: False trades safety in a crash of the machine for speed, for tests. Only the process that starts
                 the server decides; the others take the server as it runs.
+            tcp: Whether the server also listens on a free TCP port of 127.0.0.1, which the URL then names.
 
         Raises:
-            ConfigurationError: There are no Postgres programs, the data is of another version, or the directory cannot
-                be used.
+            ConfigurationError: There are no Postgres programs, the data is of another version, the directory cannot be
+                used or may belong to somebody else, or `tcp` is true and the server runs without.
             DatabaseUnavailableError: The server does not start; the message ends with its log.
         """
         if sys.platform == "win32":
             raise ConfigurationError("the embedded Postgres does not run on Windows: give a database URL")
-        server = cls(data_dir, durable=durable)
+        server = cls(data_dir, durable=durable, tcp=tcp)
         starting = asyncio.ensure_future(asyncio.to_thread(server._start))
         try:
             await asyncio.shield(starting)
@@ -111,7 +126,10 @@ class EmbeddedPostgres:
     def url_for(self, database: str) -> str:
         """The URL of another database of this server, with the password."""
         password = quote(self._directory.password, safe="")
-        return f"postgresql://postgres:{password}@127.0.0.1:{self._port}/{quote(database, safe='')}"
+        name = quote(database, safe="")
+        if self._tcp:
+            return f"postgresql://postgres:{password}@127.0.0.1:{self._port}/{name}"
+        return f"postgresql://postgres:{password}@/{name}?host={self._alias or self.data_dir}&port={self._port}"
 
     async def stop(self) -> None:
         """Detaches from the server; its last user stops it. A second call does nothing.
@@ -149,10 +167,11 @@ class EmbeddedPostgres:
             self._log = directory.control / "server.log"
             with directory.locked():
                 directory.initialise_if_new(durable=self._durable)
-                users_lock = os.open(directory.control / "users", os.O_RDWR | os.O_CREAT, 0o600)
+                users_lock = directory.open_control("users", os.O_RDWR | os.O_CREAT)
                 try:
                     fcntl.flock(users_lock, fcntl.LOCK_SH)
                     self._port = self._running_port() or self._launch()
+                    self._find_socket()
                 except BaseException:
                     os.close(users_lock)
                     raise
@@ -162,12 +181,28 @@ class EmbeddedPostgres:
         self.url = self.url_for("postgres")
         atexit.register(self._stop)
 
+    def _find_socket(self) -> None:
+        if self._tcp:
+            if not self._read_pid_file().listens_on_tcp:
+                raise ConfigurationError(
+                    f"the server on {self.data_dir} runs without TCP: stop the processes that use it, or start it "
+                    "without tcp=True"
+                )
+            return
+        path = str(self.data_dir / f".s.PGSQL.{self._port}")
+        if len(os.fsencode(path)) > _MOST_SOCKET_PATH_BYTES or not _PLAIN_PATH.fullmatch(path):
+            # Too long for the address of a socket, or with characters that a URL or a list of hosts gives a meaning.
+            self._alias = Path(tempfile.mkdtemp(prefix="session-lifecycle-")) / "data"
+            self._alias.symlink_to(self.data_dir)
+
     def _stop(self) -> None:
         with self._stopping:
             atexit.unregister(self._stop)
             users_lock, self._users_lock = self._users_lock, None
             if users_lock is None or self._pid != os.getpid():  # a forked copy is not a user of the server
                 return
+            if self._alias is not None:
+                shutil.rmtree(self._alias.parent, ignore_errors=True)
             try:
                 with self._directory.locked():
                     try:
@@ -193,13 +228,15 @@ class EmbeddedPostgres:
                 raise DatabaseUnavailableError(f"the server did not restart; its log ends with\n{self._log_tail()}")
 
     def _launch(self) -> int:
-        """Starts the server on a free port; tries again if another program takes the port first. Returns the port."""
+        """Starts the server and returns its port. Tries again if another program takes a free TCP port first."""
         if self._log.exists():
             self._log.replace(self._log.with_name("server.log.1"))
         for attempt in range(_START_ATTEMPTS):
-            port = _free_port()
-            # pg_ctl hands its options to a shell, so they contain no path; PGDATA names the directory.
-            options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories='' "
+            port = _free_port() if self._tcp else SOCKET_PORT
+            # pg_ctl hands its options to a shell, so they contain no path; PGDATA names the directory. The server works
+            # in its data directory: the path of the socket is relative, so it can be neither too long nor misread.
+            options = f"-p {port} -c listen_addresses={'127.0.0.1' if self._tcp else chr(39) * 2} "
+            options += "-c unix_socket_directories=. -c unix_socket_permissions=0700 "
             options += f"-c max_connections={MAX_CONNECTIONS} {'' if self._durable else _NOT_DURABLE}"
             if self._pg_ctl("start", "-o", options) == 0:
                 return port
@@ -226,8 +263,7 @@ class EmbeddedPostgres:
         """Reads postmaster.pid; None when it is absent or no longer true."""
         pid_file = self.data_dir / "postmaster.pid"
         try:
-            lines = [line.strip() for line in pid_file.read_text().splitlines()] + [""] * 8
-            running = _Running(pid=int(lines[0]), port=int(lines[3] or 0) or None, status=lines[7])
+            running = self._read_pid_file()
             os.kill(running.pid, 0)
         except PermissionError:
             return None  # the process belongs to another user
@@ -239,11 +275,16 @@ class EmbeddedPostgres:
         pid_file.unlink(missing_ok=True)
         return None
 
+    def _read_pid_file(self) -> _Running:
+        # https://www.postgresql.org/docs/current/storage-file-layout.html says what the file has in its lines.
+        lines = [line.strip() for line in (self.data_dir / "postmaster.pid").read_text().splitlines()] + [""] * 8
+        return _Running(int(lines[0]), int(lines[3] or 0) or None, listens_on_tcp=bool(lines[5]), status=lines[7])
+
     def _pg_ctl(self, action: str, *options: str) -> int:
         """Runs pg_ctl and returns its exit code."""
         # The server inherits the output of pg_ctl. A pipe would stay open as long as the server runs, so it is a file.
-        with self._log.open("ab") as log:
-            self._log.chmod(0o600)
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+        with os.fdopen(self._directory.open_control(self._log.name, flags), "ab") as log:
             command: list[Path | str] = [self.bin_dir / "pg_ctl", action, "-w", "-t", str(_PATIENCE_SECONDS), *options]
             account, data_dir = self._directory.account, str(self.data_dir)
             return run_program(command, account, output=log.fileno(), PGDATA=data_dir).returncode

@@ -1,19 +1,23 @@
 """Executions run statements: on the pool, with retries, or in the host's transaction."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager, nullcontext
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from random import SystemRandom
-from typing import Any, Protocol, cast
+from types import TracebackType
+from typing import Any, NoReturn, Protocol, cast
+from weakref import WeakSet
 
 import asyncpg
-from sqlalchemy import Executable, Select
+from sqlalchemy import Engine, Executable, Select
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 from sqlalchemy.util import await_only, greenlet_spawn
 
 from session_lifecycle.entities import metadata
-from session_lifecycle.errors import TransactionConflictError
+from session_lifecycle.errors import ConfigurationError, DatabaseUnavailableError, TransactionConflictError
+from session_lifecycle.postgres.engines import OTHER_LOOP, Engines, LoopEngine
 from session_lifecycle.postgres.failures import (
     DRIVER_FAILURES,
     driver_error,
@@ -22,6 +26,7 @@ from session_lifecycle.postgres.failures import (
     raise_as_ours,
     wrote_nothing,
 )
+from session_lifecycle.postgres.host_engines import check_encoding, driver_connection, look_at_host_engine
 from session_lifecycle.postgres.schema_check import check_schema, check_schema_once
 
 FIRST_PAUSE_SECONDS = 0.01
@@ -37,6 +42,8 @@ def with_jitter(seconds: float) -> float:
 
 
 AnySelect = Select[*tuple[Any, ...]]
+Run = Callable[[Executable, dict[str, Any]], Awaitable[Sequence[Any]]]
+"""Runs a statement with the values of its bound parameters, and returns all its rows."""
 
 
 class Execution(Protocol):
@@ -57,13 +64,37 @@ class Execution(Protocol):
         """
         ...
 
-    async def write(self, statement: AnySelect, parameters: dict[str, Any], *, repeatable: bool) -> Sequence[Any]:
+    async def write(
+        self,
+        statement: AnySelect,
+        parameters: dict[str, Any],
+        *,
+        repeatable: bool,
+        on_sent: Callable[[], object] | None = None,
+    ) -> Sequence[Any]:
         """Runs a statement that writes and returns all its rows, each readable as a tuple.
 
         Args:
             statement: The statement. Pass the same object every time: its SQL is compiled once per object.
             parameters: The values of its bound parameters.
             repeatable: Whether the statement can safely run again when its first run may have been committed.
+            on_sent: Called before the statement is sent, each time. Before that, nothing can have been written.
+        """
+        ...
+
+    async def write_together(
+        self,
+        work: Callable[[Run], Awaitable[Sequence[Any]]],
+        *,
+        repeatable: bool,
+        on_sent: Callable[[], object] | None = None,
+    ) -> Sequence[Any]:
+        """Runs several statements that write, in one transaction. An error of `work` undoes all of them.
+
+        Args:
+            work: Runs the statements and returns the rows. It is called again where the transaction is repeated.
+            repeatable: See `write`.
+            on_sent: See `write`.
         """
         ...
 
@@ -71,13 +102,32 @@ class Execution(Protocol):
 class PoolExecution:
     """Runs each statement in its own transaction, on a connection of the engine's pool. Retries transient failures."""
 
-    def __init__(self, engine: AsyncEngine, schema: str, retries: int) -> None:
+    def __init__(
+        self,
+        engines: Engines,
+        schema: str,
+        retries: int,
+        *,
+        repeat_within_seconds: float | None = None,
+        is_for_reads: bool = False,
+    ) -> None:
+        """Opens no connection.
+
+        Args:
+            engines: The engine of each event loop.
+            schema: The Postgres schema that holds the tables.
+            retries: How often a call is repeated at most.
+            repeat_within_seconds: A call that has taken longer is not repeated; None: `retries` alone decides.
+            is_for_reads: Whether no call writes, so that any isolation level will do.
+        """
         self.schema = schema
+        self._engines = engines
         self._retries = retries
-        # A copy that shares the pool, so that the host's engine keeps its options. With AUTOCOMMIT each statement is a
-        # transaction without BEGIN and COMMIT, which saves two of three round trips.
-        self._engine = engine.execution_options(isolation_level="AUTOCOMMIT", **_options(schema))
+        self._repeat_within_seconds = repeat_within_seconds
+        self._is_for_reads = is_for_reads
         self._is_schema_checked = False
+        # A host's own server timeout and some more. An engine of ours brings its deadline along, so this stays None.
+        self._deadline_seconds: float | None = None
         self._compiled: dict[Executable, tuple[str, Sequence[str]]] = {}
 
     async def fetch(self, statement: Executable, parameters: dict[str, Any] | None = None) -> Sequence[Any]:
@@ -85,37 +135,71 @@ class PoolExecution:
         async def run(mark_sent: Callable[[], None]) -> Sequence[Any]:
             async with self._connection() as connection:
                 mark_sent()
-                return (await connection.execute(statement, parameters)).all()
+                async with asyncio.timeout(self._deadline_seconds) if self._deadline_seconds else nullcontext():
+                    return (await connection.execute(statement, parameters)).all()
 
         return await self._repeated(run, repeatable=True)
 
-    async def write(self, statement: AnySelect, parameters: dict[str, Any], *, repeatable: bool) -> Sequence[Any]:
+    async def write(
+        self,
+        statement: AnySelect,
+        parameters: dict[str, Any],
+        *,
+        repeatable: bool,
+        on_sent: Callable[[], object] | None = None,
+    ) -> Sequence[Any]:
         """See `Execution`.
 
         Runs on the driver's own connection: SQLAlchemy's work around a statement would take a third of the call.
         """
+        engine = self._engines.current()
         if statement not in self._compiled:
-            compiled = statement.compile(dialect=self._engine.dialect)
+            compiled = statement.compile(dialect=engine.autocommit.dialect)
             self._compiled[statement] = (str(compiled), compiled.positiontup or ())
         sql, names = self._compiled[statement]
         values = [parameters[name] for name in names]
-        return await self._repeated(partial(greenlet_spawn, self._on_driver, sql, values), repeatable=repeatable)
+        run = partial(greenlet_spawn, self._on_driver, engine, sql, values)
+        return await self._repeated(run, repeatable=repeatable, on_sent=on_sent)
+
+    async def write_together(
+        self,
+        work: Callable[[Run], Awaitable[Sequence[Any]]],
+        *,
+        repeatable: bool,
+        on_sent: Callable[[], object] | None = None,
+    ) -> Sequence[Any]:
+
+        async def run(mark_sent: Callable[[], None]) -> Sequence[Any]:
+            async with self._connection(in_transaction=True) as connection, connection.begin():
+                mark_sent()
+                async with asyncio.timeout(self._deadline_seconds) if self._deadline_seconds else nullcontext():
+                    return await work(partial(_all_rows, connection))
+
+        return await self._repeated(run, repeatable=repeatable, on_sent=on_sent)
 
     async def _repeated(
-        self, run: Callable[[Callable[[], None]], Awaitable[Sequence[Any]]], *, repeatable: bool
+        self,
+        run: Callable[[Callable[[], None]], Awaitable[Sequence[Any]]],
+        *,
+        repeatable: bool,
+        on_sent: Callable[[], object] | None = None,
     ) -> Sequence[Any]:
         """Returns the rows of `run`, and retries it where that is safe.
 
         Args:
             run: Runs the statement. It calls its argument just before it sends the statement.
             repeatable: See `Execution.write`.
+            on_sent: See `Execution.write`.
         """
         sent = False
 
         def mark_sent() -> None:
             nonlocal sent
             sent = True
+            if on_sent is not None:
+                on_sent()
 
+        began = time.monotonic()
         pause = FIRST_PAUSE_SECONDS
         may_have_written = False
         for attempt in range(self._retries + 1):
@@ -127,40 +211,55 @@ class PoolExecution:
                 is_outcome_unknown = sent and not wrote_nothing(error)
                 may_have_written = may_have_written or is_outcome_unknown
                 is_safe = repeatable or not is_outcome_unknown
-                # The client's command timeout, which the next attempt would exceed as well.
+                # The client's deadline, which the next attempt would exceed as well.
                 timed_out = sent and isinstance(driver_error(error), TimeoutError)
-                if attempt == self._retries or timed_out or not (is_safe and is_transient(error)):
+                is_over = self._repeat_within_seconds and time.monotonic() - began > self._repeat_within_seconds
+                if attempt == self._retries or timed_out or is_over or not (is_safe and is_transient(error)):
                     raise_as_ours(error, may_have_written=may_have_written)
             await asyncio.sleep(with_jitter(pause))
             pause = min(pause * 3, LONGEST_PAUSE_SECONDS)
         raise AssertionError("unreachable: the last attempt returns or raises")
 
     async def _check_schema(self) -> None:
-        if not self._is_schema_checked:
-            async with self._connection() as connection:
-                await check_schema(connection, self.schema)
-            self._is_schema_checked = True
+        if self._is_schema_checked:
+            return
+        async with self._connection() as connection:
+            check_encoding(connection)
+            if not self._engines.is_own:
+                host = await look_at_host_engine(connection)
+                if host.isolation != "read committed" and not self._is_for_reads:
+                    raise ConfigurationError(
+                        f"the default isolation level of the host's connections is {host.isolation.upper()}, expected "
+                        "READ COMMITTED: set default_transaction_isolation, or use SessionDatabase.connect"
+                    )
+                self._deadline_seconds = host.deadline_seconds
+            await check_schema(connection, self.schema)
+        self._is_schema_checked = True
 
-    @asynccontextmanager
-    async def _connection(self) -> AsyncGenerator[AsyncConnection]:
-        """A connection of the pool. A lost one does not go back, even where SQLAlchemy does not notice the loss."""
-        async with self._engine.connect() as connection:
-            try:
-                yield connection
-            except DRIVER_FAILURES as error:
-                if not connection.invalidated:
-                    driver = cast("asyncpg.Connection", (await connection.get_raw_connection()).driver_connection)
-                    if is_connection_lost(driver, error):
-                        await connection.invalidate()
-                raise
+    def _connection(self, *, in_transaction: bool = False) -> "_PooledConnection":
+        return _PooledConnection(self._engine(in_transaction=in_transaction), self._engines, self._raise_no_connection)
 
-    def _on_driver(self, sql: str, values: Sequence[Any], mark_sent: Callable[[], None]) -> Sequence[Any]:
+    def _engine(self, *, in_transaction: bool) -> AsyncEngine:
+        engine = self._engines.current()
+        if not in_transaction:
+            return engine.autocommit
+        # A copy that shares the pool, so that a host's engine keeps its options.
+        return engine.engine.execution_options(isolation_level="READ COMMITTED", **_options(self.schema))
+
+    def _on_driver(
+        self, engine: LoopEngine, sql: str, values: Sequence[Any], mark_sent: Callable[[], None]
+    ) -> Sequence[Any]:
         """Runs the SQL on the driver's connection of a pooled connection. Must run in a greenlet of SQLAlchemy."""
-        pooled = self._engine.sync_engine.raw_connection()
-        driver = cast("asyncpg.Connection", pooled.driver_connection)
-        mark_sent()
         try:
-            rows: Sequence[Any] = await_only(driver.fetch(sql, *values))
+            pooled = engine.autocommit.sync_engine.raw_connection()
+        except RuntimeError as error:
+            self._raise_no_connection(error)
+        driver = cast("asyncpg.Connection", pooled.driver_connection)
+        try:
+            if not self._engines.is_own and _is_elsewhere(driver):
+                raise ConfigurationError(OTHER_LOOP)
+            mark_sent()
+            rows: Sequence[Any] = await_only(driver.fetch(sql, *values, timeout=self._deadline_seconds))
         except DRIVER_FAILURES as error:
             if is_connection_lost(driver, error):
                 pooled.invalidate()
@@ -169,6 +268,61 @@ class PoolExecution:
             return rows
         finally:
             pooled.close()
+
+    def _raise_no_connection(self, error: RuntimeError) -> NoReturn:
+        """Raises our error for what asyncio refuses before a connection is had."""
+        if self._engines.is_own:
+            # At the end of the interpreter no thread looks up the name of the server any more.
+            raise DatabaseUnavailableError(f"no connection could be opened: {error}") from error
+        raise ConfigurationError(OTHER_LOOP) from error
+
+
+class _PooledConnection:
+    """A connection of the pool. A lost one does not go back, even where SQLAlchemy does not notice the loss.
+
+    It is no asynchronous generator: asyncio closes those when its loop shuts down, and a recorder still writes then.
+    """
+
+    def __init__(
+        self, engine: AsyncEngine, engines: Engines, raise_no_connection: Callable[[RuntimeError], NoReturn]
+    ) -> None:
+        self._is_own = engines.is_own
+        self._connection = engine.connect()
+        self._raise_no_connection = raise_no_connection
+
+    async def __aenter__(self) -> AsyncConnection:
+        connection = self._connection
+        try:
+            await connection.start()
+        except RuntimeError as error:
+            self._raise_no_connection(error)
+        if not self._is_own and _is_elsewhere(driver_connection(connection)):
+            await connection.close()
+            raise ConfigurationError(OTHER_LOOP)
+        return connection
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        connection = self._connection
+        try:
+            if (
+                isinstance(error, DRIVER_FAILURES)
+                and not connection.invalidated
+                and is_connection_lost(driver_connection(connection), error)
+            ):
+                await connection.invalidate()
+        finally:
+            await connection.close()
+
+
+def _is_elsewhere(driver: "asyncpg.Connection") -> bool:
+    """Whether the connection belongs to another event loop. asyncpg has no public name for its loop."""
+    loop = asyncio.get_running_loop()
+    return getattr(driver, "_loop", loop) is not loop
+
+
+_checked_hosts: "WeakSet[Engine]" = WeakSet()
 
 
 class BoundExecution:
@@ -183,19 +337,60 @@ class BoundExecution:
     async def fetch(self, statement: Executable, parameters: dict[str, Any] | None = None) -> Sequence[Any]:
         return await self._run(statement, parameters or {})
 
-    async def write(self, statement: AnySelect, parameters: dict[str, Any], *, repeatable: bool) -> Sequence[Any]:
+    async def write(
+        self,
+        statement: AnySelect,
+        parameters: dict[str, Any],
+        *,
+        repeatable: bool,
+        on_sent: Callable[[], object] | None = None,
+    ) -> Sequence[Any]:
         del repeatable  # a failed statement cannot be repeated inside the host's transaction
+        if on_sent is not None:
+            on_sent()
         return await self._run(statement, parameters)
 
+    async def write_together(
+        self,
+        work: Callable[[Run], Awaitable[Sequence[Any]]],
+        *,
+        repeatable: bool,
+        on_sent: Callable[[], object] | None = None,
+    ) -> Sequence[Any]:
+        del repeatable  # see `write`
+        if on_sent is not None:
+            on_sent()
+        return await self._within(work)
+
     async def _run(self, statement: Executable, parameters: dict[str, Any]) -> Sequence[Any]:
+        return await self._within(lambda run: run(statement, parameters))
+
+    async def _within(self, work: Callable[[Run], Awaitable[Sequence[Any]]]) -> Sequence[Any]:
         try:
-            connection = await self._host.connection() if isinstance(self._host, AsyncSession) else self._host
+            connection = await self._connection()
             await self._check_isolation(connection)
+            await self._check_host(connection)
             await check_schema_once(connection, self.schema)
             async with connection.begin_nested() if self._savepoints else nullcontext():
-                return (await connection.execute(statement, parameters, execution_options=_options(self.schema))).all()
+                return await work(partial(_all_rows, connection, options=_options(self.schema)))
         except DRIVER_FAILURES as error:
             raise_as_ours(error)
+
+    async def _connection(self) -> AsyncConnection:
+        try:
+            connection = await self._host.connection() if isinstance(self._host, AsyncSession) else self._host
+        except RuntimeError as error:  # its connections belong to another event loop
+            raise ConfigurationError(OTHER_LOOP) from error
+        if _is_elsewhere(driver_connection(connection)):
+            raise ConfigurationError(OTHER_LOOP)
+        return connection
+
+    async def _check_host(self, connection: AsyncConnection) -> None:
+        engine = connection.engine.sync_engine
+        if engine not in _checked_hosts:
+            check_encoding(connection)
+            await look_at_host_engine(connection)
+            _checked_hosts.add(engine)
 
     async def _check_isolation(self, connection: AsyncConnection) -> None:
         if self._is_isolation_checked:
@@ -207,6 +402,15 @@ class BoundExecution:
                 "writers of one session fail, and a statement in the host's transaction cannot be repeated"
             )
         self._is_isolation_checked = True
+
+
+async def _all_rows(
+    connection: AsyncConnection,
+    statement: Executable,
+    parameters: dict[str, Any],
+    options: dict[str, Any] | None = None,
+) -> Sequence[Any]:
+    return (await connection.execute(statement, parameters, execution_options=options)).all()
 
 
 def _options(schema: str) -> dict[str, Any]:

@@ -26,9 +26,18 @@ CONFLICTS = {
     "40001": "serialization failure",
     "40P01": "deadlock",
     "55P03": "lock timeout",
-    "SL003": "session deleted",  # raised by our database functions, as is SL004
+    # Raised by our database functions, as are those of REFUSED.
+    "SL001": "session ended or not there",
+    "SL002": "another session to lock",
+    "SL003": "session deleted",
 }
-ERASED = "SL004"
+# What our functions refuse: the field, and what is expected.
+REFUSED = {
+    "SL004": ("user_id", "a user who was not erased with a tombstone"),
+    "SL005": ("parent_session_id", "the id of a session that does not descend from this one"),
+}
+# Two transactions made the same row: the next attempt finds it.
+UNIQUE_VIOLATION = "23505"
 READ_ONLY = "25006"
 MISSING = {"42P01", "42883", "42703", "3F000", "42704"}
 REFUSED_ACCESS = {"42501", "3D000"}
@@ -76,6 +85,11 @@ def is_connection_lost(driver: "asyncpg.Connection", error: BaseException) -> bo
     return isinstance(driver_error(error), asyncpg.InternalClientError | OSError | TimeoutError) or driver.is_closed()
 
 
+def is_too_large(error: BaseException) -> bool:
+    """Whether Postgres refused to build a value of more than 1 GB (program_limit_exceeded)."""
+    return error.__cause__ is not None and _sqlstate(error.__cause__) == "54000"
+
+
 def driver_error(error: BaseException) -> BaseException:
     """The error of asyncpg or of the network, unwrapped from SQLAlchemy's."""
     adapted = getattr(error, "orig", None) or error
@@ -88,19 +102,24 @@ def _sqlstate(error: BaseException) -> str | None:
 
 def wrote_nothing(error: BaseException) -> bool:
     """Whether a statement that was sent certainly had no effect."""
-    if _sqlstate(error) in {*CONFLICTS, READ_ONLY}:
-        return True  # the transaction was rolled back
-    # The plan was made for an older schema, or the driver knew that the connection was closed.
-    return isinstance(driver_error(error), asyncpg.InvalidCachedStatementError | asyncpg.InterfaceError)
+    cause = driver_error(error)
+    if isinstance(cause, asyncpg.PostgresError) and getattr(cause, "severity_en", None) == "ERROR":
+        return True  # the server rolled the transaction back and kept the connection
+    return _sqlstate(error) in {*CONFLICTS, READ_ONLY, UNIQUE_VIOLATION} or _was_not_sent(cause)
 
 
 def is_transient(error: BaseException) -> bool:
     """Whether the next attempt may succeed."""
     if isinstance(error, exc.TimeoutError):
         return False  # the pool has already waited for a free connection as long as it may
-    state = _sqlstate(error) or ""
-    is_lost = isinstance(driver_error(error), OSError | asyncpg.InternalClientError)
-    return is_lost or wrote_nothing(error) or state[:2] == "08" or state in TRANSIENT
+    cause, state = driver_error(error), _sqlstate(error) or ""
+    is_lost = isinstance(cause, OSError | asyncpg.InternalClientError) or _was_not_sent(cause)
+    return is_lost or state[:2] == "08" or state in {*TRANSIENT, *CONFLICTS, READ_ONLY, UNIQUE_VIOLATION}
+
+
+def _was_not_sent(cause: BaseException) -> bool:
+    """Whether the plan was made for an older schema, or the driver knew that the connection was closed."""
+    return isinstance(cause, asyncpg.InvalidCachedStatementError | asyncpg.InterfaceError)
 
 
 def raise_as_ours(error: BaseException, *, may_have_written: bool = False) -> NoReturn:
@@ -110,7 +129,7 @@ def raise_as_ours(error: BaseException, *, may_have_written: bool = False) -> No
         DatabaseUnavailableError: The database cannot be reached, lost the connection, cancelled the statement, is out
             of a resource, or is read-only.
         TransactionConflictError: A concurrent transaction won.
-        InvalidValueError: Postgres cannot store a value, or the user was erased.
+        InvalidValueError: Postgres cannot store a value, the user was erased, or a session would descend from itself.
         SchemaError: A table, column or function is missing.
         ConfigurationError: The database refuses the user or the access.
         SessionLifecycleError: Any other failure.
@@ -123,9 +142,9 @@ def raise_as_ours(error: BaseException, *, may_have_written: bool = False) -> No
         raise DatabaseUnavailableError(f"{sentence}: {failure}", may_have_written=may_have_written) from error
     if state == READ_ONLY:
         raise DatabaseUnavailableError(f"the database is read-only, as a replica is: {failure}") from error
-    if state == ERASED:
-        user_id = getattr(cause, "detail", None)  # `refuse_erased` puts nothing but the user's id there
-        raise InvalidValueError("user_id", user_id, "a user who was not erased with a tombstone") from error
+    if state in REFUSED:
+        # Our functions put nothing but the refused value into the detail.
+        raise InvalidValueError(REFUSED[state][0], getattr(cause, "detail", None), REFUSED[state][1]) from error
     if state in CONFLICTS:
         raise TransactionConflictError(
             f"lost a conflict with a concurrent transaction ({CONFLICTS[state]}); retry the call (SQLSTATE {state})"

@@ -1,4 +1,8 @@
-"""Running Alembic: its lock, the SQL of a script, and mending what a schema lacks.
+"""Running Alembic: its locks, the SQL of a script, and mending what a schema lacks.
+
+A statement that waits for a table's lock makes every later writer of that table wait behind it. So a migration gives up
+a lock after `LOCK_TIMEOUT_SECONDS`, lets the writers through and tries again, and it builds an index on a table that is
+in use without locking out writers.
 
 Alembic is imported only when migrations run.
 """
@@ -11,11 +15,15 @@ from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
-from sqlalchemy import Connection, text
-from sqlalchemy.ext.asyncio import AsyncConnection
+from asyncpg import LockNotAvailableError
+from sqlalchemy import Connection, func, select, text
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.schema import CreateIndex
 
 from session_lifecycle.entities import metadata
 from session_lifecycle.errors import SchemaError
+from session_lifecycle.postgres.execution import with_jitter
+from session_lifecycle.postgres.failures import DRIVER_FAILURES, driver_error
 from session_lifecycle.postgres.function_files import directory, function_files, quoted
 from session_lifecycle.postgres.schema_check import (
     SEARCH_INDEX,
@@ -31,18 +39,27 @@ if TYPE_CHECKING:
     from alembic.config import Config
 
 LOCK_SEED = 3
+INDEX_KINDS = {Kind.INDEX, Kind.UNIQUE_INDEX}
+LOCK_TIMEOUT_SECONDS = 0.5
+LOCK_ATTEMPTS = 60
+"""How often a migration tries to get its locks: for more than a minute."""
+FIRST_PAUSE_SECONDS = 0.1
+LONGEST_PAUSE_SECONDS = 1.0
 SAFE_SEARCH_PATH = "pg_catalog, pg_temp"
 # Searching gives the same answers without this index, more slowly. Not every database lets us have the extension.
-_CREATE_SEARCH_INDEX = """
-DO $do$
-DECLARE
-    trigrams text;
-BEGIN
+_CREATE_TRIGRAMS = """
     BEGIN
         CREATE EXTENSION IF NOT EXISTS pg_trgm SCHEMA public;
     EXCEPTION WHEN insufficient_privilege OR undefined_file OR feature_not_supported OR invalid_schema_name THEN
         RAISE NOTICE 'pg_trgm cannot be created here: a search will read all messages it may find';
     END;
+"""
+_CREATE_SEARCH_INDEX = """
+DO $do$
+DECLARE
+    trigrams text;
+BEGIN
+    {create_trigrams}
     SELECT quote_ident(n.nspname) INTO trigrams
     FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace
     WHERE e.extname = 'pg_trgm';
@@ -54,6 +71,12 @@ BEGIN
     END IF;
 END
 $do$
+"""
+
+_SCHEMA_OF_TRIGRAMS = """
+SELECT pg_catalog.quote_ident(n.nspname)
+FROM pg_catalog.pg_extension e JOIN pg_catalog.pg_namespace n ON n.oid = e.extnamespace
+WHERE e.extname = 'pg_trgm'
 """
 
 _alembic_lock = threading.Lock()
@@ -118,7 +141,8 @@ def create_search_index_sql(schema: str) -> str:
     while tag in name:
         tag = f"{tag[:-1]}_$"
     literal = "'{}'".format(name.replace("'", "''"))
-    sql = _CREATE_SEARCH_INDEX.replace("$do$", tag).replace("{index}", SEARCH_INDEX)
+    sql = _CREATE_SEARCH_INDEX.replace("{create_trigrams}", _CREATE_TRIGRAMS.strip())
+    sql = sql.replace("$do$", tag).replace("{index}", SEARCH_INDEX)
     return as_text(sql.replace("{schema_literal}", literal))
 
 
@@ -152,16 +176,58 @@ async def _alembic() -> AsyncGenerator[None]:
         _alembic_lock.release()
 
 
-async def upgrade(connection: AsyncConnection, schema: str) -> None:
-    """Migrates to the newest revision and creates what the schema lacks, in the transaction of this connection.
+async def upgrade_on(engine: AsyncEngine, schema: str) -> None:
+    """Migrates to the newest revision and creates what the schema lacks, in transactions of its own.
 
-    The caller commits. A schema that is newer and serves this version is left as it is.
+    No writer waits for longer than `LOCK_TIMEOUT_SECONDS`. Indexes that are missing are built after the migration is
+    committed, beside the writers. Another call does the rest of an interrupted one. Behind a pooler that shares
+    connections the build is part of the migration and locks out writers.
 
     Raises:
         SchemaError: The schema is newer and does not serve this version, or has our tables without a revision.
     """
+    pause = FIRST_PAUSE_SECONDS
+    indexes: list[SchemaObject] = []
+    for attempts_left in reversed(range(LOCK_ATTEMPTS)):
+        try:
+            async with engine.begin() as connection:
+                # A migration may take longer than the statement timeout, which is for requests.
+                await connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
+                indexes = await _upgrade_all_but_indexes(connection, schema, LOCK_TIMEOUT_SECONDS)
+                if not await _is_direct(connection):
+                    await connection.run_sync(_create, schema, indexes)
+                    indexes = []
+            break
+        except DRIVER_FAILURES as error:
+            if not isinstance(driver_error(error), LockNotAvailableError) or attempts_left == 0:
+                raise
+        await asyncio.sleep(with_jitter(pause))
+        pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
+    if indexes:
+        await _create_beside_writers(engine, schema)
+
+
+async def upgrade(connection: AsyncConnection, schema: str) -> None:
+    """Migrates to the newest revision and creates what the schema lacks, in the transaction of this connection.
+
+    The caller commits, and sets the `lock_timeout`. A schema that is newer and serves this version is left as it is.
+
+    Raises:
+        SchemaError: The schema is newer and does not serve this version, or has our tables without a revision.
+    """
+    indexes = await _upgrade_all_but_indexes(connection, schema)
+    await connection.run_sync(_create, schema, indexes)
+
+
+async def _upgrade_all_but_indexes(
+    connection: AsyncConnection, schema: str, lock_timeout_seconds: float | None = None
+) -> list[SchemaObject]:
+    """Migrates, and creates what the schema lacks except indexes. Returns the indexes that it lacks."""
     # Before Alembic is taken: whoever has it must not wait for a transaction whose owner waits for Alembic.
     await connection.run_sync(lock_migrations, schema)
+    if lock_timeout_seconds is not None:
+        # After the lock of migrations: another process may need longer for its migration.
+        await connection.exec_driver_sql(f"SET LOCAL lock_timeout = {round(lock_timeout_seconds * 1000)}")
     inventory = await take_inventory(connection, schema)
     if inventory.revision is None and SchemaObject(Kind.TABLE, "session_records") in inventory.objects:
         raise SchemaError(
@@ -169,11 +235,14 @@ async def upgrade(connection: AsyncConnection, schema: str) -> None:
         )
     if inventory.is_newer:
         refuse_unserved(schema, inventory)
-        return
+        return []
     async with _alembic():
         await connection.run_sync(run, schema, "upgrade", "head")
     lack = find_lack(await take_inventory(connection, schema), schema)
-    await connection.run_sync(_create, schema, [*lack.missing, *lack.replaced, *lack.optional])
+    lacking = [*lack.missing, *lack.replaced, *lack.optional]
+    indexes = [one for one in lacking if one.kind in INDEX_KINDS]
+    await connection.run_sync(_create, schema, [one for one in lacking if one not in indexes])
+    return indexes
 
 
 def _create(connection: Connection, schema: str, objects: list[SchemaObject]) -> None:
@@ -196,6 +265,71 @@ def _create(connection: Connection, schema: str, objects: list[SchemaObject]) ->
             elif name in indexes:
                 connection.execute(text(as_text(f"DROP INDEX IF EXISTS {quoted(schema)}.{quoted(name)}")))
                 indexes[name].create(connection)
+
+
+async def _is_direct(connection: AsyncConnection) -> bool:
+    """Whether no pooler stands before the server. A setting of a session would stay on a connection of the pooler."""
+    driver = (await connection.get_raw_connection()).driver_connection
+    backend = (await connection.exec_driver_sql("SELECT pg_catalog.pg_backend_pid()")).scalar_one()
+    # A pooler cannot give a client the process number of one backend.
+    return driver is not None and bool(driver.get_server_pid() == backend)
+
+
+async def _create_beside_writers(engine: AsyncEngine, schema: str) -> None:
+    """Creates the missing indexes without locking out writers. It waits for the transactions that are under way.
+
+    An interrupted build leaves an invalid index, which counts as missing: the next call drops it and begins again.
+    """
+    # https://www.postgresql.org/docs/current/sql-createindex.html#SQL-CREATEINDEX-CONCURRENTLY: outside a transaction.
+    autocommit = engine.execution_options(isolation_level="AUTOCOMMIT")
+    settings = {"statement_timeout": "0", "lock_timeout": "0", "search_path": SAFE_SEARCH_PATH}
+    async with autocommit.connect() as connection:
+        try:
+            for name, value in settings.items():
+                await connection.exec_driver_sql(f"SET {name} = {value}")
+            async with _only_builder(connection, schema):
+                lack = find_lack(await take_inventory(connection, schema), schema)
+                for kind, name in (*lack.missing, *lack.optional):
+                    if kind not in INDEX_KINDS or (create := await _create_index_sql(connection, schema, name)) is None:
+                        continue
+                    place = f"{quoted(schema)}.{quoted(name)}"
+                    await connection.exec_driver_sql(f"DROP INDEX CONCURRENTLY IF EXISTS {place}")
+                    await connection.exec_driver_sql(create.replace("INDEX ", "INDEX CONCURRENTLY ", 1))
+        finally:
+            for name in settings:
+                await connection.exec_driver_sql(f"RESET {name}")
+
+
+@asynccontextmanager
+async def _only_builder(connection: AsyncConnection, schema: str) -> AsyncGenerator[None]:
+    """Lets one process at a time build the indexes of a schema: two that build on one table end in a deadlock."""
+    # A lock of the session, and never waited for: the build waits for every transaction, so also for one that waits.
+    key = func.pg_catalog.hashtextextended(f"{schema} indexes", LOCK_SEED)
+    while not await connection.scalar(select(func.pg_catalog.pg_try_advisory_lock(key))):  # noqa: ASYNC110 - an event of another process
+        await asyncio.sleep(with_jitter(LONGEST_PAUSE_SECONDS))
+    try:
+        yield
+    finally:
+        await connection.execute(select(func.pg_catalog.pg_advisory_unlock(key)))
+
+
+async def _create_index_sql(connection: AsyncConnection, schema: str, name: str) -> str | None:
+    """`CREATE INDEX` of one of our indexes; None for a primary key, and where the index cannot be had here."""
+    if name == SEARCH_INDEX:
+        await connection.exec_driver_sql(f"DO $do$ BEGIN {_CREATE_TRIGRAMS} END $do$")
+        trigrams = (await connection.exec_driver_sql(_SCHEMA_OF_TRIGRAMS)).scalar()
+        on = f"{quoted(schema)}.session_messages USING gin (content_folded {trigrams}.gin_trgm_ops)"
+        return f"CREATE INDEX {name} ON {on}" if trigrams is not None else None
+    for table in metadata.tables.values():
+        for index in table.indexes:
+            if index.name == name:
+                compiled = CreateIndex(index).compile(
+                    dialect=connection.dialect,
+                    schema_translate_map={metadata.schema: schema},
+                    render_schema_translate=True,
+                )
+                return str(compiled)
+    return None
 
 
 async def offline_sql(schema: str, revision: str = "head") -> str:

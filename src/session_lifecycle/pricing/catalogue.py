@@ -1,22 +1,26 @@
 """The price catalogue: the exact price of one response, and its source."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from decimal import ROUND_HALF_EVEN, Context, Decimal, DivisionByZero, InvalidOperation, Overflow, localcontext
+from decimal import ROUND_HALF_EVEN, Context, Decimal, DivisionByZero, InvalidOperation, Overflow
 from typing import TYPE_CHECKING
 
 from session_lifecycle.errors import ConfigurationError, InvalidValueError
 from session_lifecycle.models.prices import Price, PriceOverride
-from session_lifecycle.pricing.model_names import NameResolver, Resolved, matches_pattern, name_resolver
+from session_lifecycle.models.usage_classes import ServiceTier, excess, shares
+from session_lifecycle.pricing.classes import CLASSES, MILLION, PRICE_KEYS, REQUESTS_KEY, TOKEN_PRICE_KEYS
+from session_lifecycle.pricing.model_names import Entry, NameResolver, PricedNames, name_resolver
 
 if TYPE_CHECKING:
     from genai_prices.data_snapshot import DataSnapshot
-    from genai_prices.types import ModelPrice, TieredPrices
+    from genai_prices.types import TieredPrices
+
+    UnitPrices = Mapping[str, Decimal | TieredPrices]
+    """Unit prices by the catalogue's names."""
 
 __all__ = ["Price", "PriceCatalogue", "PriceOverride"]
 
-_MILLIONTH = Decimal("0.000001")
 _MOST_DECIMALS = 18
 _FINEST = Decimal(1).scaleb(-_MOST_DECIMALS)
 
@@ -24,26 +28,35 @@ _FINEST = Decimal(1).scaleb(-_MOST_DECIMALS)
 # used nor changed.
 _EXACT = Context(prec=60, rounding=ROUND_HALF_EVEN, traps=[InvalidOperation, DivisionByZero, Overflow])
 
-# The catalogue's prices for the units that a usage event counts. `requests_kcount` is charged once per response.
-_OUR_UNITS = (
-    "input_mtok",
-    "output_mtok",
-    "cache_read_mtok",
-    "cache_write_mtok",
-    "output_reasoning_mtok",
-    "requests_kcount",
-)
+# By our count: its unit price, the unit price that counts where that one is not listed, and how often it counts per
+# million.
+_PRICED_BY = {
+    field: (one.price_key, one.priced_as and CLASSES[one.priced_as].price_key, MILLION // one.per)
+    for field, one in CLASSES.items()
+}
+_PRICE_KEYS_WITHOUT_SEARCHES = (*TOKEN_PRICE_KEYS, REQUESTS_KEY)
+# The context in which the catalogue has the prices of a tier. The standard tier has none.
+_CONTEXTS: dict[str, dict[str, str]] = {
+    "standard": {},
+    "batch": {"processing": "batch"},
+    "flex": {"service_tier": "flex"},
+    "priority": {"service_tier": "priority"},
+    "fast": {"service_tier": "fast"},
+}
+_CONTEXTS_OF = {("anthropic", "fast"): {"speed": "fast"}}
 
 
 class PriceCatalogue:
-    """Prices responses by model, provider and time of use. Tasks can share one catalogue.
+    """Prices responses by model, provider, service tier and time of use. Tasks can share one catalogue.
 
     Args:
         overrides: The host's own prices. They come before the prices of genai-prices.
     """
 
     def __init__(self, overrides: Sequence[PriceOverride] = ()) -> None:
-        self._overrides = tuple(overrides)
+        self._overrides = tuple(
+            (one, PricedNames(one.model_pattern, one.provider), _prices_of(one)) for one in overrides
+        )
         self._get_snapshot: Callable[[], DataSnapshot] | None = None
         self._snapshot: DataSnapshot | None = None
         self._resolve: NameResolver | None = None
@@ -56,7 +69,7 @@ class PriceCatalogue:
     async def load(self) -> None:
         """Imports genai-prices and its data, in a thread. A second call does nothing."""
         if self._get_snapshot is None:
-            self._get_snapshot = await asyncio.to_thread(_import_catalogue)
+            self._get_snapshot, self._snapshot, self._resolve = await asyncio.to_thread(_import_catalogue)
 
     def price(
         self,
@@ -64,55 +77,114 @@ class PriceCatalogue:
         model: str | None,
         provider: str | None,
         at: datetime,
-        tokens_in: int,
-        tokens_out: int,
-        cache_read_tokens: int,
-        cache_write_tokens: int,
-        reasoning_tokens: int,
+        service_tier: ServiceTier = "standard",
+        tokens_in: int = 0,
+        tokens_out: int = 0,
+        cache_read_tokens: int = 0,
+        cache_write_tokens: int = 0,
+        cache_write_1h_tokens: int = 0,
+        audio_tokens_in: int = 0,
+        cache_read_audio_tokens: int = 0,
+        image_tokens_in: int = 0,
+        cache_read_image_tokens: int = 0,
+        video_tokens_in: int = 0,
+        reasoning_tokens: int = 0,
+        audio_tokens_out: int = 0,
+        image_tokens_out: int = 0,
+        web_searches: int = 0,
     ) -> Price | None:
         """The price of one response; `None` when no price is known. A response without a price is unpriced, not free.
 
-        `tokens_in` includes both cache counts, and `tokens_out` includes the reasoning. An override adds up these
-        products and divides by a million: (input - cache read - cache write) x input price, each cache count x its
-        price, (output - reasoning) x output price, and reasoning x its price. The catalogue computes the same, with its
-        own tiers and dates (`genai_prices.types.ModelPrice.calc_price`, version 0.2.3,
-        https://github.com/pydantic/genai-prices).
+        The cost is the sum of each share of the use times its own unit price: `models.usage_classes` says what is part
+        of what, `pricing.classes` which unit price counts. The response is unpriced if one share has no unit price. The
+        whole `tokens_in` chooses among prices by length, for every share.
+
+        Where `calc_price` of genai-prices finds no price for a part, it bills the part as its whole or not at all; this
+        method never does (https://github.com/pydantic/genai-prices, version 0.2.3).
 
         Args:
             model: The model's name as its source gave it, with or without a provider's prefix (`azure/gpt-4o`).
-            provider: The provider whose prices come first. When it is unknown or does not have the model, the prices
-                of the provider in the prefix are next, and then those of the model's maker.
+            provider: Who billed the response. No other provider's prices are used. `None`: the provider in the prefix,
+                then the model's maker, then every provider that has a model of this name, if their prices agree.
             at: The time of use, with a time zone.
+            service_tier: The tier of service. A tier that the provider's own entry does not have is unpriced. A unit
+                price that the tier does not change is that of the standard tier.
             tokens_in: The whole input.
             tokens_out: The whole output.
-            cache_read_tokens: The part of the input read from a cache.
-            cache_write_tokens: The part of the input written to a cache.
+            cache_read_tokens: The part of the input that was read from a cache.
+            cache_write_tokens: The part of the input that was written to a cache.
+            cache_write_1h_tokens: The part of `cache_write_tokens` that the cache keeps for an hour.
+            audio_tokens_in: The part of the input that is audio.
+            cache_read_audio_tokens: The part of `cache_read_tokens` and of `audio_tokens_in` that is in both.
+            image_tokens_in: The part of the input that is images.
+            cache_read_image_tokens: The part of `cache_read_tokens` and of `image_tokens_in` that is in both.
+            video_tokens_in: The part of the input that is video.
             reasoning_tokens: The part of the output that is reasoning.
+            audio_tokens_out: The part of the output that is audio.
+            image_tokens_out: The part of the output that is images.
+            web_searches: How many searches the provider billed.
 
         Raises:
-            InvalidValueError: `at` is naive, a count is negative, or the parts are larger than their whole.
+            InvalidValueError: `at` is naive, the tier is unknown, a count is negative, or parts are larger than their
+                whole.
             ConfigurationError: No override matches, and `load` has not finished.
         """
-        counts = (tokens_in, tokens_out, cache_read_tokens, cache_write_tokens, reasoning_tokens)
-        _check(at, counts)
+        if at.utcoffset() is None:
+            raise InvalidValueError("at", at, "an aware datetime")
+        if service_tier not in _CONTEXTS:
+            raise InvalidValueError("service_tier", service_tier, f"one of {', '.join(_CONTEXTS)}")
+        use = _shares(
+            {
+                "tokens_in": tokens_in,
+                "tokens_out": tokens_out,
+                "cache_read_tokens": cache_read_tokens,
+                "cache_write_tokens": cache_write_tokens,
+                "cache_write_1h_tokens": cache_write_1h_tokens,
+                "audio_tokens_in": audio_tokens_in,
+                "cache_read_audio_tokens": cache_read_audio_tokens,
+                "image_tokens_in": image_tokens_in,
+                "cache_read_image_tokens": cache_read_image_tokens,
+                "video_tokens_in": video_tokens_in,
+                "reasoning_tokens": reasoning_tokens,
+                "audio_tokens_out": audio_tokens_out,
+                "image_tokens_out": image_tokens_out,
+                "web_searches": web_searches,
+            }
+        )
         if model is None:
             return None
-        if override := self._override(model, at):
-            return _override_price(override, counts)
-        snapshot, resolved = self._find(model, provider)
-        return resolved and _catalogue_price(snapshot, resolved, at, counts)
+        override = self._override(model, provider, at, service_tier)
+        prices: UnitPrices | None
+        if override is not None:
+            source, prices = override
+        else:
+            snapshot, entries = self._find(model, provider)
+            prices = _agreed_prices(entries, at, service_tier)
+            source = _source(snapshot, entries[0]) if entries else ""
+        if not prices:
+            return None
+        cost = _cost(use, prices, tokens_in)
+        if cost is None:
+            return None
+        charged = PRICE_KEYS if web_searches else _PRICE_KEYS_WITHOUT_SEARCHES
+        texts = {key: _text(price) for key in charged if (price := prices.get(key)) is not None}
+        return Price(cost, source, texts)
 
-    def _override(self, model: str, at: datetime) -> PriceOverride | None:
-        best: PriceOverride | None = None
-        for override in self._overrides:
+    def _override(
+        self, model: str, provider: str | None, at: datetime, service_tier: ServiceTier
+    ) -> tuple[str, "UnitPrices"] | None:
+        best: tuple[str, UnitPrices] | None = None
+        best_since: datetime | None = None
+        for override, names, prices in self._overrides:
             since = override.valid_from
-            if (since is not None and since > at) or not matches_pattern(model, override.model_pattern):
+            if (since is not None and since > at) or override.service_tier != service_tier:
                 continue
-            if best is None or (since is not None and (best.valid_from is None or since > best.valid_from)):
-                best = override
+            is_later = since is not None and (best_since is None or since > best_since)
+            if (best is None or is_later) and names.match(model, provider):
+                best, best_since = (f"override:{override.model_pattern}", prices), since
         return best
 
-    def _find(self, model: str, provider: str | None) -> tuple["DataSnapshot", Resolved | None]:
+    def _find(self, model: str, provider: str | None) -> tuple["DataSnapshot", tuple[Entry, ...]]:
         if self._get_snapshot is None:
             raise ConfigurationError("the price catalogue is not loaded: await PriceCatalogue.load() first")
         snapshot = self._get_snapshot()
@@ -123,69 +195,90 @@ class PriceCatalogue:
         return snapshot, self._resolve(model, provider)
 
 
-def _import_catalogue() -> "Callable[[], DataSnapshot]":
+def _import_catalogue() -> "tuple[Callable[[], DataSnapshot], DataSnapshot, NameResolver]":
     from genai_prices.data_snapshot import get_snapshot
 
-    get_snapshot()
-    return get_snapshot
+    snapshot = get_snapshot()
+    return get_snapshot, snapshot, name_resolver(snapshot.providers)
 
 
-def _check(at: datetime, counts: tuple[int, int, int, int, int]) -> None:
-    tokens_in, tokens_out, cache_read, cache_write, reasoning = counts
-    if at.utcoffset() is None:
-        raise InvalidValueError("at", at, "an aware datetime")
-    if min(counts) < 0:
-        raise InvalidValueError("tokens", counts, "counts that are not negative")
-    if cache_read + cache_write > tokens_in:
-        raise InvalidValueError("tokens_in", tokens_in, f"at least its cached parts, {cache_read} + {cache_write}")
-    if reasoning > tokens_out:
-        raise InvalidValueError("tokens_out", tokens_out, f"at least its reasoning part, {reasoning}")
+def _shares(counts: dict[str, int]) -> dict[str, int]:
+    if min(counts.values()) < 0:
+        field = next(field for field, count in counts.items() if count < 0)
+        raise InvalidValueError(field, counts[field], "a count that is not negative")
+    use = shares(counts)
+    if use and min(use.values()) < 0 and (refused := excess(counts)):
+        field, expected = refused
+        raise InvalidValueError(field, counts[field], expected)
+    return use
 
 
-def _override_price(override: PriceOverride, counts: tuple[int, int, int, int, int]) -> Price:
-    tokens_in, tokens_out, cache_read, cache_write, reasoning = counts
-    prices = override.unit_prices()
-    parts = (tokens_in - cache_read - cache_write, tokens_out - reasoning, cache_read, cache_write, reasoning)
-    with localcontext(_EXACT):
-        cost = sum((price * part for price, part in zip(prices.values(), parts, strict=True)), Decimal(0)) * _MILLIONTH
-        unit_prices = {unit: f"{price:f}" for unit, price in prices.items()}
-        return Price(_rounded(cost), f"override:{override.model_pattern}", unit_prices)
+def _prices_of(override: PriceOverride) -> dict[str, Decimal]:
+    """The override's unit prices by the catalogue's names, also those that it leaves to another price of its own."""
+    prices: dict[str, Decimal] = {}
+    for one in CLASSES.values():
+        price: Decimal | None = getattr(override, one.override_field)
+        if price is None and one.override_priced_as is not None:
+            price = prices[CLASSES[one.override_priced_as].price_key]
+        if price is not None:
+            prices[one.price_key] = price
+    return prices
 
 
-def _rounded(cost: Decimal) -> Decimal:
+def _agreed_prices(entries: tuple[Entry, ...], at: datetime, service_tier: ServiceTier) -> "UnitPrices | None":
+    """The unit prices that are in force in every one of the entries; None if there is none, or two entries differ."""
+    prices = [_prices_in_force(entry, at, service_tier) for entry in entries]
+    return prices[0] if prices and all(one == prices[0] for one in prices[1:]) else None
+
+
+def _prices_in_force(entry: Entry, at: datetime, service_tier: ServiceTier) -> "UnitPrices | None":
+    """The entry's unit prices at a time; None if the provider's own entry does not have the tier at that time."""
+    provider, model = entry
+    context = _CONTEXTS_OF.get((provider.id, service_tier)) or _CONTEXTS[service_tier]
+    if context and not (
+        any(model is own for own in provider.models)
+        and any(
+            variant.when.items() <= context.items() and (variant.constraint is None or variant.constraint.active(at))
+            for variant in model.price_variants or ()
+        )
+    ):
+        return None
+    return {key: price for key, price in vars(model.get_prices(at, context)).items() if price is not None}
+
+
+def _cost(use: Mapping[str, int], prices: "UnitPrices", tokens_in: int) -> Decimal | None:
+    """Each share times its unit price, exact up to 18 decimals; None if a share has no unit price."""
+    total = Decimal(0)
+    for field, share in use.items():
+        key, other_key, times = _PRICED_BY[field]
+        price = prices.get(key)
+        if price is None:
+            price = prices.get(other_key) if other_key else None
+            if price is None:
+                return None
+        total = _EXACT.fma(_at_length(price, tokens_in), share * times, total)
+    if (per_thousand := prices.get(REQUESTS_KEY)) is not None:
+        total = _EXACT.fma(_at_length(per_thousand, tokens_in), 1_000, total)
+    cost = _EXACT.divide(total, MILLION)
     exponent = cost.as_tuple().exponent
-    return cost.quantize(_FINEST) if isinstance(exponent, int) and exponent < -_MOST_DECIMALS else cost
+    return _EXACT.quantize(cost, _FINEST) if isinstance(exponent, int) and exponent < -_MOST_DECIMALS else cost
 
 
-def _catalogue_price(
-    snapshot: "DataSnapshot", resolved: Resolved, at: datetime, counts: tuple[int, int, int, int, int]
-) -> Price | None:
+def _at_length(price: "Decimal | TieredPrices", tokens_in: int) -> Decimal:
+    """The price for an input of this length."""
+    if isinstance(price, Decimal):
+        return price
+    return next((tier.price for tier in reversed(price.tiers) if tokens_in > tier.start), price.base)
+
+
+def _source(snapshot: "DataSnapshot", entry: Entry) -> str:
     import genai_prices
 
-    provider, model = resolved
-    tokens_in, tokens_out, cache_read, cache_write, reasoning = counts
-    prices = _unit_prices(model.get_prices(at))
-    if not prices or (tokens_in and "input_mtok" not in prices) or (tokens_out and "output_mtok" not in prices):
-        # The catalogue has the model, but no price for the tokens that were used: it would count them as free.
-        return None
-    usage = genai_prices.Usage(
-        input_tokens=tokens_in,
-        output_tokens=tokens_out,
-        cache_read_tokens=cache_read,
-        cache_write_tokens=cache_write,
-        output_reasoning_tokens=reasoning,
-    )
-    with localcontext(_EXACT):
-        cost = _rounded(model.calc_price(usage, provider, genai_request_timestamp=at).total_price)
+    provider, model = entry
     version = genai_prices.__version__
     if snapshot.from_auto_update:
         version += f"+{snapshot.timestamp:%Y-%m-%dT%H:%M:%S}"
-    return Price(cost, f"genai-prices {version}:{provider.id}/{model.id}", prices)
-
-
-def _unit_prices(prices: "ModelPrice") -> dict[str, str]:
-    values = vars(prices)
-    return {unit: _text(value) for unit in _OUR_UNITS if (value := values.get(unit)) is not None}
+    return f"genai-prices {version}:{provider.id}/{model.id}"
 
 
 def _text(price: "Decimal | TieredPrices") -> str:

@@ -2,6 +2,7 @@
 
 from session_lifecycle.entities import (
     RolledUpSessionEntity,
+    SessionAnnotationEntity,
     SessionMessageEntity,
     SessionModelRollUpChangeEntity,
     SessionModelRollUpEntity,
@@ -17,6 +18,7 @@ from session_lifecycle.entities import (
 )
 
 sessions = SessionRecordEntity
+annotations = SessionAnnotationEntity
 model_usage = SessionModelUsageEntity
 usage_events = SessionUsageEventEntity
 runs = SessionRunEntity

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from datetime import datetime
 from decimal import Decimal
-from typing import Any, Literal, cast, overload
+from typing import Any, Literal, Unpack, cast, overload
 from uuid import UUID
 
 from session_lifecycle.errors import InvalidValueError
@@ -25,9 +25,12 @@ from session_lifecycle.models import (
     UsageReceipt,
 )
 from session_lifecycle.models.sessions import Reopen
+from session_lifecycle.models.usage import RareUse
 from session_lifecycle.statements.writing.record import WriteResult
 from session_lifecycle.writing.prepared import WritableItem
 from session_lifecycle.writing.protocol import SessionWriter
+
+_KINDS: tuple[type[Item], ...] = (UsageEvent, Touch, End, Run, Step, Message)
 
 
 class CallsAsItems(SessionWriter, ABC):
@@ -67,6 +70,7 @@ class CallsAsItems(SessionWriter, ABC):
         reasoning_tokens: int = 0,
         idempotency_key: str | None = None,
         at: datetime | None = None,
+        **rare: Unpack[RareUse],
     ) -> UsageReceipt:
         item = UsageEvent.of_call(
             session_id=session_id,
@@ -82,6 +86,7 @@ class CallsAsItems(SessionWriter, ABC):
             reasoning_tokens=reasoning_tokens,
             idempotency_key=idempotency_key,
             at=at,
+            **rare,
         )
         return cast("UsageReceipt", await self._record_one(item))
 
@@ -113,31 +118,46 @@ class CallsAsItems(SessionWriter, ABC):
     @overload
     async def record(self, items: Sequence[Item]) -> list[Receipt]: ...
     async def record(self, items: Sequence[Item]) -> Any:
-        written = await self.write(checked(items))
-        return [cast("Receipt", _receipt(item, one)) for item, one in zip(items, written, strict=True)]
+        asked = checked(items)
+        written = await self.write(asked)
+        return [cast("Receipt", _receipt(item, one)) for item, one in zip(asked, written, strict=True)]
 
     async def _record_one(self, item: WritableItem) -> Receipt | ReopenOutcome:
         [written] = await self.write([item])
         return _receipt(item, written)
 
 
-def checked(items: Any) -> Sequence[Item]:
-    """Returns the items given to `record`.
+def checked(items: Any) -> list[Item]:
+    """The items given to `record`, each with fields that are checked.
 
     Raises:
-        InvalidValueError: The argument is not a sequence, or an element is not an item.
+        InvalidValueError: The argument is not a sequence, an element is not an item, or a field of one is refused.
     """
     if isinstance(items, str | bytes) or not isinstance(items, Sequence):
         raise InvalidValueError("items", items, "a sequence of Touch, UsageEvent, End, Run, Step and Message")
+    if len(items) == 1:
+        return [checked_item(items[0], "items.0")]
+    checked_items: list[Item] = []
     for position, item in enumerate(items):
-        check_item(item, f"items.{position}")
-    return items
+        try:
+            checked_items.append(checked_item(item, f"items.{position}"))
+        except InvalidValueError as error:
+            if error.value is item:
+                raise
+            raise InvalidValueError(f"items.{position}.{error.field}", error.value, error.expected) from error
+    return checked_items
 
 
-def check_item(item: Any, field: str = "item") -> None:
-    """Raises InvalidValueError if the value is not an item."""
-    if not isinstance(item, Item):
-        raise InvalidValueError(field, item, "a Touch, UsageEvent, End, Run, Step or Message")
+def checked_item(item: Any, name: str = "item") -> Item:
+    """The item, with fields that are checked: a value is not trusted for its class.
+
+    Raises:
+        InvalidValueError: The value is not an item, or a field is refused.
+    """
+    kind = next((kind for kind in _KINDS if isinstance(item, kind)), None)
+    if kind is None:
+        raise InvalidValueError(name, item, "a Touch, UsageEvent, End, Run, Step or Message")
+    return kind.checked(item, name)
 
 
 def _receipt(item: WritableItem, written: WriteResult) -> Receipt | ReopenOutcome:

@@ -8,18 +8,16 @@ from pydantic_core import to_json
 
 from session_lifecycle.errors import InvalidValueError, SessionLifecycleError
 from session_lifecycle.models import End, Item, Message, Run, Step
+from session_lifecycle.models.fields import beginning
+from session_lifecycle.models.json_payloads import PAYLOAD_BYTES, json_size, safe_json
 
 Redact = Callable[[Item], Item]
 """The host's hook: returns the item without content that must not be stored, often by `item.model_copy(update=…)`."""
 
 # The fields that identify an item. A redaction must not change them.
 _IDENTITY = ("user_id", "session_id", "run_id", "step_id", "message_id", "idempotency_key", "key_scope", "revision")
-_TEXTS = {Run: ("name", "error"), Step: ("name", "server_url"), Message: ("content",)}
-_JSON = {
-    Run: ("input", "output", "metadata"),
-    Step: ("inputs", "output", "prompt", "errors", "metadata"),
-    Message: ("metadata",),
-}
+# The payloads that are text; the others are JSON.
+_TEXTS = ("error", "content")
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,8 @@ class PayloadPolicy:
                 returned another item.
             SessionLifecycleError: The redaction raised; its error is the cause.
         """
-        if self.redact is not None and not isinstance(item, End):
+        # An end without a reason has no content.
+        if self.redact is not None and not (isinstance(item, End) and item.reason is None):
             item = _redact(item, self.redact)
         if isinstance(item, Run | Step | Message):
             changes = self._truncations(item)
@@ -53,25 +52,48 @@ class PayloadPolicy:
 
     def _truncations(self, item: Run | Step | Message) -> dict[str, Any]:
         """The truncated values of the fields that are too large, by field name."""
+        sizes = _sizes(item)
+        limit = self.limit_bytes
+        if sum(min(size, limit) for size in sizes.values()) > PAYLOAD_BYTES:
+            # The item is one JSON value, and Postgres holds 256 MB in one.
+            limit = PAYLOAD_BYTES // len(sizes)
         changes: dict[str, Any] = {}
-        for name in _TEXTS[type(item)]:
-            text = getattr(item, name)
-            # UTF-8 takes at most four bytes a character, so most texts need no encoding here.
-            if text and len(text) * 4 > self.limit_bytes and (size := len(text.encode())) > self.limit_bytes:
-                self._refuse_if_asked(name, size)
-                beginning = text.encode()[: self.limit_bytes].decode(errors="ignore")
-                changes[name] = f"{beginning}… (truncated, {size} bytes)"
-        for name in _JSON[type(item)]:
-            value = getattr(item, name)
-            if value is not None and (size := len(json := to_json(value))) > self.limit_bytes:
-                self._refuse_if_asked(name, size)
-                beginning = json[: self.limit_bytes].decode(errors="ignore")
-                changes[name] = {"truncated": True, "bytes": size, "beginning": beginning}
+        for name, size in sizes.items():
+            if size > limit:
+                if self.when_larger == "refuse":
+                    raise InvalidValueError(name, f"{size} bytes", f"at most {limit} bytes")
+                changes[name] = _truncated(name, getattr(item, name), size, limit)
         return changes
 
-    def _refuse_if_asked(self, name: str, size: int) -> None:
-        if self.when_larger == "refuse":
-            raise InvalidValueError(name, f"{size} bytes", f"at most {self.limit_bytes} bytes")
+
+def _sizes(item: Run | Step | Message) -> dict[str, int]:
+    """The size of each payload of the item in bytes, of text in UTF-8 and of all else as JSON, by field name."""
+    match item:
+        case Run():
+            texts: dict[str, str | None] = {"error": item.error}
+            values = {"input": item.input, "output": item.output, "metadata": item.metadata}
+        case Step():
+            texts = {}
+            values = {
+                "inputs": item.inputs,
+                "output": item.output,
+                "prompt": item.prompt,
+                "errors": item.errors,
+                "metadata": item.metadata,
+            }
+        case Message():
+            texts = {"content": item.content}
+            values = {"metadata": item.metadata}
+    sizes = {name: len(text.encode()) for name, text in texts.items() if text}
+    return sizes | {name: json_size(value) for name, value in values.items() if value is not None}
+
+
+def _truncated(name: str, payload: Any, size: int, limit: int) -> Any:
+    """The beginning of the payload with a mark. JSON is written about as far as it is kept, and not whole."""
+    if name in _TEXTS:
+        return f"{beginning(payload, limit)}… (truncated, {size} bytes)"
+    kept = to_json(safe_json(payload, most_bytes=2 * limit))
+    return {"truncated": True, "bytes": size, "beginning": kept[:limit].decode(errors="ignore")}
 
 
 def _redact(item: Item, redact: Redact) -> Item:

@@ -31,13 +31,15 @@ _USAGE_FIELDS = (
     "details",
 )
 _SESSION_FIELDS: dict[type, tuple[str, ...]] = {
-    Touch: ("at", "dataset_id", "agent_name", "title", "metadata"),
-    End: ("at", "status"),
+    Touch: ("at", "dataset_id", "agent_name", "title", "metadata", "tags", "parent_session_id", "waiting"),
+    End: ("at", "status", "reason"),
     Reopen: ("at",),
 }
 _KINDS = {Touch: "touch", End: "end", Reopen: "reopen", Run: "run", Step: "step", Message: "message"}
-# A usage event with one of these fields depends on more than its session.
-_NOT_PLAIN = {"revision", "key_scope", "run_id"}
+# A usage event with one of these fields depends on more than its session, or changes totals that few sessions have.
+_NOT_PLAIN = {"revision", "key_scope", "run_id", "parts", "billing", "usage_kind", "service_tier", "partial"}
+# A touch with one of these fields is not plain: only the long way writes them.
+_NOT_PLAIN_OF_TOUCH = {"metadata", "tags", "parent_session_id", "waiting"}
 
 
 class PreparedItem(NamedTuple):
@@ -53,7 +55,7 @@ class PreparedItem(NamedTuple):
     latest_at: datetime | None
     """The latest time that the item names; None if it names none."""
     is_alone: bool
-    """Whether no other item of its session may be in its wave: true for an end, a reopening, and metadata."""
+    """Whether no other item of its session may be in its wave: true for an end, a reopening, metadata and tags."""
     is_plain: bool
     """Whether it is a touch or a usage event that depends on nothing but its session and whether its key is new."""
     is_repeatable: bool
@@ -62,7 +64,7 @@ class PreparedItem(NamedTuple):
 
 def needs_price(item: WritableItem) -> bool:
     """Whether the price catalogue must be loaded before the item is prepared."""
-    return isinstance(item, UsageEvent) and item.cost_usd is None and item.has_tokens
+    return isinstance(item, UsageEvent) and item.cost_usd is None and item.has_use
 
 
 def prepare(item: WritableItem, prices: PriceCatalogue) -> PreparedItem:
@@ -91,7 +93,21 @@ def _prepare_usage(event: UsageEvent, prices: PriceCatalogue) -> PreparedItem:
     has_key = event.idempotency_key is not None
     if event.key_scope == "user" and has_key:
         fields["key_scope"] = "user"
-    _add_cost(fields, event, prices)
+    parts = event.rare_parts
+    if parts:
+        fields["parts"] = parts
+    if event.kind != "llm":
+        fields["usage_kind"] = event.kind
+    if event.service_tier != "standard":
+        fields["service_tier"] = event.service_tier
+    if event.partial:
+        fields["partial"] = True
+    _add_cost(fields, event, parts, prices)
+    if event.billing == "plan":
+        # The price of plan usage is no cost.
+        fields["billing"] = "plan"
+        fields["plan_cost_usd"] = fields.get("cost_usd")
+        fields["cost_usd"] = 0
     key = fields["event_id"] if has_key else None
     is_plain = _NOT_PLAIN.isdisjoint(fields)
     return PreparedItem(event, fields, None, key, event.at, is_alone=False, is_plain=is_plain, is_repeatable=has_key)
@@ -100,13 +116,17 @@ def _prepare_usage(event: UsageEvent, prices: PriceCatalogue) -> PreparedItem:
 def _prepare_session_item(item: Touch | End | Reopen) -> PreparedItem:
     fields = {"kind": _KINDS[type(item)], "user_id": item.user_id, "session_id": item.session_id}
     fields |= _given(item, _SESSION_FIELDS[type(item)])
-    is_alone = not isinstance(item, Touch) or "metadata" in fields
-    return PreparedItem(item, fields, None, None, item.at, is_alone=is_alone, is_plain=not is_alone, is_repeatable=True)
+    is_touch = isinstance(item, Touch)
+    is_alone = not is_touch or "metadata" in fields or "tags" in fields
+    is_plain = is_touch and _NOT_PLAIN_OF_TOUCH.isdisjoint(fields)
+    return PreparedItem(item, fields, None, None, item.at, is_alone=is_alone, is_plain=is_plain, is_repeatable=True)
 
 
 def _prepare_activity(item: Run | Step | Message) -> PreparedItem:
     activity = {name: value for name, value in item if value is not None}
     activity["kind"] = _KINDS[type(item)]
+    if not item.revision:
+        del activity["revision"]
     touch: dict[str, Any] | None = None
     match item:
         case Run():
@@ -134,12 +154,12 @@ def _given(item: UsageEvent | Touch | End | Reopen, names: Sequence[str]) -> dic
     return {name: value for name in names if (value := given[name])}
 
 
-def _add_cost(fields: dict[str, Any], event: UsageEvent, prices: PriceCatalogue) -> None:
+def _add_cost(fields: dict[str, Any], event: UsageEvent, parts: dict[str, int], prices: PriceCatalogue) -> None:
     """Adds the event's cost and the unit prices it was computed with (rule R07); no cost if the price is unknown."""
     if event.cost_usd is not None:
         fields["cost_usd"] = fields["given_cost_usd"] = event.cost_usd
         fields["price_source"] = "given"
-    elif not event.has_tokens:
+    elif not event.has_use:
         if event.measured:
             fields["cost_usd"] = 0
     else:
@@ -148,11 +168,13 @@ def _add_cost(fields: dict[str, Any], event: UsageEvent, prices: PriceCatalogue)
             provider=event.provider,
             # The database's clock is unknown here. Prices change by the day, and the clocks differ by less.
             at=event.at or datetime.now(UTC),
+            service_tier=event.service_tier,
             tokens_in=event.tokens_in,
             tokens_out=event.tokens_out,
             cache_read_tokens=event.cache_read_tokens,
             cache_write_tokens=event.cache_write_tokens,
             reasoning_tokens=event.reasoning_tokens,
+            **parts,
         )
         if price is not None:
             fields["cost_usd"] = price.cost_usd

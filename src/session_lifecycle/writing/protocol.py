@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from datetime import datetime
 from decimal import Decimal
-from typing import Literal, Protocol, overload
+from typing import Literal, Protocol, Unpack, overload
 from uuid import UUID
 
 from session_lifecycle.models import (
@@ -22,6 +22,7 @@ from session_lifecycle.models import (
     UsageEvent,
     UsageReceipt,
 )
+from session_lifecycle.models.usage import RareUse
 
 
 class SessionWriter(Protocol):
@@ -85,6 +86,7 @@ class SessionWriter(Protocol):
         reasoning_tokens: int = 0,
         idempotency_key: str | None = None,
         at: datetime | None = None,
+        **rare: Unpack[RareUse],
     ) -> UsageReceipt:
         """Counts the usage of one model response.
 
@@ -107,6 +109,8 @@ class SessionWriter(Protocol):
                 and is retried after a lost connection. Without a key it may count twice if the caller repeats it.
             at: The time of use: aware, and at most five minutes ahead of the database's clock. None: now, by that
                 clock.
+            **rare: What few responses have: the classes of use that are billed apart, the service tier, plan usage, and
+                more. `RareUse` has their names; `UsageEvent` says what each means.
 
         Returns:
             The outcome, this event's cost in USD (None if unpriced), and the session's totals after it.

@@ -11,7 +11,8 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from types import TracebackType
 from typing import Literal, Self, cast
@@ -27,10 +28,13 @@ from session_lifecycle.errors import (
     SessionLifecycleError,
     TransactionConflictError,
 )
-from session_lifecycle.models import Item
+from session_lifecycle.models import Item, Message, Run, Step, UsageEvent
+from session_lifecycle.models.sessions import Reopen
+from session_lifecycle.postgres.engines import call_in
 from session_lifecycle.postgres.execution import with_jitter
+from session_lifecycle.postgres.processes import forget_in_child
 from session_lifecycle.statements.writing.record import WriteResult
-from session_lifecycle.writing.calls import CallsAsItems, check_item
+from session_lifecycle.writing.calls import CallsAsItems, checked_item
 from session_lifecycle.writing.pipeline import WritePipeline
 from session_lifecycle.writing.prepared import PreparedItem, WritableItem
 from session_lifecycle.writing.recorder_metrics import RecorderSnapshot, observe
@@ -41,6 +45,13 @@ DEFAULT_MAX_PENDING = 10_000
 DEFAULT_GIVE_UP_AFTER = timedelta(seconds=30)
 DEFAULT_DRAIN_WITHIN = timedelta(seconds=10)
 PAUSE_SECONDS = 0.25
+END_SECONDS = 5.0
+"""How long closing waits for a write that it has cancelled."""
+MOST_NAMED = 20
+"""How many sessions and keys one line of the log names."""
+
+OnLost = Callable[[Sequence[Item], SessionLifecycleError], object]
+"""Called with items that could not be written, and with the error."""
 
 _logger = logging.getLogger(__name__)
 
@@ -69,8 +80,12 @@ class SessionRecorder(CallsAsItems):
 
     Its calls take the same arguments, return the same results and raise the same errors as those of
     `SessionDatabase.lifecycle`. Each call returns when its items are committed. Items of one session are written in the
-    order in which the recorder received them. A recorder belongs to the event loop in which it is entered; only
-    `submit_threadsafe` and `snapshot` may be called from other threads.
+    order in which the recorder received them.
+
+    A recorder belongs to the event loop that uses it first. In another one, a call raises RecorderClosedError as long
+    as the first loop is open; when it is closed, the recorder starts again there, with what is pending. It also starts
+    again after its task was cancelled, and in a forked child, without the parent's items. `submit`,
+    `submit_threadsafe` and `snapshot` may be called from any thread, and `close` from any event loop.
 
     Example:
         async with db.recorder() as recorder:
@@ -87,34 +102,61 @@ class SessionRecorder(CallsAsItems):
         on_full: Literal["wait", "raise"] = "wait",
         give_up_after: timedelta | float = DEFAULT_GIVE_UP_AFTER,
         drain_within: timedelta | float = DEFAULT_DRAIN_WITHIN,
+        on_lost: OnLost | None = None,
+        on_start: Callable[[], object] | None = None,
     ) -> None:
         for name, value in (("max_batch", max_batch), ("max_pending", max_pending)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ConfigurationError(f"{name}: got {value!r}, expected a whole number, at least 1")
         if on_full not in {"wait", "raise"}:
             raise ConfigurationError(f"on_full: got {on_full!r}, expected 'wait' or 'raise'")
+        if on_lost is not None and not callable(on_lost):
+            raise ConfigurationError(f"on_lost: got {on_lost!r}, expected a function of items and an error")
         self._pipeline = pipeline
+        self._on_lost = on_lost
+        self._on_start = on_start
         self._max_batch = max_batch
         self._max_delay = _seconds("max_delay", max_delay)
         self._max_pending = max_pending
         self._waits_when_full = on_full == "wait"
         self._give_up_after = _seconds("give_up_after", give_up_after)
-        self._drain_within = _seconds("drain_within", drain_within)
+        self.drain_within = _seconds("drain_within", drain_within)
+        """How many seconds `close` goes on writing."""
 
+        self._is_open = self._is_closing = self._is_closed = False
+        self.loop: asyncio.AbstractEventLoop | None = None
+        """The event loop to which the recorder belongs; None before its first use, and in a forked child."""
+        self._forget()
+        self._batches = self._items = self._repeats = self._failures = 0
+        forget_in_child(self)
+
+    def _forget(self) -> None:
         self._queue: deque[_Call] = deque()
+        # Calls of other threads, on their way to the queue.
+        self._handed_over: deque[_Call] = deque()
         self._in_flight: Sequence[_Call] = ()
+        # Whether the calls in flight may have reached the database.
+        self._was_sent = False
         self._waiting: deque[tuple[asyncio.Future[None], int]] = deque()
-        # Counts items in the queue, in flight, and on their way from other threads. The last of these need the lock.
+        # Counts items in the queue, in flight, and handed over. The last of these need the lock.
         self._pending = 0
         self._counting = threading.Lock()
         self._arrived = asyncio.Event()
-        self._is_closing = False
-        self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None
-        self._batches = self._items = self._repeats = self._failures = 0
+
+    def forget_parent(self) -> object:
+        """See `HasParents`: the parent writes what it has accepted."""
+        ours = (self.loop, self._task, self._queue, self._handed_over, self._in_flight, self._waiting, self._arrived)
+        self.loop = None
+        self._forget()
+        return ours
+
+    async def open(self) -> None:
+        """Does what entering `async with` does: items may be submitted from now on."""
+        self._enter()
 
     async def __aenter__(self) -> Self:
-        self._start()
+        await self.open()
         return self
 
     async def __aexit__(
@@ -123,14 +165,24 @@ class SessionRecorder(CallsAsItems):
         await self.close()
 
     def submit(self, item: Item) -> None:
-        """Queues an item and returns at once. If writing it fails, the failure is counted and logged.
+        """Queues an item and returns at once. May be called from any thread.
+
+        If writing it fails, the failure is counted and logged, and `on_lost` gets the item.
 
         Raises:
             InvalidValueError: `item` is not an item.
             RecorderFullError: `max_pending` items are pending. This method never waits for room.
-            RecorderClosedError: The recorder is closed or not yet open.
+            RecorderClosedError: The recorder is closed or not yet open, or its event loop is closed.
         """
-        check_item(item)
+        item = checked_item(item)
+        try:
+            running = asyncio.get_running_loop()
+        except RuntimeError:
+            running = None
+        if running is None or not self._is_open or self._belongs_elsewhere(running):
+            self.submit_threadsafe(item)
+            return
+        self._enter()
         self._reserve(1)
         self._take(_Call([item]))
 
@@ -142,14 +194,18 @@ class SessionRecorder(CallsAsItems):
             RecorderFullError: `max_pending` items are pending. This method never waits for room.
             RecorderClosedError: The recorder is closed or not yet open, or its event loop is closed.
         """
-        check_item(item)
+        item = checked_item(item)
         loop = self._open_loop()
+        call = _Call([item])
         self._reserve(1)
+        self._handed_over.append(call)
         try:
-            loop.call_soon_threadsafe(self._take, _Call([item]))
+            loop.call_soon_threadsafe(self._collect)
         except RuntimeError as error:  # the loop is closed
-            self._release(1)
-            raise RecorderClosedError("the recorder's event loop is closed") from error
+            if call in self._handed_over:
+                self._handed_over.remove(call)
+                self._release(1)
+                raise RecorderClosedError("the recorder's event loop is closed") from error
 
     def session(
         self, session_id: str, user_id: UUID, dataset_id: UUID | None = None, *, agent_name: str | None = None
@@ -171,31 +227,73 @@ class SessionRecorder(CallsAsItems):
             oldest_waiting_seconds=0.0 if oldest is None else time.monotonic() - oldest,
         )
 
+    async def flush(self) -> None:
+        """Waits until every item that was accepted before is written or has failed. Raises nothing for a failure.
+
+        Raises:
+            RecorderClosedError: The recorder belongs to another event loop.
+        """
+        loop = self._enter()
+        self._collect()
+        if self._is_closed or not (self._queue or self._in_flight):
+            return
+        answer: asyncio.Future[list[WriteResult]] = loop.create_future()
+        # A call without items: its turn comes after all calls before it.
+        self._take(_Call([], (), answer))
+        with suppress(SessionLifecycleError):
+            await answer
+
     async def close(self) -> list[Item]:
         """Refuses new items, writes the pending ones, and stops. A second call does nothing.
 
+        May be called in any event loop. Returns some seconds after `drain_within` at the latest.
+
         Returns:
             The items that were not written within `drain_within`, in the order in which the recorder received them.
-            Their callers get `RecorderClosedError`. Items that were in flight may have been written all the same; those
-            with an `idempotency_key` can safely be recorded again.
+            Their callers get `RecorderClosedError`, and `on_lost` gets those that have no caller. Items that were in
+            flight may have been written all the same; those with an `idempotency_key` can safely be recorded again.
         """
+        unwritten: list[_Call] = []
+
+        async def close_here() -> None:
+            unwritten.extend(await self._close_here())
+
+        here, owner = asyncio.get_running_loop(), self.loop
+        if owner is not None and owner is not here and owner.is_running():
+            self._is_closing = True
+            if not await call_in(owner, close_here, within_seconds=self.drain_within + END_SECONDS + 1):
+                unwritten += [*self._in_flight, *self._queue, *self._handed_over]  # its thread is blocked
+        else:
+            if owner is not here and self._pending:
+                self._move_to(here)
+            await close_here()
+        return [cast("Item", item) for call in unwritten for item in call.items]
+
+    async def _close_here(self) -> list[_Call]:
         self._is_closing = True
         while self._waiting:
             turn, _ = self._waiting.popleft()
-            turn.set_exception(RecorderClosedError("the recorder was closed before there was room"))
-        task, self._task = self._task, None
-        if task is None:
-            return []
-        self._arrived.set()
-        await asyncio.wait([task], timeout=self._drain_within)
-        unwritten = [*self._in_flight, *self._queue]
-        if not task.done():
-            task.cancel()
-            await asyncio.wait([task])
+            if not turn.done():
+                turn.set_exception(RecorderClosedError("the recorder was closed before there was room"))
+        self._collect()
+        deadline = time.monotonic() + self.drain_within
+        while (remaining := deadline - time.monotonic()) > 0 and (self._pending or self._queue):
+            if self._task is None:  # it was cancelled
+                self._begin()
+            self._arrived.set()
+            await asyncio.wait([cast("asyncio.Task[None]", self._task)], timeout=remaining)
+        if (task := self._task) is not None:
+            self._arrived.set()
+            if self._pending or self._queue:
+                task.cancel()
+            await asyncio.wait([task], timeout=END_SECONDS)
+        self._is_closed = True
+        unwritten = [*self._in_flight, *self._queue, *self._handed_over]
         self._in_flight = ()
         self._queue.clear()
+        self._handed_over.clear()
         self._fail(unwritten, RecorderClosedError("the recorder was closed before this could be written"))
-        return [cast("Item", item) for call in unwritten for item in call.items]
+        return unwritten
 
     # Accepting items
 
@@ -214,27 +312,99 @@ class SessionRecorder(CallsAsItems):
             return []
         if len(items) > self._max_pending:
             raise InvalidValueError("items", f"{len(items)} items", f"at most {self._max_pending} (max_pending)")
-        self._start()
+        loop = self._enter()
         await self._room_for(len(items))
         try:
             prepared = self._pipeline.prepare_now(items)
         except Exception:
             self._release(len(items))
             raise
-        answer: asyncio.Future[list[WriteResult]] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[list[WriteResult]] = loop.create_future()
         self._take(_Call(items, prepared, answer))
         # Cancelling the caller cancels this future only: the queued items are written all the same.
         return await answer
 
-    def _start(self) -> None:
-        if self._task is None and not self._is_closing:
-            observe(self)
-            self._loop = asyncio.get_running_loop()
-            self._task = self._loop.create_task(self._run(), name="session-lifecycle recorder")
+    def _enter(self) -> asyncio.AbstractEventLoop:
+        """The running event loop, to which the recorder belongs from now on.
+
+        Raises:
+            RecorderClosedError: The recorder belongs to another event loop, which is open.
+        """
+        loop = asyncio.get_running_loop()
+        if loop is self.loop or self._is_closing:
+            return loop
+        if self._belongs_elsewhere(loop):
+            raise RecorderClosedError(
+                "the recorder belongs to another event loop, which is open: make a recorder in this loop, hand items "
+                "over by `submit`, or use `synchronous_recorder`"
+            )
+        self._move_to(loop)
+        observe(self)
+        if self._on_start is not None:
+            self._on_start()
+        self._is_open = True
+        return loop
+
+    def _belongs_elsewhere(self, loop: asyncio.AbstractEventLoop) -> bool:
+        return self.loop is not None and self.loop is not loop and not self.loop.is_closed()
+
+    def _move_to(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Takes what is pending to another event loop. The callers in the loop before are gone."""
+        for call in (*self._in_flight, *self._queue):
+            if call.answer is not None and self.loop is not None and self.loop.is_closed():
+                call.answer = None
+        self._waiting.clear()
+        self.loop, self._task, self._arrived = loop, None, asyncio.Event()
+        self._put_back()
+        self._collect()
+        if self._queue and self._task is None:
+            self._begin()
+
+    def _begin(self) -> None:
+        if self.loop is not None and not self.loop.is_closed():
+            self._task = self.loop.create_task(self._run(), name="session-lifecycle recorder")
+            self._task.add_done_callback(self._go_on)
+
+    def _go_on(self, task: "asyncio.Task[None]") -> None:
+        """Writes on after somebody else has cancelled the task, as a host that cancels all tasks does."""
+        if task is not self._task:
+            return
+        self._task = None
+        if not task.cancelled() and (error := task.exception()) is not None:
+            unforeseen = SessionLifecycleError(f"the recorder failed unexpectedly ({type(error).__name__})")
+            unforeseen.__cause__ = error
+            calls, self._in_flight = [*self._in_flight, *self._queue], ()
+            self._queue.clear()
+            self._fail(calls, unforeseen)
+        elif not self._is_closing:
+            self._put_back()
+            if self._queue:
+                self._begin()
+
+    def _put_back(self) -> None:
+        """Queues the calls in flight again; fails those that may have been written and may not be repeated."""
+        calls, self._in_flight = self._in_flight, ()
+        unknown: list[_Call] = []
+        if self._was_sent:
+            unknown = [call for call in calls if not all(one.is_repeatable for one in call.prepared)]
+        self._queue.extendleft(call for call in reversed(calls) if call not in unknown)
+        message = "the recorder's task was cancelled before the answer came"
+        self._fail(unknown, DatabaseUnavailableError(message, may_have_written=True))
 
     def _take(self, call: _Call) -> None:
         self._queue.append(call)
         self._arrived.set()
+        if self._task is None:
+            self._begin()
+
+    def _collect(self) -> None:
+        """Queues what other threads have handed over."""
+        while self._handed_over:
+            call = self._handed_over.popleft()
+            if self._is_closed:
+                self._fail([call], RecorderClosedError("the recorder was closed before this could be written"))
+            else:
+                self._take(call)
 
     async def _room_for(self, count: int) -> None:
         """Reserves room for `count` items. Calls wait in line, so those of a session keep their order."""
@@ -248,7 +418,8 @@ class SessionRecorder(CallsAsItems):
             await turn
         except asyncio.CancelledError:
             if turn.cancelled():
-                self._waiting.remove((turn, count))
+                if (turn, count) in self._waiting:
+                    self._waiting.remove((turn, count))
                 self._grant()
             elif turn.exception() is None:  # room was granted before the cancellation arrived
                 self._release(count)
@@ -273,6 +444,9 @@ class SessionRecorder(CallsAsItems):
         """Gives free room to the waiting calls, in their order."""
         while self._waiting:
             turn, count = self._waiting[0]
+            if turn.done():  # its caller was cancelled
+                self._waiting.popleft()
+                continue
             with self._counting:
                 if self._pending + count > self._max_pending:
                     return
@@ -284,16 +458,16 @@ class SessionRecorder(CallsAsItems):
         """The event loop of this recorder; raises RecorderClosedError where the recorder is not open."""
         if self._is_closing:
             raise RecorderClosedError("the recorder is closed")
-        if self._loop is None:
+        if self.loop is None:
             raise RecorderClosedError("the recorder is not open yet: enter it with `async with`")
-        return self._loop
+        return self.loop
 
     # Writing
 
     async def _run(self) -> None:
         """Writes one transaction after another until the recorder is closed and nothing is pending."""
         calls: Sequence[_Call] = ()
-        while self._pending or not self._is_closing:
+        while self._pending or self._queue or not self._is_closing:
             if not self._queue:
                 self._arrived.clear()
                 await self._arrived.wait()
@@ -322,12 +496,13 @@ class SessionRecorder(CallsAsItems):
     async def _deliver(self, calls: Sequence[_Call]) -> None:
         """Writes the calls in one transaction. If one call is bad, bisects until only that call fails."""
         while calls:
-            self._in_flight = calls
+            self._in_flight, self._was_sent = calls, False
             try:
                 async with asyncio.timeout(self._give_up_after):
                     for call in calls:
                         call.prepared = call.prepared or await self._pipeline.prepare(call.items)
-                    written = await self._pipeline.send([one for call in calls for one in call.prepared])
+                    prepared = [one for call in calls for one in call.prepared]
+                    written = await self._pipeline.send(prepared, on_sent=self._note_sent)
             except (DatabaseUnavailableError, TransactionConflictError, TimeoutError) as error:
                 self._in_flight = calls = self._to_repeat(calls, error)
                 self._repeats += bool(calls)
@@ -352,26 +527,31 @@ class SessionRecorder(CallsAsItems):
                 self._succeed(calls, written)
                 return
 
-    def _to_repeat(self, calls: Sequence[_Call], error: Exception) -> Sequence[_Call]:
+    def _note_sent(self) -> None:
+        self._was_sent = True
+
+    def _to_repeat(self, calls: Sequence[_Call], error: SessionLifecycleError | TimeoutError) -> Sequence[_Call]:
         """Returns the calls to send again, and fails the others: those that may not be repeated, or are too old.
 
         Queued calls that are older than `give_up_after` fail as well.
         """
         if isinstance(error, TimeoutError):
             message = f"the database did not answer within {self._give_up_after:g} s"
-            error = DatabaseUnavailableError(message, may_have_written=True)
+            error = DatabaseUnavailableError(message, may_have_written=self._was_sent)
         if isinstance(error, DatabaseUnavailableError) and error.may_have_written:
             unknown = [call for call in calls if not all(one.is_repeatable for one in call.prepared)]
             self._fail(unknown, error)
             calls = [call for call in calls if call not in unknown]
         since = time.monotonic() - self._give_up_after
         self._fail([call for call in calls if call.taken_at <= since], error)
+        unsent: list[_Call] = []
         while self._queue and self._queue[0].taken_at <= since:
-            self._fail([self._queue.popleft()], DatabaseUnavailableError(f"not sent: {error}"))
+            unsent.append(self._queue.popleft())
+        self._fail(unsent, DatabaseUnavailableError(f"not sent: {error}"))
         return [call for call in calls if call.taken_at > since]
 
     def _succeed(self, calls: Sequence[_Call], written: list[WriteResult]) -> None:
-        self._batches += 1
+        self._batches += bool(written)
         self._items += len(written)
         position = 0
         for call in calls:
@@ -382,17 +562,60 @@ class SessionRecorder(CallsAsItems):
         self._in_flight = ()
         self._release(position)
 
-    def _fail(self, calls: Sequence[_Call], error: Exception) -> None:
+    def _fail(self, calls: Sequence[_Call], error: SessionLifecycleError) -> None:
+        lost: list[WritableItem] = []
         for call in calls:
             self._failures += len(call.items)
             if call.answer is None or call.answer.done():
-                _logger.error("%d items could not be written: %s", len(call.items), error)
+                lost += call.items
             else:
                 # A copy for each caller, as a traceback grows wherever its error is raised.
                 own = copy.copy(error)
                 own.__cause__ = error.__cause__
                 call.answer.set_exception(own)
             self._release(len(call.items))
+        if lost:
+            self._report_lost(lost, error)
+
+    def _report_lost(self, items: Sequence[WritableItem], error: SessionLifecycleError) -> None:
+        # A refused value may be content.
+        reason = f"{error.field}: expected {error.expected}" if isinstance(error, InvalidValueError) else error
+        sessions = _named(getattr(item, "session_id", None) for item in items)
+        _logger.error(
+            "%d items could not be written: %s; sessions: %s; keys: %s",
+            len(items),
+            reason,
+            sessions,
+            _named(map(_key, items)),
+        )
+        if self._on_lost is None:
+            return
+        try:
+            self._on_lost([item for item in items if not isinstance(item, Reopen)], error)
+        except Exception:
+            _logger.exception("on_lost failed for %d items of the sessions %s", len(items), sessions)
+
+
+def _key(item: WritableItem) -> str | None:
+    """What identifies an item beside its session."""
+    match item:
+        case UsageEvent():
+            return item.idempotency_key
+        case Run():
+            return item.run_id
+        case Step():
+            return item.step_id
+        case Message():
+            return item.message_id
+        case _:
+            return None
+
+
+def _named(names: Iterable[str | None]) -> str:
+    """The different names as one text, at most `MOST_NAMED` of them."""
+    different = list(dict.fromkeys(name for name in names if name is not None))
+    text = ", ".join(ascii(name) for name in different[:MOST_NAMED]) or "none"
+    return f"{text} and {len(different) - MOST_NAMED} more" if len(different) > MOST_NAMED else text
 
 
 def _seconds(name: str, value: timedelta | float) -> float:

@@ -6,11 +6,12 @@ from contextvars import ContextVar, Token
 from datetime import datetime
 from decimal import Decimal
 from types import TracebackType
-from typing import Literal, Self
+from typing import Literal, Self, Unpack
 from uuid import UUID
 
 from session_lifecycle.errors import SessionLifecycleError
 from session_lifecycle.models import EndOutcome, SessionStatus, TouchOutcome, UsageReceipt
+from session_lifecycle.models.usage import RareUse
 from session_lifecycle.writing.protocol import SessionWriter
 
 _logger = logging.getLogger(__name__)
@@ -67,16 +68,17 @@ class SessionBlock:
         # A task of its own, so that cancelling the caller does not cancel the end.
         ending = asyncio.ensure_future(self.end(status))
         try:
-            await asyncio.shield(ending)
+            await asyncio.wait([ending])
         except asyncio.CancelledError:
-            if not ending.done():
-                ending.add_done_callback(self._note)
+            ending.add_done_callback(self._note)
             raise
+        try:
+            ending.result()
         except SessionLifecycleError as failure:
             if error is None:
                 raise
             # The exception that left the block says more than the failure to write the end.
-            self._log(failure)
+            log_lost_end(self.session_id, failure)
 
     async def usage(
         self,
@@ -92,6 +94,7 @@ class SessionBlock:
         reasoning_tokens: int = 0,
         idempotency_key: str | None = None,
         at: datetime | None = None,
+        **rare: Unpack[RareUse],
     ) -> UsageReceipt:
         """Counts usage of this session: `SessionWriter.accumulate_usage`, the same results and errors."""
         return await self._writer.accumulate_usage(
@@ -108,6 +111,7 @@ class SessionBlock:
             reasoning_tokens=reasoning_tokens,
             idempotency_key=idempotency_key,
             at=at,
+            **rare,
         )
 
     async def touch(self) -> TouchOutcome:
@@ -125,7 +129,9 @@ class SessionBlock:
 
     def _note(self, ending: "asyncio.Future[EndOutcome]") -> None:
         if not ending.cancelled() and (failure := ending.exception()) is not None:
-            self._log(failure)
+            log_lost_end(self.session_id, failure)
 
-    def _log(self, failure: BaseException) -> None:
-        _logger.error("the end of session %r could not be written: %s", self.session_id, failure)
+
+def log_lost_end(session_id: str, failure: BaseException) -> None:
+    """Logs that the end of a session was not written, where an error would hide another one."""
+    _logger.error("the end of session %r could not be written: %s", session_id, failure)

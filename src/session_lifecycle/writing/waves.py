@@ -1,43 +1,122 @@
 """Sorts prepared items into waves: the items of one wave do not depend on each other."""
 
 from collections import defaultdict
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 from pydantic_core import to_json
 
+from session_lifecycle.errors import InvalidValueError
 from session_lifecycle.writing.prepared import PreparedItem
 
+PART_BYTES = 16_000_000
+"""The JSON that one statement takes, unless a single item is larger. Postgres holds 256 MB in one JSON value."""
+MOST_BYTES = 1_000_000_000
+"""The JSON that one batch may have."""
+_CONTENT = {
+    "content", "content_folded", "details", "error", "errors", "input", "inputs", "metadata", "output", "prompt",
+    "unit_prices",
+}  # fmt: skip
+"""Fields that locks do not depend on, and that may be large."""
 
-def parameters(prepared: Sequence[PreparedItem]) -> dict[str, Any]:
-    """Sorts the items into waves and returns the parameters of the statement `statements.writing.record`."""
-    waves: list[list[dict[str, Any]]] = [[]]
-    activity: list[list[dict[str, Any]]] = [[]]
-    of_key: dict[Hashable, int] = {}
-    of_user: dict[UUID, WavesOfUser] = defaultdict(WavesOfUser)
-    is_plain = True
-    for position, one in enumerate(prepared):
-        not_before = 0 if one.key is None else of_key.get(one.key, -1) + 1
-        wave = of_user[one.item.user_id].next_wave(one, not_before)
-        if one.key is not None:
-            of_key[one.key] = wave
-        while wave >= len(waves):
-            waves.append([])
-            activity.append([])
-        if one.fields is not None:
-            one.fields["position"] = position
-            waves[wave].append(one.fields)
-        if one.activity is not None:
-            one.activity["position"] = position
-            activity[wave].append(one.activity)
-        is_plain = is_plain and one.is_plain
+
+def parts(prepared: Sequence[PreparedItem]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The items in parts of about `PART_BYTES`, mostly one part: how many items a part has, and its parameters.
+
+    Each part is one statement `statements.writing.record`. Only one part is in memory as JSON at a time.
+
+    Raises:
+        InvalidValueError: The items have more than `MOST_BYTES` of JSON.
+    """
+    part = _Part()
+    size = 0
+    for one in prepared:
+        fields = _json(one, part)
+        weight = sum(map(len, fields))
+        size += weight
+        if size > MOST_BYTES:
+            raise InvalidValueError("items", f"more than {MOST_BYTES:,} bytes", f"at most {MOST_BYTES:,} bytes as JSON")
+        if part.items and part.weight + weight > PART_BYTES:
+            yield len(part.items), part.parameters()
+            part = _Part()
+            fields = _json(one, part)
+        part.add(one, *fields)
+    yield len(part.items), part.parameters()
+
+
+def _json(one: PreparedItem, part: "_Part") -> tuple[bytes, bytes]:
+    """What the item does to its session, and its activity, as JSON for the next place in the part; empty where none."""
+    written = []
+    for fields in (one.fields, one.activity):
+        if fields is not None:
+            fields["position"] = len(part.items)
+        written.append(b"" if fields is None else to_json(fields))
+    return written[0], written[1]
+
+
+def lock_parameters(prepared: Sequence[PreparedItem]) -> dict[str, Any]:
+    """The parameters of the statement `statements.writing.lock_items`, for all items together."""
+    waves, activity = (
+        [
+            {name: value for name, value in fields.items() if name not in _CONTENT}
+            for fields in given
+            if fields is not None
+        ]
+        for given in ((one.fields for one in prepared), (one.activity for one in prepared))
+    )
     return {
-        "waves": to_json(waves).decode(),
-        "activity": to_json(activity if any(activity) else []).decode(),
-        "latest_at": max((one.latest_at for one in prepared if one.latest_at is not None), default=None),
-        "is_plain": is_plain and len(waves) == 1,
+        "waves": to_json([waves]).decode(),
+        "activity": to_json([activity] if activity else []).decode(),
+        "latest_at": latest_at(prepared),
     }
+
+
+def latest_at(prepared: Sequence[PreparedItem]) -> datetime | None:
+    """The latest time that any item names; None if no item names one."""
+    return max((one.latest_at for one in prepared if one.latest_at is not None), default=None)
+
+
+class _Part:
+    """The items of one statement, as JSON in waves."""
+
+    def __init__(self) -> None:
+        self.weight = 0
+        self.items: list[PreparedItem] = []
+        self._waves: list[list[bytes]] = [[]]
+        self._activity: list[list[bytes]] = [[]]
+        self._of_key: dict[Hashable, int] = {}
+        self._of_user: dict[UUID, WavesOfUser] = defaultdict(WavesOfUser)
+
+    def add(self, one: PreparedItem, fields: bytes, activity: bytes) -> None:
+        """Adds an item to the first wave that comes after all it may depend on."""
+        not_before = 0 if one.key is None else self._of_key.get(one.key, -1) + 1
+        wave = self._of_user[one.item.user_id].next_wave(one, not_before)
+        if one.key is not None:
+            self._of_key[one.key] = wave
+        while wave >= len(self._waves):
+            self._waves.append([])
+            self._activity.append([])
+        if fields:
+            self._waves[wave].append(fields)
+        if activity:
+            self._activity[wave].append(activity)
+        self.items.append(one)
+        self.weight += len(fields) + len(activity)
+
+    def parameters(self) -> dict[str, Any]:
+        """The parameters of the statement `statements.writing.record`."""
+        return {
+            "waves": _json_array(map(_json_array, self._waves)).decode(),
+            "activity": _json_array(map(_json_array, self._activity)).decode() if any(self._activity) else "[]",
+            "latest_at": latest_at(self.items),
+            "is_plain": len(self._waves) == 1 and all(one.is_plain for one in self.items),
+        }
+
+
+def _json_array(members: Iterable[bytes]) -> bytes:
+    return b"[" + b",".join(members) + b"]"
 
 
 class WavesOfUser:
@@ -50,7 +129,7 @@ class WavesOfUser:
         self._first = 0
         # The last wave with any item.
         self._last = 0
-        # The last wave with an end, a reopening or metadata.
+        # The last wave with an end, a reopening, metadata or tags.
         self._last_alone = -1
         # The last wave with an item whose session is not known here.
         self._last_anywhere = -1

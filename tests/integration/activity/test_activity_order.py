@@ -5,6 +5,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from itertools import permutations
 from random import Random
 from typing import Any
 from uuid import UUID
@@ -13,15 +14,15 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from session_lifecycle import Message, Run, SessionDatabase, SessionWriter, Step, UsageEvent
+from session_lifecycle import Message, Run, SessionDatabase, SessionWriter, Step, Touch, UsageEvent
 from session_lifecycle.entities import metadata
 from session_lifecycle.models import Item
 from support.stored_rows import deadlocks
 
 USERS = (UUID(int=1), UUID(int=2))
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
-# The time of writing, which differs each time.
-UNLIKE = {"recorded_at"}
+# The time of writing, and the number of the recording: they differ each time.
+UNLIKE = {"recorded_at", "record_no"}
 RUNS = 5
 
 
@@ -158,6 +159,69 @@ async def agrees(db: SessionDatabase, data: st.DataObject) -> None:
         found = await tables(db)
         for name, rows in expected.items():
             assert found[name] == rows, name
+
+
+def run(run_id: str, second: int, until: int | None = None, **more: Any) -> Run:
+    ended_at = None if until is None else moment(until)
+    return Run(run_id=run_id, user_id=USERS[0], started_at=moment(second), ended_at=ended_at, **more)
+
+
+def call(run_id: str, second: int, **more: Any) -> Step:
+    at = moment(second)
+    return Step(step_id="call", run_id=run_id, user_id=USERS[0], kind="tool", started_at=at, tool_call_id="c", **more)
+
+
+def touch(session_id: str, second: int) -> Touch:
+    return Touch(session_id=session_id, user_id=USERS[0], at=moment(second))
+
+
+RUNS_THAT_MOVE = {
+    # Found by the test below: the call makes the two runs each other's ancestors, so `child` leaves the session s2.
+    "into no session": [
+        run("parent", 56, session_id="s2", parent_tool_call_id="c"),
+        run("child", 15, 39, parent_run_id="parent"),
+        call("child", 37),
+    ],
+    "to the session of a newer call": [
+        run("a", 10, session_id="s1"),
+        run("b", 10, session_id="s2"),
+        call("a", 12),
+        run("moves", 5, 30, parent_tool_call_id="c"),
+        call("b", 4),
+    ],
+    "out of a session that a thread made": [
+        run("a", 10),
+        run("b", 11, session_id="s2"),
+        call("a", 12),
+        run("moves", 20, 30, parent_tool_call_id="c"),
+        call("b", 14),
+    ],
+    "out of a session that a thread made and a call named": [
+        run("a", 10),
+        run("b", 11, session_id="s2"),
+        call("a", 12),
+        run("moves", 20, 30, parent_tool_call_id="c"),
+        call("b", 14),
+        touch("a", 15),
+    ],
+    "beside touches that came before and after": [
+        run("a", 10, session_id="s1"),
+        touch("s1", 8),
+        touch("s1", 25),
+        run("moves", 6, 30, parent_run_id="a"),
+        run("moves", 6, 30, parent_run_id="a", session_id="s2"),
+    ],
+}
+
+
+@pytest.mark.parametrize("items", RUNS_THAT_MOVE.values(), ids=RUNS_THAT_MOVE.keys())
+async def test_R06_a_run_that_moves_takes_its_times_along(session_database: SessionDatabase, items: list[Item]) -> None:
+    """In whichever order the items come, one by one, the tables end as if they had come together."""
+    await write(session_database, items, [])
+    expected = await tables(session_database)
+    for order in permutations(items):
+        await write(session_database, order, [1] * len(order))
+        assert await tables(session_database) == expected, order
 
 
 any_order = settings(

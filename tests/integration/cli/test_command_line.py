@@ -2,6 +2,7 @@
 
 import asyncio
 import csv
+import io
 import os
 import random
 import re
@@ -15,6 +16,7 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from functools import partial
+from inspect import signature
 from operator import eq
 from pathlib import Path
 from typing import Any
@@ -23,8 +25,11 @@ from uuid import UUID
 import asyncpg
 import pytest
 import pytest_asyncio
+from rich.console import Console
 
-from session_lifecycle import SessionDatabase, SessionStatus, Touch
+from session_lifecycle import Message, SessionDatabase, SessionListFilters, SessionStatus, Touch, Viewer
+from session_lifecycle.cli.app import app, schema_app
+from session_lifecycle.cli.output import sessions_table
 from session_lifecycle.testing import TemplateServer
 from support.eventually import eventually
 
@@ -83,10 +88,23 @@ def environment() -> dict[str, str]:
     }
 
 
+def without_database(said: str) -> str:
+    """What a command says on standard error, without the line that names the database."""
+    return re.sub(r"\Adatabase: .*\n", "", said)
+
+
 def run(*arguments: str, program: Sequence[str] = PROGRAM, **more: str) -> "subprocess.CompletedProcess[str]":
+    """Runs the command. Its standard error comes without the line that names the database."""
+    ran = run_raw(*arguments, program=program, **more)
+    ran.stderr = without_database(ran.stderr)
+    return ran
+
+
+def run_raw(*arguments: str, program: Sequence[str] = PROGRAM, **more: str) -> "subprocess.CompletedProcess[str]":
     ran = subprocess.run(
         [*program, *arguments],
         env=environment() | more,
+        stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         timeout=120,
@@ -116,7 +134,7 @@ def interrupt(process: "subprocess.Popen[str]") -> tuple[int, str]:
     """Interrupts the process; returns its exit code and its last output."""
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=30)
-    return process.returncode, said
+    return process.returncode, without_database(said)
 
 
 def succeed(*arguments: str, program: Sequence[str] = PROGRAM, **more: str) -> str:
@@ -171,11 +189,9 @@ async def test_an_operator_prunes_erases_and_reconciles(session_database_url: st
     would_be = succeed("prune-sessions", "--older-than-days", "30", "--dry-run", *at)
     assert would_be.startswith("Would delete: cut_at ")
     assert ", sessions 2, runs 0," in would_be
-    assert "Emptied: " in succeed("prune-payloads", "--older-than-days", "30", *at)
-    assert ", sessions 2, runs 0," in succeed("prune-sessions", "--older-than-days", "30", "--batch", "1", *at)
-    refused = run("prune-sessions", "--older-than-days", "-1", *at)
-    assert (refused.returncode, refused.stdout) == (1, "")
-    assert refused.stderr.startswith("error: older_than: ")
+    assert "Emptied: " in succeed("prune-payloads", "--older-than-days", "30", "--yes", *at)
+    pruned = succeed("prune-sessions", "--older-than-days", "30", "--batch", "1", "--yes", *at)
+    assert ", sessions 2, runs 0," in pruned
 
     assert succeed("reconcile", *at) == "1 sessions, 0 mismatches, 0 repaired\n"
     await ask(session_database_url, "UPDATE session_lifecycle.session_records SET tokens_in = 9 RETURNING 1")
@@ -185,8 +201,6 @@ async def test_an_operator_prunes_erases_and_reconciles(session_database_url: st
     assert differing.stdout == f"{found}1 sessions, 1 mismatches, 0 repaired\n"
     assert succeed("reconcile", "--repair", *at) == f"{found}1 sessions, 1 mismatches, 1 repaired\n"
 
-    unasked = run("erase-user", user, *at)
-    assert unasked.returncode == 1  # no terminal confirms it
     assert "sessions 1, runs 0" in succeed("erase-user", user, "--anonymise", "--tombstone", "--yes", *at)
     assert await ask(session_database_url, "SELECT sum(cost_usd) FROM session_lifecycle.session_records") == 1
     assert await ask(session_database_url, "SELECT count(*) FROM session_lifecycle.session_tombstones") == 1
@@ -219,7 +233,7 @@ async def test_roll_up_repeats_until_a_signal_ends_it(session_database_url: str,
             process.send_signal(ending)
             _, said = process.communicate(timeout=30)
             assert process.returncode == 0
-            assert re.fullmatch(r"(\d+ sessions so far\n)+", said)
+            assert re.fullmatch(r"(\d+ sessions so far\n)+", without_database(said))
         await db.close()
         await until(connection, OTHERS_CONNECTED, lambda others: others == 0)
 
@@ -227,6 +241,7 @@ async def test_roll_up_repeats_until_a_signal_ends_it(session_database_url: str,
 async def test_roll_up_goes_on_once_the_database_is_migrated(empty_url: str) -> None:
     with running("roll-up", "--every", "0.01", "--database-url", empty_url) as process:
         assert process.stderr is not None
+        assert (await asyncio.to_thread(process.stderr.readline)).startswith("database: ")
         said = await asyncio.to_thread(process.stderr.readline)
         assert said.startswith(
             "the roll-up failed; the next attempt is in about 0.01 s: schema 'session_lifecycle' is not"
@@ -428,9 +443,211 @@ def test_an_error_is_one_line_without_the_password(tmp_path: Path) -> None:
     missing = run("replay", str(tmp_path / "missing.csv"), *nowhere)
     assert missing.returncode == 2
     assert "does not exist" in missing.stderr
-    unknown = run("db", "check", SESSION_LIFECYCLE_POOL_SIZE="many")
+    unknown = run("db", "check", *nowhere, SESSION_LIFECYCLE_POOL_SIZE="many")
     assert unknown.returncode == 1
     assert "setting pool_size" in unknown.stderr
+
+
+ON_DATABASE = (
+    ("demo",),
+    ("replay", os.devnull),
+    ("db", "upgrade"),
+    ("db", "check"),
+    ("prune-sessions", "--older-than-days", "1", "--yes"),
+    ("prune-payloads", "--older-than-days", "1", "--yes"),
+    ("erase-user", str(USER), "--yes"),
+    ("reconcile",),
+    ("roll-up",),
+)
+DELETING = (
+    ("prune-sessions", "--older-than-days", "0.00001"),
+    ("prune-payloads", "--older-than-days", "0.00001"),
+    ("erase-user", str(USER)),
+)
+
+
+def test_X42_every_command_that_opens_a_database_is_among_these() -> None:
+    commands = [*app.registered_commands, *schema_app.registered_commands]
+    callbacks = [command.callback for command in commands if command.callback is not None]
+    opening = {one.__name__ for one in callbacks if "database_url" in signature(one).parameters}
+    assert opening == {one.__name__ for one in callbacks} - {"sql"}
+    words = {word.replace("-", "_") for command in ON_DATABASE for word in command[:2]}
+    assert opening <= words
+    asking = {one.__name__ for one in callbacks if "yes" in signature(one).parameters}
+    assert asking == {command[0].replace("-", "_") for command in DELETING}
+
+
+@pytest.mark.parametrize("command", ON_DATABASE, ids=" ".join)
+def test_X42_a_command_needs_the_name_of_its_database(command: tuple[str, ...], tmp_path: Path, home: Path) -> None:
+    file = tmp_path / "requests.csv"
+    file.write_text(f"{HEADER}\n0,s,1,2,3\n")
+    arguments = [str(file) if word == os.devnull else word for word in command]
+    mistyped = run_raw(*arguments, SESSION_LIFECYCLE_DATABSE_URL="postgresql://h/x", HOME=str(home))
+    assert (mistyped.returncode, mistyped.stdout) == (2, "")
+    assert mistyped.stderr.startswith("error: no database is named: give --database-url, --embedded or --data-dir")
+    assert list(home.iterdir()) == []
+    # The database is named before it is reached, by whom it was named, and without the password.
+    url = "postgresql://someone:secret@127.0.0.1:1/x"
+    shown = "database: postgresql://someone:***@127.0.0.1:1/x, schema odd\nerror: the database cannot be reached"
+    by_option = run_raw(*arguments, "--database-url", url, "--schema", "odd", SESSION_LIFECYCLE_RETRIES="0")
+    by_variable = run_raw(
+        *arguments, "--schema", "odd", SESSION_LIFECYCLE_RETRIES="0", SESSION_LIFECYCLE_DATABASE_URL=url
+    )
+    for ran in (by_option, by_variable):
+        assert (ran.returncode, ran.stdout) == (1, "")
+        assert ran.stderr.startswith(shown)
+        assert "secret" not in ran.stderr
+    both = run_raw(*arguments, "--database-url", url, "--embedded")
+    assert (both.returncode, "give one" in both.stderr) == (1, True)
+
+
+async def of_user(url: str) -> int:
+    return int(await ask(url, "SELECT count(*) FROM session_lifecycle.session_messages"))
+
+
+@pytest.mark.parametrize("command", DELETING, ids=lambda command: command[0])
+async def test_X42_a_command_that_deletes_asks_on_a_terminal_and_is_refused_elsewhere(
+    session_database_url: str, command: tuple[str, ...]
+) -> None:
+    long_ago = datetime.now(UTC) - timedelta(days=1)
+    said = Message(message_id="m", user_id=USER, session_id="s", role="user", content="hi", created_at=long_ago)
+    async with SessionDatabase.connect(session_database_url) as db:
+        await db.lifecycle.record([said])
+    at = ("--database-url", session_database_url)
+    for answer in ("", "y\n"):  # a pipe is no terminal, whatever comes through it
+        piped = await asyncio.to_thread(on_pipe, answer, *command, *at)
+        assert (piped.returncode, piped.stdout) == (2, "")
+        assert piped.stderr.startswith("database: postgresql://")
+        assert piped.stderr.endswith("error: there is no terminal to confirm on: give --yes\n")
+    assert await of_user(session_database_url) == 1
+    for answer, code, left in (("n", 1, 1), ("", 1, 1), ("y", 0, 0)):
+        ended, shown = await asyncio.to_thread(on_terminal, f"{answer}\n", *command, *at)
+        assert (ended, await of_user(session_database_url)) == (code, left)
+        assert shown.index("database: ") < shown.index("This cannot be undone. [y/N]")
+
+
+def on_pipe(answer: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    """Runs the command with a pipe as its input."""
+    return subprocess.run(
+        [*PROGRAM, *arguments],
+        env=environment(),
+        input=answer,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def on_terminal(answer: str, *arguments: str) -> tuple[int, str]:
+    """Runs the command with a terminal as its input and answers its question. Returns its exit code and output."""
+    terminal, inside = os.openpty()
+    try:
+        with subprocess.Popen(
+            [*PROGRAM, *arguments], env=environment(), stdin=inside, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        ) as process:
+            os.write(terminal, answer.encode())
+            shown, _ = process.communicate(timeout=60)
+            return process.returncode, shown.decode()
+    finally:
+        os.close(inside)
+        os.close(terminal)
+
+
+@pytest.mark.parametrize("number", ["nan", "inf", "-inf", "1e400", "-1", "0", "365001"])
+@pytest.mark.parametrize("command", ["prune-sessions", "prune-payloads"])
+def test_X48_an_age_that_is_no_age_is_refused(command: str, number: str) -> None:
+    refused = run(command, f"--older-than-days={number}", "--yes", "--database-url", "postgresql://127.0.0.1:1/x")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert refused.stderr.startswith("error: --older-than-days: got ")
+    assert refused.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *([option, number] for option in ("--speed", "--concurrency", "--end") for number in ("nan", "-1", "1e400")),
+        ["--concurrency", "9" * 5000],
+        ["--speed", "[/x]"],
+        ["--user", "[/x]"],
+    ],
+    ids=" ".join,
+)
+def test_X48_no_number_of_a_replay_is_a_crash(tmp_path: Path, arguments: list[str]) -> None:
+    file = tmp_path / "requests.csv"
+    file.write_text(f"{HEADER}\n0,s,1,2,3\n")
+    refused = run("replay", str(file), "--database-url", "postgresql://127.0.0.1:1/x", *arguments)
+    assert (refused.returncode, refused.stdout) == (2, "")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("roll-up", "--every", "nan"),
+        ("roll-up", "--every", "inf"),
+        ("roll-up", "--every", "1e400"),
+        ("roll-up", "--every", "-1"),
+        ("prune-sessions", "--older-than-days", "1", "--yes", "--batch", "0"),
+        ("prune-sessions", "--older-than-days", "1", "--yes", "--batch", "9" * 30),
+        ("prune-payloads", "--older-than-days", "1", "--yes", "--batch", "nan"),
+        ("prune-payloads", "--older-than-days", "1e-30", "--yes"),
+        ("demo", "--seed", "nan"),
+        ("demo", "--seed", "9" * 5000),
+    ],
+    ids=lambda arguments: " ".join(arguments)[:60],
+)
+def test_X48_no_number_is_a_crash(session_database_url: str, arguments: tuple[str, ...]) -> None:
+    refused = run(*arguments, "--database-url", session_database_url)
+    assert refused.returncode in {1, 2}
+    assert refused.stdout == ""
+
+
+HOSTILE = (
+    "[/x]",
+    "[red]",
+    "a:cat:b",
+    "\x1b[2J\x1b]0;title\x07",
+    "one\ntwo",
+    "\u202eevil",
+    "\x9b31m",
+    "[link=http://x]y[/]",
+)
+
+
+async def test_X48_a_name_is_printed_as_it_is_and_commands_no_terminal(
+    session_database_url: str, tmp_path: Path
+) -> None:
+    async with SessionDatabase.connect(session_database_url) as db:
+        for number, name in enumerate(HOSTILE):
+            await db.lifecycle.accumulate_usage(f"{name}{number}", USER, name, 1, cost_usd=1)
+    rows = "".join(f'0,"{name}",1,2,3\n' for name in HOSTILE)
+    file = tmp_path / "requests.csv"
+    file.write_text(f"{HEADER}\n{rows}")
+    await ask(session_database_url, "UPDATE session_lifecycle.session_records SET tokens_in = 9 RETURNING 1")
+    at = ("--database-url", session_database_url)
+    differing = run("reconcile", *at)
+    assert differing.stdout.count("\n") == len(HOSTILE) + 1
+    for model in HOSTILE:
+        replayed = succeed("replay", str(file), "--user", str(USER), "--model", model, *at, COLUMNS="200")
+        for shown in (differing.stdout, replayed):
+            assert all(character.isprintable() for line in shown.split("\n") for character in line)
+            for name in HOSTILE:
+                assert name.encode("unicode_escape").decode() in shown.replace("…", ""), name
+    in_ascii = succeed("replay", str(file), "--model", "größer", *at, PYTHONIOENCODING="ascii")
+    assert "gr\\xf6\\xdfer" in in_ascii
+
+
+async def test_X48_a_table_of_sessions_prints_any_name(session_database: SessionDatabase) -> None:
+    for name in HOSTILE:
+        await session_database.lifecycle.ensure_and_touch_session(name, USER, agent_name=name)
+        await session_database.lifecycle.accumulate_usage(name, USER, name, 1, cost_usd=1)
+    page = await session_database.lifecycle.list_session_rows(SessionListFilters(viewer=Viewer(USER)))
+    for name in HOSTILE:
+        written = io.StringIO()
+        Console(width=300, file=written).print(sessions_table(page, {USER: name}))
+        shown = written.getvalue()
+        assert shown.count(name.encode("unicode_escape").decode()) >= 3 + len(HOSTILE)
+        assert all(character.isprintable() for line in shown.split("\n") for character in line)
 
 
 @pytest.mark.parametrize("command", [*("", "demo", "replay", "db", "db upgrade", "db check", "db sql"), *CARE])
@@ -463,7 +680,7 @@ async def url_of_server_in(data_dir: Path) -> str:
                 said = (data_dir / "postmaster.pid").read_text().splitlines()
                 if said[7:] and said[7].strip() == "ready":
                     password = (data_dir.with_name(f"{data_dir.name}.control") / "password").read_text()
-                    return f"postgresql://postgres:{password}@127.0.0.1:{said[3]}/postgres"
+                    return f"postgresql://postgres:{password}@/postgres?host={data_dir}&port={said[3]}"
             await asyncio.sleep(0.01)
 
 
@@ -481,11 +698,11 @@ def home() -> Iterator[Path]:
         yield path
 
 
-async def test_without_a_url_it_brings_its_own_postgres_and_takes_it_away(
+async def test_embedded_it_brings_its_own_postgres_and_takes_it_away(
     home: Path, requests: tuple[str, dict[str, int]]
 ) -> None:
     program = (sys.executable, "-c", WITH_ANOTHER_HOME_OF_ROOT, str(home))
-    assert_agree(succeed("demo", program=program, HOME=str(home), XDG_DATA_HOME=str(home)))
+    assert_agree(succeed("demo", "--embedded", program=program, HOME=str(home), XDG_DATA_HOME=str(home)))
     data_dir = data_dir_in(home)
     assert servers_in(data_dir) == []
 

@@ -8,6 +8,8 @@ from uuid import UUID
 import pytest
 
 from session_lifecycle import InvalidValueError, Message, Run, SessionDatabase, SessionStatus, Touch, UsageEvent, Viewer
+from session_lifecycle.entities import metadata
+from session_lifecycle.models import PriceOverride
 from support.stored_rows import TABLES, ask, counts, store_message, store_run, store_step
 
 A, B, D = UUID(int=1), UUID(int=2), UUID(int=3)
@@ -124,6 +126,44 @@ async def test_anonymised_usage_keeps_the_spend_and_no_personal_data(session_dat
     assert (await db.maintenance.reconcile()).mismatch_count == 0
     sessions = await ask(db, "SELECT user_id, agent_name, title, metadata, dataset_id FROM session_records")
     assert sessions == [(receipt.pseudonym, None, None, {}, D)] * 2
+
+
+async def everything(db: SessionDatabase) -> str:
+    """All rows of all tables, as text."""
+    names = await ask(
+        db, "SELECT tablename FROM pg_tables WHERE schemaname = 'session_lifecycle' AND tablename LIKE '%session%'"
+    )
+    assert len(names) == len(metadata.tables) + 1  # with the version table
+    return str([await ask(db, f'SELECT to_jsonb(t) FROM "{name}" t') for (name,) in names])
+
+
+async def test_X50_no_table_names_an_erased_user_or_the_users_own_model(session_database_url: str) -> None:
+    def priced(usd: int) -> list[PriceOverride]:
+        return [
+            PriceOverride(model_pattern=model, input_usd_per_million=usd, output_usd_per_million=usd)
+            for model in (PRIVATE, "shared")
+        ]
+
+    async with SessionDatabase.connect(session_database_url, prices=priced(1)) as db:
+        for user, models in ((A, [PRIVATE, "shared"]), (B, ["shared"])):
+            await live(db, f"of {user}", user)
+            for model in models:
+                await db.lifecycle.accumulate_usage(f"{PRIVATE} of {user}", user, model, 1_000_000)
+            await db.lifecycle.end_session(f"{PRIVATE} of {user}", user, SessionStatus.COMPLETED)
+        await db.maintenance.roll_up()
+    async with SessionDatabase.connect(session_database_url, prices=priced(2)) as db:
+        for model, events in ((PRIVATE, 1), ("shared", 2), ("gpt-4o", 0)):
+            assert (await db.maintenance.reprice(model)).events == events
+        await db.maintenance.roll_up()
+        await db.maintenance.erase_user(B)
+        repriced = {model for (model,) in await ask(db, "SELECT model FROM session_repricings")}
+        assert repriced == {"gpt-4o", "shared", PRIVATE}
+        assert str(B) not in await everything(db)
+        await db.maintenance.erase_user(A)
+        left = await everything(db)
+        assert PRIVATE not in left
+        assert str(A) not in left
+        assert (await db.maintenance.reconcile()).mismatch_count == 0
 
 
 async def test_nothing_is_recorded_for_a_user_with_a_tombstone(session_database: SessionDatabase) -> None:

@@ -12,8 +12,11 @@ import pytest
 from session_lifecycle import (
     ConfigurationError,
     InvalidValueError,
+    Message,
+    Run,
     SessionDatabase,
     SessionStatus,
+    Step,
     Touch,
     UsageEvent,
     Viewer,
@@ -53,7 +56,7 @@ async def live(db: SessionDatabase, session_id: str, days_ago: float, user: UUID
     await store_run(db, user, run_id, at, session_id=session_id, status="failed", error="no", input={"a": 1})
     await store_step(db, user, run_id, "step", at, errors=["boom"], inputs=[1], output="o", prompt="p")
     await store_step(db, user, run_id, "quiet", at, errors=[])
-    await store_message(db, user, session_id, f"said in {session_id}", run_id=run_id)
+    await store_message(db, user, session_id, f"said in {session_id}", run_id=run_id, created_at=at)
 
 
 async def test_idle_sessions_are_deleted_with_all_their_rows(session_database: SessionDatabase) -> None:
@@ -296,3 +299,110 @@ async def test_a_rolled_back_host_transaction_undoes_the_pruning(session_databas
         assert report.sessions == 1
         await host.rollback()
     assert (await counts(session_database))["sessions"] == 1
+
+
+async def speak(db: SessionDatabase, session_id: str, days: list[float], user: UUID = A, **more: Any) -> None:
+    """A session whose run of each of these days ago has payloads, a step with payloads and a message."""
+    for ago in days:
+        at = NOW - ago * DAY
+        run_id = f"{session_id} {ago}"
+        named: dict[str, Any] = {"user_id": user, "run_id": run_id}
+        await db.lifecycle.record(
+            [
+                Run(**named, session_id=session_id, started_at=at, ended_at=at, input="i", output="o", **more),
+                Step(**named, step_id="x", kind="tool", started_at=at, inputs=[1], prompt="p", errors=["boom"]),
+                Message(**named, session_id=session_id, message_id=run_id, role="user", content="c", created_at=at),
+            ]
+        )
+
+
+async def test_X17_payloads_go_by_their_own_age_in_sessions_that_live(session_database: SessionDatabase) -> None:
+    db = session_database
+    await speak(db, "s", [40, 31, 29, 0])
+    await speak(db, "t", [10, 0])
+    # An open run is as old as its start; a step that began before the cut and ended after it stays.
+    long_ago = {"user_id": A, "run_id": "open", "started_at": NOW - 50 * DAY}
+    ended = {**long_ago, "kind": "task", "inputs": [1], "ended_at": NOW - DAY}
+    await db.lifecycle.record([Run(**long_ago, session_id="s", input="i"), Step(**ended, step_id="long")])
+    would_be = await db.maintenance.prune_payloads(30 * DAY, dry_run=True)
+    report = await db.maintenance.prune_payloads(30 * DAY)
+    assert rows_of(report) == {**NOTHING, "sessions": 1, "runs": 3, "steps": 2, "messages": 2} == rows_of(would_be)
+    assert [(one.user_id, one.session_id) for one in report.session_keys] == [(A, "s")]
+    detail = await db.activity.get_session_detail("s", A)
+    assert detail is not None
+    kept = {one.run_id: (one.input, [step.inputs for step in one.steps]) for one in detail.runs}
+    assert kept == {"s 40": (None, [None]), "s 31": (None, [None]), "s 29": ("i", [[1]]), "s 0": ("i", [[1]])} | {
+        "open": (None, [[1]])
+    }
+    assert [one.message_id for one in detail.messages] == ["s 29", "s 0"]
+    assert detail.summary.errors_count == 4
+    assert rows_of(await db.maintenance.prune_payloads(30 * DAY)) == NOTHING
+
+
+async def test_X17_late_parts_of_an_ended_session_go_as_well(session_database: SessionDatabase) -> None:
+    db = session_database
+    await db.lifecycle.ensure_and_touch_session("s", A)
+    await db.lifecycle.end_session("s", A, SessionStatus.COMPLETED)
+    await speak(db, "s", [40])
+    report = await db.maintenance.prune_payloads(30 * DAY)
+    assert rows_of(report) == {**NOTHING, "sessions": 1, "runs": 1, "steps": 1, "messages": 1}
+
+
+NARROW: list[tuple[dict[str, Any], set[str]]] = [
+    ({"user_ids": [A]}, {"a", "b"}),
+    ({"user_ids": [str(B)]}, {"c"}),
+    ({"agent_names": {"coder"}}, {"a", "c"}),
+    ({"dataset_ids": [UUID(int=8)]}, {"b", "c"}),
+    ({"user_ids": [A, B], "agent_names": ["coder"], "dataset_ids": [UUID(int=8)]}, {"c"}),
+    ({"user_ids": []}, set()),
+    ({"user_ids": [UUID(int=n) for n in range(40_000)], "agent_names": ["nobody"]}, set()),
+]
+
+
+@pytest.mark.parametrize("job", ["prune_sessions", "prune_payloads"])
+@pytest.mark.parametrize(("narrow", "expected"), NARROW)
+async def test_X17_pruning_can_be_narrowed_and_tells_which_sessions_went(
+    session_database: SessionDatabase, job: str, narrow: dict[str, Any], expected: set[str]
+) -> None:
+    db = session_database
+    for session_id, user, agent, dataset in (
+        ("a", A, "coder", 7),
+        ("b", A, "writer", 8),
+        ("c", B, "coder", 8),
+    ):
+        await speak(db, session_id, [40], user, agent_name=agent, dataset_id=UUID(int=dataset))
+        await db.lifecycle.record(
+            [
+                Run(
+                    run_id=f"waits {session_id}",
+                    user_id=user,
+                    parent_run_id="nobody",
+                    started_at=NOW - 40 * DAY,
+                    agent_name=agent,
+                    dataset_id=UUID(int=dataset),
+                )
+            ]
+        )
+    prune: Callable[..., Any] = getattr(db.maintenance, job)
+    would_be = await prune(30 * DAY, dry_run=True, **narrow)
+    went: list[str] = []
+    report = await prune(
+        30 * DAY,
+        batch=1,
+        on_progress=lambda progress: went.extend(one.session_id for one in progress.session_keys),
+        **narrow,
+    )
+    assert sorted(went) == sorted(expected)
+    assert rows_of(report) == rows_of(would_be)
+    of_runs = 2 if job == "prune_sessions" else 1
+    assert (report.sessions, report.runs) == (len(expected), of_runs * len(expected))
+
+
+@pytest.mark.parametrize(
+    "narrow", [{"user_ids": ["x"]}, {"user_ids": A}, {"agent_names": "coder"}, {"dataset_ids": [1]}]
+)
+async def test_X17_a_narrowing_that_makes_no_sense_is_refused(
+    session_database: SessionDatabase, narrow: dict[str, Any]
+) -> None:
+    with pytest.raises(InvalidValueError, match=next(iter(narrow))):
+        await session_database.maintenance.prune_sessions(DAY, **narrow)

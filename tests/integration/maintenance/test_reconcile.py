@@ -140,6 +140,50 @@ async def test_the_report_lists_the_first_hundred_mismatches(session_database: S
     assert [mismatch.session_id for mismatch in report.mismatches] == [f"{number:04}" for number in range(100)]
 
 
+async def with_further_totals(db: SessionDatabase) -> None:
+    """Records usage under a plan, revised so that its price has fewer zeros, searches and a lower bound; rolls up."""
+    plan = UsageEvent(
+        session_id="s", user_id=A, model="m", cost_usd=Decimal("0.10"), billing="plan", idempotency_key="k"
+    )
+    fewer_zeros = plan.model_copy(update={"revision": 1, "cost_usd": Decimal("0.1")})
+    searches = UsageEvent(session_id="s", user_id=A, model="m", tokens_in=5, web_searches=2, partial=True)
+    await db.lifecycle.record([plan, fewer_zeros, searches])
+    await db.lifecycle.end_session("s", A, SessionStatus.COMPLETED)
+    await db.maintenance.roll_up()
+
+
+@pytest.mark.parametrize("wrong", ["NULL", """'{"plan_events": 7, "plan_cost_usd": 1.5, "web_searches": 2}'"""])
+@pytest.mark.parametrize(
+    "table",
+    ["session_records", "session_model_usage", "rolled_up_sessions", "session_roll_ups", "session_model_roll_ups"],
+)
+async def test_X10_X51_wrong_further_totals_are_reported_and_repaired(
+    session_database: SessionDatabase, table: str, wrong: str
+) -> None:
+    await with_further_totals(session_database)
+    stats = await session_database.lifecycle.aggregate_stats(A)
+    costs = await session_database.lifecycle.cost_by_model(A)
+    assert (stats.plan_events, stats.plan_cost_usd, stats.partial_events) == (1, Decimal("0.1"), 1)
+    assert (await session_database.maintenance.reconcile()).mismatches == []
+    await ask(session_database, f"UPDATE {table} SET further_totals = {wrong}")
+    report = await session_database.maintenance.reconcile(repair=True)
+    assert {(one.table, one.field) for one in report.mismatches} >= {(table, "further_totals")}
+    assert {one.field for one in report.mismatches} == {"further_totals"}
+    assert (await session_database.maintenance.reconcile()).mismatches == []
+    await session_database.maintenance.roll_up()
+    assert await session_database.lifecycle.aggregate_stats(A) == stats
+    assert await session_database.lifecycle.cost_by_model(A) == costs
+
+
+async def test_X10_equal_further_totals_are_no_mismatch(session_database: SessionDatabase) -> None:
+    """The stored sum and that of the ledger are equal numbers with more or fewer zeros."""
+    await with_further_totals(session_database)
+    await ask(session_database, "UPDATE session_records SET cost_usd = 1")
+    [mismatch] = (await session_database.maintenance.reconcile()).mismatches
+    assert mismatch.field == "cost_usd"
+    assert (mismatch.found, mismatch.expected) == (Decimal(1), Decimal(0))
+
+
 async def test_writers_go_on_while_it_repairs(session_database: SessionDatabase) -> None:
     db = session_database
 

@@ -135,16 +135,18 @@ async def test_usage_recorded_meanwhile_is_counted_once(
         assert (stats.total_spend_usd, stats.unpriced_events) == (stats.tokens_in * Decimal("0.000003"), 0)
 
 
-async def test_the_price_of_a_replaced_revision_is_not_written(
-    session_database: SessionDatabase, session_database_url: str
+@pytest.mark.parametrize("by", [{"revision": 1}, {"partial": False}, {"partial": True}])
+async def test_X51_the_price_of_a_replaced_event_is_not_written(
+    session_database: SessionDatabase, session_database_url: str, by: dict[str, Any]
 ) -> None:
-    event = UsageEvent(session_id="s", user_id=A, model="house-1", tokens_in=1_000_000, idempotency_key="k")
+    """A revision replaces an event, and so does a larger count that replaces a lower bound without a revision."""
+    event = used("s", "house-1", idempotency_key="k", partial=True)
     await session_database.lifecycle.record([event])
     async with priced(session_database_url, 3) as db:
         async with session_database.engine.begin() as host:
-            revised = event.model_copy(update={"revision": 1, "tokens_in": 2_000_000})
+            revised = event.model_copy(update={**by, "tokens_in": 2_000_000})
             await session_database.bind(host).lifecycle.record([revised])
-            # Repricing has the old revision's price, and waits for the session's lock.
+            # Repricing has the old event's price, and waits for the session's lock.
             repricing = asyncio.create_task(db.maintenance.reprice())
 
             async def waits() -> bool:
@@ -164,7 +166,7 @@ async def test_wrong_arguments_are_refused_by_name(session_database: SessionData
         ("since", reprice(since=naive)),
         ("batch", reprice(batch=0)),
         ("dry_run", reprice(dry_run="yes")),
-        ("model", reprice("x" * 201)),
+        ("model", reprice("\x00")),
     ):
         with pytest.raises(InvalidValueError, match=field):
             await call

@@ -11,12 +11,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import asyncpg
 import pytest
 
+from session_lifecycle import SessionDatabase
 from session_lifecycle.errors import ConfigurationError, DatabaseUnavailableError
 from session_lifecycle.postgres import binaries, data_directory, embedded
 from session_lifecycle.postgres.binaries import find_binaries
@@ -115,7 +116,6 @@ async def test_a_cold_start_serves_queries_and_a_stop_ends_it(place: Path, capfd
     assert await answer(server.url) == 42
     assert await answer(server.url, "SHOW fsync") == "off"
     assert await answer(server.url, "SHOW max_connections") == "200"
-    assert await answer(server.url, "SHOW unix_socket_directories") == ""
     assert await answer(server.url, "SHOW server_encoding") == "UTF8"
     assert server.version == int(str(await answer(server.url, "SHOW server_version_num"))) // 10_000
     await answer(server.url, 'CREATE DATABASE "a/b c"')
@@ -227,10 +227,12 @@ async def test_starting_does_not_block_the_event_loop(place: Path) -> None:
     assert longest < 0.25
 
 
-@pytest.mark.parametrize("name", ["it's here", 'a "b" $HOME `x` \\ %s'])
+@pytest.mark.parametrize("name", ["it's here", 'a "b" $HOME `x` \\ %s', "a,b:c?d=e&f#g@h", "long/" * 30, "größer"])
 async def test_any_path_works(place: Path, name: str) -> None:
     async with await EmbeddedPostgres.start(place / name / "data", durable=False) as server:
         assert await answer(server.url) == 42
+        async with SessionDatabase.connect(server.url) as db:
+            await db.migrate()
         assert await answer(server.url, "SHOW data_directory") == str(place / name / "data")
 
 
@@ -243,7 +245,7 @@ async def test_another_port_is_used_when_the_old_one_is_taken(place: Path, monke
             free = probe.getsockname()[1]
         ports = iter([taken.getsockname()[1], free])
         monkeypatch.setattr(embedded, "_free_port", lambda: next(ports))
-        async with await EmbeddedPostgres.start(place / "data", durable=False) as server:
+        async with await EmbeddedPostgres.start(place / "data", durable=False, tcp=True) as server:
             assert f":{free}/" in server.url
 
 
@@ -270,6 +272,152 @@ async def test_a_directory_with_other_files_is_refused(place: Path) -> None:
     (place / "data" / "thesis.tex").write_text("")
     with pytest.raises(ConfigurationError, match="neither empty nor"):
         await EmbeddedPostgres.start(place / "data")
+
+
+def listening_on_tcp(pid: int) -> bool:
+    """Whether a process has a TCP socket; without /proc nobody can tell."""
+    if not Path("/proc/net/tcp").exists():
+        return False
+    inodes = {link.readlink().name for link in Path(f"/proc/{pid}/fd").iterdir()}
+    tables = [Path("/proc/net/tcp").read_text(), Path("/proc/net/tcp6").read_text()]
+    rows = [line.split() for table in tables for line in table.splitlines()[1:]]
+    return any(f"socket:[{row[9]}]" in inodes for row in rows)
+
+
+async def test_X41_the_server_listens_on_a_socket_that_no_other_user_can_reach(place: Path) -> None:
+    async with await EmbeddedPostgres.start(place / "data", durable=False) as server:
+        assert await answer(server.url, "SHOW listen_addresses") == ""
+        assert await answer(server.url, "SELECT inet_server_addr() IS NULL") is True
+        assert not listening_on_tcp(server_pid(server.data_dir))
+        assert [path.parent for path in files(place, Path.is_socket)] == [server.data_dir]
+        assert server.data_dir.stat().st_mode & 0o077 == 0
+        with pytest.raises(ConfigurationError, match="runs without TCP"):
+            await EmbeddedPostgres.start(place / "data", tcp=True)
+        assert await answer(server.url) == 42
+        await server.restart("immediate")
+        assert await answer(server.url, "SHOW listen_addresses") == ""
+    async with await EmbeddedPostgres.start(place / "data", tcp=True) as server:
+        assert "@127.0.0.1:" in server.url
+        async with await EmbeddedPostgres.start(place / "data") as by_socket:
+            assert "@/postgres?host=/" in by_socket.url
+            assert await answer(by_socket.url) == await answer(server.url) == 42
+
+
+def files(place: Path, of_kind: Callable[[Path], bool]) -> list[Path]:
+    return [path for path in place.rglob("*") if of_kind(path)]
+
+
+def is_linked_elsewhere(control: Path, stolen: Path) -> None:
+    stolen.mkdir()
+    control.symlink_to(stolen)
+
+
+def is_a_file(control: Path, stolen: Path) -> None:
+    control.touch(0o600)
+
+
+def is_open_to_all(control: Path, stolen: Path) -> None:
+    control.mkdir()
+    control.chmod(0o777)
+
+
+def is_open_to_the_group(control: Path, stolen: Path) -> None:
+    control.mkdir()
+    control.chmod(0o770)
+
+
+def has(name: str, kind: str) -> Callable[[Path, Path], None]:
+    """A control directory of ours, in which one file is not what it should be."""
+
+    def make(control: Path, stolen: Path) -> None:
+        control.mkdir(mode=0o700)
+        path = control / name
+        match kind:
+            case "link":
+                path.symlink_to(stolen)
+            case "pipe":
+                os.mkfifo(path, 0o600)
+            case "hard link":
+                stolen.touch(0o600)
+                path.hardlink_to(stolen)
+            case _:
+                path.touch()
+                path.chmod(0o666)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    "made_before",
+    [
+        is_linked_elsewhere,
+        is_a_file,
+        is_open_to_all,
+        is_open_to_the_group,
+        *(has(name, kind) for name in ("lock", "users") for kind in ("link", "pipe", "hard link", "open")),
+        has("server.log", "link"),
+    ],
+)
+async def test_X41_a_control_directory_that_others_may_have_made_is_refused(
+    place: Path, made_before: Callable[[Path, Path], None]
+) -> None:
+    control, stolen = place / "data.control", place / "stolen"
+    made_before(control, stolen)
+    with pytest.raises(ConfigurationError, match=r"/data\.control"):
+        await EmbeddedPostgres.start(place / "data", durable=False)
+    assert not [path for path in files(stolen, Path.is_file) if path.read_text()]
+    assert not stolen.is_file() or stolen.read_text() == ""
+
+
+@pytest.mark.parametrize("kind", ["pipe", "hard link", "open"])
+async def test_X41_the_log_goes_into_a_new_file(place: Path, kind: str) -> None:
+    has("server.log", kind)(place / "data.control", place / "stolen")
+    async with await EmbeddedPostgres.start(place / "data", durable=False) as server:
+        assert await answer(server.url) == 42
+    assert (place / "data.control" / "server.log").stat().st_mode & 0o777 == 0o600
+    assert not (place / "stolen").exists() or (place / "stolen").read_text() == ""
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe", "hard link", "open"])
+async def test_X41_the_password_goes_into_a_new_file_and_comes_from_our_own(place: Path, kind: str) -> None:
+    control, stolen = place / "data.control", place / "stolen"
+    has("password", kind)(control, stolen)
+    control.chmod(0o711)
+    async with await EmbeddedPostgres.start(place / "data", durable=False) as server:
+        assert await answer(server.url) == 42
+    assert (control / "password").stat().st_mode & 0o777 == 0o600
+    assert not stolen.exists() or stolen.read_text() == ""
+    password = (control / "password").read_text()
+    (control / "password").unlink()
+    if kind == "link":
+        stolen.write_text(password)
+    has_again = has("password", kind)
+    shutil.copytree(control, place / "kept")
+    shutil.rmtree(control)
+    has_again(control, stolen)
+    with pytest.raises(ConfigurationError, match=r"/data\.control/password"):
+        await EmbeddedPostgres.start(place / "data", durable=False)
+
+
+@pytest.mark.skipif(not AS_ROOT, reason="only root can make what belongs to another user")
+@pytest.mark.parametrize("kind", ["directory", "lock", "link to the data"])
+async def test_X41_what_belongs_to_another_user_is_refused(place: Path, kind: str) -> None:
+    control, other = place / "data.control", 65_534
+    match kind:
+        case "directory":
+            control.mkdir(mode=0o700)
+            os.chown(control, other, other)
+        case "lock":
+            control.mkdir(mode=0o700)
+            (control / "lock").touch(0o600)
+            os.chown(control / "lock", other, other)
+        case _:
+            (place / "theirs").mkdir()
+            (place / "data").symlink_to(place / "theirs" / "data")
+            os.lchown(place / "data", other, other)
+    with pytest.raises(ConfigurationError, match=r"another data directory"):
+        await EmbeddedPostgres.start(place / "data", durable=False)
+    assert not files(place, lambda path: path.name == "password")
 
 
 def test_missing_binaries_name_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from session_lifecycle import End, Message, Run, SessionDatabase, Step, Touch, U
 from session_lifecycle.postgres.function_files import function_files
 from session_lifecycle.pricing.catalogue import PriceCatalogue
 from session_lifecycle.writing.prepared import prepare
-from session_lifecycle.writing.waves import parameters
+from session_lifecycle.writing.waves import parts
 from support.stored_rows import store
 
 A, B, DATASET = UUID(int=1), UUID(int=2), UUID(int=11)
@@ -193,7 +193,7 @@ async def bound(*given: Any) -> tuple[str, str, Any, bool]:
     """What `record_v1` is called with for these items."""
     prices = PriceCatalogue()
     await prices.load()
-    found = parameters([prepare(item, prices) for item in given])
+    [(_, found)] = parts([prepare(item, prices) for item in given])
     return found["waves"], found["activity"], found["latest_at"], found["is_plain"]
 
 
@@ -215,6 +215,10 @@ DIRECTLY: dict[str, tuple[str, tuple[Any, ...]]] = {
     "lock_sessions": (
         "j, '[]', '[]'",
         ([[{"user_id": A, "session_id": "new", "key_scope": "user", "event_id": B, "run_id": "r"}]],),
+    ),
+    "lock_items_v1": (
+        "j, '[]', $2",
+        ([[{"user_id": A, "session_id": "new", "key_scope": "user", "event_id": B, "run_id": "r"}]], AT),
     ),
     "lock_session": ("$1, 'new'", (A,)),
     "refuse_erased": ("$1", (A,)),

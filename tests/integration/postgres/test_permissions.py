@@ -33,7 +33,7 @@ TABLES = ("session_records", "session_model_usage", "session_usage_events")
 ONE = Viewer.auditor()
 USER = UUID(int=1)
 STARTED = datetime(2026, 1, 1, tzinfo=UTC)
-WRITTEN = (*TABLES, "session_runs", "session_steps", "session_messages")
+WRITTEN = (*TABLES, "session_runs", "session_steps", "session_messages", "session_annotations")
 CHANGES = ("session_roll_up_changes", "session_model_roll_up_changes")
 ROLL_UPS = ("session_roll_ups", "session_model_roll_ups")
 
@@ -110,6 +110,11 @@ async def write_everything(db: SessionDatabase, owner: SessionDatabase, user: UU
         ]
     )
     await db.lifecycle.reopen_session("s", user)
+    await db.lifecycle.update_session("s", user, parent_session_id="over")
+    for score in (0, 1):
+        await db.lifecycle.annotate_session("s", user, "quality", score=score)
+    assert [one.score for one in await db.lifecycle.list_annotations("s", user)] == [1]
+    assert await db.lifecycle.get_family_figures("over", user) is not None
     await db.lifecycle.record([UsageEvent(**event, tokens_in=2, revision=1)])
     await db.lifecycle.record([UsageEvent(**{**event, "idempotency_key": "u"}, tokens_in=3, key_scope="user")])
     await db.lifecycle.end_session("s", user, SessionStatus.COMPLETED)

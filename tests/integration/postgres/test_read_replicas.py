@@ -35,6 +35,7 @@ from session_lifecycle import (
     Touch,
     UsageEvent,
 )
+from session_lifecycle.models import UsageEventFilters
 from session_lifecycle.postgres.engines import asyncpg_url
 from session_lifecycle.postgres.migrations import run
 from session_lifecycle.roles import SessionRoles
@@ -63,13 +64,16 @@ ON_THE_REPLICA: dict[str, Call] = {
     "list_session_rows": lambda db: db.lifecycle.list_session_rows(FILTERS),
     "aggregate_stats": lambda db: db.lifecycle.aggregate_stats(A),
     "cost_by_model": lambda db: db.lifecycle.cost_by_model(A),
+    "get_family_figures": lambda db: db.lifecycle.get_family_figures("s", A),
     "list_session_summaries": lambda db: db.activity.list_session_summaries(SummaryFilters(user_id=A)),
     "get_session_detail": lambda db: db.activity.get_session_detail("s", A),
     "list_threads": lambda db: db.activity.list_threads("s", A),
     "list_runs": lambda db: db.activity.list_runs(RunFilters(user_id=A)),
+    "list_usage_events": lambda db: db.activity.list_usage_events(UsageEventFilters(user_id=A)),
     "list_models": lambda db: db.activity.list_models(A),
     "list_clients": lambda db: db.activity.list_clients(A),
     "list_agents": lambda db: db.activity.list_agents(A),
+    "usage": lambda db: db.reports.usage(A, group_by=("model",)),
     "spend": lambda db: db.reports.spend(A),
     "usage_timeseries": lambda db: db.reports.usage_timeseries(A, since=LONG_AGO, until=LATER, bucket="month"),
     "tokens_by_class": lambda db: db.reports.tokens_by_class(A),
@@ -82,6 +86,7 @@ ON_THE_REPLICA: dict[str, Call] = {
 }
 ON_THE_PRIMARY: dict[str, Call] = {
     "get_session_row": lambda db: db.lifecycle.get_session_row("s", A),
+    "list_annotations": lambda db: db.lifecycle.list_annotations("s", A),
     "find_lineage": lambda db: db.activity.find_lineage(A, "call"),
     "chat_history": lambda db: db.activity.chat_history("s", A),
     "prune_sessions": lambda db: pruned(db, "prune_sessions"),
@@ -91,7 +96,8 @@ ON_THE_PRIMARY: dict[str, Call] = {
 }
 READS = ON_THE_REPLICA | ON_THE_PRIMARY
 # These calls would fail on a standby.
-WRITES = {"roll_up", "delete_session", "erase_user", *(name for name in dir(SessionWriter) if not name.startswith("_"))}
+WRITES = {"roll_up", "delete_session", "erase_user", "update_session", "annotate_session"}
+WRITES |= {name for name in dir(SessionWriter) if not name.startswith("_")}
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +163,7 @@ async def live(db: SessionDatabase) -> None:
             ),
         ]
     )
+    await db.lifecycle.annotate_session("s", A, "quality", score=1)
 
 
 def reads_of(*protocols: type[Any]) -> set[str]:

@@ -46,7 +46,7 @@ async def test_spend_is_by_the_time_of_use(session_database: SessionDatabase) ->
     await live(session_database)
     spend = session_database.reports.spend
     day = await spend(AUDITOR, since=NOW - DAY, until=NOW)
-    assert day.model_dump() == {
+    assert day.model_dump(exclude_defaults=True) == {
         "cost_usd": Decimal("8.5"),
         "tokens_in": 30,
         "tokens_out": 12,
@@ -219,7 +219,7 @@ async def test_wrong_arguments_are_refused_by_name(session_database: SessionData
         ("since", reports.spend(A, since=naive)),
         ("until", reports.cost_by_agent(A, until=naive)),
         ("since", reports.cost_by_user(A, since=naive)),
-        ("model", reports.telemetry(A, model="x" * 201)),
+        ("model", reports.telemetry(A, model="\x00")),
         ("client", reports.telemetry(A, client=7)),
         ("until", reports.list_telemetry_keys(A, until=naive)),
         ("since", reports.tokens_by_class(A, since=naive)),

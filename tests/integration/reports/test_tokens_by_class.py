@@ -6,7 +6,9 @@ from random import Random
 from typing import Any
 from uuid import UUID
 
-from session_lifecycle import SessionDatabase, SessionStatus, Touch, UsageEvent, Viewer
+import pytest
+
+from session_lifecycle import InvalidValueError, SessionDatabase, SessionStatus, Touch, UsageEvent, Viewer
 from session_lifecycle.models import TokenClasses, TokensByClass
 
 A, B, C, D = (UUID(int=number) for number in range(1, 5))
@@ -77,7 +79,9 @@ async def test_the_window_is_about_the_use_and_late_usage_is_left_out(session_da
     assert await tokens_in(NOW - MICROSECOND, NOW + 2 * HOUR) == 4
     assert await tokens_in(None, NOW) == 1
     assert await tokens_in(None, None) == 5
-    assert await tokens_in(NOW + HOUR, NOW) == 0
+    assert await tokens_in(NOW, NOW) == 0
+    with pytest.raises(InvalidValueError, match="until"):
+        await tokens_in(NOW + HOUR, NOW)
 
 
 async def test_tokens_are_summed_of_visible_usage_only(session_database: SessionDatabase) -> None:
@@ -104,7 +108,7 @@ async def test_tokens_are_summed_of_visible_usage_only(session_database: Session
 
 
 async def test_without_tokens_there_are_zeros_and_no_models(session_database: SessionDatabase) -> None:
-    """A cost alone and an error alone have no tokens; ties go by name."""
+    """A cost alone and an error alone have no tokens; ties go by name, and names that differ in case are one model."""
     nothing = TokensByClass(**added(), by_model={})
     assert await session_database.reports.tokens_by_class(A) == nothing
     unused = [0] * 5
@@ -112,7 +116,10 @@ async def test_without_tokens_there_are_zeros_and_no_models(session_database: Se
         [used(NOW, "s", A, *unused, errored=True), used(NOW, "s", A, *unused, model="dear", cost_usd=1)]
     )
     assert await session_database.reports.tokens_by_class(A) == nothing
-    await session_database.lifecycle.record([used(NOW, model=model) for model in ("b", "B", "a", None)])
+    await session_database.lifecycle.record([used(NOW, model=model) for model in ("b", "c", "a", None)])
     found = await session_database.reports.tokens_by_class(A)
-    assert list(found.by_model) == ["B", "a", "b", "unknown"]
+    assert list(found.by_model) == ["a", "b", "c", "unknown"]
     assert set(map(repr, found.by_model.values())) == {repr(TokenClasses(**added((1, 2, 4, 8, 16))))}
+    await session_database.lifecycle.record([used(NOW, model="B")])
+    found = await session_database.reports.tokens_by_class(A)
+    assert list(found.by_model) == ["B", "a", "c", "unknown"]

@@ -26,7 +26,7 @@ USERS = [UUID(int=number) for number in (1, 2, 3)]
 DATASETS = [UUID(int=number) for number in (11, 12)]
 NAMES = ["s", "t", "é"]
 AGENTS = ["planner", "coder"]
-MODELS = [None, "priced", "unpriced", "unknown"]
+MODELS = [None, "priced", "Priced", "unpriced", "unknown", "Unknown"]
 PRICES = [{"priced": "0.37"}, {"priced": "0.5", "unpriced": "2"}, {"priced": "0.37"}]
 # Not a whole hour from UTC, so a cut by this zone's days or months is visibly wrong.
 ELSEWHERE = {"server_settings": {"timezone": "Asia/Kathmandu"}}
@@ -80,7 +80,7 @@ viewers = st.one_of(
 filters = st.fixed_dictionaries(
     {},
     optional={
-        "status_filter": st.sampled_from(["running", "abandoned", "completed", "failed"]),
+        "status_filter": st.sampled_from(["running", "waiting", "abandoned", "completed", "failed"]),
         "owner_id": users,
         "dataset_id": st.sampled_from(DATASETS),
         "agent_name": st.sampled_from(AGENTS),
@@ -106,6 +106,17 @@ FOREIGN_BY_MODEL = [
 ]
 
 
+RARE = st.fixed_dictionaries(
+    {},
+    optional={
+        "billing": st.sampled_from(["api", "plan"]),
+        "partial": st.booleans(),
+        "service_tier": st.sampled_from(["standard", "batch"]),
+        "web_searches": st.integers(0, 2),
+    },
+)
+
+
 @st.composite
 def items(draw: st.DrawFn) -> Item:
     """The items that callers record."""
@@ -116,7 +127,7 @@ def items(draw: st.DrawFn) -> Item:
         return End(**key, at=at, status=draw(st.sampled_from(["completed", "failed"])))
     where = {**key, "dataset_id": draw(datasets)}
     if kind is Touch:
-        return Touch(**where, at=at, agent_name=draw(agents))
+        return Touch(**where, at=at, agent_name=draw(agents), waiting=draw(st.booleans()))
     run_id = draw(st.sampled_from(["r1", "r2"]))
     if kind is Run:
         begun = draw(past)
@@ -133,7 +144,10 @@ def items(draw: st.DrawFn) -> Item:
     tokens_in, tokens_out = draw(st.sampled_from([(0, 0), (10, 5), (7, 1), (0, 3)]))
     cost = draw(st.none() | st.sampled_from([Decimal(0), Decimal("0.1"), Decimal("7e-18"), Decimal("9e8")]))
     keyed = draw(st.none() | st.sampled_from(["k", "l"]))
+    rare: dict[str, Any] = draw(st.just({}) | RARE)
+    measured = bool(tokens_in or tokens_out or cost or rare.get("web_searches")) or draw(st.booleans())
     return UsageEvent(
+        **rare,
         **where,
         at=at,
         model=draw(st.sampled_from(MODELS)),
@@ -148,7 +162,7 @@ def items(draw: st.DrawFn) -> Item:
         key_scope=draw(st.sampled_from(["session", "session", "user"])),
         run_id=draw(st.none() | st.just(run_id)),
         touch=draw(st.booleans()),
-        measured=bool(tokens_in or tokens_out or cost) or draw(st.booleans()),
+        measured=measured,
     )
 
 
@@ -172,6 +186,7 @@ in_part = step("roll_up_in_part", user=users, number=numbers, most=st.integers(0
 anything = st.one_of(
     *(recorded, recorded, recorded, rolled_up, rolled_up, in_part, imported),
     step("reopen", user=users, name=names, at=st.none() | past),
+    step("update", user=users, name=names, dataset_id=datasets, agent_name=agents),
     step("let_pass", by=st.sampled_from([MICROSECOND, *THRESHOLDS[:2], timedelta(days=31)])),
     step(
         "prune", older_than=st.sampled_from([timedelta(days=20), timedelta(days=45)]), payloads=st.booleans(), way=ways
@@ -231,6 +246,9 @@ class History:
     async def reopen(self, user: UUID, name: str, at: datetime | None) -> None:
         await self.db.lifecycle.reopen_session(name, user, at=at)
 
+    async def update(self, user: UUID, name: str, **changes: Any) -> None:
+        await self.db.lifecycle.update_session(name, user, **changes)
+
     async def let_pass(self, by: timedelta) -> None:
         self.now += by
         await self.clock.freeze(self.now)
@@ -243,7 +261,7 @@ class History:
             return
         stored = await Stored.of(self.db)
         waiting = [session for session in stored.sessions if not session["rolled_up"]]
-        assert {stored.status(session, THRESHOLDS[number]) for session in waiting} <= {"running"}
+        assert {stored.status(session, THRESHOLDS[number]) for session in waiting} <= {"running", "waiting"}
         assert not stored.tables["session_roll_up_changes"]
         assert not stored.tables["session_model_roll_up_changes"]
 
@@ -311,6 +329,8 @@ class History:
         self, stored: Stored, viewer: Viewer, since: Edge, until: Edge, number: int, chosen: Mapping[str, Any]
     ) -> None:
         db, abandon_after, window = self.dbs[number], THRESHOLDS[number], (self._moment(since), self._moment(until))
+        if window[0] is not None and window[1] is not None:
+            window = (min(window[0], window[1]), max(window[0], window[1]))
         stats = await db.lifecycle.aggregate_stats(viewer, (), window[0], until=window[1])
         assert stats == stored.stats(viewer, *window, abandon_after)
         costs = await db.lifecycle.cost_by_model(viewer, (), window[0], until=window[1])

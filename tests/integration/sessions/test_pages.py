@@ -1,6 +1,8 @@
 """Pages of sessions equal a plain sort and filter of all rows, for every order, filter, viewer and walk."""
 
+import base64
 import itertools
+import json
 import random
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
@@ -13,6 +15,7 @@ import pytest_asyncio
 from sqlalchemy import insert, select
 
 from session_lifecycle import (
+    InvalidValueError,
     SessionDatabase,
     SessionListFilters,
     SessionStatus,
@@ -22,14 +25,14 @@ from session_lifecycle import (
     Viewer,
 )
 from session_lifecycle.models import TOTAL_BOUND
-from session_lifecycle.models.session_filters import SESSION_ORDERS
+from session_lifecycle.models.session_filters import ALL_SESSION_ORDERS
 from session_lifecycle.testing import SessionClock
 from support.stored_rows import table
 
 USERS = A, B, C, D = [UUID(int=number) for number in (1, 2, 3, 2**127)]
 DATASETS = [UUID(int=number) for number in (11, 12, 13)]
 AGENTS = ["planner", "coder"]
-STATUSES = ["running", "completed", "failed", "abandoned"]
+STATUSES = ["running", "waiting", "completed", "failed", "abandoned"]
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
 ABANDON_AFTER = 30 * MINUTE
@@ -77,6 +80,8 @@ def lived(user: UUID, name: str, chance: random.Random) -> dict[str, Any]:
         "cost_usd": chance.choice([Decimal(0), Decimal("0.1"), Decimal("0.1000000000000000000001")]),
         "tokens_in": chance.choice([0, 5, 2**40]),
         "tokens_out": chance.choice([0, 5]),
+        "error_count": chance.choice([0, 1]),
+        "waiting_since": chance.choice([None, active - MINUTE, active]),
     }
 
 
@@ -115,6 +120,8 @@ def expected(
     """The keys of the page, by applying the rules to the rows."""
 
     def status(row: Any) -> str:
+        if row["status"] == "running" and row["waiting_since"] == row["last_activity_at"]:
+            return "waiting"
         is_idle = row["last_activity_at"] < NOON - abandon_after
         return "abandoned" if row["status"] == "running" and is_idle else row["status"]
 
@@ -150,6 +157,9 @@ def questions(chance: random.Random) -> list[dict[str, Any]]:
     together = [
         {name: chance.choice(values[name]) for name in chance.sample(sorted(values), number)} for number in (2, 3)
     ]
+    for one in together:
+        if "since" in one and "until" in one:
+            one["since"], one["until"] = sorted((one["since"], one["until"]))
     return alone + together
 
 
@@ -166,7 +176,7 @@ async def walked(db: SessionDatabase, filters: SessionListFilters) -> list[tuple
 
 
 @pytest.mark.parametrize("descending", [True, False], ids=["descending", "ascending"])
-@pytest.mark.parametrize("order_by", SESSION_ORDERS)
+@pytest.mark.parametrize("order_by", ALL_SESSION_ORDERS)
 async def test_every_page_equals_a_sort_of_all_rows(db: SessionDatabase, order_by: str, descending: bool) -> None:
     rows = await stored(db)
     chance = random.Random(order_by)
@@ -190,7 +200,7 @@ async def test_every_page_equals_a_sort_of_all_rows(db: SessionDatabase, order_b
             assert (question, found, page.total) == (question, keys[offset : offset + limit], len(keys))
 
 
-@pytest.mark.parametrize("order_by", SESSION_ORDERS)
+@pytest.mark.parametrize("order_by", ALL_SESSION_ORDERS)
 async def test_the_readers_threshold_decides_the_status_of_rolled_up_sessions(
     db: SessionDatabase, order_by: str
 ) -> None:
@@ -228,7 +238,7 @@ async def walked_from(db: SessionDatabase, filters: SessionListFilters, cursor: 
     return keys
 
 
-@pytest.mark.parametrize("order_by", SESSION_ORDERS)
+@pytest.mark.parametrize("order_by", ALL_SESSION_ORDERS)
 async def test_summaries_have_the_same_order_by_every_plan(db: SessionDatabase, order_by: str) -> None:
     rows = await stored(db)
     for viewer, descending in itertools.product(VIEWERS.values(), [True, False]):
@@ -267,3 +277,25 @@ async def test_a_bounded_total_is_exact_up_to_the_bound(session_database: Sessio
     await session_database.lifecycle.end_session("one more", B, SessionStatus.FAILED)
     await session_database.maintenance.roll_up()
     assert await bounded() == (TOTAL_BOUND, True)
+
+
+async def test_X48_a_cursor_made_by_hand_is_refused_or_answers_a_page(session_database: SessionDatabase) -> None:
+    """The database takes every value that a cursor may hold."""
+    await session_database.lifecycle.record([Touch(session_id=f"s{number}", user_id=A) for number in range(3)])
+    largest = {"cost_usd": "9" * 1_000, "tokens_in": str(2**63 - 1), "tokens_out": str(-(2**63))}
+    outermost = "9999-12-31T23:59:59.999999+00:00"
+    for order in ALL_SESSION_ORDERS:
+        for descending in (False, True):
+            filters = SessionListFilters(user_id=A, limit=1, order_by=order, descending=descending)
+            cursor = (await session_database.lifecycle.list_session_rows(filters)).next_cursor
+            assert cursor is not None
+            parts = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
+            hers = [*parts[:2], largest.get(order, outermost), str(UUID(int=2**128 - 1)), "\U0010ffff" * 3_000]
+            for made in (hers, [parts[0], "0001-01-01T00:00:00+00:00", *hers[2:]], [parts[0], outermost, *hers[2:]]):
+                text = base64.urlsafe_b64encode(json.dumps(made, ensure_ascii=False).encode()).decode().rstrip("=")
+                page = await session_database.lifecycle.list_session_rows(filters.model_copy(update={"cursor": text}))
+                assert page.total == 3
+            parts[2] = "NaN"
+            text = base64.urlsafe_b64encode(json.dumps(parts, ensure_ascii=False).encode()).decode().rstrip("=")
+            with pytest.raises(InvalidValueError, match=r"^cursor: "):
+                await session_database.lifecycle.list_session_rows(filters.model_copy(update={"cursor": text}))

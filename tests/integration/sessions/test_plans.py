@@ -18,7 +18,7 @@ import pytest
 from sqlalchemy import event, text
 
 from session_lifecycle import SessionDatabase, SessionListFilters, SummaryFilters, Viewer
-from session_lifecycle.models import EffectiveStatus
+from session_lifecycle.models import EffectiveStatus, UsageEventFilters, UsageFilters
 from session_lifecycle.models.session_filters import SESSION_ORDERS
 from session_lifecycle.testing import TemplateServer
 
@@ -164,6 +164,12 @@ def page(**filters: Any) -> Ask:
     return lambda db: db.lifecycle.list_session_rows(asked)
 
 
+def events(**filters: Any) -> Ask:
+    """A call for a page of the ledger."""
+    asked = UsageEventFilters(**{"limit": LIMIT, **filters})
+    return lambda db: db.activity.list_usage_events(asked)
+
+
 def deep(**filters: Any) -> Ask:
     """A call for a page in the middle of a walk."""
 
@@ -198,7 +204,8 @@ async def test_a_page_in_any_order_reads_a_bounded_number_of_rows(
     assert plan.rows_read <= A_PAGE
 
 
-@pytest.mark.parametrize("status", [None, *EffectiveStatus])
+# No index knows which running sessions wait: a page of them reads the running sessions that are not rolled up.
+@pytest.mark.parametrize("status", [None, *(one for one in EffectiveStatus if one is not EffectiveStatus.WAITING)])
 @pytest.mark.parametrize("which", [page, deep])
 async def test_a_page_by_activity_reads_a_bounded_number_of_rows_without_roll_ups(
     urls: dict[str, str], status: EffectiveStatus | None, which: Any
@@ -295,10 +302,110 @@ async def test_reports_by_time_of_use_read_only_that_part_of_the_ledger(urls: di
         lambda db: db.reports.spend(viewer, since=since, until=until),
         lambda db: db.reports.usage_timeseries(viewer, since=since, until=until, bucket="hour", group_by="agent"),
         lambda db: db.reports.tokens_by_class(viewer, since=since, until=until),
+        lambda db: db.reports.usage(viewer, since=since, until=until, group_by=("model", "run", "hour")),
+        events(viewer=viewer, since=since, until=until, total="none"),
+        events(viewer=viewer, since=since, until=until, total="none", descending=False),
+        lambda db: db.reports.usage(viewer, since=since, until=until, group_by=("client",)),
     ]
-    for ask in asks:
+    for number, ask in enumerate(asks, 1):
         plan = await plan_of(urls[ROLLED_UP], ask)
         assert "ix_session_usage_events_at" in plan.indexes
         assert "session_usage_events" not in plan.sequential
         # One day of two months, and the rest of the page ranges where that day begins and ends.
         assert plan.rows_of["session_usage_events"] < EVENTS / 4
+        # Only the last one asks for what the runs have.
+        reads_runs = any("session_runs" in name for name in plan.indexes | plan.sequential)
+        assert reads_runs == (number == len(asks))
+
+
+@pytest.mark.parametrize("viewer", [VIEWER, Viewer(ME), Viewer.auditor()], ids=["shared", "own", "auditor"])
+async def test_X11_the_events_of_a_session_are_found_by_its_key(urls: dict[str, str], viewer: Viewer) -> None:
+    """The ledger's rows of the session are read for the page and for its total, and the rows of no other session."""
+    filters = UsageFilters(session_id="s3")
+    asks: list[Ask] = [
+        events(viewer=viewer, session_id="s3"),
+        lambda db: db.reports.usage(viewer, filters=filters, group_by=("run",)),
+    ]
+    for ask in asks:
+        plan = await plan_of(urls[ROLLED_UP], ask)
+        assert "pk_session_usage_events" in plan.indexes
+        assert not {"session_usage_events", "session_records"} & plan.sequential
+        assert 0 < plan.rows_of["session_usage_events"] <= 2 * EVENTS / SESSIONS
+
+
+async def test_X11_a_page_in_the_middle_of_a_walk_reads_the_rest_of_the_window(urls: dict[str, str]) -> None:
+    """The index on the time of use finds the beginning of the page."""
+
+    async def ask(db: SessionDatabase) -> None:
+        asked = UsageEventFilters(viewer=Viewer.auditor(), limit=LIMIT, total="none", descending=False)
+        middle = await db.activity.list_usage_events(asked.model_copy(update={"offset": EVENTS * 9 // 10}))
+        assert middle.next_cursor is not None
+        await db.activity.list_usage_events(asked.model_copy(update={"cursor": middle.next_cursor}))
+
+    plan = await plan_of(urls[ROLLED_UP], ask)
+    assert "ix_session_usage_events_at" in plan.indexes
+    assert plan.rows_of["session_usage_events"] < EVENTS / 4
+
+
+SHARED_ID, SHARERS = "main", 20_000
+# Everybody has a session of one id. They were active one after another, a minute apart, each in one of 200 datasets.
+SEED_SHARED_ID = """
+    INSERT INTO session_lifecycle.session_records (user_id, session_id, dataset_id, last_activity_at)
+    SELECT ('00000000-0000-0003-0000-' || lpad(to_hex(n), 12, '0'))::uuid, :session_id,
+           ('00000000-0000-0004-0000-' || lpad(to_hex(n % 200), 12, '0'))::uuid,
+           CAST(:begin AS timestamptz) + n * interval '1 min'
+    FROM generate_series(1, :sharers) n
+"""
+SHARER, LATEST_SHARER = UUID(int=(3 << 64) + 70), UUID(int=(3 << 64) + SHARERS)
+FEW_DATASETS = [UUID(int=(4 << 64) + number) for number in (70, 71)]
+ALL_DATASETS = [UUID(int=(4 << 64) + number) for number in range(200)]
+
+
+@pytest.fixture(scope="module")
+def url_of_shared_id(session_template_server: TemplateServer) -> Iterator[str]:
+    """A database in which many users have a session of one id."""
+    server, name = session_template_server, f"{session_template_server.template}_shared_id"
+
+    async def seed() -> None:
+        await server.clone(name)
+        async with SessionDatabase.connect(server.url_of(name)) as db, db.engine.begin() as connection:
+            values = {"session_id": SHARED_ID, "begin": BEGIN, "sharers": SHARERS}
+            await connection.execute(text(SEED_SHARED_ID), values)
+            await connection.execute(text("ANALYZE session_lifecycle.session_records"))
+
+    asyncio.run(seed())
+    yield server.url_of(name)
+    asyncio.run(server.drop(name))
+
+
+@pytest.mark.parametrize(
+    ("viewer", "more", "owner"),
+    [
+        (Viewer(SHARER), {}, SHARER),
+        (Viewer(SHARER, FEW_DATASETS), {}, SHARER),
+        (Viewer(None, (), [SHARER, ME]), {}, SHARER),
+        (Viewer(ME, FEW_DATASETS), {}, UUID(int=(3 << 64) + SHARERS - 129)),
+        (Viewer(ME, ALL_DATASETS), {}, LATEST_SHARER),
+        (Viewer(SHARER, ALL_DATASETS), {"prefer_other_owner": True}, LATEST_SHARER),
+        (Viewer(LATEST_SHARER, ALL_DATASETS), {"prefer_other_owner": True}, UUID(int=(3 << 64) + SHARERS - 1)),
+        (Viewer(ME, ALL_DATASETS), {"owner_id": SHARER}, SHARER),
+        (Viewer.auditor(), {}, LATEST_SHARER),
+        (Viewer.auditor(), {"owner_id": SHARER}, SHARER),
+        (Viewer(SHARER, sees_all=True), {"prefer_other_owner": True}, LATEST_SHARER),
+    ],
+)
+async def test_X39_a_session_of_an_id_that_many_users_share_is_found_among_a_bounded_number_of_rows(
+    url_of_shared_id: str, viewer: Viewer, more: dict[str, Any], owner: UUID
+) -> None:
+    found: list[UUID] = []
+
+    async def ask(db: SessionDatabase) -> None:
+        row = await db.lifecycle.get_session_row(SHARED_ID, viewer, **more)
+        assert row is not None
+        found.append(row.record.user_id)
+
+    plan = await plan_of(url_of_shared_id, ask)
+    assert found == [owner]
+    assert not plan.sequential
+    # The latest two sessions of each dataset, and the record of the preferred session.
+    assert plan.rows_read <= 2 * len(viewer.permitted_dataset_ids) + 5

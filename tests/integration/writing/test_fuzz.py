@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from session_lifecycle import InvalidValueError, SessionDatabase, SessionListFilters, UsageEvent
+from session_lifecycle.models.usage import RareUse
 from session_lifecycle.testing import TemplateServer
 from support.stored_rows import counts
 
@@ -27,22 +28,28 @@ NASTY: list[Any] = [
     datetime.max.replace(tzinfo=timezone(-timedelta(hours=12))),
     datetime.min.replace(tzinfo=UTC), datetime.now(UTC) + timedelta(hours=1),
 ]  # fmt: skip
-SOME = st.sampled_from(NASTY) | st.text(max_size=20) | st.integers() | st.floats() | st.decimals()
+WORDS = ["standard", "batch", "plan", "embedding", "PLAN", "free"]
+SOME = (
+    st.sampled_from(NASTY) | st.sampled_from(WORDS) | st.text(max_size=20) | st.integers() | st.floats() | st.decimals()
+)
 CALLS: dict[str, tuple[str, ...]] = {
     "ensure_and_touch_session": ("session_id", "user_id", "dataset_id", "agent_name", "at"),
     "accumulate_usage": (
         "session_id", "user_id", "model", "tokens_in", "tokens_out", "cost_usd", "errored", "provider",
         "cache_read_tokens", "cache_write_tokens", "reasoning_tokens", "idempotency_key", "at",
+        *RareUse.__annotations__,
     ),
     "end_session": ("session_id", "user_id", "status", "at"),
     "reopen_session": ("session_id", "user_id", "at"),
+    "update_session": ("session_id", "user_id", "title", "metadata", "tags", "dataset_id", "parent_session_id"),
+    "annotate_session": ("session_id", "user_id", "name", "score", "label", "comment", "annotator", "at"),
     "record": ("items",),
     "get_session_row": ("session_id", "viewer", "permitted_dataset_ids", "prefer_other_owner", "owner_id"),
     "list_session_rows": ("filters",),
     "aggregate_stats": ("viewer", "permitted_dataset_ids", "since", "until"),
     "cost_by_model": ("viewer", "permitted_dataset_ids", "since", "until"),
 }  # fmt: skip
-GOOD: dict[str, Any] = {"session_id": "s", "user_id": A, "viewer": A, "status": "completed"}
+GOOD: dict[str, Any] = {"session_id": "s", "name": "n", "user_id": A, "viewer": A, "status": "completed"}
 READS = {"get_session_row", "list_session_rows", "aggregate_stats", "cost_by_model"}
 
 

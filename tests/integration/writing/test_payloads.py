@@ -1,7 +1,9 @@
-"""The host's payloads as they are stored: redacted first, then as given, made safe, cut or refused."""
+"""The host's payloads, labels and ids as they are stored: redacted first, then as given, made safe, cut or refused."""
 
+import random
+import tracemalloc
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -13,11 +15,15 @@ from session_lifecycle import (
     InvalidValueError,
     Message,
     Run,
+    RunFilters,
     SessionDatabase,
     SessionLifecycleError,
+    SessionListFilters,
     Settings,
     Step,
+    SummaryFilters,
     Touch,
+    UsageEvent,
 )
 from session_lifecycle.entities import SessionMessageEntity, SessionRunEntity, SessionStepEntity
 from session_lifecycle.models import Item
@@ -36,7 +42,7 @@ def step(**more: Any) -> Step:
 
 def message(content: str, message_id: str = "m", **more: Any) -> Message:
     known = {"message_id": message_id, "user_id": USER, "session_id": "s", "role": "user", "created_at": NOON}
-    return Message(**known, content=content, **more)
+    return Message(**{**known, "content": content, **more})
 
 
 async def stored(db: SessionDatabase, column: Any) -> Any:
@@ -192,3 +198,141 @@ async def test_a_redaction_that_fails_stores_nothing(
         with pytest.raises(error, match=message_of_error):
             await db.lifecycle.record([message("secret")])
     assert await session_database.lifecycle.get_session_row("s", USER) is None
+
+
+def odd_text(
+    seed: int, size: int, alphabet: str = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+) -> str:
+    """A text that Postgres cannot compress: a compressible one fits into an index row that it should not fit into."""
+    return "".join(random.Random(seed).choices(alphabet, k=size))
+
+
+EMOJI = "".join(map(chr, range(0x1F300, 0x1F6D0)))
+
+
+async def test_X16_ids_of_1500_bytes_are_stored_and_found(session_database: SessionDatabase) -> None:
+    root, child, call, message_id, step_id, parent_step = (odd_text(seed, 1_500) for seed in range(6))
+    session_id, short = odd_text(7, 512), odd_text(8, 1_100)
+    record = session_database.lifecycle.record
+    activity = session_database.activity
+    await record([run(run_id=root, session_id=session_id), run(run_id=short, session_id=session_id)])
+    await record(
+        [
+            step(run_id=short, step_id=step_id, parent_step_id=parent_step, tool_call_id=call, kind="tool"),
+            step(run_id=root, step_id=odd_text(9, 1_100), tool_call_id=odd_text(10, 1_500)),
+            run(run_id=child, session_id=None, parent_tool_call_id=call, started_at=NOON + timedelta(minutes=1)),
+            message("hello", message_id=message_id, session_id=session_id, run_id=child),
+            UsageEvent(session_id=session_id, user_id=USER, model="m", tokens_in=5, run_id=child),
+        ]
+    )
+    lineage = await activity.find_lineage(USER, call)
+    assert lineage is not None
+    assert lineage.parent_run_id == short
+    detail = await activity.get_session_detail(session_id, USER)
+    assert detail is not None
+    assert {one.run_id for one in detail.runs} == {root, short, child}
+    [told] = await activity.chat_history(session_id, USER)
+    assert (told.message_id, told.run_id) == (message_id, child)
+    seen, cursor = set(), None
+    for _ in range(3):
+        page = await activity.list_runs(RunFilters(user_id=USER, include_open=True, limit=1, cursor=cursor))
+        seen |= {one.run_id for one in page.runs}
+        cursor = page.next_cursor
+    assert (seen, cursor) == ({root, short, child}, None)
+    for replayed in (run(run_id=root, session_id=session_id), step(run_id=short, step_id=step_id, kind="tool")):
+        assert await record([replayed]) == ["unchanged"]
+
+
+async def test_X16_a_root_with_a_long_id_has_a_session_that_can_be_read_and_ended(
+    session_database: SessionDatabase,
+) -> None:
+    root = odd_text(1, 1_500)
+    children = [run(run_id=odd_text(seed, 1_500), session_id=None, parent_run_id=root) for seed in (2, 3)]
+    await session_database.lifecycle.record([*children, run(run_id=root, session_id=None)])
+    page = await session_database.lifecycle.list_session_rows(SessionListFilters(user_id=USER))
+    [session_id] = [row.record.session_id for row in page.sessions]
+    detail = await session_database.activity.get_session_detail(session_id, USER)
+    assert detail is not None
+    assert len(detail.runs) == 3
+    assert await session_database.lifecycle.end_session(session_id, USER, "completed") == "ended"
+
+
+async def test_X16_the_longest_labels_and_ids_fit_into_every_index(session_database: SessionDatabase) -> None:
+    """Index rows of 2,704 bytes: of sessions, runs and roll-ups, with ids and labels of four bytes a character."""
+    session_id = odd_text(1, 512, EMOJI)
+    label = odd_text(2, 300, EMOJI)
+    dataset = UUID(int=9)
+    labels = dict.fromkeys(["agent_name", "client", "provider", "model", "project"], label)
+    long_ago = NOON - timedelta(days=300)
+    await session_database.lifecycle.record(
+        [
+            Touch(session_id=session_id, user_id=USER, dataset_id=dataset, agent_name=label, at=long_ago),
+            run(run_id=odd_text(3, 550), session_id=session_id, dataset_id=dataset, **labels, started_at=long_ago),
+            message("hello", message_id=odd_text(4, 552), session_id=session_id, created_at=long_ago),
+            UsageEvent(session_id=session_id, user_id=USER, model=label, tokens_in=5, at=long_ago, idempotency_key="k"),
+        ]
+    )
+    await session_database.maintenance.roll_up()
+    assert not (await session_database.maintenance.reconcile()).mismatches
+    page = await session_database.activity.list_session_summaries(
+        SummaryFilters(user_id=USER, agent_name=label, project=label, model=label, client=label, provider=label)
+    )
+    assert [one.record.session_id for one in page.sessions] == [session_id]
+    rows = await session_database.lifecycle.list_session_rows(SessionListFilters(user_id=USER, agent_name=label))
+    assert [row.record.session_id for row in rows.sessions] == [session_id]
+
+
+@pytest.mark.parametrize(
+    ("content", "search"),
+    [
+        ("Ä İstanbul trip", "istanbul"),
+        ("\uff26\uff35\uff2c\uff2c width", "full"),
+        ("costs 10\u00a0000 in total", "10 000"),
+        ("Donau\u00addampf\u00adschiff", "Dampfschiff"),
+        ("find me", "\uff46\uff49nd\u00a0ME"),
+        ("100%_sure", "100%_s"),
+    ],
+)
+async def test_X18_search_finds_the_same_text_in_another_form(
+    session_database: SessionDatabase, content: str, search: str
+) -> None:
+    await session_database.lifecycle.record([message(content), message("100 percent", "n", session_id="other")])
+    page = await session_database.activity.list_session_summaries(SummaryFilters(user_id=USER, search=search))
+    assert [one.record.session_id for one in page.sessions] == ["s"]
+    assert await session_database.activity.chat_history("s", USER)
+
+
+async def test_X19_a_shared_payload_is_cut_before_it_is_written_out(session_database: SessionDatabase) -> None:
+    text = "x" * 300_000
+    shared: Any = 1
+    for _ in range(22):
+        shared = [shared, shared]
+    tracemalloc.start()
+    try:
+        await session_database.lifecycle.record([run(input=[text] * 1_000, output=text)])
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 30_000_000
+    cut = await stored(session_database, SessionRunEntity.input)
+    assert cut["truncated"] is True
+    assert cut["bytes"] > 90_000_000
+    assert cut["beginning"] == ('["' + text + '","' + text + '","' + text + '","' + text)[:1_048_576]
+    await session_database.lifecycle.record([step(inputs=shared, output=shared)])
+    assert await stored(session_database, SessionStepEntity.inputs)
+
+
+async def test_X20_what_the_host_gives_is_stored_as_some_json(session_database: SessionDatabase) -> None:
+    cyclic: dict[Any, Any] = {1: b"\xff", "1": 10**5_000, 2.5: {3, 1}, None: iter([1])}
+    cyclic["self"] = cyclic
+    kept = {
+        "1": hex(10**5_000),
+        "1 (int)": "\ufffd",
+        "2.5": [1, 3],
+        "None": "<list_iterator object>",
+        "self": "… contains itself",
+    }
+    payloads = dict.fromkeys(["inputs", "output", "prompt", "errors", "metadata"], cyclic)
+    await session_database.lifecycle.record([run(input=cyclic, output=cyclic, metadata=cyclic), step(**payloads)])
+    for column in (SessionRunEntity.input, SessionRunEntity.run_metadata, SessionStepEntity.errors):
+        assert await stored(session_database, column) == kept

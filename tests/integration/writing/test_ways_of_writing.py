@@ -15,11 +15,11 @@ from session_lifecycle.entities import metadata
 from session_lifecycle.pricing.catalogue import PriceCatalogue
 from session_lifecycle.testing import SessionClock
 from session_lifecycle.writing.prepared import prepare
-from session_lifecycle.writing.waves import parameters
+from session_lifecycle.writing.waves import parts
 
 AT, DATASET = datetime(2026, 1, 1, tzinfo=UTC), UUID(int=11)
 WAYS = {
-    "one by one": {"record_one_use", "record_one_touch"},
+    "one by one": set(),
     "plain": {"record_plain"},
     "locked": {"record_locked", "record_wave", "lock_sessions"},
     "locked, with runs": {
@@ -90,7 +90,7 @@ async def written_by(url: str, way: str, user: UUID, now: datetime) -> list[tupl
         async with connection.transaction():
             await connection.execute("SET LOCAL track_functions = 'all'")
             for batch in batches:
-                bound = parameters([prepare(item, prices) for item in batch])
+                [(_, bound)] = parts([prepare(item, prices) for item in batch])
                 assert bound["is_plain"]
                 if way == "locked, with runs":
                     rows = await connection.fetch(WITH_RUNS, bound["waves"], now)
@@ -158,7 +158,7 @@ async def test_a_short_way_that_does_not_fit_goes_the_long_one(
         ]
         if way == "plain":
             given.append(Touch(session_id="t", user_id=user, at=AT))
-        bound = parameters([prepare(item, prices) for item in given])
+        [(_, bound)] = parts([prepare(item, prices) for item in given])
         connection = await asyncpg.connect(session_database_url)
         try:
             values = (bound["waves"], bound["activity"], bound["latest_at"], is_plain)

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from session_lifecycle import SessionDatabase, SessionListFilters, SessionStatus, Touch, UsageEvent, Viewer
-from session_lifecycle.cli.options import DatabaseUrl, DataDir, Schema, on_database
+from session_lifecycle.cli.options import DatabaseUrl, DataDir, Embedded, Schema, on_database
 from session_lifecycle.cli.output import costs_table, sessions_table, standard_output, stats_table
 
 MODELS = ("gpt-4o", "gpt-4o-mini", "claude-sonnet-4-5", "gemini-2.5-flash", "in-house-7b")
@@ -40,6 +40,7 @@ class Fleet:
 def demo(
     database_url: DatabaseUrl = None,
     data_dir: DataDir = None,
+    embedded: Embedded = False,
     schema: Schema = None,
     seed: Annotated[int, typer.Option(help="Seed of the random data. The same seed makes the same data.")] = 1,
 ) -> None:
@@ -49,7 +50,7 @@ def demo(
         await db.migrate()
         await record_fleet(db, standard_output(), seed)
 
-    on_database(work, database_url, data_dir, schema)
+    on_database(work, database_url, data_dir, schema, embedded=embedded)
 
 
 async def record_fleet(db: SessionDatabase, console: Console, seed: int) -> None:

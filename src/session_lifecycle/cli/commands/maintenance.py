@@ -2,16 +2,26 @@
 
 import asyncio
 import signal
-from datetime import timedelta
 from typing import Annotated
 from uuid import UUID
 
 import typer
-from rich.console import Console
 
 from session_lifecycle import SessionDatabase
-from session_lifecycle.cli.options import Batch, DatabaseUrl, DataDir, DryRun, OlderThanDays, Schema, on_database
-from session_lifecycle.cli.output import print_progress, print_report
+from session_lifecycle.cli.options import (
+    Batch,
+    DatabaseUrl,
+    DataDir,
+    DryRun,
+    Embedded,
+    OlderThanDays,
+    Schema,
+    Yes,
+    finite,
+    older_than,
+    on_database,
+)
+from session_lifecycle.cli.output import print_line, print_progress, print_report
 from session_lifecycle.maintenance.background import BackgroundRollUp
 from session_lifecycle.maintenance.role import DEFAULT_PRUNE_BATCH
 from session_lifecycle.models import RollUpReport
@@ -21,58 +31,63 @@ def prune_sessions(
     older_than_days: OlderThanDays,
     database_url: DatabaseUrl = None,
     data_dir: DataDir = None,
+    embedded: Embedded = False,
     schema: Schema = None,
     batch: Batch = DEFAULT_PRUNE_BATCH,
     dry_run: DryRun = False,
+    yes: Yes = False,
 ) -> None:
     """Delete sessions idle for longer than N days, with their runs, messages and usage.
 
     An interrupted command keeps what it has deleted. Run it again to continue.
     """
+    age = older_than(older_than_days)
 
     async def work(db: SessionDatabase) -> None:
-        report = await db.maintenance.prune_sessions(
-            timedelta(days=older_than_days), batch=batch, dry_run=dry_run, on_progress=print_progress
-        )
+        report = await db.maintenance.prune_sessions(age, batch=batch, dry_run=dry_run, on_progress=print_progress)
         print_report("Would delete" if dry_run else "Deleted", report)
 
-    on_database(work, database_url, data_dir, schema)
+    question = f"Delete the sessions idle for longer than {older_than_days:g} days? This cannot be undone."
+    confirm = None if yes or dry_run else question
+    on_database(work, database_url, data_dir, schema, embedded=embedded, confirm=confirm)
 
 
 def prune_payloads(
     older_than_days: OlderThanDays,
     database_url: DatabaseUrl = None,
     data_dir: DataDir = None,
+    embedded: Embedded = False,
     schema: Schema = None,
     batch: Batch = DEFAULT_PRUNE_BATCH,
     dry_run: DryRun = False,
+    yes: Yes = False,
 ) -> None:
     """Delete the messages and payloads of sessions idle for longer than N days. Usage and cost stay.
 
     An interrupted command keeps what it has deleted. Run it again to continue.
     """
+    age = older_than(older_than_days)
 
     async def work(db: SessionDatabase) -> None:
-        report = await db.maintenance.prune_payloads(
-            timedelta(days=older_than_days), batch=batch, dry_run=dry_run, on_progress=print_progress
-        )
+        report = await db.maintenance.prune_payloads(age, batch=batch, dry_run=dry_run, on_progress=print_progress)
         print_report("Would empty" if dry_run else "Emptied", report)
 
-    on_database(work, database_url, data_dir, schema)
+    question = f"Delete the payloads of sessions idle for longer than {older_than_days:g} days? This cannot be undone."
+    confirm = None if yes or dry_run else question
+    on_database(work, database_url, data_dir, schema, embedded=embedded, confirm=confirm)
 
 
 def erase_user(
     user: Annotated[UUID, typer.Argument(help="Id of the user.")],
     database_url: DatabaseUrl = None,
     data_dir: DataDir = None,
+    embedded: Embedded = False,
     schema: Schema = None,
     anonymise: Annotated[bool, typer.Option(help="Keep usage and cost, under a random user id.")] = False,
     tombstone: Annotated[bool, typer.Option(help="Refuse all future sessions of the user.")] = False,
-    yes: Annotated[bool, typer.Option(help="Do not ask for confirmation.")] = False,
+    yes: Yes = False,
 ) -> None:
     """Erase all sessions, runs, messages and usage of a user."""
-    if not yes:
-        typer.confirm(f"Erase everything of user {user}? This cannot be undone.", abort=True)
 
     async def work(db: SessionDatabase) -> None:
         receipt = await db.maintenance.erase_user(
@@ -80,12 +95,15 @@ def erase_user(
         )
         print_report("Erased", receipt)
 
-    on_database(work, database_url, data_dir, schema)
+    question = f"Erase everything of user {user}? This cannot be undone."
+    confirm = None if yes else question
+    on_database(work, database_url, data_dir, schema, embedded=embedded, confirm=confirm)
 
 
 def reconcile(
     database_url: DatabaseUrl = None,
     data_dir: DataDir = None,
+    embedded: Embedded = False,
     schema: Schema = None,
     repair: Annotated[bool, typer.Option(help="Repair the totals that differ.")] = False,
 ) -> None:
@@ -98,19 +116,19 @@ def reconcile(
         report = await db.maintenance.reconcile(repair=repair)
         for mismatch in report.mismatches:
             print_report("Differs", mismatch)
-        console = Console(soft_wrap=True, highlight=False)
-        console.print(
+        print_line(
             f"{report.sessions_looked_at} sessions, {report.mismatch_count} mismatches, {report.repaired} repaired"
         )
         if report.repaired < report.mismatch_count:
             raise typer.Exit(1)
 
-    on_database(work, database_url, data_dir, schema)
+    on_database(work, database_url, data_dir, schema, embedded=embedded)
 
 
 def roll_up(
     database_url: DatabaseUrl = None,
     data_dir: DataDir = None,
+    embedded: Embedded = False,
     schema: Schema = None,
     every: Annotated[
         float | None,
@@ -121,6 +139,8 @@ def roll_up(
 
     An interrupted command keeps what it has added up. Run it again to continue.
     """
+    if every is not None:
+        finite("--every", every)
 
     async def work(db: SessionDatabase) -> None:
         async def once() -> RollUpReport:
@@ -137,4 +157,4 @@ def roll_up(
         async with BackgroundRollUp(once, every):
             await interrupted.wait()
 
-    on_database(work, database_url, data_dir, schema)
+    on_database(work, database_url, data_dir, schema, embedded=embedded)

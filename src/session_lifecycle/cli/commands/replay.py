@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from session_lifecycle import InvalidValueError, SessionDatabase, SessionWriter, Touch, UsageOutcome
-from session_lifecycle.cli.options import DatabaseUrl, DataDir, Schema, on_database, refuse
+from session_lifecycle.cli.options import DatabaseUrl, DataDir, Embedded, Schema, finite, on_database, refuse
 from session_lifecycle.cli.output import costs_table, standard_output, stats_table
 
 DEFAULT_USER = uuid5(NAMESPACE_URL, "session-lifecycle:replay")
@@ -63,6 +63,7 @@ def replay(
     file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, readable=True, help="CSV file of requests.")],
     database_url: DatabaseUrl = None,
     data_dir: DataDir = None,
+    embedded: Embedded = False,
     schema: Schema = None,
     user: Annotated[UUID, typer.Option(help="Id of the user who owns the sessions.")] = DEFAULT_USER,
     model: Annotated[str | None, typer.Option(help="Model of all requests. Default: one of four, by session.")] = None,
@@ -84,7 +85,7 @@ def replay(
         user_id=user,
         model=model,
         concurrency=concurrency,
-        speed=speed,
+        speed=finite("--speed", speed),
         end=end_at,
     )
 
@@ -92,7 +93,7 @@ def replay(
         await db.migrate()
         await replay_requests(db, plan, standard_output())
 
-    on_database(work, database_url, data_dir, schema)
+    on_database(work, database_url, data_dir, schema, embedded=embedded)
 
 
 def aware(end: datetime | None) -> datetime:

@@ -2,35 +2,38 @@
 
 import sys
 
-from rich.console import Console
-
 from session_lifecycle import SessionDatabase
-from session_lifecycle.cli.options import DatabaseUrl, DataDir, Schema, on_database, run_until_done
+from session_lifecycle.cli.options import DatabaseUrl, DataDir, Embedded, Schema, on_database, run_until_done
+from session_lifecycle.cli.output import print_line, print_note
 
 
-def upgrade(database_url: DatabaseUrl = None, data_dir: DataDir = None, schema: Schema = None) -> None:
+def upgrade(
+    database_url: DatabaseUrl = None, data_dir: DataDir = None, embedded: Embedded = False, schema: Schema = None
+) -> None:
     """Migrate the schema to the revision of this version."""
 
     async def work(db: SessionDatabase) -> None:
         await db.migrate()
         _report(await db.check())
 
-    on_database(work, database_url, data_dir, schema)
+    on_database(work, database_url, data_dir, schema, embedded=embedded)
 
 
-def check(database_url: DatabaseUrl = None, data_dir: DataDir = None, schema: Schema = None) -> None:
+def check(
+    database_url: DatabaseUrl = None, data_dir: DataDir = None, embedded: Embedded = False, schema: Schema = None
+) -> None:
     """Check that the schema has everything that this version uses. Exit with code 1 if not."""
 
     async def work(db: SessionDatabase) -> None:
         _report(await db.check())
 
-    on_database(work, database_url, data_dir, schema)
+    on_database(work, database_url, data_dir, schema, embedded=embedded)
 
 
 def _report(advice: list[str]) -> None:
-    Console().print("The schema is up to date.")
+    print_line("The schema is up to date.")
     for sentence in advice:
-        Console(stderr=True, soft_wrap=True).print(f"note: {sentence}", markup=False, highlight=False)
+        print_note(f"note: {sentence}")
 
 
 def sql(schema: Schema = None) -> None:

@@ -19,6 +19,6 @@ def find_lineage(user_id: UUID, tool_call_id: str) -> Select[*tuple[Any, ...]]:
         .select_from(tables.steps)
         .outerjoin(tables.runs, same_run(tables.runs, tables.steps))
         .where(tables.steps.user_id == user_id, tables.steps.tool_call_id == tool_call_id)
-        .order_by(tables.steps.started_at.desc(), tables.steps.run_id.desc(), tables.steps.step_id.desc())
+        .order_by(tables.steps.started_at.desc(), tables.steps.record_no.desc())
         .limit(1)
     )

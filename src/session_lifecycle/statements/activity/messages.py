@@ -3,7 +3,7 @@
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Select, func, select, tuple_
+from sqlalchemy import ColumnElement, Select, func, select, true, tuple_
 
 from session_lifecycle.models import Message, Viewer
 from session_lifecycle.models.json_payloads import folded
@@ -11,8 +11,8 @@ from session_lifecycle.statements import tables
 from session_lifecycle.statements.sessions.records import belongs_to_record, preferred_session
 from session_lifecycle.statements.shared.json_rows import fields_of
 
-OLDEST_FIRST = (tables.messages.created_at, tables.messages.message_id)
-NEWEST_FIRST = (tables.messages.created_at.desc(), tables.messages.message_id.desc())
+OLDEST_FIRST = (tables.messages.created_at, tables.messages.record_no)
+NEWEST_FIRST = (tables.messages.created_at.desc(), tables.messages.record_no.desc())
 
 
 def has_message_with(text: str) -> ColumnElement[bool]:
@@ -25,13 +25,20 @@ def has_message_with(text: str) -> ColumnElement[bool]:
 
 
 def chat_history(
-    session_id: str, viewer: Viewer, *, owner_id: UUID | None, limit: int | None, max_characters: int | None
+    session_id: str,
+    viewer: Viewer,
+    *,
+    owner_id: UUID | None,
+    limit: int | None,
+    max_characters: int | None,
+    exclude_run_id: str | None,
 ) -> Select[*tuple[Any, ...]]:
-    """The newest messages of the session that fit into both limits, oldest first."""
+    """The newest messages of the session, but for those of the run, that fit into both limits, oldest first."""
     session = preferred_session(session_id, viewer, owner_id=owner_id).cte("session")
     newest = (
-        select(*fields_of(tables.messages, Message).values())
+        select(*fields_of(tables.messages, Message).values(), tables.messages.record_no)
         .join(session, belongs_to_record(tables.messages, session))
+        .where(true() if exclude_run_id is None else tables.messages.run_id.is_distinct_from(exclude_run_id))
         .order_by(*NEWEST_FIRST)
         .limit(limit)
         .subquery("newest")
@@ -39,10 +46,10 @@ def chat_history(
     # The characters of this message and all newer ones. The sum only grows towards older messages, so the messages that
     # fit are the newest ones without a gap.
     characters = func.sum(func.char_length(newest.c.content)).over(
-        order_by=(newest.c.created_at.desc(), newest.c.message_id.desc())
+        order_by=(newest.c.created_at.desc(), newest.c.record_no.desc())
     )
     measured = select(newest, characters.label("characters")).subquery("measured")
     statement = select(*(measured.c[name] for name in Message.model_fields)).order_by(
-        measured.c.created_at, measured.c.message_id
+        measured.c.created_at, measured.c.record_no
     )
     return statement if max_characters is None else statement.where(measured.c.characters <= max_characters)

@@ -35,8 +35,6 @@ RUNS_AND_SESSIONS = join(
     isouter=True,
 )
 """Runs with their sessions, and runs outside a session."""
-TOOL = "tool"
-"""The kind of a step that is a tool call."""
 RECORDED = tables.runs.started_at.is_not(None)
 ENDED = tables.runs.ended_at.is_not(None)
 THREAD_ID: ColumnElement[str] = func.coalesce(tables.runs.root_run_id, tables.runs.run_id, type_=Text(collation="C"))
@@ -44,7 +42,12 @@ CLIENT: ColumnElement[str] = func.coalesce(
     tables.runs.client, literal_column(f"'{UNKNOWN_CLIENT}'"), type_=Text(collation="C")
 )
 
-COST_USD: ColumnElement[Any] = func.greatest(tables.runs.reported_cost_usd, tables.runs.events_cost_usd, type_=Numeric)
+# What a run reports includes the price of its events under a plan, which is in no cost.
+COST_USD: ColumnElement[Any] = func.greatest(
+    tables.runs.reported_cost_usd - func.coalesce(tables.runs.events_plan_cost_usd, 0),
+    tables.runs.events_cost_usd,
+    type_=Numeric,
+)
 UNATTRIBUTED_TOKENS: ColumnElement[int] = func.greatest(
     tables.runs.reported_tokens - tables.runs.events_tokens_in - tables.runs.events_tokens_out, 0, type_=BigInteger
 )

@@ -2,7 +2,21 @@
 
 from typing import Any
 
-from sqlalchemy import ColumnElement, Double, FromClause, Select, Text, and_, cast, select, true, tuple_
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Double,
+    FromClause,
+    Select,
+    Text,
+    and_,
+    case,
+    cast,
+    func,
+    select,
+    true,
+    tuple_,
+)
 
 from session_lifecycle.models import Message, Run, RunEvent, RunFilters, Step
 from session_lifecycle.statements import tables
@@ -17,14 +31,14 @@ from session_lifecycle.statements.activity.run_figures import (
     is_message_of,
     steps_of_run,
 )
-from session_lifecycle.statements.shared.json_rows import fields_of, json_array, json_object, or_empty
+from session_lifecycle.statements.shared.json_rows import Column, fields_of, json_array, json_object, or_empty
 from session_lifecycle.statements.shared.keys import equal_where_given, same_run
 from session_lifecycle.statements.shared.paging import Order, Position, beside_total, page, total
 from session_lifecycle.statements.shared.visibility import visible_run
 from session_lifecycle.statements.shared.window import within
 
-RUN_ORDER = Order(tables.runs.started_at, (tables.runs.run_id, tables.runs.user_id))
-STEP_ORDER = (tables.steps.started_at, tables.steps.seq, tables.steps.step_id)
+RUN_ORDER = Order(tables.runs.started_at, (tables.runs.record_no,))
+STEP_ORDER = (tables.steps.started_at, tables.steps.seq, tables.steps.record_no)
 
 
 def list_runs(filters: RunFilters, position: Position | None) -> Select[*tuple[Any, ...]]:
@@ -52,11 +66,18 @@ def list_runs(filters: RunFilters, position: Position | None) -> Select[*tuple[A
     )
 
 
-def run_details(chosen: FromClause) -> Select[*tuple[Any, ...]]:
+PAYLOADS = {"input", "output", "inputs", "prompt", "errors"}
+MOST_STORED_BYTES = 8 * 2**20
+"""The most bytes of payloads, as they are stored, of one answer. Postgres compresses them to a ninetieth at most, so an
+answer stays below the 1 GB of a value."""
+
+
+def run_details(chosen: FromClause, *, has_payloads: ColumnElement[bool] | None = None) -> Select[*tuple[Any, ...]]:
     """One row per chosen run: its key, and the fields of a `RunDetail` as JSON in `body`.
 
     Args:
         chosen: A few runs: `user_id, run_id, session_id`.
+        has_payloads: Whether the payloads of runs and steps are read; None: they are.
     """
     steps = steps_of_run()
     events = _events(chosen)
@@ -65,13 +86,19 @@ def run_details(chosen: FromClause) -> Select[*tuple[Any, ...]]:
         "tokens_total": TOKENS_TOTAL,
         "duration_ms": cast(DURATION_MS, Double),
         "errors_count": errors_count(steps),
-        "steps": or_empty(_steps()),
+        "steps": or_empty(_steps(has_payloads)),
         "messages": or_empty(_messages()),
         "events": or_empty(events.c.events),
     }
-    body = json_object(fields_of(tables.runs, Run) | figures)
+    body = json_object(with_payloads(fields_of(tables.runs, Run), has_payloads) | figures)
     return (
-        select(tables.runs.user_id, tables.runs.run_id, tables.runs.started_at, body.label("body"))
+        select(
+            tables.runs.user_id,
+            tables.runs.run_id,
+            tables.runs.started_at,
+            tables.runs.record_no,
+            body.label("body"),
+        )
         .select_from(tables.runs)
         .join(chosen, same_run(chosen.c, tables.runs))
         .join(steps, true())
@@ -86,8 +113,22 @@ def run_details(chosen: FromClause) -> Select[*tuple[Any, ...]]:
     )
 
 
-def _steps() -> ColumnElement[Any]:
-    steps = json_array(json_object(fields_of(tables.steps, Step)), STEP_ORDER)
+def stored_bytes(table: type[tables.runs | tables.steps]) -> ColumnElement[int]:
+    """The bytes of the payloads of some rows, as they are stored: reading them unpacks nothing."""
+    names = PAYLOADS & set(table.__table__.columns.keys())
+    sizes = [func.coalesce(func.pg_column_size(getattr(table, name)), 0) for name in sorted(names)]
+    return func.coalesce(func.sum(sum(sizes[1:], sizes[0])), 0, type_=BigInteger)
+
+
+def with_payloads(columns: dict[str, Column], has_payloads: ColumnElement[bool] | None) -> dict[str, Column]:
+    """The columns, with nulls in place of payloads unless the condition holds."""
+    if has_payloads is None:
+        return columns
+    return {name: case((has_payloads, column)) if name in PAYLOADS else column for name, column in columns.items()}
+
+
+def _steps(has_payloads: ColumnElement[bool] | None) -> ColumnElement[Any]:
+    steps = json_array(json_object(with_payloads(fields_of(tables.steps, Step), has_payloads)), STEP_ORDER)
     return select(steps).where(same_run(tables.steps, tables.runs)).correlate(tables.runs).scalar_subquery()
 
 

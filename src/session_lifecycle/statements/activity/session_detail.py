@@ -4,43 +4,64 @@ from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Select, Text, cast, select
+from sqlalchemy import Select, Text, cast, false, select
 
 from session_lifecycle.models import Message, Viewer
 from session_lifecycle.models.run_filters import RunChoice
 from session_lifecycle.statements import tables
 from session_lifecycle.statements.activity.messages import OLDEST_FIRST
 from session_lifecycle.statements.activity.run_figures import counted
-from session_lifecycle.statements.activity.runs import run_details
+from session_lifecycle.statements.activity.runs import MOST_STORED_BYTES, run_details, stored_bytes
 from session_lifecycle.statements.activity.summary_figures import messages_of, with_figures
 from session_lifecycle.statements.sessions.records import belongs_to_record, preferred_session, with_status
 from session_lifecycle.statements.shared.json_rows import fields_of, json_array, json_object, or_empty
+from session_lifecycle.statements.shared.keys import same_run
 
 
 def get_session_detail(
-    session_id: str, viewer: Viewer, *, owner_id: UUID | None, project: str | None, abandon_after: timedelta
+    session_id: str,
+    viewer: Viewer,
+    *,
+    owner_id: UUID | None,
+    project: str | None,
+    limit: int,
+    offset: int,
+    payloads: bool,
+    abandon_after: timedelta,
 ) -> Select[*tuple[Any, ...]]:
-    """At most one row: the session, its figures, and its runs and messages as JSON.
+    """At most one row: the session, its figures, and a page of its runs and one of its messages as JSON.
 
     One statement answers all of it, because on the pool each statement has its own snapshot.
     """
     choice = RunChoice(project=project)
     session = with_status(preferred_session(session_id, viewer, owner_id=owner_id), abandon_after).cte("session")
-    chosen = (
+    of_choice = (
         select(tables.runs.user_id, tables.runs.run_id, tables.runs.session_id)
         .join(session, belongs_to_record(tables.runs, session))
         .where(*counted(choice))
-        .cte("chosen")
     )
-    details = run_details(chosen).subquery("details")
-    runs = json_array(details.c.body, (details.c.started_at, details.c.run_id))
-    messages = json_array(json_object(fields_of(tables.messages, Message)), OLDEST_FIRST)
+    order = (tables.runs.started_at, tables.runs.record_no)
+    chosen = of_choice.order_by(*order).limit(limit).offset(offset).cte("chosen")
+    of_runs = select(stored_bytes(tables.runs)).join(chosen, same_run(chosen.c, tables.runs)).scalar_subquery()
+    of_steps = select(stored_bytes(tables.steps)).join(chosen, same_run(chosen.c, tables.steps)).scalar_subquery()
+    is_read = of_runs + of_steps <= MOST_STORED_BYTES if payloads else false()
+    payload = select(is_read.label("is_read")).cte("payload").prefix_with("MATERIALIZED")
+    has_payloads = select(payload.c.is_read).scalar_subquery()
+    details = run_details(chosen, has_payloads=has_payloads).subquery("details")
+    runs = json_array(details.c.body, (details.c.started_at, details.c.record_no))
+    said = (
+        select(json_object(fields_of(tables.messages, Message)).label("body"), *OLDEST_FIRST)
+        .where(*messages_of(session, choice))
+        .order_by(*OLDEST_FIRST)
+        .limit(limit)
+        .offset(offset)
+        .correlate(session)
+        .subquery("said")
+    )
+    messages = json_array(said.c.body, (said.c.created_at, said.c.record_no))
     detail = with_figures(select(*session.c).select_from(session), session, choice).add_columns(
         select(cast(or_empty(runs), Text)).scalar_subquery().label("runs"),
-        select(cast(or_empty(messages), Text))
-        .where(*messages_of(session, choice))
-        .correlate(session)
-        .scalar_subquery()
-        .label("messages"),
+        select(cast(or_empty(messages), Text)).select_from(said).scalar_subquery().label("messages"),
+        has_payloads.label("has_payloads"),
     )
-    return detail if project is None else detail.where(select(chosen.c.run_id).exists())
+    return detail if project is None else detail.where(of_choice.exists())

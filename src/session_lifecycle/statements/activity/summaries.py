@@ -35,7 +35,7 @@ def list_summaries(
     """
     shape, parameters = shape_of(filters, position, abandon_after)
     conditions = _conditions(filters)
-    if shape.has_index and not conditions:
+    if shape.has_index and not conditions and not filters.reads_rows:
         return _list_by_index(shape, filters.total), parameters
     # No index answers the conditions: Postgres reads sessions, runs and messages to choose the sessions.
     chosen = chosen_sessions(filters, abandon_after).where(*conditions)

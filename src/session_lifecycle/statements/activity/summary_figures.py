@@ -110,7 +110,7 @@ def _earliest_run(of_session: ColumnElement[bool], choice: RunChoice) -> FromCla
     return (
         select(CLIENT.label("client"), tables.runs.run_metadata.label("metadata"))
         .where(of_session, *counted(choice))
-        .order_by(tables.runs.started_at, tables.runs.run_id)
+        .order_by(tables.runs.started_at, tables.runs.record_no)
         .limit(1)
         .lateral("earliest")
     )

@@ -10,10 +10,11 @@ from session_lifecycle.models import Message, MessageRole, Step, Viewer
 from session_lifecycle.models.run_filters import RunChoice
 from session_lifecycle.statements import tables
 from session_lifecycle.statements.activity.messages import NEWEST_FIRST, OLDEST_FIRST
-from session_lifecycle.statements.activity.run_figures import RECORDED, THREAD_ID, TOOL, TOTALS
-from session_lifecycle.statements.activity.runs import STEP_ORDER
+from session_lifecycle.statements.activity.run_figures import RECORDED, THREAD_ID, TOTALS
+from session_lifecycle.statements.activity.runs import MOST_STORED_BYTES, STEP_ORDER, stored_bytes, with_payloads
 from session_lifecycle.statements.activity.summary_figures import with_figures
 from session_lifecycle.statements.sessions.records import belongs_to_record, preferred_session, with_status
+from session_lifecycle.statements.sessions.row_filters import TOOL
 from session_lifecycle.statements.shared.json_rows import fields_of, json_array, json_object, or_empty
 from session_lifecycle.statements.shared.keys import same_run, same_session
 from session_lifecycle.statements.shared.paging import comes_after
@@ -36,16 +37,28 @@ def list_threads(
     session = with_status(preferred_session(session_id, viewer, owner_id=owner_id), abandon_after).cte("session")
     runs = _runs(session)
     threads = _threads(runs)
-    order = (threads.c.root_started_at, threads.c.thread_id)
+    order = (threads.c.root_started_at, threads.c.root_order)
     page = select(threads).order_by(*(order if before is None else (part.desc() for part in order))).limit(limit + 1)
     anchor = before if after is None else after
     is_anchored: ColumnElement[bool] = true()
     if anchor is not None:
         position = select(*order).where(threads.c.thread_id == anchor).cte("position")
         page = page.join(position, comes_after(order, [*position.c], descending=before is not None))
-        is_anchored = select(position.c.thread_id).exists()
+        is_anchored = select(position.c.root_order).exists()
+    chosen = page.cte("page")
+    of_page = (
+        select(stored_bytes(tables.steps))
+        .join(runs, same_run(runs.c, tables.steps))
+        .join(chosen, chosen.c.thread_id == runs.c.thread_id)
+        .where(tables.steps.kind == TOOL)
+        .scalar_subquery()
+    )
+    payload = select((of_page <= MOST_STORED_BYTES).label("is_read")).cte("payload").prefix_with("MATERIALIZED")
+    has_payloads = select(payload.c.is_read).scalar_subquery()
     return with_figures(select(*session.c).select_from(session), session, RunChoice()).add_columns(
-        is_anchored.label("is_anchored"), _bodies(session, runs, page.cte("page")).label("threads")
+        is_anchored.label("is_anchored"),
+        _bodies(session, runs, chosen, has_payloads).label("threads"),
+        has_payloads.label("has_payloads"),
     )
 
 
@@ -59,6 +72,7 @@ def _runs(session: FromClause) -> FromClause:
         tables.runs.model,
         tables.runs.started_at,
         tables.runs.ended_at,
+        tables.runs.record_no,
         THREAD_ID.label("thread_id"),
     )
     return select(*columns, *totals).join(session, of_session).where(RECORDED).cte("runs")
@@ -70,12 +84,14 @@ def _threads(runs: FromClause) -> FromClause:
     The start of a root in another session is not used: the viewer may not see that session.
     """
     started_at = func.min(runs.c.started_at)
-    root_started_at = started_at.filter(runs.c.run_id == runs.c.thread_id)
+    order = func.min(runs.c.record_no)
+    is_root = runs.c.run_id == runs.c.thread_id
     is_open = func.bool_or(runs.c.ended_at.is_(None))
     return (
         select(
             runs.c.thread_id,
-            func.coalesce(root_started_at, started_at).label("root_started_at"),
+            func.coalesce(started_at.filter(is_root), started_at).label("root_started_at"),
+            func.coalesce(order.filter(is_root), order).label("root_order"),
             started_at.label("started_at"),
             case((is_open, null()), else_=func.max(runs.c.ended_at)).label("ended_at"),
             func.count().label("runs_count"),
@@ -86,9 +102,11 @@ def _threads(runs: FromClause) -> FromClause:
     )
 
 
-def _bodies(session: FromClause, runs: FromClause, page: FromClause) -> ColumnElement[str]:
+def _bodies(
+    session: FromClause, runs: FromClause, page: FromClause, has_payloads: ColumnElement[bool]
+) -> ColumnElement[str]:
     """The page's threads as one JSON array; each has the fields of a `Thread`."""
-    actions = _actions(runs, page)
+    actions = _actions(runs, page, has_payloads)
     prompt = (
         select(tables.messages.content)
         .where(
@@ -101,9 +119,9 @@ def _bodies(session: FromClause, runs: FromClause, page: FromClause) -> ColumnEl
         .correlate(session, page)
         .scalar_subquery()
     )
-    figures = {name: column for name, column in page.c.items() if name != "root_started_at"}
+    figures = {name: column for name, column in page.c.items() if not name.startswith("root_")}
     body = json_object({**figures, "prompt": prompt, "actions": or_empty(actions.c.actions)})
-    threads = select(cast(or_empty(json_array(body, (page.c.root_started_at, page.c.thread_id))), Text))
+    threads = select(cast(or_empty(json_array(body, (page.c.root_started_at, page.c.root_order))), Text))
     return (
         threads.select_from(page.outerjoin(actions, actions.c.thread_id == page.c.thread_id))
         .correlate(session)
@@ -111,10 +129,14 @@ def _bodies(session: FromClause, runs: FromClause, page: FromClause) -> ColumnEl
     )
 
 
-def _actions(runs: FromClause, page: FromClause) -> FromClause:
+def _actions(runs: FromClause, page: FromClause, has_payloads: ColumnElement[bool]) -> FromClause:
     """The actions of each thread on the page; a thread without actions has no row."""
     tools = (
-        select(json_array(json_object(fields_of(tables.steps, Step)), STEP_ORDER).label("bodies"))
+        select(
+            json_array(json_object(with_payloads(fields_of(tables.steps, Step), has_payloads)), STEP_ORDER).label(
+                "bodies"
+            )
+        )
         .where(same_run(tables.steps, runs.c), tables.steps.kind == TOOL)
         .correlate(runs)
         .lateral("tools")
@@ -139,7 +161,7 @@ def _actions(runs: FromClause, page: FromClause) -> FromClause:
         }
     )
     return (
-        select(runs.c.thread_id, json_array(action, (runs.c.started_at, runs.c.run_id)).label("actions"))
+        select(runs.c.thread_id, json_array(action, (runs.c.started_at, runs.c.record_no)).label("actions"))
         .join(page, page.c.thread_id == runs.c.thread_id)
         .join(tools, true())
         .join(thoughts, true())

@@ -6,16 +6,17 @@ The functions themselves are in `alembic/functions/deleting/`.
 from typing import Any, NamedTuple
 
 from sqlalchemy import BigInteger, ColumnElement, Select, bindparam, column, select
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.types import Uuid
 
 from session_lifecycle.statements.shared.clock import TIMESTAMPTZ
 from session_lifecycle.statements.shared.database_functions import database_function, json_parameter
 
-DeletedRow = Select[int, int, int, int, int, int]
+DeletedRow = Select[*tuple[Any, ...]]
 
 
 class Deleted(NamedTuple):
-    """The numbers of rows that one call deleted, emptied or anonymised."""
+    """The numbers of rows that one call deleted, emptied or anonymised, and the keys of the sessions it looked at."""
 
     sessions: int
     runs: int
@@ -23,6 +24,11 @@ class Deleted(NamedTuple):
     messages: int
     events: int
     model_rows: int
+    session_keys: list[dict[str, str]] | None
+
+    def counts(self) -> dict[str, int]:
+        """The numbers of rows, by their names."""
+        return {name: value for name, value in self._asdict().items() if name != "session_keys"}
 
 
 def delete_sessions(schema: str) -> DeletedRow:
@@ -40,8 +46,8 @@ def delete_runs_outside_sessions(schema: str) -> DeletedRow:
 
 
 def empty_sessions(schema: str) -> DeletedRow:
-    """Deletes the messages and empties the payloads of the sessions of the bound `keys`. `idle_before` is required."""
-    return _call(schema, "empty_sessions_v1", _idle_before())
+    """Deletes the messages and empties the payloads of the bound `keys` that are older than the bound `older_than`."""
+    return _call(schema, "empty_sessions_v1", bindparam("older_than", type_=TIMESTAMPTZ))
 
 
 def anonymise_sessions(schema: str) -> DeletedRow:
@@ -54,7 +60,10 @@ def _idle_before() -> ColumnElement[Any]:
 
 
 def _call(schema: str, name: str, argument: ColumnElement[Any]) -> DeletedRow:
-    columns = [column(field, BigInteger) for field in Deleted._fields]
+    *counts, keys = Deleted._fields
+    columns: list[Any] = [column(field, BigInteger) for field in counts]
     return select(
-        database_function(schema, name, json_parameter("keys"), argument).table_valued(*columns, name="deleted")
+        database_function(schema, name, json_parameter("keys"), argument).table_valued(
+            *columns, column(keys, JSONB), name="deleted"
+        )
     )

@@ -1,12 +1,14 @@
-"""The sessions and runs of one user, and the tombstone that keeps an erased user from coming back."""
+"""The sessions, runs and models of one user, and the tombstone that keeps an erased user from coming back."""
 
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Select, literal, select
-from sqlalchemy.types import Uuid
+from sqlalchemy import Select, any_, literal, select, update
+from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.sql.dml import ReturningUpdate
+from sqlalchemy.types import Text, Uuid
 
 from session_lifecycle.statements import tables
 from session_lifecycle.statements.shared.clock import clock
@@ -47,3 +49,24 @@ def write_tombstone(schema: str, user_id: UUID) -> Select[bool]:
     behind the search for the user's sessions.
     """
     return select(database_function(schema, "write_tombstone_v1", literal(user_id, Uuid)))
+
+
+def repriced_models_of(user_id: UUID) -> Select[str | None]:
+    """The models of the user's events that the audit of repricings names."""
+    used = select(tables.usage_events.event_id).where(
+        tables.usage_events.user_id == user_id, tables.usage_events.model == tables.repricings.model
+    )
+    return select(tables.repricings.model).where(used.exists()).distinct()
+
+
+def forget_models(models: Sequence[str], user_id: UUID) -> ReturningUpdate[UUID]:
+    """Takes those of the models out of the audit of repricings that no other user has used. Returns a row for each."""
+    of_others = select(tables.model_usage.model).where(
+        tables.model_usage.model == tables.repricings.model, tables.model_usage.user_id != user_id
+    )
+    return (
+        update(tables.repricings)
+        .where(tables.repricings.model == any_(literal(models, ARRAY(Text))), ~of_others.exists())
+        .values(model=None)
+        .returning(tables.repricings.repricing_id)
+    )

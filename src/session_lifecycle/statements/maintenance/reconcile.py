@@ -15,23 +15,34 @@ from sqlalchemy import (
     BigInteger,
     ColumnElement,
     FromClause,
+    Integer,
     Select,
+    Text,
     and_,
+    case,
+    cast,
+    column,
     func,
     literal,
+    null,
     or_,
     select,
     tuple_,
     union,
     update,
 )
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.dialects.postgresql import JSONB, insert
 from sqlalchemy.orm import InstrumentedAttribute
 from sqlalchemy.sql.dml import ReturningInsert, ReturningUpdate
 
+from session_lifecycle.entities import KeyText
 from session_lifecycle.statements import tables
-from session_lifecycle.statements.shared.keys import same_run, same_session
+from session_lifecycle.statements.shared.clock import TIMESTAMPTZ
+from session_lifecycle.statements.shared.database_functions import EventTotals, database_function
+from session_lifecycle.statements.shared.further_totals import FURTHER_TOTALS, summed
+from session_lifecycle.statements.shared.keys import same_session
 from session_lifecycle.statements.shared.ledger import (
+    IS_ADJUSTMENT,
     IS_LATE,
     IS_MEASUREMENT,
     IS_NOT_LATE,
@@ -44,6 +55,8 @@ from session_lifecycle.statements.shared.ledger import (
 from session_lifecycle.statements.shared.paging import after_key, literals
 
 Totals = Mapping[str, ColumnElement[Any]]
+NONE = cast(literal("{}", Text), JSONB)
+"""No further totals; the column is null then."""
 
 
 class SessionKey(NamedTuple):
@@ -57,6 +70,13 @@ def _sum(column: InstrumentedAttribute[Any], *conditions: ColumnElement[bool]) -
     return func.coalesce(func.sum(column).filter(*conditions), 0).cast(column.type)
 
 
+def _further_totals() -> ColumnElement[Any]:
+    event = tables.usage_events
+    columns = (event.parts, event.billing, event.partial, event.measured, event.tokens_in, event.tokens_out)
+    of_event = EventTotals(*columns, event.plan_cost_usd)
+    return summed(of_event, IS_MEASUREMENT)
+
+
 def _count(*conditions: ColumnElement[bool]) -> ColumnElement[Any]:
     return func.count().filter(*conditions).cast(BigInteger)
 
@@ -67,6 +87,7 @@ OF_SESSION: Totals = {
     "unmeasured_events": _count(IS_UNMEASURED),
     "late_events": _count(IS_LATE),
     "late_cost_usd": _sum(tables.usage_events.cost_usd, IS_LATE),
+    FURTHER_TOTALS: _further_totals(),
 }
 """The totals of a session.
 
@@ -78,11 +99,16 @@ OF_MODEL: Totals = {
     "events": _count(IS_NOT_LATE),
     "unpriced_events": _count(IS_UNPRICED),
     "unmeasured_events": _count(IS_UNMEASURED),
+    FURTHER_TOTALS: _further_totals(),
 }
 """The totals of a model within a session, over the measurements."""
 
+OF_ADJUSTMENT = ("session_id", "model", "cost_usd")
+"""What is compared of an adjustment: the row of the ledger with what a run reports beyond its events."""
+
 OF_RUN: Totals = {
-    f"events_{column.key}": _sum(column, IS_NOT_LATE) for column in (tables.usage_events.cost_usd, *RUN_TOKEN_COLUMNS)
+    f"events_{column.key}": _sum(column, IS_NOT_LATE)
+    for column in (tables.usage_events.cost_usd, *RUN_TOKEN_COLUMNS, tables.usage_events.plan_cost_usd)
 }
 """The totals of a run, over its events in all sessions."""
 
@@ -99,9 +125,13 @@ def sessions(after: SessionKey | None, limit: int) -> Select[UUID, str]:
 
 
 def users_with_runs(after: UUID | None, limit: int) -> Select[UUID]:
-    """The next users with runs, in the order of their ids."""
-    statement = select(tables.runs.user_id).distinct().order_by(tables.runs.user_id).limit(limit)
-    return statement if after is None else statement.where(tables.runs.user_id > after)
+    """The next users with sessions or runs, in the order of their ids."""
+    parts = []
+    for table in (tables.sessions, tables.runs):
+        part = select(table.user_id).distinct().order_by(table.user_id).limit(limit)
+        parts.append(select(*(part if after is None else part.where(table.user_id > after)).subquery().c))
+    users = union(*parts).subquery("users").c
+    return select(users.user_id).order_by(users.user_id).limit(limit)
 
 
 def session_mismatches(first: SessionKey, last: SessionKey) -> Select[*tuple[Any, ...]]:
@@ -109,10 +139,11 @@ def session_mismatches(first: SessionKey, last: SessionKey) -> Select[*tuple[Any
 
     Columns: the key, and for each total the stored value as `found_…` and the ledger's sum as `expected_…`.
     """
+    key = (tables.usage_events.user_id, tables.usage_events.session_id)
     ledger = (
-        select(tables.usage_events.user_id, tables.usage_events.session_id, *_labelled(OF_SESSION))
+        select(*key, *_labelled(OF_SESSION))
         .where(between(tables.usage_events, first, last))
-        .group_by(tables.usage_events.user_id, tables.usage_events.session_id)
+        .group_by(*key)
         .subquery("ledger")
     )
     totals = {name: getattr(tables.sessions, name) for name in OF_SESSION}
@@ -127,17 +158,18 @@ def session_mismatches(first: SessionKey, last: SessionKey) -> Select[*tuple[Any
 
 def model_mismatches(first: SessionKey, last: SessionKey) -> Select[*tuple[Any, ...]]:
     """The same for the totals by model. `found_…` is null where the model has no row."""
-    names = ("user_id", "session_id", "model")
-    model = func.coalesce(tables.usage_events.model, "").label("model")
+    names = ("user_id", "session_id", "model_key")
+    model = func.coalesce(tables.usage_events.model, "", type_=KeyText)
+    key = (tables.usage_events.user_id, tables.usage_events.session_id, func.lower(model).label("model_key"))
     ledger = (
-        select(tables.usage_events.user_id, tables.usage_events.session_id, model, *_labelled(OF_MODEL))
+        select(*key, func.min(model).label("model"), *_labelled(OF_MODEL))
         .where(between(tables.usage_events, first, last), IS_MEASUREMENT)
-        .group_by(tables.usage_events.user_id, tables.usage_events.session_id, model)
+        .group_by(*key)
         .subquery("ledger")
     )
     stored = select(tables.model_usage).where(between(tables.model_usage, first, last)).subquery("stored")
     totals = {name: stored.c[name] for name in OF_MODEL}
-    keys = {name: func.coalesce(stored.c[name], ledger.c[name]) for name in names}
+    keys = {name: func.coalesce(stored.c[name], ledger.c[name]) for name in ("user_id", "session_id", "model")}
     return (
         select(*(key.label(name) for name, key in keys.items()), *pairs(totals, ledger))
         .select_from(stored.join(ledger, and_(*(stored.c[name] == ledger.c[name] for name in names)), full=True))
@@ -147,21 +179,73 @@ def model_mismatches(first: SessionKey, last: SessionKey) -> Select[*tuple[Any, 
 
 
 def run_mismatches(first: UUID, last: UUID) -> Select[*tuple[Any, ...]]:
-    """The same for the runs of the users from the first to the last, in the order of their keys."""
+    """The same for the runs of the users from the first to the last. `found_…` is null where the run has no row."""
     ledger = (
         select(tables.usage_events.user_id, tables.usage_events.run_id, *_labelled(OF_RUN))
         .where(tables.usage_events.user_id.between(first, last), IS_OF_RUN)
         .group_by(tables.usage_events.user_id, tables.usage_events.run_id)
         .subquery("ledger")
     )
-    totals = {name: getattr(tables.runs, name) for name in OF_RUN}
+    columns = (tables.runs.user_id, tables.runs.run_id, *(getattr(tables.runs, name) for name in OF_RUN))
+    stored = select(*columns).where(tables.runs.user_id.between(first, last)).subquery("stored")
+    totals = {name: stored.c[name] for name in OF_RUN}
+    keys = {name: func.coalesce(stored.c[name], ledger.c[name]) for name in ("user_id", "run_id")}
+    is_same = and_(stored.c.user_id == ledger.c.user_id, stored.c.run_id == ledger.c.run_id)
     return (
-        select(tables.runs.user_id, tables.runs.run_id, *pairs(totals, ledger))
-        .select_from(tables.runs)
-        .outerjoin(ledger, same_run(tables.runs, ledger.c))
-        .where(tables.runs.user_id.between(first, last), or_(*differ(totals, ledger)))
-        .order_by(tables.runs.user_id, tables.runs.run_id)
+        select(*(key.label(name) for name, key in keys.items()), *pairs(totals, ledger))
+        .select_from(stored.join(ledger, is_same, full=True))
+        .where(or_(*differ(totals, ledger)))
+        .order_by(*keys.values())
     )
+
+
+def adjustment_mismatches(first: UUID, last: UUID) -> Select[*tuple[Any, ...]]:
+    """The runs of these users whose adjustment is not what the run reports beyond its events, in the order of keys.
+
+    Columns: the key, and the session, the model and the cost of the adjustment as `found_…` and `expected_…`; null
+    where there is or ought to be none.
+    """
+    runs, held = tables.runs, tables.usage_events
+    due = case(
+        (
+            and_(runs.session_id.is_not(None), runs.started_at.is_not(None)),
+            runs.reported_cost_usd - runs.events_cost_usd - func.coalesce(runs.events_plan_cost_usd, 0),
+        )
+    )
+    expected = (
+        select(runs.user_id, runs.run_id, runs.session_id, runs.model, due.label("cost_usd"))
+        .where(runs.user_id.between(first, last), due > 0)
+        .subquery("expected")
+    )
+    stored = (
+        select(held.user_id, held.run_id, held.session_id, held.model, held.cost_usd)
+        .where(held.user_id.between(first, last), IS_ADJUSTMENT, held.run_id.is_not(None))
+        .subquery("stored")
+    )
+    keys = {name: func.coalesce(stored.c[name], expected.c[name]) for name in ("user_id", "run_id")}
+    is_same = and_(stored.c.user_id == expected.c.user_id, stored.c.run_id == expected.c.run_id)
+    return (
+        select(
+            *(key.label(name) for name, key in keys.items()),
+            *(
+                side.c[name].label(f"{label}_{name}")
+                for name in OF_ADJUSTMENT
+                for label, side in (("found", stored), ("expected", expected))
+            ),
+        )
+        .select_from(stored.join(expected, is_same, full=True))
+        .where(or_(*(stored.c[name].is_distinct_from(expected.c[name]) for name in OF_ADJUSTMENT)))
+        .order_by(*keys.values())
+    )
+
+
+def settle_run(schema: str, user_id: UUID, run_id: str, session_id: str) -> Select[*tuple[Any, ...]]:
+    """Settles a run: an item that writes nothing but names the run brings its adjustment in line, under all locks."""
+    item = {"kind": "nothing", "position": 0, "user_id": str(user_id), "session_id": session_id, "run_id": run_id}
+    call = database_function(
+        schema, "record_v1", literal([[item]], JSONB), literal([[]], JSONB), null().cast(TIMESTAMPTZ), literal(False)
+    )
+    return select(call.table_valued(column("item_position", Integer), name="settled"))
 
 
 def repair(
@@ -171,16 +255,37 @@ def repair(
     expected: Mapping[str, Any],
 ) -> ReturningUpdate[UUID]:
     """Sets the expected totals of the row with this key. Returns no row where the totals are no longer as found."""
-    as_found = [getattr(entity, name) == value for name, value in {**key, **found}.items()]
+    as_found = [
+        func.coalesce(entity.__table__.c[FURTHER_TOTALS], NONE) == _value(name, value or "{}")
+        if name == FURTHER_TOTALS
+        else getattr(entity, name).is_not_distinct_from(value)
+        if value is None
+        else getattr(entity, name) == value
+        for name, value in {**key, **found}.items()
+    ]
     if entity is tables.model_usage:
         as_found.append(_sessions_taken_out(key) >= 0)
-    return update(entity).where(*as_found).values(dict(expected)).returning(entity.user_id)
+    values = {name: _value(name, value) for name, value in expected.items()}
+    return update(entity).where(*as_found).values(values).returning(entity.user_id)
+
+
+def _value(name: str, value: Any) -> Any:
+    """The value of a total, as a statement takes it: further totals are JSON text."""
+    return cast(literal(value, Text), JSONB) if name == FURTHER_TOTALS else value
+
+
+def add_run(key: Mapping[str, Any], expected: Mapping[str, Any]) -> ReturningInsert[UUID]:
+    """Adds a row with the sums of a run that events name. Returns no row where another writer added it."""
+    return insert(tables.runs).values({**key, **expected}).on_conflict_do_nothing().returning(tables.runs.user_id)
 
 
 def add_model(key: Mapping[str, Any], expected: Mapping[str, Any]) -> ReturningInsert[UUID]:
     """Adds the missing row of a model. Returns no row where another writer added it, or the session was deleted."""
     columns = {name: getattr(tables.model_usage, name) for name in (*key, *expected)}
-    values = [literal(value, columns[name].type) for name, value in {**key, **expected}.items()]
+    values = [
+        _value(name, value) if name == FURTHER_TOTALS else literal(value, columns[name].type)
+        for name, value in {**key, **expected}.items()
+    ]
     row = select(*values).where(_sessions_taken_out(key) > 0)
     return (
         insert(tables.model_usage)
@@ -213,13 +318,21 @@ def pairs(stored: Totals, expected: FromClause) -> list[ColumnElement[Any]]:
     return [
         column.label(f"{side}_{name}")
         for name, total in stored.items()
-        for side, column in (("found", total), ("expected", func.coalesce(expected.c[name], 0)))
+        for side, column in (
+            (("found", cast(total, Text)), ("expected", cast(expected.c[name], Text)))
+            if name == FURTHER_TOTALS
+            else (("found", total), ("expected", func.coalesce(expected.c[name], 0)))
+        )
     ]
 
 
 def differ(stored: Totals, expected: FromClause) -> list[ColumnElement[bool]]:
     """For each total whether it differs. The totals of a missing row are zero."""
-    return [func.coalesce(total, 0) != func.coalesce(expected.c[name], 0) for name, total in stored.items()]
+    zeros: dict[str, Any] = {FURTHER_TOTALS: NONE}
+    return [
+        func.coalesce(total, zeros.get(name, 0)) != func.coalesce(expected.c[name], zeros.get(name, 0))
+        for name, total in stored.items()
+    ]
 
 
 def between(

@@ -15,10 +15,12 @@ from sqlalchemy import (
     ColumnElement,
     FromClause,
     Integer,
+    Numeric,
     Select,
     SQLColumnExpression,
     and_,
     case,
+    cast,
     column,
     false,
     func,
@@ -35,6 +37,7 @@ from session_lifecycle.statements import tables
 from session_lifecycle.statements.maintenance.reconcile import SessionKey, between, differ, pairs
 from session_lifecycle.statements.roll_ups.totals import MODEL_FIGURES, NOBODY, SESSION_FIGURES
 from session_lifecycle.statements.shared.database_functions import database_function
+from session_lifecycle.statements.shared.further_totals import FURTHER_TOTALS, summed
 from session_lifecycle.statements.shared.keys import same_session
 
 KEPT = tuple(
@@ -99,10 +102,11 @@ def rolled_up_mismatches(first: SessionKey, last: SessionKey) -> Select[*tuple[A
     compared: dict[str, tuple[ColumnElement[Any], ColumnElement[Any]]] = {"rolled_up": (is_there, is_expected)}
     for name in KEPT:
         kept = stored.c[name]
-        compared[name] = (kept, case((and_(is_there, is_expected), session.c[name]), else_=kept))
+        should_be = case((and_(is_there, is_expected), session.c[name]), else_=kept)
+        compared[name] = (kept, should_be)
     keys = [func.coalesce(stored.c[name], session.c[name]).label(name) for name in ("user_id", "session_id")]
     sides = [
-        side.label(f"{label}_{name}")
+        (cast(side, Text) if name == FURTHER_TOTALS else side).label(f"{label}_{name}")
         for name, pair in compared.items()
         for label, side in zip(("found", "expected"), pair, strict=True)
     ]
@@ -124,14 +128,20 @@ def rolled_up_model_mismatches(schema: str, first: SessionKey, last: SessionKey)
     kept = aliased(tables.rolled_up_sessions, name="kept")
     of_session = and_(same_session(tables.sessions, kept), tables.sessions.rolled_up)
     in_range = (between(tables.sessions, first, last), between(kept, first, last))
-    columns: list[ColumnClause[Any]] = [column("model", Text(collation="C")), *map(column, MODEL_FIGURES)]
+    columns: list[ColumnClause[Any]] = [
+        column("model", Text(collation="C")),
+        *(column(name, JSONB if name == FURTHER_TOTALS else Numeric) for name in MODEL_FIGURES),
+    ]
 
     def by_model(models: SQLColumnExpression[Any], source: Select[Any]) -> FromClause:
         """The sums for each session of the source and each model in its `models`, as the roll-ups count them."""
         of_row = (kept.user_id, kept.dataset_id, kept.last_activity_at, models, literal(1, Integer))
         share = database_function(schema, "model_shares_v1", *of_row).table_valued(*columns).lateral("shares")
         keys = (kept.user_id, kept.session_id, share.c.model)
-        sums = (func.sum(share.c[name]).label(name) for name in MODEL_FIGURES)
+        sums = (
+            summed(share.c[name]).label(name) if name == FURTHER_TOTALS else func.sum(share.c[name]).label(name)
+            for name in MODEL_FIGURES
+        )
         joined = source.add_columns(*keys, *sums).join(share, true())
         return joined.where(*in_range).group_by(*keys).subquery()
 

@@ -4,14 +4,14 @@ from datetime import datetime
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import BigInteger, Select, bindparam, or_, select, type_coerce
+from sqlalchemy import BigInteger, Select, bindparam, case, func, literal, or_, select, type_coerce
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.sql.dml import ReturningInsert
 from sqlalchemy.types import Uuid
 
+from session_lifecycle.entities import KeyText
 from session_lifecycle.statements import tables
 from session_lifecycle.statements.shared.database_functions import database_function, json_parameter
-from session_lifecycle.statements.shared.keys import equal_where_given
 from session_lifecycle.statements.shared.ledger import TOKEN_COLUMNS
 from session_lifecycle.statements.shared.paging import after_key
 from session_lifecycle.statements.shared.window import within
@@ -33,20 +33,30 @@ def priced_events(
     statement = (
         select(
             *key,
-            tables.usage_events.revision,
+            tables.usage_events.recorded_at,
             tables.usage_events.run_id,
             tables.usage_events.at,
             tables.usage_events.model,
             tables.usage_events.provider,
-            tables.usage_events.cost_usd,
-            tables.usage_events.price_source,
+            case(
+                (tables.usage_events.billing == "plan", tables.usage_events.plan_cost_usd),
+                else_=tables.usage_events.cost_usd,
+            ).label("price_usd"),
+            tables.usage_events.billing,
             *TOKEN_COLUMNS,
+            tables.usage_events.parts,
+            tables.usage_events.service_tier,
         )
         .where(
             tables.usage_events.given_cost_usd.is_(None),
             tables.usage_events.measured,
-            or_(tables.usage_events.tokens_in > 0, tables.usage_events.tokens_out > 0),
-            *equal_where_given((tables.usage_events.model, model)),
+            tables.usage_events.key_scope != "run",
+            or_(
+                tables.usage_events.tokens_in > 0,
+                tables.usage_events.tokens_out > 0,
+                tables.usage_events.parts.is_not(None),
+            ),
+            *([] if model is None else [func.lower(tables.usage_events.model) == func.lower(literal(model, KeyText))]),
             *within(tables.usage_events.at, since, until),
         )
         .order_by(*key)

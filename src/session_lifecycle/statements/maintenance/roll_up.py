@@ -8,20 +8,21 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import BigInteger, Integer, Select, bindparam, or_, select, type_coerce
+from sqlalchemy import BigInteger, Integer, Select, and_, bindparam, or_, select, type_coerce
 
 from session_lifecycle.models import SessionStatus
 from session_lifecycle.statements import tables
 from session_lifecycle.statements.shared.clock import TIMESTAMPTZ
 from session_lifecycle.statements.shared.database_functions import database_function, json_parameter
 from session_lifecycle.statements.shared.paging import after_key
+from session_lifecycle.statements.shared.status import is_waiting
 from session_lifecycle.statements.shared.visibility import of_everybody
 
 
 def sessions_to_roll_up(
     idle_before: datetime, after: Sequence[Any] | None, limit: int
 ) -> Select[str, datetime, UUID, str]:
-    """The next sessions to roll up: they ended, or were last active before `idle_before`.
+    """The next sessions to roll up: they ended, or wait for nobody and were last active before `idle_before`.
 
     They come in the order of an index, after a row of this statement.
     """
@@ -31,7 +32,10 @@ def sessions_to_roll_up(
         tables.sessions.user_id,
         tables.sessions.session_id,
     )
-    is_over = or_(tables.sessions.status != SessionStatus.RUNNING.value, tables.sessions.last_activity_at < idle_before)
+    is_over = or_(
+        tables.sessions.status != SessionStatus.RUNNING.value,
+        and_(tables.sessions.last_activity_at < idle_before, ~is_waiting()),
+    )
     statement = (
         select(*order)
         .where(~tables.sessions.rolled_up, of_everybody(tables.sessions), is_over)

@@ -9,6 +9,7 @@ from sqlalchemy import BigInteger, ColumnElement, Numeric, Select, func, select
 from session_lifecycle.models import Viewer
 from session_lifecycle.statements import tables
 from session_lifecycle.statements.roll_ups.totals import MODEL_FIGURES, model_figures
+from session_lifecycle.statements.shared.further_totals import FURTHER_TOTALS, as_text
 from session_lifecycle.statements.shared.ledger import TOKEN_COLUMNS, UNKNOWN_AGENT
 from session_lifecycle.statements.shared.visibility import ScopeKinds, visible
 from session_lifecycle.statements.shared.window import StatusWindow, active_within, window
@@ -22,8 +23,8 @@ def cost_by_model(kinds: ScopeKinds) -> Select[*tuple[Any, ...]]:
     """
     figures = model_figures(kinds, StatusWindow(None, *window())).subquery("figures")
     labels = {"key": "model", "sessions": "session_count"}
-    columns = [figures.c[name].label(labels.get(name, name)) for name in ("key", *MODEL_FIGURES)]
-    return select(*columns).order_by(figures.c.cost_usd.desc(), figures.c.key)
+    columns = [figures.c[name].label(labels.get(name, name)) for name in ("key", *MODEL_FIGURES[:-1])]
+    return select(*columns, as_text(figures.c[FURTHER_TOTALS])).order_by(figures.c.cost_usd.desc(), figures.c.key)
 
 
 def cost_by_agent(viewer: Viewer, since: datetime | None, until: datetime | None) -> Select[*tuple[Any, ...]]:

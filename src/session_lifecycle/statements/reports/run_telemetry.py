@@ -24,10 +24,10 @@ from session_lifecycle.statements.activity.run_figures import (
     CLIENT,
     DURATION_US,
     RUNS_AND_SESSIONS,
-    TOOL,
     counted,
     is_message_of,
 )
+from session_lifecycle.statements.sessions.row_filters import TOOL
 from session_lifecycle.statements.shared.durations import durations_of, percentiles
 from session_lifecycle.statements.shared.keys import same_run
 from session_lifecycle.statements.shared.ledger import RUN_TOKEN_COLUMNS, UNKNOWN_AGENT

@@ -9,6 +9,7 @@ from session_lifecycle.models import EffectiveStatus
 from session_lifecycle.statements import tables
 from session_lifecycle.statements.roll_ups.totals import duration_us, in_window, session_figures
 from session_lifecycle.statements.shared.durations import durations_of
+from session_lifecycle.statements.shared.further_totals import FURTHER_TOTALS, as_text, summed
 from session_lifecycle.statements.shared.status import status_windows
 from session_lifecycle.statements.shared.visibility import ScopeKinds
 
@@ -21,10 +22,12 @@ def aggregate_stats(kinds: ScopeKinds) -> Select[*tuple[Any, ...]]:
     """
     by_status = session_figures(kinds, status_windows()).subquery("by_status")
     counts = [
-        func.coalesce(func.sum(by_status.c.sessions).filter(by_status.c.key == status.value), 0)
+        func.coalesce(func.sum(by_status.c.sessions).filter(by_status.c.key.in_(labels)), 0)
         .cast(BigInteger)
         .label(status.value)
         for status in EffectiveStatus
+        # A session that waits is running, and is counted apart too.
+        for labels in [["running", "waiting"] if status is EffectiveStatus.RUNNING else [status.value]]
     ]
     figures = [
         func.coalesce(func.sum(by_status.c[name]), 0).cast(type_).label(label)
@@ -40,7 +43,7 @@ def aggregate_stats(kinds: ScopeKinds) -> Select[*tuple[Any, ...]]:
             ("late_events", "late_events", BigInteger),
         )
     ]
-    return select(*figures, *counts)
+    return select(*figures, *counts, as_text(summed(by_status.c[FURTHER_TOTALS])))
 
 
 def count_sessions(

@@ -34,7 +34,7 @@ from sqlalchemy import (
     true,
     union_all,
 )
-from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.orm import InstrumentedAttribute, aliased
 from sqlalchemy.types import Uuid
 
@@ -42,8 +42,10 @@ from session_lifecycle.models import SessionStatus
 from session_lifecycle.statements import tables
 from session_lifecycle.statements.roll_ups.buckets import begin_of_minute, cover_window
 from session_lifecycle.statements.shared.durations import lasted_us
+from session_lifecycle.statements.shared.further_totals import FURTHER_TOTALS, summed
 from session_lifecycle.statements.shared.keys import same_session
 from session_lifecycle.statements.shared.ledger import UNKNOWN_MODEL
+from session_lifecycle.statements.shared.status import is_waiting
 from session_lifecycle.statements.shared.visibility import ScopeKinds
 from session_lifecycle.statements.shared.window import StatusWindow, window
 
@@ -57,6 +59,7 @@ SESSION_FIGURES = (
     "unmeasured_events",
     "late_events",
     "late_cost_usd",
+    FURTHER_TOTALS,
 )
 MODEL_FIGURES = (
     "sessions",
@@ -68,6 +71,7 @@ MODEL_FIGURES = (
     "reasoning_tokens",
     "events",
     "unpriced_events",
+    FURTHER_TOTALS,
 )
 COUNTER_COLUMNS = {"sessions", "events", "unpriced_events", "unmeasured_events", "late_events"}
 NOBODY: ColumnElement[UUID] = literal_column("'00000000-0000-0000-0000-000000000000'::uuid", Uuid)
@@ -88,7 +92,9 @@ def session_figures(
     *,
     has_agent_name: bool = False,
 ) -> Select[*tuple[Any, ...]]:
-    """One row per status window with sessions: its label as `key`, and the figures of these names.
+    """One row per status window: its label as `key`, and the figures of these names.
+
+    A window without sessions may have no row.
 
     Args:
         kinds: The kinds of the viewer's scopes.
@@ -97,8 +103,12 @@ def session_figures(
         has_agent_name: Whether to count the sessions of the bound `agent_name` only. The roll-ups have no agents, so
             Postgres then reads every session.
     """
-    cover = cover_window(windows)
     parts = []
+    # No rolled-up session waits, so the roll-ups have nothing in a window of sessions that wait.
+    of_rolled_up = {label: one for label, one in windows.items() if one.waits is not True}
+    if not of_rolled_up:
+        return _added_up([_live_figures(kinds, windows, names, has_agent_name=has_agent_name)], names)
+    cover = cover_window(of_rolled_up)
     if not has_agent_name:
         ranges = _bucket_ranges(kinds, cover.stretches)
         buckets = (*_is_bucket_in(tables.roll_ups, ranges), tables.roll_ups.status == ranges.c.status)
@@ -122,8 +132,17 @@ def session_figures(
         )
         sums = _sums_of_sessions(tables.rolled_up_sessions, names)
         parts.append(_sums_per_row(row_windows, row_windows.c.label, sums, *rows))
-    # The sessions that are not rolled up are read in one scan, and Postgres chooses the shortest way to them: where no
-    # job rolls up, they are the whole table.
+    parts.append(_live_figures(kinds, windows, names, has_agent_name=has_agent_name))
+    return _added_up(parts, names)
+
+
+def _live_figures(
+    kinds: ScopeKinds, windows: Mapping[str, StatusWindow], names: Sequence[str], *, has_agent_name: bool
+) -> Select[*tuple[Any, ...]]:
+    """The figures over the sessions that are not rolled up, in one scan; Postgres chooses the shortest way to them.
+
+    Where no job rolls up, they are the whole table.
+    """
     is_in = [_is_in(tables.sessions, status_window) for status_window in windows.values()]
     key = case(*zip(is_in, (literal(label, Text) for label in windows), strict=True)).label("key")
     labelled = (total.label(name) for name, total in _sums_of_sessions(tables.sessions, names).items())
@@ -135,8 +154,7 @@ def session_figures(
     )
     # The rows are grouped by the booleans of which the label is made: Postgres knows how few groups booleans can form,
     # and does not sort.
-    parts.append(select(key, *labelled).where(*live).group_by(*is_in))
-    return _added_up(parts, names)
+    return select(key, *labelled).where(*live).group_by(*is_in)
 
 
 def model_figures(kinds: ScopeKinds, status_window: StatusWindow) -> Select[*tuple[Any, ...]]:
@@ -170,7 +188,7 @@ def model_figures(kinds: ScopeKinds, status_window: StatusWindow) -> Select[*tup
             _has_status(tables.rolled_up_sessions, status_window),
             *_within(tables.rolled_up_sessions.last_activity_at, cover.edges),
         )
-        sums = {"sessions": func.count(), **{name: func.sum(share.c[name]) for name in MODEL_FIGURES[1:]}}
+        sums = {"sessions": func.count(), **{name: _total(share.c[name], name) for name in MODEL_FIGURES[1:]}}
         source = join(tables.rolled_up_sessions, share, true())
         parts.append(_sums_per_row(cover.edges, share.c.model, sums, *rows, grouped=True, source=source))
     model = case((tables.model_usage.model == "", literal(UNKNOWN_MODEL)), else_=tables.model_usage.model).label("key")
@@ -180,9 +198,9 @@ def model_figures(kinds: ScopeKinds, status_window: StatusWindow) -> Select[*tup
     # The expression is null for rows with a model, and nothing equals null: Postgres looks for a row with the name only
     # for rows without a model.
     name_if_none = case((tables.model_usage.model == "", literal(UNKNOWN_MODEL)))
-    has_both = and_(same_session(named, tables.model_usage), named.model == name_if_none, _has_any(named))
+    has_both = and_(same_session(named, tables.model_usage), named.model_key == name_if_none, _has_any(named))
     sessions = func.count().filter(named.model.is_(None)).label("sessions")
-    sums_of_model = (func.sum(getattr(tables.model_usage, name)).label(name) for name in MODEL_FIGURES[1:])
+    sums_of_model = (_total(getattr(tables.model_usage, name), name).label(name) for name in MODEL_FIGURES[1:])
     used = select(model, sessions, *sums_of_model).join_from(
         tables.sessions, tables.model_usage, same_session(tables.sessions, tables.model_usage)
     )
@@ -192,7 +210,13 @@ def model_figures(kinds: ScopeKinds, status_window: StatusWindow) -> Select[*tup
         _has_any(tables.model_usage),
     )
     parts.append(used.outerjoin(named, has_both).where(*live).group_by(model))
-    return _added_up(parts, MODEL_FIGURES)
+    # Names that differ in case only are one model. It is shown in one of the spellings that sessions have: a bucket
+    # stays with zeros after all of its sessions were taken out of the roll-ups.
+    spelt = _added_up(parts, MODEL_FIGURES).subquery("spelt")
+    name = spelt.c.key.collate("C")
+    shown = func.min(name).filter(spelt.c.sessions > 0).label("key")
+    by_model = select(shown, *_again(spelt, MODEL_FIGURES)).group_by(func.lower(name))
+    return by_model.having(func.sum(spelt.c.sessions) > 0)
 
 
 def _has_any(usage: type[tables.model_usage]) -> ColumnElement[bool]:
@@ -218,11 +242,24 @@ def _sums_per_row(
 
 def _added_up(parts: Sequence[Select[*tuple[Any, ...]]], names: Sequence[str]) -> Select[*tuple[Any, ...]]:
     part = union_all(*parts).subquery("part")
-    figures = [
-        func.sum(part.c[name]).cast(BigInteger if name in COUNTER_COLUMNS else Numeric).label(name) for name in names
+    return select(part.c.key, *_again(part, names)).group_by(part.c.key)
+
+
+def _again(rows: FromClause, names: Sequence[str]) -> list[ColumnElement[Any]]:
+    """The sums of figures that are sums themselves."""
+    return [
+        summed(rows.c[name]).label(name)
+        if name == FURTHER_TOTALS
+        else func.sum(rows.c[name]).cast(BigInteger if name in COUNTER_COLUMNS else Numeric).label(name)
+        for name in names
     ]
-    # A bucket stays with zeros after all of its sessions were taken out of the roll-ups.
-    return select(part.c.key, *figures).group_by(part.c.key).having(func.sum(part.c.sessions) > 0)
+
+
+def _total(column: ColumnElement[Any], name: str, sign: ColumnElement[Any] | None = None) -> ColumnElement[Any]:
+    """The total of a figure over rows."""
+    if name == FURTHER_TOTALS:
+        return summed(column, sign=sign)
+    return func.sum(column) if sign is None else sign * func.sum(column)
 
 
 def _sums(
@@ -230,20 +267,24 @@ def _sums(
     names: Sequence[str],
     sign: ColumnElement[Any] | None = None,
 ) -> dict[str, ColumnElement[Any]]:
-    sums: dict[str, ColumnElement[Any]] = {name: func.sum(getattr(table, name)) for name in names}
-    return sums if sign is None else {name: sign * total for name, total in sums.items()}
+    return {name: _total(getattr(table, name), name, sign) for name in names}
 
 
 def _sums_of_sessions(
     table: type[tables.sessions | tables.rolled_up_sessions], names: Sequence[str]
 ) -> dict[str, ColumnElement[Any]]:
     without_column = {"sessions": func.count(), "duration_us": func.sum(duration_us(table))}
-    return {name: without_column[name] if name in without_column else func.sum(getattr(table, name)) for name in names}
+    return {
+        name: without_column[name] if name in without_column else _total(getattr(table, name), name) for name in names
+    }
 
 
 def _model_shares() -> FromClause:
     """The usage of each rolled-up session by model, from the JSON in its row."""
-    columns: list[ColumnClause[Any]] = [column("model", Text), *(column(name, Numeric) for name in MODEL_FIGURES[1:])]
+    columns: list[ColumnClause[Any]] = [
+        column("model", Text),
+        *(column(name, JSONB if name == FURTHER_TOTALS else Numeric) for name in MODEL_FIGURES[1:]),
+    ]
     return (
         func.jsonb_to_recordset(tables.rolled_up_sessions.models)
         .table_valued(*columns, name="share")
@@ -332,7 +373,12 @@ def _is_in(
     table: type[tables.sessions | tables.rolled_up_sessions], status_window: StatusWindow
 ) -> ColumnElement[bool]:
     is_active = (table.last_activity_at >= status_window.since, table.last_activity_at < status_window.until)
-    return and_(_has_status(table, status_window), *is_active)
+    conditions = (_has_status(table, status_window), *is_active)
+    if status_window.waits is None:
+        return and_(*conditions)
+    if table is tables.rolled_up_sessions:
+        return false() if status_window.waits else and_(*conditions)
+    return and_(*conditions, is_waiting() if status_window.waits else ~is_waiting())
 
 
 def _has_status(

@@ -38,7 +38,7 @@ from session_lifecycle.statements.sessions.listing_shape import AFTER_EVERY_SESS
 from session_lifecycle.statements.shared.clock import TIMESTAMPTZ, clock
 from session_lifecycle.statements.shared.json_rows import Column
 from session_lifecycle.statements.shared.paging import comes_after
-from session_lifecycle.statements.shared.status import activity_bounds, stored_statuses
+from session_lifecycle.statements.shared.status import activity_bounds, is_waiting, stored_statuses, waits
 from session_lifecycle.statements.shared.visibility import of_everybody
 
 Table = type[tables.sessions | tables.rolled_up_sessions]
@@ -172,12 +172,12 @@ def _parts(shape: ListingShape) -> list[_Part]:
         ended = [status for status in stored if status is not SessionStatus.RUNNING]
         running = [status for status in stored if status is SessionStatus.RUNNING]
         groups = [([] if shape.position_is_null else ended, False), (running, True)]
-    return [
-        _Part(statuses, table, is_null)
-        for statuses, is_null in groups
-        if statuses
-        for table in (tables.sessions, tables.rolled_up_sessions)
-    ]
+    return [_Part(statuses, table, is_null) for statuses, is_null in groups if statuses for table in _tables(shape)]
+
+
+def _tables(shape: ListingShape) -> Sequence[Table]:
+    # No rolled-up session waits.
+    return (tables.sessions,) if waits(shape.status_filter) else (tables.sessions, tables.rolled_up_sessions)
 
 
 def _filter_conditions(shape: ListingShape, part: _Part) -> list[ColumnElement[bool]]:
@@ -189,6 +189,8 @@ def _filter_conditions(shape: ListingShape, part: _Part) -> list[ColumnElement[b
         conditions += _active_since(bindparam("since", type_=TIMESTAMPTZ), part)
     if shape.has_until:
         conditions += _active_before(bindparam("until", type_=TIMESTAMPTZ), part)
+    if part.table is tables.sessions and (wanted := waits(shape.status_filter)) is not None:
+        conditions.append(is_waiting() if wanted else ~is_waiting())
     status_since, status_until = activity_bounds(shape.status_filter, shape.abandon_after, clock())
     if status_since is not None:
         conditions += _active_since(status_since, part)

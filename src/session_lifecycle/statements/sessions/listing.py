@@ -14,9 +14,10 @@ from session_lifecycle.statements.roll_ups.session_stats import count_sessions
 from session_lifecycle.statements.sessions.index_scans import bounded_count, first_keys
 from session_lifecycle.statements.sessions.listing_shape import ListingShape, shape_of
 from session_lifecycle.statements.sessions.records import ORDERS, record_columns
+from session_lifecycle.statements.sessions.row_filters import conditions_on_rows
 from session_lifecycle.statements.shared.clock import clock
 from session_lifecycle.statements.shared.keys import equal_where_given
-from session_lifecycle.statements.shared.paging import Position, beside_total, page, place
+from session_lifecycle.statements.shared.paging import Position, beside_total, page, place, total
 from session_lifecycle.statements.shared.status import effective_status, has_status
 from session_lifecycle.statements.shared.visibility import visible
 from session_lifecycle.statements.shared.window import active_within
@@ -38,7 +39,8 @@ def chosen_sessions(filters: SessionFilters, abandon_after: timedelta) -> Select
             (tables.sessions.user_id, filters.owner_id),
             (tables.sessions.dataset_id, filters.dataset_id),
             (tables.sessions.agent_name, filters.agent_name),
-        )
+        ),
+        *conditions_on_rows(filters),
     )
 
 
@@ -47,17 +49,19 @@ def list_sessions(
 ) -> tuple[Select[*tuple[Any, ...]], dict[str, Any]]:
     """A page and one row more, in the columns of `beside_total`, and the parameters that the statement binds."""
     shape, parameters = shape_of(filters, position, abandon_after)
-    if shape.has_index:
+    if shape.has_index and not filters.reads_rows:
         return _list_by_index(shape, filters.total), parameters
-    # No index has this order: Postgres reads and sorts every chosen session.
+    # No index has this order or serves these filters: Postgres reads and sorts every chosen session.
     chosen = chosen_sessions(filters, abandon_after)
     rows = page(chosen, ORDERS[filters.order_column], filters, position)
-    return beside_total(rows, listing_total(shape, filters.total)), parameters
+    # The roll-ups count by the other filters only.
+    counted = total(chosen, filters) if filters.reads_rows else listing_total(shape, filters.total)
+    return beside_total(rows, counted), parameters
 
 
 @lru_cache(maxsize=MOST_CACHED_STATEMENTS)
-def _list_by_index(shape: ListingShape, total: Total) -> Select[*tuple[Any, ...]]:
-    return beside_total(page_of_sessions(shape), listing_total(shape, total))
+def _list_by_index(shape: ListingShape, how: Total) -> Select[*tuple[Any, ...]]:
+    return beside_total(page_of_sessions(shape), listing_total(shape, how))
 
 
 def page_of_sessions(shape: ListingShape) -> CTE:
@@ -78,9 +82,9 @@ def page_of_sessions(shape: ListingShape) -> CTE:
     return rows.add_columns(*first.c, numbered).join(first, is_on_page).cte("page")
 
 
-def listing_total(shape: ListingShape, total: Total) -> ColumnElement[Any]:
-    """The number of sessions on all pages, as exact as `total` demands; null for `none`."""
-    match total:
+def listing_total(shape: ListingShape, how: Total) -> ColumnElement[Any]:
+    """The number of sessions on all pages, as exact as `how` demands; null for `none`."""
+    match how:
         case "exact":
             return count_sessions(shape.kinds, shape.status_filter, has_agent_name=shape.has_agent_name)
         case "bounded":

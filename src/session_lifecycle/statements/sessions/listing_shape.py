@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 from session_lifecycle.models import EffectiveStatus
-from session_lifecycle.models.session_filters import DEFAULT_SESSION_ORDER, SessionFilters
+from session_lifecycle.models.session_filters import DEFAULT_SESSION_ORDER, SESSION_ORDERS, SessionFilters
 from session_lifecycle.statements.shared.paging import Position
 from session_lifecycle.statements.shared.visibility import ScopeKinds, scopes
 
@@ -38,7 +38,7 @@ class ListingShape(NamedTuple):
     @property
     def has_index(self) -> bool:
         """Whether indexes serve this order. Indexes have everybody's sessions by activity only."""
-        return self.is_by_activity or not self.kinds.everybody
+        return self.is_by_activity or (self.order_by in SESSION_ORDERS and not self.kinds.everybody)
 
 
 def shape_of(

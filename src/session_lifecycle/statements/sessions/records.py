@@ -4,32 +4,67 @@ from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, FromClause, Integer, Select, and_, case, literal, select
+from sqlalchemy import (
+    ARRAY,
+    ColumnElement,
+    FromClause,
+    Integer,
+    Select,
+    Uuid,
+    and_,
+    case,
+    false,
+    func,
+    literal,
+    literal_column,
+    select,
+    true,
+    union_all,
+)
+from sqlalchemy.dialects.postgresql import JSONB
 
 from session_lifecycle.models import SessionRecord, SessionRowWithStatus, Viewer
-from session_lifecycle.models.session_filters import SESSION_ORDERS
+from session_lifecycle.models.session_filters import ALL_SESSION_ORDERS
 from session_lifecycle.statements import tables
 from session_lifecycle.statements.shared.clock import clock
+from session_lifecycle.statements.shared.further_totals import FURTHER_TOTALS, as_text, parsed
+from session_lifecycle.statements.shared.keys import Columns, same_session
 from session_lifecycle.statements.shared.paging import Order
 from session_lifecycle.statements.shared.status import effective_status
-from session_lifecycle.statements.shared.visibility import visible
+from session_lifecycle.statements.shared.visibility import is_one_of, visible
 
 SESSION_KEY = (tables.sessions.user_id, tables.sessions.session_id)
 ORDERS = {
-    name: Order(getattr(tables.sessions, name), SESSION_KEY, has_nulls=name == "ended_at") for name in SESSION_ORDERS
+    name: Order(getattr(tables.sessions, name), SESSION_KEY, has_nulls=name == "ended_at")
+    for name in ALL_SESSION_ORDERS
 }
 """Each order of sessions, by the name of its column."""
+LATEST = (*SESSION_KEY, tables.sessions.last_activity_at)
+OWN_FIRST, OF_AGENT, OF_OTHERS, OWN_LAST = range(4)
+"""Whose session is preferred: the lowest of the ranks that are there."""
 
 
-def record_columns() -> list[ColumnElement[Any]]:
-    """The columns of a `SessionRecord`, labelled `record_<field>`."""
-    columns = {**tables.sessions.__table__.columns}
-    return [columns[name].label(f"record_{name}") for name in SessionRecord.model_fields]
+NO_TAGS: ColumnElement[Any] = literal_column("'{}'::jsonb", JSONB)
+
+_FURTHER_FIELDS = frozenset(SessionRecord.model_fields) - set(tables.sessions.__table__.columns.keys())
+_RECORD_FIELDS = tuple(name for name in SessionRecord.model_fields if name not in _FURTHER_FIELDS)
+
+
+def record_columns(columns: Columns = tables.sessions.__table__.columns) -> list[ColumnElement[Any]]:
+    """The columns of a `SessionRecord`, labelled `record_<field>`, from columns named as in the table."""
+    own = [
+        (func.coalesce(columns[name], NO_TAGS, type_=JSONB) if name == "tags" else columns[name]).label(
+            f"record_{name}"
+        )
+        for name in _RECORD_FIELDS
+    ]
+    return [*own, as_text(columns[FURTHER_TOTALS]).label(f"record_{FURTHER_TOTALS}")]
 
 
 def record_of(row: Any) -> SessionRecord:
     """The record from a row with the columns of `record_columns`."""
-    return SessionRecord(**{name: getattr(row, f"record_{name}") for name in SessionRecord.model_fields})
+    further = parsed(getattr(row, f"record_{FURTHER_TOTALS}"), _FURTHER_FIELDS)
+    return SessionRecord(**{name: getattr(row, f"record_{name}") for name in _RECORD_FIELDS}, **further)
 
 
 def row_of(row: Any) -> SessionRowWithStatus:
@@ -45,25 +80,51 @@ def belongs_to_record(table: type[tables.runs | tables.messages], sessions: From
 def preferred_session(
     session_id: str, viewer: Viewer, *, prefer_other_owner: bool = False, owner_id: UUID | None = None
 ) -> Select[*tuple[Any, ...]]:
-    """At most one row: the session that rule R15 prefers among the visible sessions with this id."""
-    own = (
-        literal(0, Integer) if viewer.user_id is None else case((tables.sessions.user_id == viewer.user_id, 1), else_=0)
-    )
-    of_viewer_or_agents = (
-        case((tables.sessions.user_id.in_(viewer.owner_ids), 1), else_=0) if viewer.owner_ids else literal(0, Integer)
-    )
-    statement = (
-        select(*record_columns())
-        .where(tables.sessions.session_id == session_id, visible(viewer))
-        .order_by(
-            own.asc() if prefer_other_owner else own.desc(),
-            of_viewer_or_agents.desc(),
-            tables.sessions.last_activity_at.desc(),
-            tables.sessions.user_id,
+    """At most one row: the session that rule R15 prefers among the visible sessions with this id.
+
+    The number of rows that it reads does not depend on how many users have a session with this id.
+    """
+    if owner_id is not None:
+        return select(*record_columns()).where(
+            tables.sessions.user_id == owner_id, tables.sessions.session_id == session_id, visible(viewer)
         )
-        .limit(1)
+    key = _preferred_key(session_id, viewer, prefer_other_owner=prefer_other_owner).subquery("preferred")
+    return select(*record_columns()).join(key, same_session(tables.sessions, key.c))
+
+
+def _preferred_key(session_id: str, viewer: Viewer, *, prefer_other_owner: bool) -> Select[*tuple[Any, ...]]:
+    is_own: ColumnElement[bool] = false() if viewer.user_id is None else tables.sessions.user_id == viewer.user_id
+    rank = case((is_own, OWN_LAST if prefer_other_owner else OWN_FIRST), else_=OF_AGENT).label("rank")
+    is_owned = is_one_of(tables.sessions.user_id, viewer.owner_ids) if viewer.owner_ids else false()
+    owned = select(rank, *LATEST).where(is_owned, tables.sessions.session_id == session_id).cte("owned")
+    ranked = [select(*owned.c)]
+    is_other = ~is_own if prefer_other_owner else true()
+    for others in _latest_of_others(session_id, viewer, is_other):
+        # Others' sessions are looked for where the viewer and the agents have none that is preferred.
+        owned_is_preferred = select(owned.c.rank).where(owned.c.rank < OF_OTHERS).exists()
+        ranked.append(select(literal(OF_OTHERS, Integer), *others.c).where(~owned_is_preferred))
+    key = union_all(*ranked).subquery("ranked")
+    ordered = select(key.c.user_id, key.c.session_id).order_by(key.c.rank, key.c.last_activity_at.desc(), key.c.user_id)
+    return ordered.limit(1)
+
+
+def _latest_of_others(session_id: str, viewer: Viewer, is_other: ColumnElement[bool]) -> list[FromClause]:
+    """The latest sessions that an auditor sees, or the latest in each permitted dataset. No table: there are none."""
+    # An index has the minute of the last activity, so all sessions of the latest minute come.
+    latest = (
+        select(*LATEST)
+        .where(tables.sessions.session_id == session_id, is_other)
+        .order_by(tables.sessions.activity_minute.desc())
+        .fetch(1, with_ties=True)
     )
-    return statement if owner_id is None else statement.where(tables.sessions.user_id == owner_id)
+    if viewer.sees_all:
+        return [latest.subquery("latest")]
+    if not viewer.permitted_dataset_ids:
+        return []
+    datasets = literal(list(viewer.permitted_dataset_ids), ARRAY(Uuid))
+    dataset = func.unnest(datasets).table_valued("id", name="dataset").render_derived()
+    in_dataset = latest.where(tables.sessions.dataset_id == dataset.c.id).correlate(dataset).lateral("in_dataset")
+    return [select(*in_dataset.c).select_from(dataset.join(in_dataset, true())).subquery("latest")]
 
 
 def with_status(sessions: Select[*tuple[Any, ...]], abandon_after: timedelta) -> Select[*tuple[Any, ...]]:

@@ -13,6 +13,7 @@ Columns = ReadOnlyColumnCollection[str, Any]
 WithSession = type[
     tables.sessions
     | tables.rolled_up_sessions
+    | tables.annotations
     | tables.model_usage
     | tables.usage_events
     | tables.runs

@@ -16,6 +16,8 @@ RUN_TOKEN_COLUMNS = tuple(column for column in TOKEN_COLUMNS if column is not ta
 
 UNKNOWN_MODEL = "unknown"
 """How usage without a model reads in reports."""
+UNKNOWN_PROVIDER = "unknown"
+"""How usage without a provider reads in reports."""
 UNKNOWN_AGENT = "unknown"
 """How a session or run without an agent reads in reports."""
 UNKNOWN_DATASET = "unknown"
@@ -32,11 +34,19 @@ IS_MEASUREMENT = and_(
         tables.usage_events.tokens_in > 0,
         tables.usage_events.tokens_out > 0,
         tables.usage_events.cost_usd > 0,
+        tables.usage_events.plan_cost_usd > 0,
+        tables.usage_events.parts.is_not(None),
         not_(tables.usage_events.measured),
     ),
 )
 """The event counts for its model. Any other event only reports an error or names a model (rule R03)."""
 IS_UNPRICED = and_(IS_NOT_LATE, tables.usage_events.measured, tables.usage_events.cost_usd.is_(None))
 IS_UNMEASURED = and_(IS_NOT_LATE, not_(tables.usage_events.measured))
-IS_OF_RUN = and_(IS_NOT_LATE, tables.usage_events.run_id.is_not(None), tables.usage_events.key_scope != "run")
-"""The event belongs to a run. The row of scope `run`, which adjusts a run's cost beyond its events, does not."""
+IS_PLAN = and_(IS_NOT_LATE, tables.usage_events.billing == "plan")
+"""The event is under a plan: its tokens count, and its price is in no cost."""
+IS_PLAN_UNPRICED = and_(IS_PLAN, tables.usage_events.measured, tables.usage_events.plan_cost_usd.is_(None))
+IS_PARTIAL = and_(IS_NOT_LATE, tables.usage_events.partial)
+IS_ADJUSTMENT = tables.usage_events.key_scope == "run"
+"""The row adjusts a run's cost beyond its events."""
+IS_OF_RUN = and_(IS_NOT_LATE, tables.usage_events.run_id.is_not(None), not_(IS_ADJUSTMENT))
+"""The event belongs to a run. An adjustment does not."""

@@ -2,7 +2,7 @@
 
 from datetime import timedelta
 
-from sqlalchemy import ColumnElement, Interval, Text, and_, bindparam, case, func, literal
+from sqlalchemy import Boolean, ColumnElement, Interval, Text, and_, bindparam, case, false, func, literal
 
 from session_lifecycle.models import EffectiveStatus, SessionStatus
 from session_lifecycle.statements import tables
@@ -20,28 +20,42 @@ def abandoned_before(abandon_after: timedelta | None, now: Moment) -> Moment:
     return now - bindparam("abandon_after", abandon_after, type_=Interval())
 
 
+def is_waiting() -> ColumnElement[bool]:
+    """Whether a session waits for somebody: it is running, and no activity is later than the touch that said so.
+
+    It is never null. A session that waits is not rolled up, so no rolled-up session waits.
+    """
+    is_last = func.coalesce(tables.sessions.waiting_since >= tables.sessions.last_activity_at, false(), type_=Boolean)
+    return and_(tables.sessions.status == SessionStatus.RUNNING.value, is_last)
+
+
 def is_abandoned(abandon_after: timedelta, now: Moment) -> ColumnElement[bool]:
-    """Whether a session is stored as running and has been idle for longer than the threshold."""
+    """Whether a session is stored as running, waits for nobody, and has been idle for longer than the threshold."""
     return and_(
-        tables.sessions.status == EffectiveStatus.RUNNING.value,
+        tables.sessions.status == SessionStatus.RUNNING.value,
         tables.sessions.last_activity_at < abandoned_before(abandon_after, now),
+        ~is_waiting(),
     )
 
 
 def effective_status(abandon_after: timedelta, now: Moment) -> ColumnElement[str]:
-    """`abandoned` where `is_abandoned` holds, else the stored status."""
+    """`waiting` where `is_waiting` holds, `abandoned` where `is_abandoned` holds, else the stored status."""
     return case(
-        (is_abandoned(abandon_after, now), literal(EffectiveStatus.ABANDONED.value, Text)), else_=tables.sessions.status
+        (is_waiting(), literal(EffectiveStatus.WAITING.value, Text)),
+        (is_abandoned(abandon_after, now), literal(EffectiveStatus.ABANDONED.value, Text)),
+        else_=tables.sessions.status,
     )
 
 
 def has_status(wanted: EffectiveStatus, abandon_after: timedelta, now: Moment) -> ColumnElement[bool]:
     """Whether a session has the wanted effective status, in a form that an index on the activity can serve."""
+    if wanted is EffectiveStatus.WAITING:
+        return is_waiting()
     abandoned = is_abandoned(abandon_after, now)
     if wanted is EffectiveStatus.ABANDONED:
         return abandoned
     if wanted is EffectiveStatus.RUNNING:
-        return and_(tables.sessions.status == wanted.value, ~abandoned)
+        return and_(tables.sessions.status == wanted.value, ~abandoned, ~is_waiting())
     return tables.sessions.status == wanted.value
 
 
@@ -49,7 +63,15 @@ def stored_statuses(wanted: EffectiveStatus | None) -> list[SessionStatus]:
     """The stored statuses of sessions with this effective status; all of them where it is None."""
     if wanted is None:
         return list(SessionStatus)
-    return [SessionStatus.RUNNING if wanted is EffectiveStatus.ABANDONED else SessionStatus(wanted.value)]
+    of_running = {EffectiveStatus.RUNNING, EffectiveStatus.WAITING, EffectiveStatus.ABANDONED}
+    return [SessionStatus.RUNNING if wanted in of_running else SessionStatus(wanted.value)]
+
+
+def waits(wanted: EffectiveStatus | None) -> bool | None:
+    """Whether sessions with this effective status wait; None: a session may or may not, or cannot wait anyway."""
+    if wanted is EffectiveStatus.WAITING:
+        return True
+    return False if wanted in {EffectiveStatus.RUNNING, EffectiveStatus.ABANDONED} else None
 
 
 def activity_bounds(
@@ -65,13 +87,20 @@ def activity_bounds(
 def status_windows() -> dict[str, StatusWindow]:
     """The window on the last activity, split into one status window per effective status.
 
+    The windows of `running` and `abandoned` do not have the sessions that wait.
+
     Binds `since`, `until`, `abandon_after` and `as_of`.
     """
     since, until = window()
     abandoned = abandoned_before(None, clock())
     return {
-        EffectiveStatus.RUNNING.value: StatusWindow(SessionStatus.RUNNING, func.greatest(since, abandoned), until),
+        EffectiveStatus.RUNNING.value: StatusWindow(
+            SessionStatus.RUNNING, func.greatest(since, abandoned), until, waits=False
+        ),
+        EffectiveStatus.WAITING.value: StatusWindow(SessionStatus.RUNNING, since, until, waits=True),
         EffectiveStatus.COMPLETED.value: StatusWindow(SessionStatus.COMPLETED, since, until),
         EffectiveStatus.FAILED.value: StatusWindow(SessionStatus.FAILED, since, until),
-        EffectiveStatus.ABANDONED.value: StatusWindow(SessionStatus.RUNNING, since, func.least(until, abandoned)),
+        EffectiveStatus.ABANDONED.value: StatusWindow(
+            SessionStatus.RUNNING, since, func.least(until, abandoned), waits=False
+        ),
     }

@@ -10,12 +10,29 @@ from itertools import product
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, all_, and_, any_, bindparam, false, literal_column, or_, true
+from sqlalchemy import (
+    ColumnElement,
+    all_,
+    and_,
+    any_,
+    bindparam,
+    false,
+    func,
+    literal,
+    literal_column,
+    or_,
+    select,
+    true,
+)
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.types import Uuid
 
 from session_lifecycle.models import Viewer
 from session_lifecycle.statements import tables
+from session_lifecycle.statements.shared.json_rows import Column
+
+MOST_IDS_IN_ARRAY = 1000
+"""The most ids that a condition compares with an array. A longer list is a subquery."""
 
 ScopedTable = type[tables.sessions | tables.rolled_up_sessions | tables.roll_up_changes | tables.model_roll_up_changes]
 """A table in which each row belongs to one session, and so to one user and at most one dataset."""
@@ -109,6 +126,17 @@ def _ids(name: str) -> ColumnElement[Any]:
     return bindparam(name, type_=ARRAY(Uuid))
 
 
+def is_one_of(column: Column, ids: Sequence[UUID]) -> ColumnElement[bool]:
+    """Whether the column is one of these ids, bound as one parameter: a statement takes at most 32,767 parameters."""
+    if len(ids) == 1:
+        return column == ids[0]
+    array = literal(list(ids), ARRAY(Uuid))
+    if len(ids) <= MOST_IDS_IN_ARRAY:
+        return column == any_(array)
+    # A generic plan compares each row with one element of an array after another. It hashes a subquery.
+    return column.in_(select(func.unnest(array).column_valued("id")))
+
+
 def visible(viewer: Viewer) -> ColumnElement[bool]:
     """Whether the viewer sees a session: the viewer or one of their agents owns it, or its dataset is permitted."""
     if viewer.sees_all:
@@ -116,9 +144,9 @@ def visible(viewer: Viewer) -> ColumnElement[bool]:
     ways: list[ColumnElement[bool]] = []
     if viewer.owner_ids:
         # The extra condition lets Postgres plan with the partial index on a user's activity.
-        ways.append(and_(tables.sessions.user_id.in_(viewer.owner_ids), of_everybody(tables.sessions)))
+        ways.append(and_(is_one_of(tables.sessions.user_id, viewer.owner_ids), of_everybody(tables.sessions)))
     if viewer.permitted_dataset_ids:
-        ways.append(tables.sessions.dataset_id.in_(viewer.permitted_dataset_ids))
+        ways.append(is_one_of(tables.sessions.dataset_id, viewer.permitted_dataset_ids))
     return or_(*ways) if ways else false()
 
 
@@ -132,7 +160,7 @@ def visible_run(viewer: Viewer) -> ColumnElement[bool]:
         return true()
     if not viewer.owner_ids:
         return visible(viewer)
-    own = tables.runs.user_id.in_(viewer.owner_ids)
+    own = is_one_of(tables.runs.user_id, viewer.owner_ids)
     seen = or_(visible(viewer), and_(tables.runs.session_id.is_(None), own))
     # Without permitted datasets every visible run is the viewer's own. The condition says so, and lets Postgres use
     # the index on a user's runs.

@@ -17,6 +17,8 @@ class StatusWindow(NamedTuple):
     status: SessionStatus | None
     since: Moment
     until: Moment
+    waits: bool | None = None
+    """Whether the sessions wait; None: whether they wait or not. No rolled-up session waits."""
 
 
 def window() -> tuple[Moment, Moment]:

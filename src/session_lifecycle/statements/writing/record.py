@@ -1,4 +1,4 @@
-"""Writing items: one call of `record_v1`, a function in our schema that takes any number of items in one transaction.
+"""Writing items: calls of `record_v1`, a function in our schema that takes the items of one statement.
 
 The function itself is in `alembic/functions/writing/`.
 """
@@ -46,3 +46,14 @@ def record(schema: str) -> Select[tuple[int, str, object, int, int, object]]:
         name="receipts",
     )
     return select(receipts)
+
+
+def lock_items(schema: str) -> Select[bool]:
+    """One row: false where the bound `latest_at` is too far ahead of the database's clock; else all locks are taken.
+
+    A batch of several `record` statements takes its locks by this statement first, in the same transaction. `waves` and
+    `activity` are those of the whole batch; fields with content may be left out.
+    """
+    waves, activity = (json_parameter(name) for name in ("waves", "activity"))
+    latest_at = bindparam("latest_at", type_=TIMESTAMPTZ)
+    return select(database_function(schema, "lock_items_v1", waves, activity, latest_at).cast(Boolean))

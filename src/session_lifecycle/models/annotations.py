@@ -1,0 +1,46 @@
+"""What people and programs say about a session: `SessionAnnotation`, and the arguments of the calls about it."""
+
+from datetime import datetime
+from typing import Annotated
+
+from pydantic import BeforeValidator, Field
+
+from session_lifecycle.models.fields import AwareTime, FiniteFloat, Id, OptionalName, SessionId, Text, Value
+
+OptionalComment = Annotated[
+    Annotated[Text, Field(max_length=10_000)] | None, BeforeValidator(lambda value: None if value == "" else value)
+]
+
+
+class Annotating(Value):
+    """The arguments of `annotate_session`."""
+
+    session_id: SessionId
+    user_id: Id
+    name: Annotated[Text, Field(min_length=1, max_length=200)]
+    score: FiniteFloat | None = None
+    label: OptionalName = None
+    comment: OptionalComment = None
+    annotator: OptionalName = None
+    at: AwareTime | None = None
+
+
+class AnnotationsOfSession(Value):
+    """The arguments of `list_annotations`, without the viewer."""
+
+    session_id: SessionId
+    owner_id: Id | None = None
+
+
+class SessionAnnotation(Value):
+    """What somebody says about a session. `annotate_session` and `list_annotations` return it."""
+
+    name: str
+    """What it is about, such as `quality` or `resolved`."""
+    annotator: str | None
+    """Who says it; None where nobody is named."""
+    score: float | None
+    label: str | None
+    comment: str | None
+    at: datetime
+    """UTC."""
