@@ -11,7 +11,10 @@ from session_lifecycle.postgres.execution import AnySelect, Execution
 FIRST_BATCH_SIZE = 100
 MAX_KEYS_PER_SEARCH = 20_000
 MAX_BATCH_SECONDS = 0.25
-"""A writer may wait this long for a batch. A batch that takes longer halves the size of the next one."""
+"""A writer may wait this long for a batch. A batch that takes longer halves the size of the next one.
+
+A batch of twice the size may take more than twice as long, so only one that takes a quarter of this time doubles it.
+"""
 
 Find = Callable[[Sequence[Any] | None, int], AnySelect]
 
@@ -42,8 +45,11 @@ async def in_batches(
             began = monotonic()
             bound = {"keys": to_json(batch).decode(), **parameters}
             [row] = await execution.write(process_batch, bound, repeatable=True)
-            is_slow = monotonic() - began > MAX_BATCH_SECONDS
-            size = max(1, size // 2) if is_slow else min(max_batch, size * 2)
+            took = monotonic() - began
+            if took > MAX_BATCH_SECONDS:
+                size = max(1, size // 2)
+            elif took < MAX_BATCH_SECONDS / 4:
+                size = min(max_batch, size * 2)
             yield row
         if len(found) < MAX_KEYS_PER_SEARCH:
             return

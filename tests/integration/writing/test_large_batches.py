@@ -159,6 +159,7 @@ async def test_R25_X21_a_batch_has_a_bound_in_items_and_bytes(
     assert await scalar(session_database, "SELECT count(*) FROM session_lifecycle.session_records") == 0
 
 
+@pytest.mark.soak
 async def test_X21_more_than_postgres_holds_in_one_value(session_database: SessionDatabase) -> None:
     runs = [
         Run(run_id=f"r{number}", user_id=A, session_id="s", started_at=NOON, output="x" * 1_000_000)
