@@ -205,11 +205,13 @@ TOKENS = ("tokens_in", "tokens_out", "cache_read_tokens", "cache_write_tokens", 
 MODELS = [{"model": "m", "cost_usd": 1, "events": 1, "unpriced_events": 0, **dict.fromkeys(TOKENS, 1)}]
 # Each function with arguments under which it has something to do; `j` stands for the first one as JSON.
 DIRECTLY: dict[str, tuple[str, tuple[Any, ...]]] = {
-    "record_one_use": (
-        "j, $2",
-        ({"kind": "usage", "user_id": A, "session_id": "s", "event_id": B, "tokens_in": 1}, AT),
-    ),
-    "record_one_touch": ("j, $2", ({"user_id": A, "session_id": "s"}, AT)),
+    "sum_totals_v1": ("ARRAY[j], '{}'", ({"web_searches": 1},)),
+    "event_totals_v1": ("j, 'plan', true, true, 1, 1, 1", ({"web_searches": 1},)),
+    "replaces_run_events": ("j", ([[{"user_id": A, "session_id": "s", "event_id": B, "idempotency_key": "k"}]],)),
+    "refuse_parent_cycles": ("$1, $2", ([A], ["s"])),
+    "update_session_v1": ("$2, 's', j", ({"title": "x"}, A)),
+    "annotate_session_v1": ("$1, 's', 'quality', '', 1, 'a', 'b', $2", (A, AT)),
+    "delete_runs": ("$1, $2", ([A], ["nobody"])),
     "record_plain": ("j, $2", ([{"position": 0, "kind": "touch", "user_id": A, "session_id": "s"}], AT)),
     "record_wave": ("j, $2", ([{"position": 0, "kind": "touch", "user_id": A, "session_id": "s"}], AT)),
     "lock_sessions": (
@@ -227,12 +229,12 @@ DIRECTLY: dict[str, tuple[str, tuple[Any, ...]]] = {
         "j, $2",
         ([{"user_id": A, "session_id": "s", "event_id": B, "revision": 0, "run_id": "r"}], B),
     ),
-    "lock_idle_sessions": ("j, $2", (KEYS, AT + timedelta(days=9999))),
+    "lock_idle_sessions": ("j, '[]', $2", (KEYS, AT + timedelta(days=9999))),
     "delete_activity": ("$1, $2", ([A], ["t"])),
     "delete_unnamed_runs": ("$1, $2, NULL", ([A], ["nobody"])),
-    "share": ("$1, $1, 'failed', $2, $2, $2, 1, 1, 1, 1, 1, 1, 1, -1", (A, AT)),
+    "share": ("$1, $1, 'failed', $2, $2, $2, 1, 1, 1, 1, 1, 1, 1, NULL, -1", (A, AT)),
     "model_shares_v1": ("$2, $2, $3, j, -1", (MODELS, A, AT)),
-    "append_changes": ("$2, $2, 'failed', $3, $3, $3, 1, 1, 1, 1, 1, 1, 1, j, -1", (MODELS, A, AT)),
+    "append_changes": ("$2, $2, 'failed', $3, $3, $3, 1, 1, 1, 1, 1, 1, 1, NULL, j, -1", (MODELS, A, AT)),
     "families": ("$1, $1", (A,)),
     "levels": ("$1", (AT,)),
     "holds": ("'user', $1, $1, $1, $1", (A,)),
@@ -258,7 +260,7 @@ DIRECTLY: dict[str, tuple[str, tuple[Any, ...]]] = {
             ],
         ),
     ),
-    "settle_runs": ("$1, $2, $3, $1, $4, $5", ([A, A], ["child", "r"], [True, True], ["s", "s"], AT)),
+    "settle_runs": ("$1, $2, $3, $4, $1, $4, $5", ([A, A], ["child", "r"], [True, True], ["s", "s"], AT)),
     "adjust_run": (
         "j, $2",
         (
@@ -304,6 +306,7 @@ DIRECTLY: dict[str, tuple[str, tuple[Any, ...]]] = {
     "empty_sessions_v1": ("j, $2", (KEYS, AT + timedelta(days=9999))),
     "anonymise_sessions_v1": ("j, $2", ([{"user_id": A, "session_id": "t"}], B)),
     "delete_waiting_runs_v1": ("j, $2", (KEYS, AT + timedelta(days=9999))),
+    "delete_locked": ("j, '[]', $2", (KEYS, AT)),
     "delete_sessions_v1": ("j, NULL", (KEYS,)),
 }
 
@@ -344,9 +347,9 @@ async def test_no_function_means_anything_of_a_schema_before_the_catalogue(
 
 async def test_without_its_path_a_function_would_run_it(session_database: SessionDatabase, hostile: Call) -> None:
     async with session_database.engine.begin() as connection:
-        await connection.exec_driver_sql("ALTER FUNCTION session_lifecycle.record_one_touch RESET ALL")
-    with pytest.raises(asyncpg.PostgresError, match="hostile"):
-        await hostile(*directly("record_one_touch", *DIRECTLY["record_one_touch"]))
+        await connection.exec_driver_sql("ALTER FUNCTION session_lifecycle.lock_session(uuid, text) RESET ALL")
+    with pytest.raises(asyncpg.PostgresError, match="hostile|text_check"):
+        await hostile(*directly("lock_session", *DIRECTLY["lock_session"]))
 
 
 async def test_migrating_means_nothing_of_the_callers_path(session_database: SessionDatabase, hostile: Call) -> None:

@@ -80,7 +80,7 @@ def windows(rows: Sequence[Took]) -> list[tuple[datetime | None, datetime | None
     """All time, an empty window, and windows whose edges are times of rows."""
     moments = sorted(row.at for row in rows)
     early, middle, late = moments[len(moments) // 5], moments[len(moments) // 2], moments[-len(moments) // 5]
-    return [(None, None), (early, None), (None, late), (early, late), (middle, middle + MICROSECOND), (late, early)]
+    return [(None, None), (early, None), (None, late), (early, late), (middle, middle + MICROSECOND), (early, early)]
 
 
 def chosen(

@@ -21,7 +21,7 @@ AT, DATASET = datetime(2026, 1, 1, tzinfo=UTC), UUID(int=11)
 WAYS = {
     "one by one": set(),
     "plain": {"record_plain"},
-    "locked": {"record_locked", "record_wave", "lock_sessions"},
+    "locked": {"record_locked", "record_wave", "lock_sessions", "replaces_run_events"},
     "locked, with runs": {
         *("record_locked", "record_wave", "lock_sessions"),
         *("lock_runs", "follow_runs", "record_activity", "settle_runs"),
