@@ -348,7 +348,7 @@ async def test_no_function_means_anything_of_a_schema_before_the_catalogue(
 async def test_without_its_path_a_function_would_run_it(session_database: SessionDatabase, hostile: Call) -> None:
     async with session_database.engine.begin() as connection:
         await connection.exec_driver_sql("ALTER FUNCTION session_lifecycle.lock_session(uuid, text) RESET ALL")
-    with pytest.raises(asyncpg.PostgresError, match="hostile|text_check"):
+    with pytest.raises(asyncpg.PostgresError, match=r"hostile|text_check"):
         await hostile(*directly("lock_session", *DIRECTLY["lock_session"]))
 
 

@@ -96,8 +96,10 @@ ON_THE_PRIMARY: dict[str, Call] = {
 }
 READS = ON_THE_REPLICA | ON_THE_PRIMARY
 # These calls would fail on a standby.
-WRITES = {"roll_up", "delete_session", "erase_user", "update_session", "annotate_session"}
-WRITES |= {name for name in dir(SessionWriter) if not name.startswith("_")}
+WRITES = {
+    *("roll_up", "delete_session", "erase_user", "update_session", "annotate_session"),
+    *(name for name in dir(SessionWriter) if not name.startswith("_")),
+}
 
 
 @pytest.fixture(scope="module")
