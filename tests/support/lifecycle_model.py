@@ -338,8 +338,10 @@ class Model:
         counts = {status: statuses.count(status) for status in names}
         counts["running"] += counts["waiting"]
         judged = len(sessions) - counts["running"]
-        seconds = sum(
-            max(timedelta(0), (session.ended_at or session.last_activity_at) - session.started_at).total_seconds()
+        # Whole microseconds, since a sum of floats depends on its order.
+        microseconds = sum(
+            max(timedelta(0), (session.ended_at or session.last_activity_at) - session.started_at)
+            // timedelta(microseconds=1)
             for session in sessions
         )
         return {
@@ -350,8 +352,8 @@ class Model:
             "tokens_in": figures["tokens_in"],
             "tokens_out": figures["tokens_out"],
             "tokens_total": figures["tokens_in"] + figures["tokens_out"],
-            "agent_time_s": seconds,
-            "avg_session_s": seconds / len(sessions) if sessions else 0.0,
+            "agent_time_s": microseconds / 1_000_000,
+            "avg_session_s": microseconds / (1_000_000 * len(sessions)) if sessions else 0.0,
             "success_rate": counts["completed"] / judged if judged else 1.0,
             **{name: figures[name] for name in OF_STATS},
         }
