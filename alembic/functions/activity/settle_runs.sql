@@ -136,7 +136,7 @@ BEGIN
             AND r.session_id IS DISTINCT FROM c.session_id;
     END IF;
 
-    -- The sessions that runs left, with the times of those runs.
+    -- Some runs moved to another session. This finds the sessions they moved out of, and the times of these runs.
     SELECT array_agg(l.user_id), array_agg(l.session_id), array_agg(l.first_seen), array_agg(l.last_seen)
     INTO left_users, left_sessions, left_first, left_last
     FROM (

@@ -1,6 +1,6 @@
--- Deletes runs with their steps. Where events of a run are in sessions that stay, a row without a start stays with their
--- sums: whoever records the run again must not count those events twice. The caller holds the locks of the runs, and took
--- the events that go out of the sums.
+-- Deletes runs with their steps. Sessions that stay may have events of such a run. Then a row without a start stays, with
+-- the sums of these events, so that they do not count twice when the run is recorded again. The caller holds the locks of
+-- the runs. It has already subtracted the events that are deleted.
 -- Answers how many recorded runs and how many steps went. Raises nothing and takes no lock.
 CREATE FUNCTION {schema}.delete_runs(of_users uuid[], of_runs text[], OUT runs bigint, OUT steps bigint)
 LANGUAGE plpgsql

@@ -1,5 +1,5 @@
--- Names the families of roll-ups that the sessions of this user and data set belong to. A session belongs to each of its
--- families, so a viewer's answer is the sum over their users and data sets, less that of those users in those data sets.
+-- Names the families of roll-ups that the sessions of this user and data set belong to. A session is counted once in its
+-- user's family and once in its data set's. So a viewer's answer adds both up and subtracts the family of the two together.
 -- Answers a row for each family, with the zero id in the place of what the family has none of.
 -- Raises nothing and takes no lock.
 CREATE FUNCTION {schema}.families(of_user uuid, of_dataset uuid) RETURNS TABLE (

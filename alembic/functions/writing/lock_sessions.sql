@@ -46,8 +46,8 @@ BEGIN
     ) t;
 
     IF activity <> '[]' OR waves @? '$[*][*].run_id' THEN
-        -- The sessions of the runs that exist, and a guess at the sessions of those that name none. Where the guess is
-        -- wrong, `settle_runs` raises `SL002` with the right ones.
+        -- A run that exists has its session. A run that names no session is locked in the session that its thread suggests.
+        -- Where that is the wrong one, `settle_runs` raises `SL002` with the right one.
         SELECT array_agg(t.user_id ORDER BY t.user_id, t.session_id),
                array_agg(t.session_id ORDER BY t.user_id, t.session_id)
         INTO users, sessions

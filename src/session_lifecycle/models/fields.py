@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Context, Decimal, Inexact, InvalidOperation
 from enum import StrEnum
-from typing import Annotated, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 from uuid import UUID
 
 from pydantic import (
@@ -228,14 +228,14 @@ class Value(BaseModel):
         frozen=True, extra="forbid", ser_json_inf_nan="constants", hide_input_in_errors=True
     )
 
-    @classmethod  # Pydantic's plugin for mypy takes a signature of its own in place of this one.
-    def model_construct(  # type: ignore[override]
-        cls, _fields_set: set[str] | None = None, **values: Any
-    ) -> Self:
-        """As Pydantic's, which does not look at the values: a call that takes the value looks at them then."""
-        made = super().model_construct(_fields_set, **values)
-        vars(made)[_UNCHECKED] = True
-        return made
+    if not TYPE_CHECKING:  # type checkers see Pydantic's own signature, which lists the fields
+
+        @classmethod
+        def model_construct(cls, _fields_set: set[str] | None = None, **values: Any) -> Self:
+            """As Pydantic's, which does not look at the values: a call that takes the value looks at them then."""
+            made = super().model_construct(_fields_set, **values)
+            vars(made)[_UNCHECKED] = True
+            return made
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """As Pydantic's, which does not look at the new values: a call that takes the value looks at them then."""

@@ -17,7 +17,7 @@ from session_lifecycle.errors import InvalidValueError
 CONTENT = {
     "comment", "content", "error", "errors", "input", "inputs", "metadata", "output", "prompt", "reason", "title",
 }  # fmt: skip
-"""Fields that hold what people and models said. An error tells the type and size of such a value, never the value."""
+"""Fields with text of people or models. An error names the type and size of their values, never the values."""
 
 _EXPECTED: dict[str, LiteralString] = {
     "bool_type": "true or false",

@@ -128,7 +128,7 @@ async def test_X15_a_series_of_too_many_points_is_refused(session_database: Sess
             for number in range(6)
         ]
     )
-    window = {"since": NOON, "until": NOON + timedelta(hours=9999), "bucket": "hour"}
+    until = NOON + timedelta(hours=9999)
     with pytest.raises(InvalidValueError, match=r"at most 50,000 points"):
-        await db.reports.usage_timeseries(A, **window, group_by="model")  # type: ignore[arg-type]  # a dict of arguments
-    assert len(await db.reports.usage_timeseries(A, **window)) == 9999  # type: ignore[arg-type]  # likewise
+        await db.reports.usage_timeseries(A, since=NOON, until=until, bucket="hour", group_by="model")
+    assert len(await db.reports.usage_timeseries(A, since=NOON, until=until, bucket="hour")) == 9999

@@ -86,7 +86,7 @@ async def test_X12_what_is_missing_is_filled(
 
 
 @pytest.mark.parametrize(("first", "other"), OTHERS, ids=name_of)
-async def test_X12_R22_other_content_conflicts_and_a_higher_revision_replaces(
+async def test_R22_X12_other_content_conflicts_and_a_higher_revision_replaces(
     session_database: SessionDatabase, first: Any, other: dict[str, Any]
 ) -> None:
     await session_database.lifecycle.record([run("r") if first is not KINDS[0][0] else first(), first()])
@@ -199,7 +199,7 @@ async def answers(db: SessionDatabase) -> list[Any]:
     return found
 
 
-async def test_X13_R21_what_happened_at_one_moment_is_in_the_order_of_recording(
+async def test_R21_X13_what_happened_at_one_moment_is_in_the_order_of_recording(
     session_database: SessionDatabase,
 ) -> None:
     items: list[Item] = []

@@ -149,8 +149,9 @@ async def test_X11_a_cursor_belongs_to_its_question(ledger: SessionDatabase) -> 
         with pytest.raises(InvalidValueError) as refused:
             await activity.list_usage_events(UsageEventFilters(cursor=first.next_cursor, **other))
         assert refused.value.field == "cursor"
+    of_runs: Any = RunFilters(user_id=A)
     with pytest.raises(InvalidValueError) as refused:
-        await activity.list_usage_events(RunFilters(user_id=A))  # type: ignore[arg-type]  # what is refused
+        await activity.list_usage_events(of_runs)
     assert refused.value.field == "filters"
     with pytest.raises(InvalidValueError) as refused:
         UsageEventFilters.of_call(since=NOON, until=NOON - timedelta(1))

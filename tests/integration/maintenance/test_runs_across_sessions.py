@@ -56,7 +56,7 @@ async def test_X05_a_run_recorded_again_does_not_count_its_events_twice(
     assert await spent(db) == 10
 
 
-async def test_X05_R29_a_run_of_another_session_that_loses_events_reports_them_itself(
+async def test_R29_X05_a_run_of_another_session_that_loses_events_reports_them_itself(
     session_database: SessionDatabase,
 ) -> None:
     db = session_database

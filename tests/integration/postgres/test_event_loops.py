@@ -77,25 +77,12 @@ def test_X28_the_engine_outside_a_loop_is_the_next_loops(session_database_url: s
 
 
 async def test_R23_X28_event_loops_of_several_threads_use_one_database_at_once(session_database_url: str) -> None:
-    failures: list[BaseException] = []
-
     async def call() -> None:
         for _ in range(10):
             await use(db)
 
-    def in_thread() -> None:
-        try:
-            asyncio.run(call())
-        except BaseException as error:  # noqa: BLE001 - the test looks at it
-            failures.append(error)
-
     async with SessionDatabase.connect(session_database_url, settings=Settings(pool_size=2)) as db:
-        threads = [threading.Thread(target=in_thread) for _ in range(4)]
-        for thread in threads:
-            thread.start()
-        await call()
-        await asyncio.gather(*(asyncio.to_thread(thread.join) for thread in threads))
-        assert failures == []
+        await asyncio.gather(call(), *(asyncio.to_thread(lambda: asyncio.run(call())) for _ in range(4)))
         assert await use(db) == 51
     await until_closed(session_database_url)
 

@@ -35,13 +35,14 @@ async def ledger(session_database: SessionDatabase) -> SessionDatabase:
 
 def begin(row: Row, bucket: str) -> datetime:
     """The beginning of the bucket of Berlin in which the event was used."""
-    local = row["at"].astimezone(BERLIN)
+    at: datetime = row["at"]
     if bucket == "hour":
-        return row["at"].replace(minute=0, second=0, microsecond=0)  # type: ignore[no-any-return]
+        return at.replace(minute=0, second=0, microsecond=0)
+    local = at.astimezone(BERLIN)
     day = local.replace(hour=0, minute=0, second=0, microsecond=0)
     if bucket == "week":
         day -= timedelta(days=local.weekday())
-    return (day.replace(day=1) if bucket == "month" else day).astimezone(UTC)  # type: ignore[no-any-return]
+    return (day.replace(day=1) if bucket == "month" else day).astimezone(UTC)
 
 
 # The fields of a row that a dimension has, from a stored row.

@@ -322,7 +322,7 @@ async def test_X19_a_shared_payload_is_cut_before_it_is_written_out(session_data
     assert await stored(session_database, SessionStepEntity.inputs)
 
 
-async def test_X20_what_the_host_gives_is_stored_as_some_json(session_database: SessionDatabase) -> None:
+async def test_R26_X20_what_the_host_gives_is_stored_as_some_json(session_database: SessionDatabase) -> None:
     cyclic: dict[Any, Any] = {1: b"\xff", "1": 10**5_000, 2.5: {3, 1}, None: iter([1])}
     cyclic["self"] = cyclic
     kept = {
