@@ -453,8 +453,8 @@ def _ordered_index(column: str, *key: str, of: Sequence[str] = ()) -> Index:
 class RolledUpSessionEntity(Base):
     """A rolled-up session, as the roll-ups count it. Every change of the session deletes the row.
 
-    Its indexes serve pages of sessions in every order. The same indexes on `session_records` would slow down writers, who
-    update that table often and this one never.
+    Its indexes serve pages of sessions in every order. The same indexes on `session_records` would slow down writers,
+    who update that table often and this one never.
     """
 
     __tablename__ = "rolled_up_sessions"
