@@ -10,6 +10,8 @@ from uuid import UUID
 import pytest
 
 from session_lifecycle import End, InvalidValueError, Message, Run, SessionListFilters, Step, Touch, UsageEvent, Viewer
+from session_lifecycle.models import PriceOverride
+from session_lifecycle.pricing.catalogue import PriceCatalogue
 from session_lifecycle.writing.calls import checked, checked_item
 
 U, AT = UUID(int=1), datetime(2026, 1, 1, tzinfo=UTC)
@@ -77,3 +79,12 @@ def test_X06_filters_and_viewers_are_checked() -> None:
         Viewer.of_caller(Viewer(U).model_copy(update={"sees_all": "no"}))
     with pytest.raises(InvalidValueError, match="a SessionListFilters"):
         SessionListFilters.checked(Viewer(U), "filters")
+
+
+def test_X06_prices_are_checked() -> None:
+    own = PriceOverride(model_pattern="m", input_usd_per_million=1, output_usd_per_million=1)
+    with pytest.raises(InvalidValueError, match="audio_in_usd_per_million"):
+        PriceCatalogue([own.model_copy(update={"audio_in_usd_per_million": Decimal("NaN")})])
+    wrong: Any = "m"
+    with pytest.raises(InvalidValueError, match="a PriceOverride"):
+        PriceCatalogue([wrong])

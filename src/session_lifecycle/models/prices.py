@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Annotated, Any
 
-from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, Field
 
+from session_lifecycle.models.fields import AwareTime, Value
 from session_lifecycle.models.refusals import refused
 from session_lifecycle.models.usage_classes import ServiceTier
 
@@ -20,7 +21,7 @@ def _no_bool(value: Any) -> Any:
 _Usd = Annotated[Decimal, BeforeValidator(_no_bool), Field(ge=0, allow_inf_nan=False)]
 
 
-class PriceOverride(BaseModel):
+class PriceOverride(Value):
     """The host's own prices of some models, in USD. They go in, and come before the catalogue.
 
     Where an override is in force, the catalogue is not asked: an event that used something the override has no price
@@ -54,15 +55,13 @@ class PriceOverride(BaseModel):
         web_search_usd_per_thousand: `None`: unpriced.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     model_pattern: str = Field(min_length=1)
     input_usd_per_million: _Usd
     output_usd_per_million: _Usd
     cache_read_usd_per_million: _Usd | None = None
     cache_write_usd_per_million: _Usd | None = None
     reasoning_usd_per_million: _Usd | None = None
-    valid_from: AwareDatetime | None = None
+    valid_from: AwareTime | None = None
     provider: str | None = Field(default=None, min_length=1)
     service_tier: ServiceTier = "standard"
     cache_write_1h_usd_per_million: _Usd | None = None

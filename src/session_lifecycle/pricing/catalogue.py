@@ -51,11 +51,15 @@ class PriceCatalogue:
 
     Args:
         overrides: The host's own prices. They come before the prices of genai-prices.
+
+    Raises:
+        InvalidValueError: An override is not a `PriceOverride`, or a field of it is refused.
     """
 
     def __init__(self, overrides: Sequence[PriceOverride] = ()) -> None:
         self._overrides = tuple(
-            (one, PricedNames(one.model_pattern, one.provider), _prices_of(one)) for one in overrides
+            (one, PricedNames(one.model_pattern, one.provider), _prices_of(one))
+            for one in (PriceOverride.checked(given, "prices") for given in overrides)
         )
         self._get_snapshot: Callable[[], DataSnapshot] | None = None
         self._snapshot: DataSnapshot | None = None
