@@ -283,6 +283,7 @@ async def test_X48_a_cursor_made_by_hand_is_refused_or_answers_a_page(session_da
     """The database takes every value that a cursor may hold."""
     await session_database.lifecycle.record([Touch(session_id=f"s{number}", user_id=A) for number in range(3)])
     largest = {"cost_usd": "9" * 1_000, "tokens_in": str(2**63 - 1), "tokens_out": str(-(2**63))}
+    largest["error_count"] = str(2**63 - 1)
     outermost = "9999-12-31T23:59:59.999999+00:00"
     for order in ALL_SESSION_ORDERS:
         for descending in (False, True):
