@@ -1,4 +1,4 @@
-"""Every public call with its arguments and with what it writes, and the rounds in which all of them are made at once."""
+"""Every public call with its arguments and with what it writes, and rounds in which all of them are made at once."""
 
 import asyncio
 import inspect
@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from uuid import UUID, uuid4
 
 import asyncpg
@@ -34,6 +34,7 @@ from session_lifecycle.models import Item, PriceOverride
 from session_lifecycle.models.usage_filters import UsageEventFilters
 from session_lifecycle.writing.session_block import SessionBlock
 from session_lifecycle.writing.synchronous import SynchronousRecorder, SynchronousSessionBlock
+from support.eventually import eventually
 from support.usage import usage
 
 PUBLIC: dict[str, type] = {
@@ -321,10 +322,7 @@ class Round:
                 await db.lifecycle.record(_things(later, self._users[later]))
         if (user := self._users.get("maintenance.reconcile")) is not None:
             connection = await asyncpg.connect(self._url)
-            await connection.execute(
-                "UPDATE session_lifecycle.session_records SET tokens_in = 7 WHERE user_id = $1 AND session_id = 'ended'",
-                user,
-            )
+            await connection.execute(SPOIL, user)
             await connection.close()
 
     def begin(self) -> None:
@@ -357,9 +355,10 @@ class Round:
         connection = await asyncpg.connect(self._url)
         try:
             # What the server has begun for a connection that is gone, it still ends.
-            async with asyncio.timeout(within_seconds):
-                while await connection.fetchval(BUSY):
-                    await asyncio.sleep(0.01)
+            async def is_idle() -> bool:
+                return await connection.fetchval(BUSY) == 0
+
+            await eventually(is_idle, within_seconds=within_seconds)
             for name, call in self.calls.items():
                 if call.written is not None:
                     self.stored[name] = await connection.fetchval("SELECT " + call.written, self._users[name])
@@ -393,6 +392,9 @@ class Round:
         return {name: outcome for name, outcome in self.outcomes.items() if isinstance(outcome, BaseException)}
 
 
+SPOIL = """
+    UPDATE session_lifecycle.session_records SET tokens_in = 7 WHERE user_id = $1 AND session_id = 'ended'
+"""
 # A statement that was parsed, and whose client says no more, counts as active.
 BUSY = """
     SELECT count(*) FROM pg_stat_activity

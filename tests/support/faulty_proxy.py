@@ -20,7 +20,9 @@ class FaultyProxy:
         self._next_fault = cycle(FAULTS)
         self._speaks = asyncio.Event()
         self._speaks.set()
-        self._answers_left: dict[asyncio.StreamWriter, int] | None = None
+        self._answers_left: dict[asyncio.StreamWriter, int] = {}
+        self._answers = asyncio.Event()
+        self._answers.set()
         self.port = 0
         self._server: asyncio.Server
 
@@ -41,10 +43,12 @@ class FaultyProxy:
             after: How many answers each connection gets before.
         """
         self._answers_left = dict.fromkeys(self._writers, after)
+        self._answers.clear()
         try:
             yield
         finally:
-            self._answers_left = None
+            self._answers_left = {}
+            self._answers.set()
 
     def cut(self) -> None:
         """Cuts all connections. New ones are served."""
@@ -107,10 +111,10 @@ class FaultyProxy:
                         return
                     await asyncio.sleep(random.uniform(0.1, 1.0))
                 await self._speaks.wait()
-                if is_answer and (left := self._answers_left) is not None and to in left:
-                    left[to] -= 1
-                    while left[to] < 0 and self._answers_left is left:
-                        await asyncio.sleep(0.005)
+                if is_answer and to in self._answers_left:
+                    self._answers_left[to] -= 1
+                    if self._answers_left[to] < 0:
+                        await self._answers.wait()
                 to.write(data)
                 await to.drain()
         except ConnectionError:
