@@ -97,7 +97,8 @@ class Bench:
             round_.begin()
 
             async def all_wait() -> bool:
-                return await self.admin.fetchval(LOCKED) >= round_.waiting
+                locked: int = await self.admin.fetchval(LOCKED)
+                return locked >= round_.waiting
 
             await eventually(all_wait)
             yield
