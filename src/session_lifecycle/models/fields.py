@@ -270,5 +270,11 @@ class Value(BaseModel):
             return value
         if not isinstance(value, cls):
             raise InvalidValueError(name, value, f"a {cls.__name__}")
-        given = vars(value)
-        return cls.of_call(**{field: given[field] for field in cls.model_fields if field in given})
+        given, named = vars(value), value.model_fields_set
+        fields = {
+            # A default that nobody gave is not handed on: a validator may read such a field from another one.
+            name: given[name]
+            for name, field in cls.model_fields.items()
+            if name in given and (name in named or given[name] is not field.default)
+        }
+        return cls.of_call(**fields)

@@ -2,10 +2,8 @@
 
 from datetime import datetime
 from decimal import Decimal
-from typing import Literal, Self
+from typing import Literal
 from uuid import UUID
-
-from pydantic import model_validator
 
 from session_lifecycle.models.fields import (
     Id,
@@ -16,7 +14,6 @@ from session_lifecycle.models.fields import (
     Value,
 )
 from session_lifecycle.models.pages import Page, PageFilters
-from session_lifecycle.models.refusals import refuse_empty_window
 from session_lifecycle.models.usage_classes import ServiceTier
 
 
@@ -54,11 +51,6 @@ class UsageEventFilters(UsageChoice, PageFilters):
     `since` and `until` are a window `[since, until)` on the time of use. `owner_id` is the event's user. `dataset_id`
     and `agent_name` are those of the event's session.
     """
-
-    @model_validator(mode="after")
-    def _has_no_empty_window(self) -> Self:
-        refuse_empty_window(self.since, self.until)
-        return self
 
 
 class LedgerEvent(Value):
