@@ -24,6 +24,7 @@ from session_lifecycle.models import (
     UsageEventPage,
     Viewer,
 )
+from session_lifecycle.models.fields import model_key
 from session_lifecycle.models.pages import DEFAULT_LIMIT
 from session_lifecycle.models.run_filters import ModelPrefix, ToolCall
 from session_lifecycle.models.session_details import MOST_PARTS, ChatHistory, OneDetail, ThreadsOfSession
@@ -188,9 +189,11 @@ class SessionActivityDb(Protocol):
     async def list_models(self, viewer: Viewer | UUID | str, prefix: str = "") -> list[str]:
         """The models of visible runs that have ended: each once, sorted; empty if there are none.
 
+        Names that differ in case only are one model, shown in a spelling that was given.
+
         Args:
             viewer: The viewer, or the viewer's user id.
-            prefix: Only models whose name begins with this text; upper and lower case differ.
+            prefix: Only models whose name begins with this text, in upper or lower case.
 
         Raises:
             InvalidValueError: An argument is refused.
@@ -410,8 +413,14 @@ class SqlAlchemySessionActivityDb(SessionActivityDb):
 
 
 def _summary(row: Any) -> SessionSummary:
-    figures = SessionSummary.model_fields.keys() - {"record"}
-    return SessionSummary(record=records.record_of(row), **{name: getattr(row, name) for name in figures})
+    figures = SessionSummary.model_fields.keys() - {"record", "models"}
+    # Of the spellings of a model the first one stays.
+    models = {model_key(name): name for name in reversed(row.models)}
+    return SessionSummary(
+        record=records.record_of(row),
+        models=tuple(sorted(models.values())),
+        **{name: getattr(row, name) for name in figures},
+    )
 
 
 def _names(rows: Sequence[Any]) -> list[str]:

@@ -137,10 +137,10 @@ async def report(reports: SessionReportsDb, user: UUID, since: datetime) -> None
     assert_type(await reports.spend(user, since=since), Spend)
     usage = await reports.usage(
         viewer=Viewer(user),
-        group_by=["user", "agent", "day"],
+        group_by=["user", "agent", "tag:team", "day"],
         since=since,
         until=since,
-        filters=UsageFilters(billing="plan"),
+        filters=UsageFilters(billing="plan", tags={"team": "red"}),
         order_by="day",
         limit=10,
         timezone="Europe/Berlin",

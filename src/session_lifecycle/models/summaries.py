@@ -76,6 +76,7 @@ class SessionSummary(Value):
     providers: tuple[str, ...]
     """Sorted, as are `models` and `agents`."""
     models: tuple[str, ...]
+    """Each in a spelling that was given: names that differ in case only are one model."""
     agents: tuple[str, ...]
     client: str | None
     """The client of the earliest run; `Unknown` where that run has no client. None without runs."""

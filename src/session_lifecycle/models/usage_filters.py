@@ -5,7 +5,7 @@ from decimal import Decimal
 from typing import Literal, Self
 from uuid import UUID
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from session_lifecycle.models.fields import (
     Id,
@@ -17,11 +17,13 @@ from session_lifecycle.models.fields import (
 )
 from session_lifecycle.models.pages import Page, PageFilters
 from session_lifecycle.models.refusals import refuse_empty_window
+from session_lifecycle.models.sessions import Tags
 from session_lifecycle.models.usage_classes import ServiceTier
 
 
 class UsageChoice(Value):
-    """A choice of usage events. Base class of the filters that go in. An event must match every field that is not None.
+    """A choice of usage events. Base class of the filters that go in. An event must match every field that is not None,
+    and its session must have all of the tags.
 
     `unknown` also chooses the events without a model, or without a provider.
     """
@@ -37,6 +39,8 @@ class UsageChoice(Value):
     kind: Literal["llm", "embedding"] | None = None
     billing: Literal["api", "plan"] | None = None
     service_tier: ServiceTier | None = None
+    tags: Tags = Field(default_factory=dict)
+    """The event's session has these tags with these texts."""
 
 
 class UsageFilters(UsageChoice):

@@ -27,6 +27,7 @@ from session_lifecycle.statements.shared.durations import lasted_us
 from session_lifecycle.statements.shared.json_rows import Column
 from session_lifecycle.statements.shared.keys import Columns, equal_where_given, same_run, same_session
 from session_lifecycle.statements.shared.ledger import RUN_TOKEN_COLUMNS, UNKNOWN_CLIENT
+from session_lifecycle.statements.shared.model_names import is_model
 
 RUNS_AND_SESSIONS = join(
     tables.runs,
@@ -75,9 +76,10 @@ def counted(choice: RunChoice) -> list[ColumnElement[bool]]:
     if choice.client is not None:
         named = tables.runs.client == choice.client
         conditions.append(or_(named, tables.runs.client.is_(None)) if choice.client == UNKNOWN_CLIENT else named)
+    if choice.model is not None:
+        conditions.append(is_model(tables.runs.model, choice.model))
     return conditions + equal_where_given(
         (tables.runs.provider, choice.provider),
-        (tables.runs.model, choice.model),
         (tables.runs.session_id, choice.session_id),
     )
 
