@@ -83,7 +83,7 @@ class SessionActivityDb(Protocol):
         """A page of the sessions that match the filters, each with its figures; an empty page if there are none.
 
         The sessions are in the order of `order_by`, nulls last in both directions, ties by `(user_id, session_id)` in
-        the same direction.
+        the same direction. Beside the orders of `list_session_rows` there is `last_prompt_at`.
 
         Raises:
             InvalidValueError: `filters` is no `SummaryFilters`, or its cursor is not of a page under the same filters.
@@ -264,7 +264,7 @@ class SqlAlchemySessionActivityDb(SessionActivityDb):
 
     async def list_session_summaries(self, filters: SummaryFilters) -> SummaryPage:
         filters = SummaryFilters.checked(filters, "filters")
-        order = records.ORDERS[filters.order_column]
+        order = summaries.order_of(filters)
         position = read_position(filters, order)
         rows = await self._reading.fetch(*summaries.list_summaries(filters, position, self._abandon_after))
         page, of_page = answered_page(rows, order, filters)

@@ -44,7 +44,7 @@ class RunDetail(Run):
     return it.
 
     `session_id`, `parent_run_id` and `root_run_id` are the stored ids, whether they were given or derived. `session_id`
-    is None for a run outside a session.
+    is None for a run outside a session. `parent_session_id` is the parent that the session has now.
     """
 
     reported_cost_usd: Decimal | None = None  # pyright: ignore[reportIncompatibleVariableOverride] - a frozen value

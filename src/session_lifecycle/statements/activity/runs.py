@@ -32,7 +32,7 @@ from session_lifecycle.statements.activity.run_figures import (
     steps_of_run,
 )
 from session_lifecycle.statements.shared.json_rows import Column, fields_of, json_array, json_object, or_empty
-from session_lifecycle.statements.shared.keys import equal_where_given, same_run
+from session_lifecycle.statements.shared.keys import equal_where_given, same_run, same_session
 from session_lifecycle.statements.shared.paging import Order, Position, beside_total, page, total
 from session_lifecycle.statements.shared.visibility import visible_run
 from session_lifecycle.statements.shared.window import within
@@ -81,7 +81,9 @@ def run_details(chosen: FromClause, *, has_payloads: ColumnElement[bool] | None 
     """
     steps = steps_of_run()
     events = _events(chosen)
+    parent = select(tables.sessions.parent_session_id).where(same_session(tables.sessions, tables.runs))
     figures = {
+        "parent_session_id": parent.correlate(tables.runs).scalar_subquery(),
         **TOTALS,
         "tokens_total": TOKENS_TOTAL,
         "duration_ms": cast(DURATION_MS, Double),
