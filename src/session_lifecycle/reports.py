@@ -26,9 +26,11 @@ from session_lifecycle.models import (
     UsageRow,
     Viewer,
 )
-from session_lifecycle.models.reports import FIGURES, MOST_GROUPS, MOST_POINTS, Dimension, Series, UsageQuestion
+from session_lifecycle.models.pages import MOST_ROWS
+from session_lifecycle.models.reports import FIGURES, MOST_POINTS, Dimension, Series, UsageQuestion
 from session_lifecycle.models.run_telemetry import TelemetryFilters
 from session_lifecycle.models.session_filters import Window
+from session_lifecycle.pages import whole_answer
 from session_lifecycle.postgres.execution import AnySelect, Execution
 from session_lifecycle.statements.reports import costs, run_telemetry, usage
 from session_lifecycle.statements.roll_ups import session_stats
@@ -307,7 +309,7 @@ class SqlAlchemySessionReportsDb(SessionReportsDb):
         self, viewer: Viewer | UUID | str, *, since: datetime | None = None, until: datetime | None = None
     ) -> TokensByClass:
         question = UsageQuestion.of_call(since=since, until=until, group_by=["model"], order_by="tokens_in")
-        total, rows = await self._usage(viewer, question, TOKENS, MOST_GROUPS)
+        total, rows = await self._usage(viewer, question, TOKENS, MOST_ROWS)
         classes = {row.model: _classes(row) for row in _bounded(rows, until)}
         used = {model: one["tokens_in"] + one["tokens_out"] for model, one in classes.items()}
         by_model = {model: TokenClasses(**classes[model]) for model in sorted(used, key=lambda one: (-used[one], one))}
@@ -370,7 +372,7 @@ class SqlAlchemySessionReportsDb(SessionReportsDb):
 
     async def _groups(self, statement: AnySelect, until: datetime | None) -> Sequence[Any]:
         """The rows of a report that takes no limit."""
-        return _bounded(await self._execution.fetch(statement.limit(MOST_GROUPS + 1)), until)
+        return _bounded(await self._execution.fetch(statement.limit(MOST_ROWS + 1)), until)
 
     async def _usage(
         self, viewer: Viewer | UUID | str, question: UsageQuestion, figures: Sequence[str], limit: int
@@ -382,11 +384,7 @@ class SqlAlchemySessionReportsDb(SessionReportsDb):
 
 
 def _bounded(rows: Sequence[Any], until: datetime | None) -> Sequence[Any]:
-    """The rows, if they are few enough for one answer."""
-    if len(rows) > MOST_GROUPS:
-        expected = f"a shorter window, or fewer sessions to see: at most {MOST_GROUPS:,} rows in one answer"
-        raise InvalidValueError("until", until, expected)
-    return rows
+    return whole_answer(rows, "until", until, "a shorter window, or fewer sessions to see", MOST_ROWS)
 
 
 def _figures(row: Any, names: Iterable[str], question: UsageQuestion | None = None) -> dict[str, Any]:

@@ -103,8 +103,6 @@ MOST_POINTS = 50_000
 """The most points of one series."""
 MOST_ROWS = 10_000
 """The highest limit of one report."""
-MOST_GROUPS = 50_000
-"""The most groups of a report that takes no limit."""
 MOST_DETAILS = 64
 """The most names of details of one report."""
 MOST_DIMENSIONS = MOST_TAGS

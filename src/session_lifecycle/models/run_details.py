@@ -78,3 +78,5 @@ class RunPage(Page):
     """A page of runs. `list_runs` returns it."""
 
     runs: list[RunDetail]
+    has_payloads: bool
+    """Whether runs and steps have their payloads. They are left out where those of the page are too large."""

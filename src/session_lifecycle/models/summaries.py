@@ -20,6 +20,8 @@ from session_lifecycle.models.session_filters import ALL_SESSION_ORDERS, Session
 from session_lifecycle.models.sessions import EffectiveStatus, SessionRecord
 
 PREVIEW_CHARACTERS = 200
+MOST_NAMES = 1_000
+"""The most providers, and models, and agents, of one summary."""
 LAST_PROMPT = "last_prompt_at"
 SUMMARY_ORDERS = (*ALL_SESSION_ORDERS, LAST_PROMPT)
 """All fields that a page of summaries can be ordered by. No index has the order of `last_prompt_at`."""
@@ -83,7 +85,7 @@ class SessionSummary(Value):
     errors_count: int
     """The number of steps with errors, and of failed runs without such a step."""
     providers: tuple[str, ...]
-    """Sorted, as are `models` and `agents`."""
+    """Sorted, as are `models` and `agents`; of more than 1,000 the first 1,000."""
     models: tuple[str, ...]
     """Each in a spelling that was given: names that differ in case only are one model."""
     agents: tuple[str, ...]

@@ -18,6 +18,7 @@ from sqlalchemy import (
     literal_column,
     or_,
     select,
+    tuple_,
 )
 
 from session_lifecycle.models.run_filters import DEFAULT_PROJECT, RunChoice
@@ -104,6 +105,20 @@ def is_message_of(run: type[tables.runs] | Columns) -> list[ColumnElement[bool]]
         tables.messages.user_id == run.user_id,
         tables.messages.run_id == run.run_id,
         tables.messages.session_id == func.coalesce(run.session_id, tables.messages.session_id),
+    ]
+
+
+def is_event_of(runs: FromClause) -> list[ColumnElement[bool]]:
+    """Conditions on usage events: the event names one of some runs, and is in the session of one of them.
+
+    An index finds the ledger's rows by session, and a session has many runs.
+    """
+    return [
+        tuple_(tables.usage_events.user_id, tables.usage_events.session_id).in_(
+            select(runs.c.user_id, runs.c.session_id)
+        ),
+        tables.usage_events.run_id.in_(select(runs.c.run_id)),
+        tables.usage_events.key_scope != "run",
     ]
 
 

@@ -23,7 +23,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB, aggregate_order_by
 
 from session_lifecycle.models.messages import MessageRole
 from session_lifecycle.models.run_filters import RunChoice
-from session_lifecycle.models.summaries import PREVIEW_CHARACTERS
+from session_lifecycle.models.summaries import MOST_NAMES, PREVIEW_CHARACTERS
 from session_lifecycle.statements import tables
 from session_lifecycle.statements.activity.messages import NEWEST_FIRST, OLDEST_FIRST
 from session_lifecycle.statements.activity.run_figures import (
@@ -182,6 +182,6 @@ def _sum(column: Column) -> ColumnElement[Any]:
 
 
 def _sorted(column: Column, condition: ColumnElement[bool]) -> ColumnElement[Any]:
-    """The distinct values where the condition holds, sorted; an empty array where there are none."""
+    """The first distinct values where the condition holds, sorted; an empty array where there are none."""
     values = func.array_agg(aggregate_order_by(column.distinct(), column)).filter(condition)
-    return func.coalesce(values, literal_column("'{}'::text[]"), type_=ARRAY(Text))
+    return func.coalesce(values, literal_column("'{}'::text[]"), type_=ARRAY(Text))[1:MOST_NAMES]
