@@ -174,8 +174,9 @@ class SessionActivityDb(Protocol):
     async def list_usage_events(self, filters: UsageEventFilters) -> UsageEventPage:
         """A page of the ledger's events that match the filters, with every column; an empty page if there are none.
 
-        The events are in the order of their time of use; those of one moment by the time of recording, and those
-        recorded together by `(user_id, session_id, event_id)`. A page has at most 500 events. The viewer sees the
+        The events are in the order of their time of use, those of one moment in the order of recording. An event that
+        was replaced has the place of its last revision. Ties of `recorded_at`, which only concurrent calls can have, go
+        by `(user_id, session_id, event_id)`. A page has at most 500 events. The viewer sees the
         events of visible sessions, also late events and those outside a run. A row that adjusts the cost of a run is
         among them, with the `key_scope` `run`. Each page reads the part of the ledger that the session or the window
         has, so give one of them.

@@ -103,7 +103,9 @@ async def read(sessions: SessionLifecycleDb, user: UUID, since: datetime) -> Non
     assert_type(await sessions.update_session("s", user, title=None, tags={"a": "b"}), SessionRecord | None)
     annotated = await sessions.annotate_session("s", user, "quality", score=1, annotator="eve", at=since)
     assert_type(annotated, SessionAnnotation | None)
-    assert_type(await sessions.list_annotations("s", viewer, owner_id=user), list[SessionAnnotation])
+    assert_type(
+        await sessions.list_annotations("s", viewer, owner_id=user, limit=10, offset=10), list[SessionAnnotation]
+    )
     assert_type(await sessions.get_family_figures("s", viewer), FamilyFigures | None)
 
 

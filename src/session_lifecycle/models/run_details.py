@@ -62,11 +62,11 @@ class RunDetail(Run):
     errors_count: int
     """The number of its steps with errors; 1 for a failed run without such a step."""
     steps: list[Step]
-    """Ordered by `(started_at, seq, step_id)`."""
+    """Ordered by `started_at`, then `seq`; those of one moment without a `seq` in the order of recording."""
     messages: list[Message]
     """The messages of the run in the run's session, oldest first. A run outside a session has all its messages."""
     events: list[RunEvent]
-    """The usage events of the run in the run's session, oldest first."""
+    """The usage events of the run in the run's session, oldest first, as `list_usage_events` orders them."""
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:

@@ -75,7 +75,8 @@ class LedgerEvent(Value):
     at: datetime
     """The time of use, UTC."""
     recorded_at: datetime
-    """When the event, or the revision that replaced it, was recorded, UTC."""
+    """When the event, or the revision that replaced it, was recorded, UTC. The events that one call records are one
+    microsecond apart, in their order."""
     run_id: str | None
     model: str | None
     """As it was given."""

@@ -137,7 +137,8 @@ def _events(chosen: FromClause) -> FromClause:
     The CTE is materialized. Otherwise Postgres may gather the events again for every run.
     """
     events = json_array(
-        json_object(fields_of(tables.usage_events, RunEvent)), (tables.usage_events.at, tables.usage_events.event_id)
+        json_object(fields_of(tables.usage_events, RunEvent)),
+        (tables.usage_events.at, tables.usage_events.recorded_at, tables.usage_events.event_id),
     )
     return (
         select(
