@@ -123,10 +123,9 @@ async def test_R21_usage_of_one_moment_is_in_the_order_of_recording(
     await db.lifecycle.record([Run(run_id="r", user_id=A, session_id="s", started_at=NOON)])
 
     def used(number: int) -> UsageEvent:
+        named: dict[str, Any] = {"session_id": "s", "user_id": A, "model": f"m{number}", **more}
         key = f"k{number}" if number % 3 else None
-        return UsageEvent(
-            session_id="s", user_id=A, model=f"m{number}", idempotency_key=key, at=NOON, cost_usd=1, **more
-        )
+        return UsageEvent(**named, idempotency_key=key, at=NOON, cost_usd=1)
 
     for first in (0, 20):
         await db.lifecycle.record([used(number) for number in range(first, first + 20)])
