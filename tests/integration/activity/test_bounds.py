@@ -30,6 +30,7 @@ from session_lifecycle import (
 )
 from session_lifecycle.models import Item, UsageEventFilters, pages
 from session_lifecycle.statements.activity import summaries, summary_figures
+from support.world import World
 
 A = UUID(int=1)
 AUDITOR = Viewer.auditor()
@@ -178,8 +179,14 @@ async def test_X15_R25_an_answer_without_a_limit_has_a_bound(
         # The newest messages that fit: the bound is a limit like the caller's own.
         assert rows_of(await WHOLE[name](db, 0)) == MOST
         return
-    with pytest.raises(InvalidValueError, match=f"at most {MOST} "):
-        await WHOLE[name](db, 0)
+
+    async def refused() -> None:
+        with pytest.raises(InvalidValueError, match=f"at most {MOST} "):
+            await WHOLE[name](db, 0)
+
+    # No more rows are sent than one answer may have, and one more.
+    [(statement, _)] = await World(db).statements(refused())
+    assert "LIMIT" in statement.rsplit("ORDER BY", 1)[1]
 
 
 @pytest.mark.parametrize("name", LIMITED)

@@ -27,7 +27,8 @@ def is_waiting() -> ColumnElement[bool]:
     """
     return and_(
         tables.sessions.status == SessionStatus.RUNNING.value,
-        # The indexes on the sessions that wait are partial and have these two conditions.
+        # The indexes on the sessions that wait are partial and have these two conditions. The second one also keeps the
+        # next one from being null.
         ~tables.sessions.rolled_up,
         tables.sessions.waiting_since.is_not(None),
         tables.sessions.waiting_since >= tables.sessions.last_activity_at,
