@@ -343,6 +343,21 @@ async def test_X04_an_index_finds_the_runs_of_a_model_in_any_case(urls: dict[str
         assert "session_runs" not in plan.sequential
 
 
+async def test_X15_measuring_an_answer_reads_the_rows_of_its_runs_only(urls: dict[str, str]) -> None:
+    """Their number and size decide whether the answer is built: they are read twice, and no others."""
+    asks: list[Ask] = [
+        lambda db: db.activity.list_runs(RunFilters(viewer=Viewer(ME), limit=LIMIT, total="none")),
+        lambda db: db.activity.get_session_detail("s3", ME),
+        lambda db: db.activity.list_threads("s3", ME),
+    ]
+    for ask in asks:
+        plan = await plan_of(urls[NEVER], ask)
+        large = {"session_usage_events", "session_runs", "session_records"}
+        assert not large & plan.sequential
+        assert plan.rows_of["session_usage_events"] <= 2 * (LIMIT + 1) * EVENTS / SESSIONS
+        assert plan.rows_of["session_runs"] <= 4 * (LIMIT + 1)
+
+
 @pytest.mark.parametrize("viewer", [VIEWER, Viewer(ME), Viewer.auditor()], ids=["shared", "own", "auditor"])
 @pytest.mark.parametrize("is_window", [False, True], ids=["ever", "window"])
 async def test_figures_read_buckets_and_the_edges_of_the_window(
