@@ -36,7 +36,7 @@ BEGIN
                    OR i.agent_name <> r.agent_name
                    OR i.client <> r.client
                    OR i.provider <> r.provider
-                   OR i.model <> r.model
+                   OR lower(i.model COLLATE "C") <> lower(r.model)
                    OR i.name <> r.name
                    OR i.error <> r.error
                    OR i.input <> r.input

@@ -1,5 +1,6 @@
 """The types of fields with their limits (rule R19), and `Value`, the base class of the values in and out."""
 
+import string
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Context, Decimal, Inexact, InvalidOperation
@@ -164,6 +165,14 @@ def exact_sum(amounts: Iterable[Decimal]) -> Decimal:
     for amount in amounts:
         total = _EXACT.add(total, amount)
     return total
+
+
+_ASCII_LOWER = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
+
+
+def model_key(name: str) -> str:
+    """The name of a model as names are compared: only letters of ASCII have no case, as in the collation "C"."""
+    return name.translate(_ASCII_LOWER)
 
 
 def one_of(members: Sequence[StrEnum]) -> PlainValidator:

@@ -5,6 +5,8 @@ from decimal import Decimal
 from typing import Literal
 from uuid import UUID
 
+from pydantic import Field
+
 from session_lifecycle.models.fields import (
     Id,
     OptionalExternalId,
@@ -14,11 +16,13 @@ from session_lifecycle.models.fields import (
     Value,
 )
 from session_lifecycle.models.pages import Page, PageFilters
+from session_lifecycle.models.sessions import Tags
 from session_lifecycle.models.usage_classes import ServiceTier
 
 
 class UsageChoice(Value):
-    """A choice of usage events. Base class of the filters that go in. An event must match every field that is not None.
+    """A choice of usage events. Base class of the filters that go in. An event must match every field that is not None,
+    and its session must have all of the tags.
 
     `unknown` also chooses the events without a model, or without a provider.
     """
@@ -34,6 +38,8 @@ class UsageChoice(Value):
     kind: Literal["llm", "embedding"] | None = None
     billing: Literal["api", "plan"] | None = None
     service_tier: ServiceTier | None = None
+    tags: Tags = Field(default_factory=dict)
+    """The event's session has these tags with these texts."""
 
 
 class UsageFilters(UsageChoice):
@@ -63,7 +69,8 @@ class LedgerEvent(Value):
     at: datetime
     """The time of use, UTC."""
     recorded_at: datetime
-    """When the event, or the revision that replaced it, was recorded, UTC."""
+    """When the event, or the revision that replaced it, was recorded, UTC. The events that one call records are one
+    microsecond apart, in their order."""
     run_id: str | None
     model: str | None
     """As it was given."""
