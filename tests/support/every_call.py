@@ -356,7 +356,7 @@ class Round:
         try:
             # What the server has begun for a connection that is gone, it still ends.
             async def is_idle() -> bool:
-                return await connection.fetchval(BUSY) == 0
+                return bool(await connection.fetchval(BUSY) == 0)
 
             await eventually(is_idle, within_seconds=within_seconds)
             for name, call in self.calls.items():
