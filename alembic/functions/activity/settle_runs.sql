@@ -201,6 +201,10 @@ BEGIN
             OR r.due_usd > 0 AND (e.session_id <> r.session_id OR coalesce(e.model, '') <> coalesce(r.model, ''))
     ) a;
 
+    -- Mostly nothing is left to settle.
+    IF touches IS NULL AND adjustments IS NULL AND left_users IS NULL THEN
+        RETURN;
+    END IF;
     SELECT jsonb_agg(jsonb_build_object('user_id', t.user_id, 'session_id', t.session_id)) INTO missing
     FROM (
         SELECT t.user_id, t.session_id FROM jsonb_to_recordset(touches) t (user_id uuid, session_id text)
