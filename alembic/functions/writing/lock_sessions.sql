@@ -14,6 +14,9 @@ SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET enable_material = off SET jit = off
 AS $body$
 DECLARE
+    -- Without their waves, as in `lock_runs`.
+    written jsonb := jsonb_path_query_array(waves, '$[*][*]');
+    acted jsonb := jsonb_path_query_array(activity, '$[*][*]');
     existing int;
     locked int;
 BEGIN
@@ -21,7 +24,7 @@ BEGIN
         PERFORM pg_advisory_xact_lock(keys.lock_key)
         FROM (
             SELECT DISTINCT hashtextextended(i.user_id || i.event_id, 2) AS lock_key
-            FROM jsonb_array_elements(waves) wave, jsonb_to_recordset(wave) i (user_id text, event_id text, key_scope text)
+            FROM jsonb_to_recordset(written) i (user_id text, event_id text, key_scope text)
             WHERE i.key_scope = 'user'
             ORDER BY 1
         ) keys;
@@ -33,16 +36,16 @@ BEGIN
     INTO users, sessions
     FROM (
         SELECT i.user_id, i.session_id COLLATE "C" AS session_id
-        FROM jsonb_array_elements(waves) wave, jsonb_to_recordset(wave) i (user_id uuid, session_id text)
+        FROM jsonb_to_recordset(written) i (user_id uuid, session_id text)
         UNION
         SELECT held.user_id, held.session_id
-        FROM jsonb_array_elements(waves) wave, jsonb_to_recordset(wave) i (user_id uuid, event_id uuid, key_scope text)
+        FROM jsonb_to_recordset(written) i (user_id uuid, event_id uuid, key_scope text)
         JOIN {schema}.session_usage_events held
             ON held.key_scope = 'user' AND held.user_id = i.user_id AND held.event_id = i.event_id
         WHERE i.key_scope = 'user'
         UNION
         SELECT i.user_id, i.session_id
-        FROM jsonb_array_elements(others) wave, jsonb_to_recordset(wave) i (user_id uuid, session_id text)
+        FROM jsonb_to_recordset(jsonb_path_query_array(others, '$[*][*]')) i (user_id uuid, session_id text)
     ) t;
 
     IF activity <> '[]' OR waves @? '$[*][*].run_id' THEN
@@ -56,16 +59,15 @@ BEGIN
             FROM unnest((SELECT users), (SELECT sessions)) s (user_id, session_id)
             UNION
             SELECT i.user_id, r.session_id
-            FROM jsonb_array_elements(waves || activity) wave, jsonb_to_recordset(wave) i (user_id uuid, run_id text)
+            FROM jsonb_to_recordset(written || acted) i (user_id uuid, run_id text)
             JOIN {schema}.session_runs r ON r.user_id = i.user_id AND r.run_id = i.run_id
             WHERE r.session_id IS NOT NULL
             UNION
             SELECT i.user_id, coalesce(root.session_id, root.run_id, i.run_id)
-            FROM jsonb_array_elements(activity) wave,
-                 jsonb_to_recordset(wave) i (
-                     kind text, user_id uuid, run_id text, session_id text, parent_run_id text, root_run_id text,
-                     parent_tool_call_id text
-                 )
+            FROM jsonb_to_recordset(acted) i (
+                kind text, user_id uuid, run_id text, session_id text, parent_run_id text, root_run_id text,
+                parent_tool_call_id text
+            )
             LEFT JOIN {schema}.session_runs own ON own.user_id = i.user_id AND own.run_id = i.run_id
             LEFT JOIN {schema}.session_runs parent ON parent.user_id = i.user_id AND parent.run_id = i.parent_run_id
             LEFT JOIN {schema}.session_runs root
