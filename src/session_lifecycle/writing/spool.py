@@ -384,7 +384,8 @@ class Spool:
             if free < _SHRINK_PAGES:
                 return
             with suppress(sqlite3.OperationalError):
-                connection.execute("PRAGMA incremental_vacuum").fetchall()
+                # Not `execute`: it would take one step, which gives one page back.
+                connection.executescript("PRAGMA incremental_vacuum")
                 connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
     # The file
