@@ -26,6 +26,7 @@ import time
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
 from weakref import WeakSet
@@ -126,8 +127,9 @@ class Spool:
     has acknowledged survives `kill -9` and power loss. Delivery is at least once, and keys make it exactly once.
 
     A spool is a directory of mode 0700 with files of mode 0600, as the items hold what people and models said. It must
-    belong to the current user, and no symbolic link is followed. One object may be used from any thread, and in forked
-    children. All methods but `drain` block, for at most `busy_seconds` on a lock and for the time of a disk sync.
+    belong to the current user, and no symbolic link is followed. One object may be used from any thread, and in
+    children of `os.fork` and `multiprocessing`. All methods but `drain` block, for at most `busy_seconds` on a lock and
+    for the time of a disk sync.
 
     Example:
         with Spool() as spool:
@@ -541,28 +543,53 @@ class Spool:
             return False
         return True
 
-    def forget_parent(self) -> None:
-        """In a forked child: leaves the connection and the lock to the parent."""
-        if self._connection is not None:
-            # Never closed here: SQLite must not be used on a connection of the parent.
-            _of_parents.append(self._connection)
-        if self._drain_lock is not None:
+    # A fork
+
+    def before_fork(self) -> None:
+        """Closes the connection, and keeps other threads from opening one until `after_fork`.
+
+        SQLite's record of the locks of its process would go to the child, which has none of them. The parent would then
+        take itself for the last user, and delete the log in which the child writes.
+        """
+        self._using.acquire()
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with suppress(sqlite3.Error):
+                connection.close()
+
+    def after_fork(self, *, is_child: bool) -> None:
+        """Lets threads use the spool again. In the child, leaves the lock of the drainer to the parent."""
+        if is_child and self._drain_lock is not None:
             os.close(self._drain_lock)  # so that the lock dies with the parent
-        self._connection = self._drain_lock = None
-        self._using = threading.Lock()
+            self._drain_lock = None
+        self._using.release()
 
 
 _spools: "WeakSet[Spool]" = WeakSet()
-_of_parents: list[sqlite3.Connection] = []
+_forking = threading.Lock()
+_held: list[Spool] = []
 
 
-def _forget_parent() -> None:
-    for spool in list(_spools):
-        spool.forget_parent()
+def _before_fork() -> None:
+    _forking.acquire()
+    _held.extend(_spools)
+    for spool in _held:
+        spool.before_fork()
+
+
+def _after_fork(*, is_child: bool) -> None:
+    for spool in _held:
+        spool.after_fork(is_child=is_child)
+    _held.clear()
+    _forking.release()
 
 
 if hasattr(os, "register_at_fork"):  # Windows has no fork
-    os.register_at_fork(after_in_child=_forget_parent)
+    os.register_at_fork(
+        before=_before_fork,
+        after_in_parent=partial(_after_fork, is_child=False),
+        after_in_child=partial(_after_fork, is_child=True),
+    )
 
 
 def _default_path() -> Path:
