@@ -40,6 +40,9 @@ PUBLIC = [
     "SessionStatus",
     "SessionWriter",
     "Settings",
+    "Spool",
+    "SpoolError",
+    "SpoolFullError",
     "Step",
     "SummaryFilters",
     "Touch",
@@ -49,7 +52,9 @@ PUBLIC = [
     "UsageOutcome",
     "UsageReceipt",
     "Viewer",
+    "current_run",
     "current_session",
+    "traced",
 ]
 
 # Imports every root name with a watched environment, and prints the slow modules loaded and the settings read.
@@ -184,6 +189,9 @@ def test_every_name_of_models_can_be_imported() -> None:
         ("entities", ["include_object", "metadata"]),
         ("roles", ["SessionRoles"]),
         ("writing.session_block", ["SessionBlock"]),
+        ("writing.run_block", ["RunBlock"]),
+        ("writing.attempt", ["Attempt"]),
+        ("writing.spool", ["SpoolStatus", "DrainReport", "PoisonItem"]),
         ("writing.recorder_metrics", ["RecorderSnapshot"]),
         ("maintenance.background", ["BackgroundRollUp", "RollUpSnapshot"]),
         ("repository", ["SqlAlchemySessionLifecycleDb"]),

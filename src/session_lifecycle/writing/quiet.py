@@ -42,7 +42,7 @@ class QuietWriter:
         self.open: set[Abandonable] = set()
         self._changing = threading.Lock()
 
-    def write(self, kind: type[Item], **fields: Any) -> SessionLifecycleError | None:
+    def write(self, kind: type[Item], /, **fields: Any) -> SessionLifecycleError | None:
         """Makes the item and hands it over. Returns why that failed; None where it did not fail."""
         items: list[Item] = []
         try:

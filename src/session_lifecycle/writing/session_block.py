@@ -37,8 +37,12 @@ class OwnRecorder(Protocol):
         """Takes items from now on."""
         ...
 
-    async def close(self) -> object:
+    async def flush(self) -> None:
         """Writes what is pending."""
+        ...
+
+    async def close(self) -> object:
+        """Writes what is pending, for a limited time, and takes no more."""
         ...
 
 
@@ -74,6 +78,7 @@ class SessionBlock(SessionTrace):
         is_quiet: bool = False,
         attempt_timeout: timedelta | float | None = None,
         own_recorder: OwnRecorder | None = None,
+        is_child: bool = False,
     ) -> None:
         """Use `session` of a database or a recorder instead.
 
@@ -87,7 +92,8 @@ class SessionBlock(SessionTrace):
             quiet_writer: Takes what is not waited for.
             is_quiet: Whether entering and leaving are not waited for either.
             attempt_timeout: How long an attempt may be open.
-            own_recorder: The recorder behind `quiet_writer`, where only this block uses it.
+            own_recorder: The recorder behind `quiet_writer`, where only this block and its children use it.
+            is_child: Whether another block closes that recorder.
         """
         super().__init__(
             quiet_writer,
@@ -101,6 +107,7 @@ class SessionBlock(SessionTrace):
         self._writer = writer
         self._is_quiet = is_quiet
         self._own_recorder = own_recorder
+        self._is_child = is_child
         self._token: Token[SessionBlock | None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -143,8 +150,8 @@ class SessionBlock(SessionTrace):
             log_lost_end(self.session_id, failure)
 
     async def _leave(self, status: SessionStatus) -> None:
-        if self._own_recorder is not None:
-            await self._own_recorder.close()
+        if self._own_recorder is not None:  # first, as usage after the end is late
+            await (self._own_recorder.flush() if self._is_child else self._own_recorder.close())
         if not self._is_quiet:
             await self.end(status)
 
@@ -168,6 +175,8 @@ class SessionBlock(SessionTrace):
             quiet_writer=self._scope.quiet,
             is_quiet=self._is_quiet,
             attempt_timeout=self._scope.attempt_timeout,
+            own_recorder=self._own_recorder,
+            is_child=True,
         )
 
     async def usage(

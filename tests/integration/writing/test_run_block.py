@@ -51,9 +51,7 @@ class Way:
 
 
 @pytest_asyncio.fixture(params=["direct", "recorder", "recorder with spool", "spool"])
-async def way(
-    request: pytest.FixtureRequest, session_database: SessionDatabase, tmp_path: Path
-) -> AsyncIterator[Way]:
+async def way(request: pytest.FixtureRequest, session_database: SessionDatabase, tmp_path: Path) -> AsyncIterator[Way]:
     lost: list[tuple[Sequence[Item], SessionLifecycleError]] = []
 
     def on_lost(items: Sequence[Item], error: SessionLifecycleError) -> None:
@@ -88,7 +86,7 @@ async def runs(db: SessionDatabase, columns: str = "name, status") -> list[tuple
 
 
 async def events(
-    db: SessionDatabase, columns: str = "model, tokens_in, measured, errored", order: str = "record_no"
+    db: SessionDatabase, columns: str = "model, tokens_in, measured, errored", order: str = "tokens_in, model"
 ) -> list[tuple[Any, ...]]:
     return await rows(db, f"SELECT {columns} FROM session_lifecycle.session_usage_events ORDER BY {order}")
 
@@ -194,8 +192,8 @@ async def test_a_child_session_names_its_parent_and_its_runs_begin_anew(
     async with way.open("parent", A) as parent:
         with parent.run("outer"):
             async with parent.child("child", agent_name="helper") as child:
-                with child.run("inner"):
-                    pass
+                with child.run("inner") as inner:
+                    inner.usage("m", 10)
     async with way.open("named", A, parent_session_id="parent"):
         pass
     await way.settle()
@@ -204,6 +202,7 @@ async def test_a_child_session_names_its_parent_and_its_runs_begin_anew(
         ("named", "parent", None),
         ("parent", None, None),
     ]
+    assert await sessions(session_database, "tokens_in, late_events") == [(10, 0), (0, 0), (0, 0)]
     assert await runs(session_database, "name, session_id, parent_run_id") == [
         ("outer", "parent", None),
         ("inner", "child", None),
@@ -490,7 +489,7 @@ async def test_blocks_of_synchronous_code_have_the_same_names(session_database: 
             ("s-True", "completed", None),
         ]
         assert await runs(session_database) == [("r", "completed"), ("helper", "completed"), ("c", "completed")] * 2
-        assert await events(session_database, "tokens_in, measured") == [(10, True), (0, False)] * 2
+        assert await events(session_database, "tokens_in, measured") == [(0, False)] * 2 + [(10, True)] * 2
         await asyncio.to_thread(session_database_recorder.close)
 
 
