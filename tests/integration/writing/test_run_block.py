@@ -134,11 +134,14 @@ async def test_a_run_with_all_its_parts(session_database: SessionDatabase, way: 
 async def test_an_exception_passes_as_it_is_and_marks_run_and_step(
     session_database: SessionDatabase, way: Way, error: BaseException, status: str, session_status: str
 ) -> None:
-    caught: BaseException | None = None
-    try:
+    async def live() -> None:
         async with way.open("s", A) as session:
             with session.run("outer") as run, run.step("tool"), run.attempt("m"):
                 raise error
+
+    caught: BaseException | None = None
+    try:
+        await live()
     except BaseException as raised:  # noqa: BLE001 - it is compared below
         caught = raised
     assert caught is error
@@ -158,7 +161,8 @@ async def test_runs_nest_by_context_in_tasks_and_threads(session_database: Sessi
         await asyncio.sleep(0)
         with session.run(name):
             await asyncio.sleep(0.01)
-            assert (found := current_run()) is not None
+            found = current_run()
+            assert found is not None
             with found.run(f"{name} below"):
                 pass
 
@@ -178,7 +182,7 @@ async def test_runs_nest_by_context_in_tasks_and_threads(session_database: Sessi
         with session.run("alone"):
             pass
     await way.settle()
-    named = {run_id: name for run_id, name in await runs(session_database, "run_id, name")}
+    named: dict[str, str] = {row[0]: row[1] for row in await runs(session_database, "run_id, name")}
     parents = await runs(session_database, "name, parent_run_id")
     assert sorted((name, named.get(parent)) for name, parent in parents) == sorted(
         [("alone", None), ("root", None), ("one", "root"), ("two", "root"), ("one below", "one"),
@@ -328,7 +332,7 @@ async def test_recorded_again_nothing_is_doubled(session_database: SessionDataba
 
 
 async def test_values_that_are_refused_are_told_and_never_raised(session_database: SessionDatabase, way: Way) -> None:
-    class Broken(Exception):
+    class BrokenError(Exception):
         def __str__(self) -> str:
             raise RuntimeError
 
@@ -339,8 +343,8 @@ async def test_values_that_are_refused_are_told_and_never_raised(session_databas
             run.usage("m", "many")  # type: ignore[arg-type]
             with run.step("tool") as step:
                 step.output = object()
-        with suppress(Broken), session.run("broken", model=3, input=object()):  # type: ignore[arg-type]
-            raise Broken
+        with suppress(BrokenError), session.run("broken", model=3, input=object()):  # type: ignore[arg-type]
+            raise BrokenError
     await way.settle()
     assert len(way.lost) >= 4
     assert all(isinstance(error, SessionLifecycleError) for _, error in way.lost)
@@ -475,7 +479,8 @@ async def test_blocks_of_synchronous_code_have_the_same_names(session_database: 
 
     @traced
     def helper() -> None:
-        assert (run := current_run()) is not None
+        run = current_run()
+        assert run is not None
         run.attempt("m")
 
     with await asyncio.to_thread(session_database.synchronous_recorder) as session_database_recorder:
