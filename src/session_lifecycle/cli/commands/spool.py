@@ -59,6 +59,8 @@ def drain(
     """
 
     async def work(db: SessionDatabase) -> None:
+        if not follow:
+            await db.check()  # a wrong database is told also where the spool is empty
         with Spool(path) as spool, spool.draining():
             drainer = Drainer(spool, db, batch=batch)
             running = asyncio.ensure_future(drainer.run(follow=follow))
