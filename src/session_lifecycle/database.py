@@ -8,7 +8,7 @@ from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 from uuid import UUID
 from weakref import WeakSet
 
@@ -53,8 +53,10 @@ from session_lifecycle.writing.recorder import (
     SessionRecorder,
 )
 from session_lifecycle.writing.session_block import SessionBlock
-from session_lifecycle.writing.spool import Spool
 from session_lifecycle.writing.synchronous import SynchronousRecorder
+
+if TYPE_CHECKING:
+    from session_lifecycle.writing.spool import Spool
 
 
 @dataclass
@@ -426,7 +428,7 @@ class SessionDatabase:
         give_up_after: timedelta | float = DEFAULT_GIVE_UP_AFTER,
         drain_within: timedelta | float = DEFAULT_DRAIN_WITHIN,
         on_lost: OnLost | None = None,
-        spool: Spool | None = None,
+        spool: "Spool | None" = None,
     ) -> SessionRecorder:
         """Makes a `SessionWriter` that writes the items of many callers in few transactions.
 
@@ -476,7 +478,7 @@ class SessionDatabase:
         give_up_after: timedelta | float = DEFAULT_GIVE_UP_AFTER,
         drain_within: timedelta | float = DEFAULT_DRAIN_WITHIN,
         on_lost: OnLost | None = None,
-        spool: Spool | None = None,
+        spool: "Spool | None" = None,
     ) -> SynchronousRecorder:
         """Makes a recorder for synchronous code: the calls of `recorder` without `await`, from any thread.
 

@@ -143,6 +143,12 @@ def test_values_are_loaded_without_the_database() -> None:
     assert "asyncpg" not in loaded
 
 
+def test_a_database_and_a_recorder_load_no_sqlite() -> None:
+    assert "sqlite3" not in modules_loaded_by(
+        "import session_lifecycle.database, session_lifecycle.writing.synchronous"
+    )
+
+
 def test_dir_lists_every_public_name() -> None:
     assert set(PUBLIC) <= set(dir(session_lifecycle))
     listed = run_program("import session_lifecycle; print(*dir(session_lifecycle))").split()

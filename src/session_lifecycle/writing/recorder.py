@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from types import TracebackType
-from typing import Literal, Self, cast
+from typing import TYPE_CHECKING, Literal, Self, cast
 from uuid import UUID
 
 from session_lifecycle.errors import (
@@ -40,8 +40,10 @@ from session_lifecycle.writing.prepared import PreparedItem, WritableItem
 from session_lifecycle.writing.quiet import QuietWriter
 from session_lifecycle.writing.recorder_metrics import RecorderSnapshot, observe
 from session_lifecycle.writing.session_block import SessionBlock
-from session_lifecycle.writing.spool import Spool
-from session_lifecycle.writing.spool_delivery import SpoolDelivery
+
+if TYPE_CHECKING:
+    from session_lifecycle.writing.spool import Spool
+    from session_lifecycle.writing.spool_delivery import SpoolDelivery
 
 DEFAULT_MAX_BATCH = 500
 DEFAULT_MAX_PENDING = 10_000
@@ -113,15 +115,13 @@ class SessionRecorder(CallsAsItems):
         drain_within: timedelta | float = DEFAULT_DRAIN_WITHIN,
         on_lost: OnLost | None = None,
         on_start: Callable[[], object] | None = None,
-        spool: Spool | None = None,
+        spool: "Spool | None" = None,
     ) -> None:
         for name, value in (("max_batch", max_batch), ("max_pending", max_pending)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ConfigurationError(f"{name}: got {value!r}, expected a whole number, at least 1")
         if on_full not in {"wait", "raise"}:
             raise ConfigurationError(f"on_full: got {on_full!r}, expected 'wait' or 'raise'")
-        if spool is not None and not isinstance(spool, Spool):
-            raise ConfigurationError(f"spool: got {spool!r}, expected a Spool")
         if on_lost is not None and not callable(on_lost):
             raise ConfigurationError(f"on_lost: got {on_lost!r}, expected a function of items and an error")
         self._pipeline = pipeline
@@ -143,6 +143,12 @@ class SessionRecorder(CallsAsItems):
         self.quiet = QuietWriter(self.submit, self.lose)
         self._delivery: SpoolDelivery | None = None
         if spool is not None:
+            # Loaded here: a recorder without a spool needs no SQLite, which some builds of Python lack.
+            from session_lifecycle.writing.spool import Spool
+            from session_lifecycle.writing.spool_delivery import SpoolDelivery
+
+            if not isinstance(spool, Spool):
+                raise ConfigurationError(f"spool: got {spool!r}, expected a Spool")
             self._delivery = SpoolDelivery(
                 spool,
                 pipeline,
@@ -199,16 +205,18 @@ class SessionRecorder(CallsAsItems):
             RecorderClosedError: The recorder is closed or not yet open, or its event loop is closed.
         """
         item = checked_item(item)
-        if self._is_spooled(item):
-            return
+        is_spooled = self._is_spooled(item)
         try:
             running = asyncio.get_running_loop()
         except RuntimeError:
             running = None
         if running is None or not self._is_open or self._belongs_elsewhere(running):
-            self._hand_over(item)
+            if not is_spooled:
+                self._hand_over(item)
             return
         self._enter()
+        if is_spooled:
+            return
         self._reserve(1)
         self._take(_Call([item]))
 
