@@ -144,12 +144,9 @@ class SessionRecorder(CallsAsItems):
         self._delivery: SpoolDelivery | None = None
         if spool is not None:
             # Loaded here: a recorder without a spool needs no SQLite, which some builds of Python lack.
-            from session_lifecycle.writing.spool import Spool
-            from session_lifecycle.writing.spool_delivery import SpoolDelivery
+            from session_lifecycle.writing import spool_delivery
 
-            if not isinstance(spool, Spool):
-                raise ConfigurationError(f"spool: got {spool!r}, expected a Spool")
-            self._delivery = SpoolDelivery(
+            self._delivery = spool_delivery.SpoolDelivery(
                 spool,
                 pipeline,
                 max_batch=max_batch,

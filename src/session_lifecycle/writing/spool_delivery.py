@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from session_lifecycle.errors import SessionLifecycleError, SpoolError
+from session_lifecycle.errors import ConfigurationError, SessionLifecycleError, SpoolError
 from session_lifecycle.models import Item
 from session_lifecycle.postgres.execution import with_jitter
 from session_lifecycle.postgres.processes import forget_in_child
@@ -44,7 +44,12 @@ class SpoolDelivery:
             most: The most items in memory.
             on_failed: Called with items that could not be put into the spool, on any thread.
             on_written: Called with the number of items of each transaction.
+
+        Raises:
+            ConfigurationError: `spool` is no `Spool`.
         """
+        if not isinstance(spool, Spool):
+            raise ConfigurationError(f"spool: got {spool!r}, expected a Spool")
         self._pipeline = pipeline
         self._on_written = on_written
         self._max_batch = max_batch
