@@ -281,6 +281,32 @@ def test_a_forked_child_uses_the_same_object(spool: Spool) -> None:
     assert [item["idempotency_key"] for item in items_in(spool)] == ["k1", "k2", "k3"]
 
 
+FORKING = """
+import os, sys
+from session_lifecycle.writing.spool import Spool
+item = {"kind": "touch", "session_id": "s", "user_id": "u"}
+spool = Spool(sys.argv[1])
+spool.append([item])
+told, tell = os.pipe()
+closed, close = os.pipe()
+if (child := os.fork()) == 0:
+    spool.append([item])
+    os.write(tell, b"x")
+    os.read(closed, 1)
+    spool.append([item])
+    os._exit(0)
+os.read(told, 1)
+spool.close()  # were it the last user, it would delete the log in which the child writes
+os.write(close, b"x")
+sys.exit(os.waitpid(child, 0)[1])
+"""
+
+
+def test_a_parent_that_closes_the_spool_takes_nothing_from_its_child(spool: Spool) -> None:
+    subprocess.run([sys.executable, "-c", FORKING, spool.path], check=True, timeout=60)
+    assert spool.status().items == 3
+
+
 def test_what_was_acknowledged_survives_a_kill(spool: Spool) -> None:
     program = f"""
 from session_lifecycle.writing.spool import Spool

@@ -246,9 +246,11 @@ async def test_an_attempt_is_counted_once_by_what_closes_it(session_database: Se
             run.attempt("error").usage(errored=True)
             with run.attempt("left open"):
                 pass
-            run.attempt("never closed")
-            assert len([one for one in run._attempts if one.is_open]) == 1  # noqa: SLF001
-        session.attempt("of the session", kind="embedding")
+            never_closed = run.attempt("never closed")
+            assert never_closed.is_open
+        assert not never_closed.is_open
+        of_session = session.attempt("of the session", kind="embedding")
+    assert not of_session.is_open
     await way.settle()
     assert await events(session_database, "model, provider, tokens_in, measured, errored, kind", "model") == [
         ("asked", "openai", 11, True, False, "llm"),
