@@ -89,7 +89,8 @@ print("asyncio" in set(sys.modules) - at_start)
 
 def test_a_commit_is_synced_to_disk(spool: Spool) -> None:
     spool.append([usage()])
-    with spool._opened() as connection:  # noqa: SLF001 - no other way shows what a power failure would leave
+    # No other way shows what a power failure would leave.
+    with spool._opened() as connection:  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - see above
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
         assert connection.execute("PRAGMA synchronous").fetchone() == (2,)
 

@@ -5,7 +5,7 @@ import json
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from session_lifecycle.errors import (
     ConfigurationError,
@@ -84,7 +84,7 @@ class Drainer:
         if isinstance(batch, bool) or not isinstance(batch, int) or not 1 <= batch <= MOST_ITEMS:
             raise ConfigurationError(f"batch: got {batch!r}, expected a whole number from 1 to {MOST_ITEMS:,}")
         self._spool = spool
-        self._writer = cast("Records", into) if hasattr(into, "record") else into.lifecycle
+        self._writer: Records = getattr(into, "lifecycle", into)
         self._batch = batch
         self._look = asyncio.Event()
         self.drained = self.set_aside = 0

@@ -262,7 +262,7 @@ async def test_a_spool_that_is_full_lets_items_wait_in_memory_and_then_tells_the
             await recorder.open()
             for number in range(300):
                 recorder.submit(usage(idempotency_key=f"k{number}", model="m" * 400))
-            await asyncio.to_thread(recorder._delivery._writer.commit)  # type: ignore[union-attr]  # noqa: SLF001
+            await recorder.flush()
             await eventually(lambda: bool(lost))
         assert isinstance(lost[0][1], SpoolFullError)
         await recorder.flush()
