@@ -84,7 +84,8 @@ class Drainer:
         if isinstance(batch, bool) or not isinstance(batch, int) or not 1 <= batch <= MOST_ITEMS:
             raise ConfigurationError(f"batch: got {batch!r}, expected a whole number from 1 to {MOST_ITEMS:,}")
         self._spool = spool
-        self._writer: Records = getattr(into, "lifecycle", into)
+        writer: Any = getattr(into, "lifecycle", into)
+        self._writer: Records = writer
         self._batch = batch
         self._look = asyncio.Event()
         self.drained = self.set_aside = 0
