@@ -363,13 +363,19 @@ CREATE INDEX ix_session_records_user_id_parent_session_id ON session_lifecycle.s
 
 CREATE INDEX ix_session_records_user_id_status_activity_minute ON session_lifecycle.session_records USING btree (user_id, status, activity_minute) WHERE (NOT rolled_up);
 
+CREATE INDEX ix_session_records_waiting ON session_lifecycle.session_records USING btree (status, activity_minute) WHERE ((NOT rolled_up) AND (waiting_since IS NOT NULL));
+
+CREATE INDEX ix_session_records_waiting_dataset_id ON session_lifecycle.session_records USING btree (dataset_id, status, activity_minute) WHERE ((NOT rolled_up) AND (waiting_since IS NOT NULL) AND (dataset_id IS NOT NULL));
+
+CREATE INDEX ix_session_records_waiting_user_id ON session_lifecycle.session_records USING btree (user_id, status, activity_minute) WHERE ((NOT rolled_up) AND (waiting_since IS NOT NULL));
+
 CREATE INDEX ix_session_roll_up_changes_dataset_id_starts_at ON session_lifecycle.session_roll_up_changes USING btree (dataset_id, starts_at) WHERE (dataset_id IS NOT NULL);
 
 CREATE INDEX ix_session_roll_up_changes_user_id_starts_at ON session_lifecycle.session_roll_up_changes USING btree (user_id, starts_at);
 
 CREATE INDEX ix_session_runs_client_user_id_session_id ON session_lifecycle.session_runs USING btree (client, user_id, session_id) WHERE (client IS NOT NULL);
 
-CREATE INDEX ix_session_runs_model_user_id_session_id ON session_lifecycle.session_runs USING btree (model, user_id, session_id) WHERE (model IS NOT NULL);
+CREATE INDEX ix_session_runs_lower_model_user_id_session_id ON session_lifecycle.session_runs USING btree (lower(model), user_id, session_id) WHERE (model IS NOT NULL);
 
 CREATE INDEX ix_session_runs_user_id_parent_run_id ON session_lifecycle.session_runs USING btree (user_id, parent_run_id) WHERE (parent_run_id IS NOT NULL);
 

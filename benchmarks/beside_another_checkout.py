@@ -38,7 +38,7 @@ def items_of_run(user_id: UUID, number: int) -> list[Run | Step | Message | Usag
     """The start and the end of a run, two steps, a prompt, and the usage of one response."""
     run_id, session_id, at = f"run-{number}", session_of(number), BEGINNING + timedelta(seconds=number)
     begun = Run(run_id=run_id, user_id=user_id, session_id=session_id, model="gpt-4o", started_at=at)
-    ended = begun.model_copy(update={"ended_at": at + timedelta(seconds=2)})
+    ended = begun.model_copy(update={"status": "completed", "ended_at": at + timedelta(seconds=2)})
     steps = [
         Step(step_id=step_id, run_id=run_id, user_id=user_id, kind="tool", started_at=at, output={"rows": [1, 2, 3]})
         for step_id in ("1", "2")

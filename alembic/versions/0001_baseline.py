@@ -233,6 +233,18 @@ def create_sessions() -> None:
     create_index(table, "user_id", "status", "activity_minute", where=NOT_ROLLED_UP)
     create_index(table, "dataset_id", "status", "activity_minute", where=shared)
     create_index(table, "status", "activity_minute", where=f"{NOT_ROLLED_UP} AND {OF_EVERYBODY}")
+    may_wait = f"{NOT_ROLLED_UP} AND waiting_since IS NOT NULL"
+    waiting = f"ix_{table}_waiting"
+    create_index(table, "user_id", "status", "activity_minute", where=may_wait, name=f"{waiting}_user_id")
+    create_index(
+        table,
+        "dataset_id",
+        "status",
+        "activity_minute",
+        where=f"{may_wait} AND dataset_id IS NOT NULL",
+        name=f"{waiting}_dataset_id",
+    )
+    create_index(table, "status", "activity_minute", where=may_wait, name=waiting)
     create_index(table, "session_id", "activity_minute")
     create_index(table, "session_id", "dataset_id", "activity_minute", where="dataset_id IS NOT NULL")
     create_index(table, "user_id", "parent_session_id", where="parent_session_id IS NOT NULL")
@@ -373,7 +385,13 @@ def create_runs() -> None:
     create_index(table, "user_id", "parent_run_id", where="parent_run_id IS NOT NULL")
     create_index(table, "user_id", "root_run_id", where="root_run_id IS NOT NULL")
     create_index(table, "user_id", "parent_tool_call_id", where="parent_tool_call_id IS NOT NULL")
-    create_index(table, "model", "user_id", "session_id", where="model IS NOT NULL")
+    op.create_index(
+        op.f(f"ix_{table}_lower_model_user_id_session_id"),
+        table,
+        [sa.text("lower(model)"), "user_id", "session_id"],
+        schema=schema(),
+        postgresql_where=sa.text("model IS NOT NULL"),
+    )
     create_index(table, "client", "user_id", "session_id", where="client IS NOT NULL")
     create_index(table, "user_id", "started_at", "record_no", where="started_at IS NOT NULL")
 

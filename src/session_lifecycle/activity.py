@@ -24,10 +24,11 @@ from session_lifecycle.models import (
     UsageEventPage,
     Viewer,
 )
-from session_lifecycle.models.pages import DEFAULT_LIMIT
+from session_lifecycle.models.fields import model_key
+from session_lifecycle.models.pages import DEFAULT_LIMIT, MOST_PARTS, MOST_ROWS, MOST_TEXT_BYTES
 from session_lifecycle.models.run_filters import ModelPrefix, ToolCall
-from session_lifecycle.models.session_details import MOST_PARTS, ChatHistory, OneDetail, ThreadsOfSession
-from session_lifecycle.pages import answered_page, read_position
+from session_lifecycle.models.session_details import MOST_MESSAGES, MOST_RUNS, ChatHistory, OneDetail, ThreadsOfSession
+from session_lifecycle.pages import answered_page, read_position, whole_answer
 from session_lifecycle.postgres.execution import AnySelect, Execution
 from session_lifecycle.postgres.failures import is_too_large
 from session_lifecycle.statements.activity import (
@@ -82,7 +83,7 @@ class SessionActivityDb(Protocol):
         """A page of the sessions that match the filters, each with its figures; an empty page if there are none.
 
         The sessions are in the order of `order_by`, nulls last in both directions, ties by `(user_id, session_id)` in
-        the same direction.
+        the same direction. Beside the orders of `list_session_rows` there is `last_prompt_at`.
 
         Raises:
             InvalidValueError: `filters` is no `SummaryFilters`, or its cursor is not of a page under the same filters.
@@ -96,7 +97,7 @@ class SessionActivityDb(Protocol):
         *,
         owner_id: UUID | str | None = None,
         project: str | None = None,
-        limit: int = MOST_PARTS,
+        limit: int = MOST_RUNS,
         offset: int = 0,
         payloads: bool = True,
     ) -> SessionDetail | None:
@@ -173,8 +174,9 @@ class SessionActivityDb(Protocol):
     async def list_usage_events(self, filters: UsageEventFilters) -> UsageEventPage:
         """A page of the ledger's events that match the filters, with every column; an empty page if there are none.
 
-        The events are in the order of their time of use; those of one moment by the time of recording, and those
-        recorded together by `(user_id, session_id, event_id)`. A page has at most 500 events. The viewer sees the
+        The events are in the order of their time of use, those of one moment in the order of recording. An event that
+        was replaced has the place of its last revision. Ties of `recorded_at`, which only concurrent calls can have, go
+        by `(user_id, session_id, event_id)`. A page has at most 500 events. The viewer sees the
         events of visible sessions, also late events and those outside a run. A row that adjusts the cost of a run is
         among them, with the `key_scope` `run`. Each page reads the part of the ledger that the session or the window
         has, so give one of them.
@@ -188,12 +190,14 @@ class SessionActivityDb(Protocol):
     async def list_models(self, viewer: Viewer | UUID | str, prefix: str = "") -> list[str]:
         """The models of visible runs that have ended: each once, sorted; empty if there are none.
 
+        Names that differ in case only are one model, shown in a spelling that was given.
+
         Args:
             viewer: The viewer, or the viewer's user id.
-            prefix: Only models whose name begins with this text; upper and lower case differ.
+            prefix: Only models whose name begins with this text, in upper or lower case.
 
         Raises:
-            InvalidValueError: An argument is refused.
+            InvalidValueError: An argument is refused, or there are more than 50,000 models.
         """
         ...
 
@@ -203,7 +207,7 @@ class SessionActivityDb(Protocol):
         A run without a client has the client `Unknown`.
 
         Raises:
-            InvalidValueError: `viewer` is neither a `Viewer` nor a user id.
+            InvalidValueError: `viewer` is neither a `Viewer` nor a user id, or there are more than 50,000 clients.
         """
         ...
 
@@ -211,7 +215,7 @@ class SessionActivityDb(Protocol):
         """The agents of visible sessions and of visible runs: each once, sorted; empty if there are none.
 
         Raises:
-            InvalidValueError: `viewer` is neither a `Viewer` nor a user id.
+            InvalidValueError: `viewer` is neither a `Viewer` nor a user id, or there are more than 50,000 agents.
         """
         ...
 
@@ -225,7 +229,7 @@ class SessionActivityDb(Protocol):
         max_characters: int | None = None,
         exclude_run_id: str | None = None,
     ) -> list[Message]:
-        """The newest messages of the session that fit into both limits, oldest first.
+        """The newest messages of the session that fit into all limits, oldest first.
 
         The messages are ordered by the time of their creation, those of one moment in the order of recording. The list
         is empty if the session has no messages, or if there is no such session that the viewer may see.
@@ -235,9 +239,10 @@ class SessionActivityDb(Protocol):
                 `get_session_detail` does.
             viewer: The viewer, or the viewer's user id.
             owner_id: Only the session of this owner; None: of any owner.
-            limit: The most messages, at least 1; None: no limit.
-            max_characters: The most characters of all messages together, at least 0; None: no limit. No message is cut,
-                and no message between two others is left out. If the newest message does not fit, the list is empty.
+            limit: The most messages, 1..10,000; None: 10,000. `get_session_detail` has all messages, in pages.
+            max_characters: The most characters of all messages together, at least 0; None: no such limit. Together they
+                also have at most 128 MiB in UTF-8, which every single message has room in. No message is cut, and no
+                message between two others is left out. If the newest message does not fit, the list is empty.
             exclude_run_id: Without the messages of this run, such as the run that asks; None: of all runs.
 
         Raises:
@@ -261,7 +266,7 @@ class SqlAlchemySessionActivityDb(SessionActivityDb):
 
     async def list_session_summaries(self, filters: SummaryFilters) -> SummaryPage:
         filters = SummaryFilters.checked(filters, "filters")
-        order = records.ORDERS[filters.order_column]
+        order = summaries.order_of(filters)
         position = read_position(filters, order)
         rows = await self._reading.fetch(*summaries.list_summaries(filters, position, self._abandon_after))
         page, of_page = answered_page(rows, order, filters)
@@ -274,7 +279,7 @@ class SqlAlchemySessionActivityDb(SessionActivityDb):
         *,
         owner_id: UUID | str | None = None,
         project: str | None = None,
-        limit: int = MOST_PARTS,
+        limit: int = MOST_RUNS,
         offset: int = 0,
         payloads: bool = True,
     ) -> SessionDetail | None:
@@ -351,7 +356,8 @@ class SqlAlchemySessionActivityDb(SessionActivityDb):
         position = read_position(filters, runs.RUN_ORDER)
         rows = await self._page(runs.list_runs(filters, position), filters.limit)
         page, of_page = answered_page(rows, runs.RUN_ORDER, filters)
-        return RunPage(runs=[RunDetail.model_validate_json(row.body) for row in page], **of_page)
+        found = [RunDetail.model_validate_json(row.body) for row in page]
+        return RunPage(runs=found, has_payloads=rows[0].has_payloads, **of_page)
 
     async def list_usage_events(self, filters: UsageEventFilters) -> UsageEventPage:
         filters = UsageEventFilters.checked(filters, "filters")
@@ -362,13 +368,16 @@ class SqlAlchemySessionActivityDb(SessionActivityDb):
 
     async def list_models(self, viewer: Viewer | UUID | str, prefix: str = "") -> list[str]:
         wanted = ModelPrefix.of_call(prefix=prefix)
-        return _names(await self._reading.fetch(distinct_names.list_models(Viewer.of_caller(viewer), wanted.prefix)))
+        statement = distinct_names.list_models(Viewer.of_caller(viewer), wanted.prefix)
+        return await self._names(statement, "prefix", wanted.prefix, "a longer prefix")
 
     async def list_clients(self, viewer: Viewer | UUID | str) -> list[str]:
-        return _names(await self._reading.fetch(distinct_names.list_clients(Viewer.of_caller(viewer))))
+        asker = Viewer.of_caller(viewer)
+        return await self._names(distinct_names.list_clients(asker), "viewer", asker, "a viewer who sees less")
 
     async def list_agents(self, viewer: Viewer | UUID | str) -> list[str]:
-        return _names(await self._reading.fetch(distinct_names.list_agents(Viewer.of_caller(viewer))))
+        asker = Viewer.of_caller(viewer)
+        return await self._names(distinct_names.list_agents(asker), "viewer", asker, "a viewer who sees less")
 
     async def chat_history(
         self,
@@ -391,28 +400,40 @@ class SqlAlchemySessionActivityDb(SessionActivityDb):
             wanted.session_id,
             Viewer.of_caller(viewer),
             owner_id=wanted.owner_id,
-            limit=wanted.limit,
+            limit=MOST_MESSAGES if wanted.limit is None else wanted.limit,
             max_characters=wanted.max_characters,
+            most_bytes=MOST_TEXT_BYTES,
             exclude_run_id=wanted.exclude_run_id,
         )
         rows = await self._primary.fetch(statement)
         return [Message(**row._mapping) for row in rows]
 
+    async def _names(self, statement: AnySelect, field: str, given: Any, narrower: str) -> list[str]:
+        """The names of a list that takes no limit."""
+        rows = await self._reading.fetch(statement.limit(MOST_ROWS + 1))
+        return [row.name for row in whole_answer(rows, field, given, narrower, MOST_ROWS)]
+
     async def _page(self, statement: AnySelect, limit: int) -> Sequence[Any]:
-        """The rows of a page. A page that Postgres cannot build is refused, because it could never be answered."""
+        """The rows of a page. A page beyond the bounds, or that Postgres cannot build, is refused."""
         try:
-            return await self._reading.fetch(statement)
+            rows = await self._reading.fetch(statement)
         except SessionLifecycleError as error:
             if not is_too_large(error):
                 raise
             expected = "a lower limit: the parts of this page are larger than 1 GB, which Postgres cannot put into one"
             raise InvalidValueError("limit", limit, expected) from error
+        if rows and not rows[0].is_within:
+            most = f"{MOST_PARTS:,} steps, messages and events in its runs, and {MOST_TEXT_BYTES // 2**20} MiB of text"
+            raise InvalidValueError("limit", limit, f"a lower limit: at most {most} in one answer")
+        return rows
 
 
 def _summary(row: Any) -> SessionSummary:
-    figures = SessionSummary.model_fields.keys() - {"record"}
-    return SessionSummary(record=records.record_of(row), **{name: getattr(row, name) for name in figures})
-
-
-def _names(rows: Sequence[Any]) -> list[str]:
-    return [row.name for row in rows]
+    figures = SessionSummary.model_fields.keys() - {"record", "models"}
+    # Of the spellings of a model the first one stays.
+    models = {model_key(name): name for name in reversed(row.models)}
+    return SessionSummary(
+        record=records.record_of(row),
+        models=tuple(sorted(models.values())),
+        **{name: getattr(row, name) for name in figures},
+    )

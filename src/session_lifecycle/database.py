@@ -573,31 +573,35 @@ class SessionDatabase:
                 `lock_timeout`. None: the migration runs in its own transaction and is committed.
 
         Raises:
-            ConfigurationError: The database refuses the user, the user may not create the schema, or the encoding of
-                the database is not UTF8.
+            ConfigurationError: The database refuses the user, the user may not create the schema, the encoding of the
+                database is not UTF8, or the host's engine has connections of another event loop.
             TransactionConflictError: A long transaction of somebody else kept a lock; nothing was changed.
             DatabaseUnavailableError: The database cannot be reached or lost the connection.
         """
+        may_have_written = False
         try:
             if connection is not None:
                 check_encoding(connection)
                 await migrations.upgrade(connection, self._settings.database_schema)
                 return
             async with self._patient_engine() as engine:
-                async with engine.connect() as looked_at:
-                    check_encoding(looked_at)
+                may_have_written = True
                 await migrations.upgrade_on(engine, self._settings.database_schema)
         except DRIVER_FAILURES as error:
-            raise_as_ours(error)
+            raise_as_ours(error, may_have_written=may_have_written)
 
     @asynccontextmanager
     async def _patient_engine(self) -> AsyncGenerator[AsyncEngine]:
-        """An engine whose client waits for as long as a migration takes."""
+        """An engine whose client waits for as long as a migration takes. Its database has been looked at."""
         if self._make_engine is None:
+            async with self._execution().connection() as connection:
+                check_encoding(connection)
             yield self.engine
             return
         engine = self._make_engine(has_deadline=False)
         try:
+            async with engine.connect() as connection:
+                check_encoding(connection)
             yield engine
         finally:
             await engine.dispose()
@@ -611,11 +615,12 @@ class SessionDatabase:
         Raises:
             SchemaError: The schema is not migrated, lacks something, or is newer and does not serve this version. The
                 message names what is missing and the command that mends it.
-            ConfigurationError: The database refuses the user or the access, or its encoding is not UTF8.
+            ConfigurationError: The database refuses the user or the access, its encoding is not UTF8, or the host's
+                engine has connections of another event loop.
             DatabaseUnavailableError: The database cannot be reached or lost the connection.
         """
         try:
-            async with self.engine.connect() as connection:
+            async with self._execution().connection() as connection:
                 check_encoding(connection)
                 return await check_everything(connection, self._settings.database_schema)
         except DRIVER_FAILURES as error:

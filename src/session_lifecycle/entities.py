@@ -80,6 +80,7 @@ def never_negative(*counts: str, costs: Sequence[str] = ("cost_usd",)) -> CheckC
 # The expression is spelt as Postgres reports it, so that Alembic sees no change.
 ACTIVITY_MINUTE = "date_bin('00:01:00'::interval, last_activity_at, '2000-01-01 00:00:00+00'::timestamp with time zone)"
 NOT_ROLLED_UP = "NOT rolled_up"
+MAY_WAIT = f"{NOT_ROLLED_UP} AND waiting_since IS NOT NULL"
 
 
 class SessionRecordEntity(Base):
@@ -163,6 +164,23 @@ class SessionRecordEntity(Base):
             postgresql_where=text(f"{NOT_ROLLED_UP} AND dataset_id IS NOT NULL"),
         ),
         Index(None, "status", "activity_minute", postgresql_where=text(f"{NOT_ROLLED_UP} AND {OF_EVERYBODY}")),
+        # The same three for the sessions that wait. They have those that waited once, too, until they are rolled up:
+        # with a condition on the last activity, no touch of any session would be a HOT update.
+        Index(
+            "ix_session_records_waiting_user_id",
+            "user_id",
+            "status",
+            "activity_minute",
+            postgresql_where=text(MAY_WAIT),
+        ),
+        Index(
+            "ix_session_records_waiting_dataset_id",
+            "dataset_id",
+            "status",
+            "activity_minute",
+            postgresql_where=text(f"{MAY_WAIT} AND dataset_id IS NOT NULL"),
+        ),
+        Index("ix_session_records_waiting", "status", "activity_minute", postgresql_where=text(MAY_WAIT)),
         # The latest session with an id, of everybody and of a dataset: `get_session_row` uses them where the viewer
         # does not own the session.
         Index(None, "session_id", "activity_minute"),
@@ -377,7 +395,13 @@ class SessionRunEntity(_Recording, Base):
         # The runs that were recorded before the run that made their tool call.
         Index(None, "user_id", "parent_tool_call_id", postgresql_where=text("parent_tool_call_id IS NOT NULL")),
         # The sessions of all users by model and by client.
-        Index(None, "model", "user_id", "session_id", postgresql_where=text("model IS NOT NULL")),
+        Index(
+            "ix_session_runs_lower_model_user_id_session_id",
+            text("lower(model)"),
+            "user_id",
+            "session_id",
+            postgresql_where=text("model IS NOT NULL"),
+        ),
         Index(None, "client", "user_id", "session_id", postgresql_where=text("client IS NOT NULL")),
         # A user's runs by time: run telemetry, and pages of runs.
         Index(None, "user_id", "started_at", "record_no", postgresql_where=text("started_at IS NOT NULL")),

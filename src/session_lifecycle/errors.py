@@ -63,7 +63,8 @@ class DatabaseUnavailableError(SessionLifecycleError):
     transaction, a failure that may pass has already been retried where that is safe, up to `Settings.retries` times.
 
     Attributes:
-        may_have_written: Whether a write may have taken effect although its answer was lost. False: it wrote nothing.
+        may_have_written: Whether a write may have taken effect although its answer was lost. False: it wrote nothing. A
+            job of several transactions speaks of its last one; those before it are committed.
     """
 
     def __init__(self, message: str, *, may_have_written: bool = False) -> None:

@@ -86,6 +86,24 @@ def answered_page(rows: Sequence[Any], order: Order, filters: PageFilters) -> tu
     }
 
 
+def whole_answer(rows: Sequence[Any], field: str, given: Any, narrower: str, most: int) -> Sequence[Any]:
+    """The rows of an answer that takes no limit, from a statement with a limit of one row more than `most`.
+
+    Args:
+        rows: The rows that the statement gave.
+        field: The argument that can make the answer smaller.
+        given: Its value.
+        narrower: What it should be instead.
+        most: The most rows of the answer.
+
+    Raises:
+        InvalidValueError: There are more rows than one answer may have.
+    """
+    if len(rows) > most:
+        raise InvalidValueError(field, given, f"{narrower}: at most {most:,} rows in one answer")
+    return rows
+
+
 def read_position(filters: PageFilters, order: Order) -> Position | None:
     """The position where the previous page ended, from the cursor; None for the first page.
 

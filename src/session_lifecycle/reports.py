@@ -26,9 +26,11 @@ from session_lifecycle.models import (
     UsageRow,
     Viewer,
 )
-from session_lifecycle.models.reports import FIGURES, MOST_GROUPS, MOST_POINTS, Dimension, Series, UsageQuestion
+from session_lifecycle.models.pages import MOST_ROWS
+from session_lifecycle.models.reports import FIGURES, MOST_POINTS, Dimension, Series, UsageQuestion
 from session_lifecycle.models.run_telemetry import TelemetryFilters
 from session_lifecycle.models.session_filters import Window
+from session_lifecycle.pages import whole_answer
 from session_lifecycle.postgres.execution import AnySelect, Execution
 from session_lifecycle.statements.reports import costs, run_telemetry, usage
 from session_lifecycle.statements.roll_ups import session_stats
@@ -79,14 +81,14 @@ class SessionReportsDb(Protocol):
         Args:
             viewer: The viewer, or the viewer's user id.
             group_by: The dimensions, each once: `model`, `provider`, `agent`, `user`, `dataset`, `client`, `kind`,
-                `billing`, `service_tier`, `session`, `run`, `status`, and one of `hour`, `day`, `week` and `month`.
-                Agent, dataset and effective status are those of the session, the client is that of the run. A
-                dimension of time needs both ends of the window.
+                `billing`, `service_tier`, `session`, `run`, `status`, `tag:<name>`, and one of `hour`, `day`, `week`
+                and `month`. Agent, dataset, effective status and tags are those of the session, the client is that of
+                the run. A dimension of time needs both ends of the window.
             since: Used at this time or later.
             until: Used before this time.
             filters: Only the events that match; None: all.
             order_by: A figure: greatest first; or one of `group_by`: in its order. Ties are in the order of the
-                dimensions. Names go by their code points, groups without a run or dataset come last.
+                dimensions. Names go by their code points, groups without a run, dataset or tag come last.
             limit: The most rows, 1..10,000. `has_more` says whether there are more groups.
             timezone: The name of an IANA time zone, by whose clocks hours, days, weeks (from Monday) and months begin.
             details: At most 64 names of `details` of the events, whose sums are in `details` of each row.
@@ -204,7 +206,7 @@ class SessionReportsDb(Protocol):
         Args:
             viewer: The viewer, or the viewer's user id.
             provider: Only runs of this provider; None: of any.
-            model: Only runs that named this model; None: any run.
+            model: Only runs that named this model, in upper or lower case; None: any run.
             client: Only runs of this client; `Unknown`: also runs without a client; None: of any.
             since: Ended at this time or later.
             until: Ended before this time.
@@ -216,7 +218,8 @@ class SessionReportsDb(Protocol):
     ) -> list[TelemetryKey]:
         """Each combination of provider, model and client of the runs that ended in the window, once.
 
-        The keys are ordered by provider, model and client, None last. The list is empty without runs.
+        The keys are ordered by provider, model and client, None last. A model is in a spelling that was given. The list
+        is empty without runs.
         """
         ...
 
@@ -306,7 +309,7 @@ class SqlAlchemySessionReportsDb(SessionReportsDb):
         self, viewer: Viewer | UUID | str, *, since: datetime | None = None, until: datetime | None = None
     ) -> TokensByClass:
         question = UsageQuestion.of_call(since=since, until=until, group_by=["model"], order_by="tokens_in")
-        total, rows = await self._usage(viewer, question, TOKENS, MOST_GROUPS)
+        total, rows = await self._usage(viewer, question, TOKENS, MOST_ROWS)
         classes = {row.model: _classes(row) for row in _bounded(rows, until)}
         used = {model: one["tokens_in"] + one["tokens_out"] for model, one in classes.items()}
         by_model = {model: TokenClasses(**classes[model]) for model in sorted(used, key=lambda one: (-used[one], one))}
@@ -369,7 +372,7 @@ class SqlAlchemySessionReportsDb(SessionReportsDb):
 
     async def _groups(self, statement: AnySelect, until: datetime | None) -> Sequence[Any]:
         """The rows of a report that takes no limit."""
-        return _bounded(await self._execution.fetch(statement.limit(MOST_GROUPS + 1)), until)
+        return _bounded(await self._execution.fetch(statement.limit(MOST_ROWS + 1)), until)
 
     async def _usage(
         self, viewer: Viewer | UUID | str, question: UsageQuestion, figures: Sequence[str], limit: int
@@ -381,11 +384,7 @@ class SqlAlchemySessionReportsDb(SessionReportsDb):
 
 
 def _bounded(rows: Sequence[Any], until: datetime | None) -> Sequence[Any]:
-    """The rows, if they are few enough for one answer."""
-    if len(rows) > MOST_GROUPS:
-        expected = f"a shorter window, or fewer sessions to see: at most {MOST_GROUPS:,} rows in one answer"
-        raise InvalidValueError("until", until, expected)
-    return rows
+    return whole_answer(rows, "until", until, "a shorter window, or fewer sessions to see", MOST_ROWS)
 
 
 def _figures(row: Any, names: Iterable[str], question: UsageQuestion | None = None) -> dict[str, Any]:
@@ -399,6 +398,8 @@ def _figures(row: Any, names: Iterable[str], question: UsageQuestion | None = No
 def _group(row: Any, question: UsageQuestion) -> dict[str, Any]:
     """The fields of a `UsageRow` that say which group the row is about."""
     found = {name: value for name, value in row._mapping.items() if name in GROUP_FIELDS}
+    if question.tags:
+        found["tags"] = {name: getattr(row, usage.TAG.format(number)) for number, name in enumerate(question.tags)}
     if question.bucket is not None:
         starts_at, ends_at = question.boundaries[row.bucket - 1 : row.bucket + 1]
         found |= {"starts_at": starts_at, "ends_at": ends_at}

@@ -26,10 +26,11 @@ from session_lifecycle.models import (
     Touch,
     Viewer,
 )
-from session_lifecycle.models.annotations import Annotating, AnnotationsOfSession
+from session_lifecycle.models.annotations import MOST_ANNOTATIONS, Annotating, AnnotationsOfSession
+from session_lifecycle.models.pages import MOST_ROWS
 from session_lifecycle.models.session_filters import OneSession, Window
 from session_lifecycle.models.sessions import SessionUpdate
-from session_lifecycle.pages import answered_page, read_position
+from session_lifecycle.pages import answered_page, read_position, whole_answer
 from session_lifecycle.postgres.execution import Execution
 from session_lifecycle.pricing.catalogue import PriceCatalogue
 from session_lifecycle.statements.reports import costs
@@ -121,7 +122,13 @@ class SessionLifecycleDb(SessionWriter, Protocol):
         ...
 
     async def list_annotations(
-        self, session_id: str, viewer: Viewer | UUID | str, *, owner_id: UUID | str | None = None
+        self,
+        session_id: str,
+        viewer: Viewer | UUID | str,
+        *,
+        owner_id: UUID | str | None = None,
+        limit: int | None = None,
+        offset: int = 0,
     ) -> list[SessionAnnotation]:
         """The annotations of the session by name, then by annotator, those without an annotator first.
 
@@ -132,9 +139,11 @@ class SessionLifecycleDb(SessionWriter, Protocol):
             session_id: The session's id.
             viewer: The viewer, or the viewer's user id.
             owner_id: Only the session of this owner; None: of any owner.
+            limit: The most annotations, 1..1,000; None: all, which are refused where there are more than 1,000.
+            offset: How many annotations are left out at the beginning.
 
         Raises:
-            InvalidValueError: An argument is refused.
+            InvalidValueError: An argument is refused, or there are too many annotations for one answer.
         """
         ...
 
@@ -241,7 +250,8 @@ class SessionLifecycleDb(SessionWriter, Protocol):
             until: Last active before this time; None: no limit.
 
         Raises:
-            InvalidValueError: An argument is refused: `until` is before `since`, for example.
+            InvalidValueError: An argument is refused: `until` is before `since`, for example; or there are more than
+                50,000 models.
         """
         ...
 
@@ -308,12 +318,25 @@ class SqlAlchemySessionLifecycleDb(WritePipeline, CallsAsItems, SessionLifecycle
         return SessionAnnotation(**told, at=annotated_at)
 
     async def list_annotations(
-        self, session_id: str, viewer: Viewer | UUID | str, *, owner_id: UUID | str | None = None
+        self,
+        session_id: str,
+        viewer: Viewer | UUID | str,
+        *,
+        owner_id: UUID | str | None = None,
+        limit: int | None = None,
+        offset: int = 0,
     ) -> list[SessionAnnotation]:
-        wanted = AnnotationsOfSession.of_call(session_id=session_id, owner_id=owner_id)
-        asker = Viewer.of_caller(viewer)
-        statement = annotations.list_annotations(wanted.session_id, asker, owner_id=wanted.owner_id)
-        return [SessionAnnotation(**row._mapping) for row in await self._primary.fetch(statement)]
+        wanted = AnnotationsOfSession.of_call(session_id=session_id, owner_id=owner_id, limit=limit, offset=offset)
+        statement = annotations.list_annotations(
+            wanted.session_id,
+            Viewer.of_caller(viewer),
+            owner_id=wanted.owner_id,
+            limit=MOST_ANNOTATIONS + 1 if wanted.limit is None else wanted.limit,
+            offset=wanted.offset,
+        )
+        rows = await self._primary.fetch(statement)
+        whole = whole_answer(rows, "limit", limit, "a limit", MOST_ANNOTATIONS)
+        return [SessionAnnotation(**row._mapping) for row in whole]
 
     async def get_family_figures(
         self, session_id: str, viewer: Viewer | UUID | str, *, owner_id: UUID | str | None = None
@@ -391,9 +414,10 @@ class SqlAlchemySessionLifecycleDb(WritePipeline, CallsAsItems, SessionLifecycle
         window = Window.of_call(since=since, until=until)
         asker = Viewer.of_caller(viewer, permitted_dataset_ids)
         seen = scopes(asker)
-        parameters = {**seen.parameters(), **window.model_dump()}
+        parameters = {**seen.parameters(), **window.model_dump(), "row_limit": MOST_ROWS + 1}
         rows = await self._reading.fetch(costs.cost_by_model(seen.kinds), parameters)
-        return [_cost_row(row) for row in rows]
+        narrower = "a shorter window, or fewer sessions to see"
+        return [_cost_row(row) for row in whole_answer(rows, "until", window.until, narrower, MOST_ROWS)]
 
 
 def _cost_row(row: Any) -> CostByModelRow:

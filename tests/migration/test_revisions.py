@@ -249,6 +249,9 @@ async def test_constraints_are_named_by_convention(empty_url: str, schema: str) 
                     "ix_session_records_session_id_activity_minute",
                     "ix_session_records_session_id_dataset_id_activity_minute",
                     "ix_session_records_user_id_parent_session_id",
+                    "ix_session_records_waiting",
+                    "ix_session_records_waiting_dataset_id",
+                    "ix_session_records_waiting_user_id",
                 },
                 "rolled_up_sessions": {
                     "pk_rolled_up_sessions",
@@ -281,7 +284,7 @@ async def test_constraints_are_named_by_convention(empty_url: str, schema: str) 
                     "ix_session_runs_user_id_parent_run_id",
                     "ix_session_runs_user_id_root_run_id",
                     "ix_session_runs_user_id_parent_tool_call_id",
-                    "ix_session_runs_model_user_id_session_id",
+                    "ix_session_runs_lower_model_user_id_session_id",
                     "ix_session_runs_client_user_id_session_id",
                     "ix_session_runs_user_id_started_at_record_no",
                 },

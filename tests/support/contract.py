@@ -81,6 +81,43 @@ class SessionLifecycleContract:
         assert (record.started_at, record.last_activity_at) == (began, began + 3 * MINUTE)
         assert (record.cost_usd, record.status, record.late_cost_usd) == (Decimal(1), "completed", Decimal(0))
 
+    async def test_X23_a_run_names_the_parent_of_its_session(self, lifecycle: SessionLifecycleDb) -> None:
+        """The first that is named stays, whether by a run or by a touch, and a circle is refused as a whole."""
+
+        def run(session_id: str, parent: str | None = None, **more: Any) -> Run:
+            at = datetime(2026, 1, 1, tzinfo=UTC)
+            named: dict[str, Any] = {
+                "run_id": f"of {session_id}",
+                "session_id": session_id,
+                "parent_session_id": parent,
+            }
+            return Run(user_id=A, started_at=at, **named | more)
+
+        async def parents() -> dict[str, str | None]:
+            page = await lifecycle.list_session_rows(SessionListFilters(user_id=A))
+            return {row.record.session_id: row.record.parent_session_id for row in page.sessions}
+
+        touch = Touch(session_id="c", user_id=A, parent_session_id="another")
+        assert await lifecycle.record([run("b", "a"), run("c", "b"), touch]) == ["created", "created", "touched"]
+        assert await parents() == {"b": "a", "c": "b"}
+        # A run that is there completes its session, and so does one without a parent before it.
+        assert await lifecycle.record([run("b", "x"), run("d"), run("d", "c"), run("d", "b")]) == [
+            "unchanged", "created", "unchanged", "unchanged",
+        ]  # fmt: skip
+        assert await parents() == {"b": "a", "c": "b", "d": "c"}
+        # A run stays in the session that it named first, and speaks of that session.
+        moved = [run("e"), run("f", "d", run_id="of e")]
+        assert await lifecycle.record(moved) == ["created", "unchanged"]
+        assert (await parents())["e"] == "d"
+        for circle in ([run("a", "d")], [run("a", "z"), run("z", "d")], [run("a", "e", run_id="new")]):
+            with pytest.raises(InvalidValueError, match="does not descend from this one") as refused:
+                await lifecycle.record([run("new"), *circle])
+            assert refused.value.field == "parent_session_id"
+            assert await parents() == {"b": "a", "c": "b", "d": "c", "e": "d"}
+        figures = await lifecycle.get_family_figures("b", A)
+        assert figures is not None
+        assert figures.with_descendants.sessions == 4
+
     async def test_a_receipt_has_the_cost_and_the_totals_after_the_call(self, lifecycle: SessionLifecycleDb) -> None:
         first = await lifecycle.accumulate_usage("s", A, "gpt-4o", 100, 50, 0.012, False)
         assert first == UsageReceipt(

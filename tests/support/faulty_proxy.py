@@ -20,6 +20,9 @@ class FaultyProxy:
         self._next_fault = cycle(FAULTS)
         self._speaks = asyncio.Event()
         self._speaks.set()
+        self._answers_left: dict[asyncio.StreamWriter, int] = {}
+        self._answers = asyncio.Event()
+        self._answers.set()
         self.port = 0
         self._server: asyncio.Server
 
@@ -33,11 +36,30 @@ class FaultyProxy:
             self._speaks.set()
 
     @asynccontextmanager
+    async def withholding(self, after: int) -> AsyncGenerator[None]:
+        """Lets the server do what it is asked, and withholds what it answers, until the block is left.
+
+        Args:
+            after: How many answers each connection gets before.
+        """
+        self._answers_left = dict.fromkeys(self._writers, after)
+        self._answers.clear()
+        try:
+            yield
+        finally:
+            self._answers_left = {}
+            self._answers.set()
+
+    def cut(self) -> None:
+        """Cuts all connections. New ones are served."""
+        for writer in self._writers:
+            writer.transport.abort()
+
+    @asynccontextmanager
     async def refusing(self) -> AsyncGenerator[None]:
         """Cuts all connections, and refuses new ones until the block is left."""
         self._server.close()
-        for writer in self._writers:
-            writer.transport.abort()
+        self.cut()
         try:
             yield
         finally:
@@ -52,8 +74,7 @@ class FaultyProxy:
             yield
         finally:
             self._server.close()
-            for writer in self._writers:
-                writer.transport.abort()
+            self.cut()
             await asyncio.sleep(0.05)
 
     async def _serve(self, client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
@@ -66,7 +87,7 @@ class FaultyProxy:
         self._writers.add(to_server)
         ways = [
             asyncio.create_task(self._pump(client, to_server)),
-            asyncio.create_task(self._pump(server, to_client)),
+            asyncio.create_task(self._pump(server, to_client, is_answer=True)),
         ]
         await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
         for way in ways:
@@ -76,7 +97,7 @@ class FaultyProxy:
             writer.transport.abort()
             self._writers.discard(writer)
 
-    async def _pump(self, source: asyncio.StreamReader, to: asyncio.StreamWriter) -> None:
+    async def _pump(self, source: asyncio.StreamReader, to: asyncio.StreamWriter, *, is_answer: bool = False) -> None:
         try:
             while data := await source.read(65536):
                 if random.random() < self._share:
@@ -90,6 +111,10 @@ class FaultyProxy:
                         return
                     await asyncio.sleep(random.uniform(0.1, 1.0))
                 await self._speaks.wait()
+                if is_answer and to in self._answers_left:
+                    self._answers_left[to] -= 1
+                    if self._answers_left[to] < 0:
+                        await self._answers.wait()
                 to.write(data)
                 await to.drain()
         except ConnectionError:

@@ -17,6 +17,8 @@ NOON = datetime(2026, 3, 28, 12, tzinfo=UTC)
 HOUR = timedelta(hours=1)
 SESSIONS = {(A, "s0"): (None, "coder"), (A, "s1"): (D1, None), (B, "s0"): (D1, "coder"), (C, "s2"): (D2, "Baker")}
 """The data set and the agent of each session."""
+TAGS = {(A, "s0"): {"team": "red", "odd 'name' %s:": "1"}, (A, "s1"): {"team": ""}, (C, "s2"): {"team": "blue"}}
+"""The tags of some sessions."""
 RUNS = {(A, "r0"): ("s0", "Cursor"), (A, "r1"): ("s1", None), (B, "r0"): ("s0", "Zed"), (C, "r2"): ("s2", "Cursor")}
 """The session and the client of each run."""
 MODELS = ["gpt-4o", "GPT-4o", "claude-sonnet-4-5", "no-such-model", "unknown", "Ü", "ü", None]
@@ -34,7 +36,14 @@ Row = Mapping[str, Any]
 async def fill_ledger(db: SessionDatabase, random: Random, events: int = 120) -> None:
     """Records sessions, runs and events: with and without everything that an event may have, some of them late."""
     touches = [
-        Touch(session_id=session_id, user_id=user, dataset_id=dataset, agent_name=agent, at=NOON - 80 * HOUR)
+        Touch(
+            session_id=session_id,
+            user_id=user,
+            dataset_id=dataset,
+            agent_name=agent,
+            tags=TAGS.get((user, session_id)),
+            at=NOON - 80 * HOUR,
+        )
         for (user, session_id), (dataset, agent) in SESSIONS.items()
     ]
     moved = UsageEvent(session_id="s1", user_id=A, run_id="moved", model="gpt-4o", tokens_in=7, at=NOON - HOUR)
@@ -106,7 +115,7 @@ def event(
 
 
 async def stored_events(db: SessionDatabase) -> list[dict[str, Any]]:
-    """The ledger's rows, each with the data set and the agent of its session, and the client of its run."""
+    """The ledger's rows, each with the data set, the agent and the tags of its session, and the client of its run."""
     # As text, because the driver would read the numbers of JSON as floats.
     as_text = ("parts", "details", "unit_prices")
     columns = ", ".join(f"{name}::text AS {name}_text" for name in as_text)
@@ -118,6 +127,7 @@ async def stored_events(db: SessionDatabase) -> list[dict[str, Any]]:
         session = sessions[row["user_id"], row["session_id"]]
         run = runs.get((row["user_id"], row["run_id"]))
         row |= {"dataset_id": session.dataset_id, "agent_name": session.agent_name, "session_status": session.status}
+        row["tags"] = TAGS.get((row["user_id"], row["session_id"]), {})
         row["client"] = run.client if run is not None and run.session_id == row["session_id"] else None
     return rows
 

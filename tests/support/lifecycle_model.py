@@ -3,7 +3,7 @@
 It is written from the rules, not from the SQL. It stores no totals, so it cannot forget to change one.
 """
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from decimal import ROUND_HALF_EVEN, Decimal, localcontext
@@ -132,6 +132,7 @@ class Model:
                 *(item.user_id, item.session_id, at, at, item.dataset_id, item.agent_name, item.title),
                 dict(item.metadata),
                 tags=dict(item.tags),
+                parent_session_id=item.parent_session_id,
                 waiting_since=at if item.waiting else None,
             )
             return "created"
@@ -141,6 +142,7 @@ class Model:
         found.dataset_id = found.dataset_id or item.dataset_id
         found.agent_name = found.agent_name or item.agent_name
         found.title = found.title or item.title
+        found.parent_session_id = found.parent_session_id or item.parent_session_id
         found.metadata = {**item.metadata, **found.metadata}
         found.tags = {**item.tags, **found.tags}
         return "touched"
@@ -174,6 +176,24 @@ class Model:
         found.status, found.ended_at, found.end_reason = "running", None, None
         found.last_activity_at = max(found.last_activity_at, at or self.now)
         return "reopened"
+
+    def update(self, user_id: UUID, session_id: str, changes: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The session with these fields replaced, without its effective status; None where there is none."""
+        found = self.sessions.get((user_id, session_id))
+        if found is None:
+            return None
+        for name, value in changes.items():
+            setattr(found, name, {} if value is None and name in {"metadata", "tags"} else value)
+        row = self.row(found)
+        del row["effective_status"]
+        return row
+
+    def delete(self, user_id: UUID, session_id: str) -> bool:
+        """Whether the session was there. Its events go with it, and so do their keys."""
+        key = user_id, session_id
+        self.entries = [entry for entry in self.entries if entry.session != key]
+        self.by_key = {name: entry for name, entry in self.by_key.items() if entry.session != key}
+        return self.sessions.pop(key, None) is not None
 
     def _use(self, event: UsageEvent) -> tuple[Any, ...]:
         named = (event.user_id, event.session_id)

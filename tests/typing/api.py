@@ -113,7 +113,8 @@ async def read(sessions: SessionLifecycleDb, user: UUID, since: datetime) -> Non
     assert_type(await sessions.update_session("s", user, title=None, tags={"a": "b"}), SessionRecord | None)
     annotated = await sessions.annotate_session("s", user, "quality", score=1, annotator="eve", at=since)
     assert_type(annotated, SessionAnnotation | None)
-    assert_type(await sessions.list_annotations("s", viewer, owner_id=user), list[SessionAnnotation])
+    annotations = await sessions.list_annotations("s", viewer, owner_id=user, limit=10, offset=10)
+    assert_type(annotations, list[SessionAnnotation])
     assert_type(await sessions.get_family_figures("s", viewer), FamilyFigures | None)
 
 
@@ -147,10 +148,10 @@ async def report(reports: SessionReportsDb, user: UUID, since: datetime) -> None
     assert_type(await reports.spend(user, since=since), Spend)
     usage = await reports.usage(
         viewer=Viewer(user),
-        group_by=["user", "agent", "day"],
+        group_by=["user", "agent", "tag:team", "day"],
         since=since,
         until=since,
-        filters=UsageFilters(billing="plan"),
+        filters=UsageFilters(billing="plan", tags={"team": "red"}),
         order_by="day",
         limit=10,
         timezone="Europe/Berlin",
@@ -158,6 +159,7 @@ async def report(reports: SessionReportsDb, user: UUID, since: datetime) -> None
     )
     assert_type(usage, UsageReport)
     assert_type(usage.rows[0].agent_name, str | None)
+    assert_type(usage.rows[0].tags, dict[str, str | None])
     assert_type(usage.total.details, dict[str, int])
     assert_type(await reports.cost_by_agent(Viewer.auditor(), since=since, until=since), list[CostByAgentRow])
     assert_type(await reports.cost_by_user(user), list[CostByUserRow])

@@ -79,6 +79,8 @@ def value_of(model: type[BaseModel], chance: Random) -> Any:
         # An ended run does not run, and no run is its own parent.
         ended = given["started_at"] + timedelta(seconds=1) if given["status"] != RunStatus.RUNNING else None
         given |= {"ended_at": ended, "parent_run_id": None}
+        # Only a run that names its session names the parent.
+        given["parent_session_id"] = "parent" if given["session_id"] and chance.random() < 0.5 else None
     if issubclass(model, End):
         given["status"] = "completed"
     if "cost_usd" in given and isinstance(given["cost_usd"], str):

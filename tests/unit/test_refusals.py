@@ -126,6 +126,8 @@ INCONSISTENT: list[tuple[type[Value], dict[str, Any]]] = [
     (UsageEvent, {"measured": False}),
     (UsageEvent, {"revision": 1}),
     (Run, {"parent_run_id": "r"}),
+    (Run, {"parent_session_id": "s"}),
+    (Run, {"parent_session_id": "s", "session_id": "s"}),
     (Run, {"ended_at": AT, "status": "running"}),
     (Step, {"run_id": "r" * 1500, "step_id": "t" * 1101}),
     (Message, {"session_id": "\U0001f600" * 512, "message_id": "m" * 553}),

@@ -2,7 +2,7 @@
 
 import copy
 import pickle
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 from uuid import UUID
@@ -11,6 +11,7 @@ import pytest
 
 from session_lifecycle import End, InvalidValueError, Message, Run, SessionListFilters, Step, Touch, UsageEvent, Viewer
 from session_lifecycle.models import PriceOverride
+from session_lifecycle.models.usage_filters import UsageEventFilters
 from session_lifecycle.pricing.catalogue import PriceCatalogue
 from session_lifecycle.writing.calls import checked, checked_item
 
@@ -51,6 +52,21 @@ def test_X06_a_constructed_value_is_checked(name: str) -> None:
     assert good.model_dump() == item.model_dump()
     with pytest.raises(InvalidValueError, match="the field is required"):
         checked_item(type(item).model_construct())
+
+
+def test_X06_the_parts_of_a_constructed_event_are_read_from_its_details() -> None:
+    fields: dict[str, Any] = {"session_id": "s", "user_id": U, "tokens_in": 10, "details": {"input_cached": 3}}
+    assert checked_item(UsageEvent.model_construct(**fields)) == UsageEvent(**fields)
+    given = checked_item(UsageEvent.model_construct(**fields, cache_read_tokens=0))
+    assert given == UsageEvent(**fields, cache_read_tokens=0) != UsageEvent(**fields)
+    # A field that nobody named, and that has a value all the same, keeps it.
+    unnamed = checked_item(UsageEvent.model_construct({"session_id", "user_id"}, **fields))
+    assert unnamed == UsageEvent(**fields)
+
+
+def test_a_window_of_events_that_ends_before_it_begins_is_refused() -> None:
+    with pytest.raises(ValueError, match="until"):
+        UsageEventFilters(viewer=Viewer.auditor(), since=AT, until=AT - timedelta(seconds=1))
 
 
 def test_X06_a_checked_value_is_not_looked_at_again() -> None:

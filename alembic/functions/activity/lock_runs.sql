@@ -15,13 +15,18 @@ SET search_path = pg_catalog, pg_temp
 -- cheaper than the prepared one, so it would be made anew in every call.
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET enable_material = off SET jit = off
 AS $body$
+DECLARE
+    -- Without their waves: the planner believes that a set in a set has ten thousand rows, and a statement makes room for
+    -- as many in its hash tables, which takes ten times as long as filling them.
+    written jsonb := jsonb_path_query_array(waves, '$[*][*]');
+    acted jsonb := jsonb_path_query_array(activity, '$[*][*]');
 BEGIN
     -- One transaction at a time changes which run of a user is whose child: a parent and its child that are recorded at
     -- the same moment see each other, and the family that is found below stays as it is.
     PERFORM pg_advisory_xact_lock(linking.lock_key)
     FROM (
         SELECT DISTINCT hashtextextended(i.user_id::text, 4) AS lock_key
-        FROM jsonb_array_elements(activity) wave, jsonb_to_recordset(wave) i (kind text, user_id uuid, tool_call_id text)
+        FROM jsonb_to_recordset(acted) i (kind text, user_id uuid, tool_call_id text)
         WHERE i.kind = 'run' OR i.tool_call_id IS NOT NULL
         ORDER BY 1
     ) linking;
@@ -35,6 +40,7 @@ BEGIN
             SELECT i.kind, i.user_id, i.run_id COLLATE "C" AS run_id, i.step_id COLLATE "C" AS step_id,
                    i.parent_run_id COLLATE "C" AS parent_run_id,
                    i.root_run_id COLLATE "C" AS root_run_id, i.tool_call_id COLLATE "C" AS tool_call_id,
+                   s.tool_call_id AS held_tool_call_id,
                    i.kind = 'run' AND (
                        r.started_at IS NULL
                        OR i.session_id IS NOT NULL AND NOT r.session_given
@@ -48,11 +54,10 @@ BEGIN
                    i.kind = 'step' AND i.tool_call_id IS NOT NULL AND (
                        s.tool_call_id IS NULL OR i.started_at < s.started_at OR i.revision > s.revision
                    ) AS calls
-            FROM jsonb_array_elements(activity) wave,
-                 jsonb_to_recordset(wave) i (
-                     kind text, user_id uuid, run_id text, step_id text, session_id text, parent_run_id text,
-                     root_run_id text, parent_tool_call_id text, tool_call_id text, started_at timestamptz, revision int
-                 )
+            FROM jsonb_to_recordset(acted) i (
+                kind text, user_id uuid, run_id text, step_id text, session_id text, parent_run_id text, root_run_id text,
+                parent_tool_call_id text, tool_call_id text, started_at timestamptz, revision int
+            )
             LEFT JOIN {schema}.session_runs r ON r.user_id = i.user_id AND r.run_id = i.run_id
             LEFT JOIN {schema}.session_steps s
                 ON s.user_id = i.user_id AND s.run_id = i.run_id AND s.step_id = i.step_id
@@ -70,8 +75,7 @@ BEGIN
             -- A revision may take its tool call away from the runs that it began.
             SELECT i.user_id, r.run_id
             FROM item i
-            JOIN {schema}.session_steps s ON s.user_id = i.user_id AND s.run_id = i.run_id AND s.step_id = i.step_id
-            JOIN {schema}.session_runs r ON r.user_id = s.user_id AND r.parent_tool_call_id = s.tool_call_id
+            JOIN {schema}.session_runs r ON r.user_id = i.user_id AND r.parent_tool_call_id = i.held_tool_call_id
             WHERE i.calls
             UNION
             SELECT r.user_id, r.run_id
@@ -94,10 +98,7 @@ BEGIN
             UNION ALL
             -- An event may take the place of the one that its key holds, which may be of a run.
             SELECT i.user_id, coalesce(i.run_id, held.run_id) COLLATE "C", false
-            FROM jsonb_array_elements(waves) wave,
-                 jsonb_to_recordset(wave) i (
-                     user_id uuid, session_id text, event_id uuid, run_id text, key_scope text
-                 )
+            FROM jsonb_to_recordset(written) i (user_id uuid, session_id text, event_id uuid, run_id text, key_scope text)
             LEFT JOIN LATERAL (
                 SELECT e.run_id FROM {schema}.session_usage_events e
                 WHERE i.key_scope IS NULL

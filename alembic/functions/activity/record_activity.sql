@@ -10,10 +10,17 @@ SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET enable_material = off SET jit = off
 AS $body$
 #variable_conflict use_column
+DECLARE
+    -- Made before the statement that writes: a distributed Postgres refuses a volatile function within one.
+    record_nos bigint[] := ARRAY(
+        SELECT nextval('{schema}.session_runs_record_no_seq')
+        FROM jsonb_to_recordset(items) AS i (kind text)
+        WHERE i.kind = 'run'
+    );
 BEGIN
     RETURN QUERY
     WITH found AS (
-        SELECT i.*, coalesce(i.revision, 0) AS given_revision, r.revision AS held_revision,
+        SELECT i.*, row_number() OVER (ORDER BY i.position) AS place, coalesce(i.revision, 0) AS given_revision, r.revision AS held_revision,
                r.started_at IS NOT NULL AS is_held,
                coalesce(i.revision, 0) > r.revision AS replaces,
                r.ended_at IS NOT NULL AND i.ended_at IS NOT NULL
@@ -29,7 +36,7 @@ BEGIN
                    OR i.agent_name <> r.agent_name
                    OR i.client <> r.client
                    OR i.provider <> r.provider
-                   OR i.model <> r.model
+                   OR lower(i.model COLLATE "C") <> lower(r.model)
                    OR i.name <> r.name
                    OR i.error <> r.error
                    OR i.input <> r.input
@@ -70,7 +77,6 @@ BEGIN
         )
         JOIN {schema}.session_runs r ON r.user_id = i.user_id AND r.run_id = i.run_id
         WHERE i.kind = 'run'
-        ORDER BY i.position
     ),
     item AS MATERIALIZED (
         SELECT f.*,
@@ -82,7 +88,7 @@ BEGIN
                     WHEN f.given_revision < f.held_revision THEN 'superseded'
                     ELSE 'unchanged' END AS outcome,
                -- The row of a run that others named before has the number of that moment.
-               CASE WHEN NOT f.is_held THEN nextval('{schema}.session_runs_record_no_seq') END AS record_no
+               CASE WHEN NOT f.is_held THEN record_nos[f.place] END AS record_no
         FROM found f
     ),
     run AS (
@@ -250,7 +256,7 @@ BEGIN
 
     RETURN QUERY
     WITH found AS (
-        SELECT i.*, coalesce(i.revision, 0) AS given_revision, m.revision AS held_revision,
+        SELECT i.*, row_number() OVER (ORDER BY i.position) AS place, coalesce(i.revision, 0) AS given_revision, m.revision AS held_revision,
                m.message_id IS NOT NULL AS is_held,
                coalesce(
                    i.role <> m.role OR i.content <> m.content OR i.run_id <> m.run_id

@@ -15,6 +15,9 @@ DECLARE
     locked record;
     activity record;
     random_ids text[];
+    -- Made once: a volatile function within an UPDATE is refused by a distributed Postgres. Nobody can make the old ids of
+    -- events of the new ones, as the secret is kept nowhere.
+    secret text := gen_random_uuid()::text;
     missing jsonb;
 BEGIN
     LOOP
@@ -38,7 +41,8 @@ BEGIN
     random_ids := ARRAY(SELECT gen_random_uuid()::text FROM unnest(locked.sessions));
 
     UPDATE {schema}.session_usage_events e
-    SET user_id = pseudonym, session_id = t.random_id, event_id = gen_random_uuid(), idempotency_key = NULL, run_id = NULL,
+    SET user_id = pseudonym, session_id = t.random_id, event_id = md5(secret || e.event_id::text)::uuid,
+        idempotency_key = NULL, run_id = NULL,
         key_scope = CASE WHEN e.key_scope = 'run' THEN 'run' ELSE 'session' END, details = '{}'
     FROM unnest(locked.users, locked.sessions, random_ids) t (user_id, session_id, random_id)
     WHERE e.user_id = t.user_id AND e.session_id = t.session_id;

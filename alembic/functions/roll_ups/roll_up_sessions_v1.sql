@@ -13,7 +13,7 @@ DECLARE
     sessions text[];
     added_users uuid[];
     added_sessions text[];
-    added bigint;
+    added record;
     rolled_up_sessions bigint := 0;
     orphan record;
 BEGIN
@@ -35,7 +35,9 @@ BEGIN
     WHILE users IS NOT NULL LOOP
         -- A session whose row is there already is left out. ON CONFLICT finds it by the primary key, whatever the
         -- statistics say: a look beforehand was planned with another index and read all of it while the table was new.
-        WITH rolled_up AS (
+        added_users := NULL;
+        added_sessions := NULL;
+        FOR added IN
             INSERT INTO {schema}.rolled_up_sessions AS r
                 (user_id, session_id, dataset_id, agent_name, status, started_at, last_activity_at, ended_at, tokens_in,
                  tokens_out, cost_usd, unpriced_events, unmeasured_events, late_events, late_cost_usd, further_totals,
@@ -49,15 +51,16 @@ BEGIN
             RETURNING r.user_id, r.session_id, r.dataset_id, r.status, r.started_at, r.last_activity_at, r.ended_at,
                       r.tokens_in, r.tokens_out, r.cost_usd, r.unpriced_events, r.unmeasured_events, r.late_events,
                       r.late_cost_usd, r.further_totals, r.models
-        )
-        SELECT array_agg(a.user_id), array_agg(a.session_id), count({schema}.append_changes(
-                   a.user_id, a.dataset_id, a.status, a.started_at, a.last_activity_at, a.ended_at, a.tokens_in,
-                   a.tokens_out, a.cost_usd, a.unpriced_events, a.unmeasured_events, a.late_events, a.late_cost_usd,
-                   a.further_totals, a.models, 1
-               ))
-        INTO added_users, added_sessions, added
-        FROM rolled_up a;
-        rolled_up_sessions := rolled_up_sessions + added;
+        LOOP
+            PERFORM {schema}.append_changes(
+                added.user_id, added.dataset_id, added.status, added.started_at, added.last_activity_at, added.ended_at,
+                added.tokens_in, added.tokens_out, added.cost_usd, added.unpriced_events, added.unmeasured_events,
+                added.late_events, added.late_cost_usd, added.further_totals, added.models, 1
+            );
+            added_users := array_append(added_users, added.user_id);
+            added_sessions := array_append(added_sessions, added.session_id);
+            rolled_up_sessions := rolled_up_sessions + 1;
+        END LOOP;
         SELECT array_agg(l.user_id), array_agg(l.session_id) INTO users, sessions
         FROM (
             SELECT l.user_id, l.session_id FROM unnest(users, sessions) l (user_id, session_id)

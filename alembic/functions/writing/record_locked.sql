@@ -25,7 +25,9 @@ DECLARE
     named record;
     followed record;
     missing jsonb;
-    receipts jsonb := '[]';
+    -- The receipts of each wave. An array grows in place; one JSON list would be copied with every wave.
+    of_waves jsonb[] := '{}';
+    receipts jsonb;
     last_wave int := jsonb_array_length(waves) - 1;
     differences jsonb;
 BEGIN
@@ -59,13 +61,14 @@ BEGIN
         END IF;
     END IF;
     FOR wave IN 0..last_wave LOOP
-        SELECT receipts || coalesce(jsonb_agg(jsonb_build_object(
+        SELECT coalesce(jsonb_agg(jsonb_build_object(
                    'item_position', w.item_position, 'outcome', w.outcome, 'event_cost_usd', w.event_cost_usd,
                    'session_tokens_in', w.session_tokens_in, 'session_tokens_out', w.session_tokens_out,
                    'session_cost_usd', w.session_cost_usd
                )), '[]')
         INTO receipts
         FROM {schema}.record_wave(waves -> wave, now_at) w;
+        of_waves := array_append(of_waves, receipts);
         RETURN QUERY
         SELECT a.item_position, a.outcome, NULL::numeric, 0::bigint, 0::bigint, 0::numeric
         FROM {schema}.record_activity(activity -> wave) a;
@@ -79,14 +82,16 @@ BEGIN
         FROM {schema}.settle_runs(
             named.users, named.runs, named.linked, named.sessions, locked.users, locked.sessions, now_at
         ) d;
+        receipts := to_jsonb(of_waves);
         -- Settling changed the cost of sessions: what a run reports beyond its events shrinks when events arrive.
         RETURN QUERY
         SELECT w.item_position, w.outcome, w.event_cost_usd, w.session_tokens_in, w.session_tokens_out,
                w.session_cost_usd + coalesce(d.difference_usd, 0)
-        FROM jsonb_to_recordset(receipts) w (
-            item_position int, outcome text, event_cost_usd numeric, session_tokens_in bigint, session_tokens_out bigint,
-            session_cost_usd numeric
-        )
+        FROM jsonb_array_elements(receipts) of_wave,
+             jsonb_to_recordset(of_wave) w (
+                 item_position int, outcome text, event_cost_usd numeric, session_tokens_in bigint,
+                 session_tokens_out bigint, session_cost_usd numeric
+             )
         JOIN (
             SELECT i.position, i.user_id, i.session_id, i.answers
             FROM jsonb_array_elements(waves) wave,
@@ -95,7 +100,7 @@ BEGIN
         LEFT JOIN jsonb_to_recordset(differences) d (user_id uuid, session_id text, difference_usd numeric)
             ON d.user_id = i.user_id AND d.session_id = i.session_id
         WHERE i.answers IS NOT false;
-        receipts := '[]';
+        of_waves := '{}';
     END LOOP;
     IF waves @? '$[*][*].parent_session_id' THEN
         PERFORM {schema}.refuse_parent_cycles(locked.users, locked.sessions);

@@ -110,8 +110,9 @@ BEGIN
             (user_id, session_id, event_id, at, recorded_at, model, provider, tokens_in, tokens_out,
              cache_read_tokens, cache_write_tokens, reasoning_tokens, cost_usd, given_cost_usd, price_source, unit_prices,
              errored, measured, idempotency_key, details)
-        SELECT i.user_id, i.session_id, i.event_id, i.moment, now_at, i.model, i.provider, i.tokens_in, i.tokens_out,
-               i.cache_read_tokens, i.cache_write_tokens, i.reasoning_tokens, i.cost_usd, i.given_cost_usd,
+        -- A microsecond for each item keeps the order of the items, as in `record_wave`.
+        SELECT i.user_id, i.session_id, i.event_id, i.moment, now_at + i.position * interval '1 microsecond', i.model,
+               i.provider, i.tokens_in, i.tokens_out, i.cache_read_tokens, i.cache_write_tokens, i.reasoning_tokens, i.cost_usd, i.given_cost_usd,
                i.price_source, i.unit_prices, i.errored, i.measured, i.idempotency_key, i.details
         FROM locked, item i
         WHERE locked.sessions > 0 AND i.kind = 'usage' AND (i.idempotency_key IS NOT NULL OR i.is_measurement)

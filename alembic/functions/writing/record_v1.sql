@@ -37,13 +37,25 @@ BEGIN
         RETURN;
     END IF;
     -- A plain item that is alone is written here and not in a function of its own: each call of a function that sets its
-    -- search path costs as much as a lookup. Where the session does not exist or has ended, the key is held, or there is no
-    -- usage, the long way decides.
+    -- search path costs as much as a lookup. Where the session has ended, the key is held, or there is no usage, the long
+    -- way decides.
     IF is_plain AND is_alone AND single ->> 'kind' = 'usage' THEN
         -- In every function a session is locked before its events (rule R10).
         PERFORM 1 FROM {schema}.session_records s
         WHERE s.user_id = (single ->> 'user_id')::uuid AND s.session_id = single ->> 'session_id' AND s.status = 'running'
         FOR NO KEY UPDATE;
+        IF NOT FOUND THEN
+            -- The session's row first, without any total: the statement below adds to it, as to that of any session.
+            PERFORM {schema}.lock_session((single ->> 'user_id')::uuid, single ->> 'session_id');
+            INSERT INTO {schema}.session_records (user_id, session_id, started_at, last_activity_at)
+            SELECT i.user_id, i.session_id, coalesce(i.at, now_at), coalesce(i.at, now_at)
+            FROM jsonb_to_record(single) AS i (
+                user_id uuid, session_id text, at timestamptz, tokens_in bigint, tokens_out bigint, cost_usd numeric,
+                measured boolean
+            )
+            WHERE i.tokens_in > 0 OR i.tokens_out > 0 OR i.cost_usd > 0 OR NOT i.measured
+            ON CONFLICT DO NOTHING;
+        END IF;
         IF FOUND THEN
             RETURN QUERY
             WITH used AS MATERIALIZED (
@@ -144,9 +156,18 @@ BEGIN
             title = coalesce(s.title, single ->> 'title'),
             derived = false
         WHERE s.user_id = (single ->> 'user_id')::uuid AND s.session_id = single ->> 'session_id' AND s.status = 'running';
+        outcome := 'touched';
+        IF NOT FOUND THEN
+            PERFORM {schema}.lock_session((single ->> 'user_id')::uuid, single ->> 'session_id');
+            INSERT INTO {schema}.session_records
+                (user_id, session_id, started_at, last_activity_at, dataset_id, agent_name, title)
+            SELECT (single ->> 'user_id')::uuid, single ->> 'session_id', touched_at, touched_at,
+                   (single ->> 'dataset_id')::uuid, single ->> 'agent_name', single ->> 'title'
+            ON CONFLICT DO NOTHING;
+            outcome := 'created';
+        END IF;
         IF FOUND THEN
             item_position := 0;
-            outcome := 'touched';
             RETURN NEXT;
             RETURN;
         END IF;

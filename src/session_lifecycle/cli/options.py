@@ -8,6 +8,7 @@ from datetime import timedelta
 from math import isfinite
 from pathlib import Path
 from typing import Annotated, NoReturn
+from uuid import UUID
 
 import typer
 
@@ -32,7 +33,23 @@ DataDir = Annotated[
     typer.Option(help="Use an embedded Postgres on this data directory.", show_default=False),
 ]
 OlderThanDays = Annotated[
-    float, typer.Option(metavar="DAYS", help="Select sessions idle for longer than DAYS days (fractions allowed).")
+    float, typer.Option(metavar="DAYS", help="Select what is older than DAYS days (fractions allowed).")
+]
+Users = Annotated[
+    list[UUID] | None,
+    typer.Option("--user", metavar="ID", help="Only sessions of this user. Repeat for several.", show_default=False),
+]
+Agents = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--agent", metavar="NAME", help="Only sessions of this agent. Repeat for several.", show_default=False
+    ),
+]
+Datasets = Annotated[
+    list[UUID] | None,
+    typer.Option(
+        "--dataset", metavar="ID", help="Only sessions in this dataset. Repeat for several.", show_default=False
+    ),
 ]
 Batch = Annotated[int, typer.Option(help="Maximum number of sessions per transaction.")]
 DryRun = Annotated[bool, typer.Option(help="Report what would change, and change nothing.")]
@@ -115,6 +132,12 @@ def older_than(days: float) -> timedelta:
     if not 0 < days <= MOST_DAYS:
         refuse(f"--older-than-days: got {days}, expected a number above 0 and at most {MOST_DAYS:,}", code=MISUSE)
     return timedelta(days=days)
+
+
+def narrowing(users: Users, agents: Agents, datasets: Datasets) -> str:
+    """The sessions that the options choose, in words for a question; empty where they choose all."""
+    chosen = (("user", users), ("agent", agents), ("dataset", datasets))
+    return "".join(f", of the {name} {' or '.join(map(str, values))}" for name, values in chosen if values)
 
 
 def finite(option: str, number: float) -> float:

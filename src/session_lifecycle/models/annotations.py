@@ -3,13 +3,17 @@
 from datetime import datetime
 from typing import Annotated
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, Strict
 
 from session_lifecycle.models.fields import AwareTime, FiniteFloat, Id, OptionalName, SessionId, Text, Value
+from session_lifecycle.models.pages import MOST_OFFSET
 
 OptionalComment = Annotated[
     Annotated[Text, Field(max_length=10_000)] | None, BeforeValidator(lambda value: None if value == "" else value)
 ]
+
+MOST_ANNOTATIONS = 1_000
+"""The most annotations of one answer. Each has a comment of at most 10,000 characters."""
 
 
 class Annotating(Value):
@@ -30,6 +34,8 @@ class AnnotationsOfSession(Value):
 
     session_id: SessionId
     owner_id: Id | None = None
+    limit: Annotated[int, Strict(), Field(ge=1, le=MOST_ANNOTATIONS)] | None = None
+    offset: Annotated[int, Strict(), Field(ge=0, le=MOST_OFFSET)] = 0
 
 
 class SessionAnnotation(Value):

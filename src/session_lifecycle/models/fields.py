@@ -1,5 +1,6 @@
 """The types of fields with their limits (rule R19), and `Value`, the base class of the values in and out."""
 
+import string
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Context, Decimal, Inexact, InvalidOperation
@@ -166,6 +167,14 @@ def exact_sum(amounts: Iterable[Decimal]) -> Decimal:
     return total
 
 
+_ASCII_LOWER = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
+
+
+def model_key(name: str) -> str:
+    """The name of a model as names are compared: only letters of ASCII have no case, as in the collation "C"."""
+    return name.translate(_ASCII_LOWER)
+
+
 def one_of(members: Sequence[StrEnum]) -> PlainValidator:
     """A validator that accepts these members of an enum, or their text, and returns the member."""
     by_text = {member.value: member for member in members}
@@ -270,5 +279,11 @@ class Value(BaseModel):
             return value
         if not isinstance(value, cls):
             raise InvalidValueError(name, value, f"a {cls.__name__}")
-        given = vars(value)
-        return cls.of_call(**{field: given[field] for field in cls.model_fields if field in given})
+        given, named = vars(value), value.model_fields_set
+        fields = {
+            # A default that nobody gave is not handed on: a validator may read such a field from another one.
+            name: given[name]
+            for name, field in cls.model_fields.items()
+            if name in given and (name in named or given[name] is not field.default)
+        }
+        return cls.of_call(**fields)

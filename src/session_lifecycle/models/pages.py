@@ -12,6 +12,17 @@ from session_lifecycle.models.viewer import Viewer
 TOTAL_BOUND = 10_000
 """The number of rows at which `total="bounded"` stops counting."""
 
+# The bounds of every answer (rule R25). An answer that takes no limit refuses what is beyond.
+MOST_ROWS = 50_000
+"""The most rows of an answer that takes no limit."""
+MOST_PARTS = 50_000
+"""The most steps, messages and usage events in the runs of one answer."""
+MOST_TEXT_BYTES = 128 * 2**20
+"""The most bytes of messages and errors in one answer. The largest message fits, so there is always a smaller page."""
+MOST_STORED_BYTES = 8 * 2**20
+"""The most bytes of payloads, as they are stored, of one answer. Postgres compresses them to a ninetieth at most, so an
+answer stays below the 1 GB of a value."""
+
 MOST_OFFSET = 2**62
 DEFAULT_LIMIT = 50
 Total = Literal["exact", "bounded", "none"]

@@ -3,15 +3,15 @@
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from functools import cached_property
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, TypeAlias, get_args
 from uuid import UUID
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import BeforeValidator, Field, Strict, model_validator
 
-from session_lifecycle.models.fields import AwareTime, Key, Text, Value
+from session_lifecycle.models.fields import AwareTime, Key, Text, Value, storable
 from session_lifecycle.models.refusals import inconsistent, refuse_empty_window, refused
-from session_lifecycle.models.sessions import EffectiveStatus
+from session_lifecycle.models.sessions import MOST_TAGS, TAG_CHARACTERS, EffectiveStatus
 from session_lifecycle.models.usage_filters import UsageFilters
 
 
@@ -103,13 +103,13 @@ MOST_POINTS = 50_000
 """The most points of one series."""
 MOST_ROWS = 10_000
 """The highest limit of one report."""
-MOST_GROUPS = 50_000
-"""The most groups of a report that takes no limit."""
 MOST_DETAILS = 64
 """The most names of details of one report."""
+MOST_DIMENSIONS = MOST_TAGS
+"""The most dimensions of one report: as many as a session may have tags."""
 
 Bucket = Literal["hour", "day", "week", "month"]
-Dimension = Literal[
+OwnDimension = Literal[
     "model",
     "provider",
     "agent",
@@ -127,7 +127,10 @@ Dimension = Literal[
     "week",
     "month",
 ]
-"""What a report can be grouped by."""
+"""What every report can be grouped by."""
+OF_TAG = "tag:"
+Dimension: TypeAlias = OwnDimension | str
+"""What a report can be grouped by: one of `OwnDimension`, or `tag:` and the name of a tag."""
 BUCKETS: tuple[Bucket, ...] = get_args(Bucket)
 
 
@@ -141,6 +144,14 @@ def _time_zone(value: Any) -> Any:
 
 
 TimeZone = Annotated[ZoneInfo, BeforeValidator(_time_zone)]
+
+
+def _dimension(value: Any) -> str:
+    if isinstance(value, str):
+        name = value.removeprefix(OF_TAG)
+        if value in get_args(OwnDimension) or (name != value and 0 < len(name) <= TAG_CHARACTERS):
+            return storable(value)
+    raise refused("literal_error", expected=", ".join((*get_args(OwnDimension), f"{OF_TAG}<name>")))
 
 
 def _refuse_many_buckets(field: str, bucket: str, window: timedelta) -> None:
@@ -273,7 +284,8 @@ FIGURES = tuple(name for name in UsageFigures.model_fields if name != "details")
 class UsageRow(UsageFigures):
     """The figures of one group of a report. Part of a `UsageReport`.
 
-    The fields of the dimensions in `group_by` say which group; all other fields that say so are None.
+    The fields of the dimensions in `group_by` say which group; all other fields that say so are None, and tags that
+    are not in `group_by` are left out.
     """
 
     model: str | None = None
@@ -297,6 +309,8 @@ class UsageRow(UsageFigures):
     """The event's run; None also for usage without a run."""
     status: EffectiveStatus | None = None
     """The effective status of the session."""
+    tags: dict[str, str | None] = Field(default_factory=dict)
+    """The tags of the session that `group_by` names, by name; None for a session without the tag."""
     starts_at: datetime | None = None
     """The beginning of the hour, day, week or month, UTC. It may lie before the window; usage from before the window is
     not counted."""
@@ -319,7 +333,9 @@ class UsageReport(Value):
 class UsageQuestion(Value):
     """The arguments of `usage`, without the viewer."""
 
-    group_by: tuple[Dimension, ...] = ()
+    group_by: Annotated[
+        tuple[Annotated[Dimension, BeforeValidator(_dimension)], ...], Field(max_length=MOST_DIMENSIONS)
+    ] = ()
     since: AwareTime | None = None
     until: AwareTime | None = None
     timezone: TimeZone = ZoneInfo("UTC")
@@ -332,6 +348,11 @@ class UsageQuestion(Value):
     def bucket(self) -> Bucket | None:
         """The dimension of time; None: none is asked for."""
         return next((bucket for bucket in BUCKETS if bucket in self.group_by), None)
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """The names of the tags that are dimensions, in their order."""
+        return tuple(one.removeprefix(OF_TAG) for one in self.group_by if one.startswith(OF_TAG))
 
     @cached_property
     def boundaries(self) -> list[datetime]:

@@ -44,7 +44,7 @@ class RunDetail(Run):
     return it.
 
     `session_id`, `parent_run_id` and `root_run_id` are the stored ids, whether they were given or derived. `session_id`
-    is None for a run outside a session.
+    is None for a run outside a session. `parent_session_id` is the parent that the session has now.
     """
 
     reported_cost_usd: Decimal | None = None  # pyright: ignore[reportIncompatibleVariableOverride] - a frozen value
@@ -62,11 +62,11 @@ class RunDetail(Run):
     errors_count: int
     """The number of its steps with errors; 1 for a failed run without such a step."""
     steps: list[Step]
-    """Ordered by `(started_at, seq, step_id)`."""
+    """Ordered by `started_at`, then `seq`; those of one moment without a `seq` in the order of recording."""
     messages: list[Message]
     """The messages of the run in the run's session, oldest first. A run outside a session has all its messages."""
     events: list[RunEvent]
-    """The usage events of the run in the run's session, oldest first."""
+    """The usage events of the run in the run's session, oldest first, as `list_usage_events` orders them."""
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:
@@ -78,3 +78,5 @@ class RunPage(Page):
     """A page of runs. `list_runs` returns it."""
 
     runs: list[RunDetail]
+    has_payloads: bool
+    """Whether runs and steps have their payloads. They are left out where those of the page are too large."""

@@ -36,6 +36,7 @@ class RunChoice(Value):
     """Compared with case. `default` and the empty text choose the runs that name no project, or name `default`."""
     provider: OptionalName = None
     model: OptionalModel = None
+    """Compared without case."""
     client: OptionalName = None
     """`Unknown` also chooses the runs without a client."""
     session_id: OptionalSessionId = None

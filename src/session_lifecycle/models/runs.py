@@ -28,6 +28,7 @@ from session_lifecycle.models.fields import (
 )
 from session_lifecycle.models.json_payloads import JsonPayload, LongLabel, MetadataPayload, OptionalSafeText
 from session_lifecycle.models.refusals import inconsistent
+from session_lifecycle.models.sessions import refuse_own_parent
 
 
 class RunStatus(StrEnum):
@@ -71,6 +72,11 @@ class Run(Value):
     run_id: ExternalId
     user_id: Id
     session_id: OptionalSessionId = None
+    parent_session_id: OptionalSessionId = None
+    """The session that started the run's session, as in `Touch`: it is filled where the session has no parent yet.
+
+    A run names it only together with its session.
+    """
     parent_run_id: OptionalExternalId = None
     root_run_id: OptionalExternalId = None
     parent_tool_call_id: OptionalExternalId = None
@@ -106,6 +112,10 @@ class Run(Value):
     def _is_consistent(self) -> Self:
         if self.parent_run_id == self.run_id:
             raise inconsistent("parent_run_id", "the id of another run, not the run's own run_id")
+        if self.parent_session_id is not None and self.session_id is None:
+            raise inconsistent("parent_session_id", "a session_id beside it: the session that has this parent")
+        if self.session_id is not None:
+            refuse_own_parent(self.session_id, self.parent_session_id)
         if self.ended_at is not None and self.status is RunStatus.RUNNING:
             if "status" in self.model_fields_set:
                 raise inconsistent("status", "completed, failed or cancelled, because ended_at is given")

@@ -14,8 +14,10 @@ from session_lifecycle.models.run_filters import OptionalProject
 from session_lifecycle.models.runs import Step
 from session_lifecycle.models.summaries import SessionSummary
 
-MOST_PARTS = 1000
+MOST_RUNS = 1_000
 """The most runs, and the most messages, of one `SessionDetail`."""
+MOST_MESSAGES = 10_000
+"""The most messages of one chat history."""
 
 
 class OneDetail(Value):
@@ -24,7 +26,7 @@ class OneDetail(Value):
     session_id: SessionId
     owner_id: Id | None = None
     project: OptionalProject = None
-    limit: Annotated[int, Strict(), Field(ge=1, le=MOST_PARTS)] = MOST_PARTS
+    limit: Annotated[int, Strict(), Field(ge=1, le=MOST_RUNS)] = MOST_RUNS
     offset: Annotated[int, Strict(), Field(ge=0, le=MOST_OFFSET)] = 0
     payloads: Flag = True
 
@@ -50,7 +52,7 @@ class ChatHistory(Value):
 
     session_id: SessionId
     owner_id: Id | None = None
-    limit: Annotated[int, Strict(), Field(ge=1)] | None = None
+    limit: Annotated[int, Strict(), Field(ge=1, le=MOST_MESSAGES)] | None = None
     max_characters: Annotated[int, Strict(), Field(ge=0)] | None = None
     exclude_run_id: OptionalExternalId = None
 

@@ -41,9 +41,9 @@ class SessionFilters(PageFilters):
     `since` and `until` are a window `[since, until)` on `last_activity_at`. The bounds `min_…` and `max_…` are
     inclusive.
 
-    No index serves the filters from `session_id_prefix` on, or the order `error_count`. With one of them, a page reads
-    every session that the other filters choose: it costs as much as there are sessions, not as the page has. A window
-    or an owner keeps that small. An exact total then counts the sessions one by one.
+    No index serves the filters from `session_id_prefix` on, or the orders `error_count` and `last_prompt_at`. With one
+    of them, a page reads every session that the other filters choose: it costs as much as there are sessions, not as
+    the page has. A window or an owner keeps that small. An exact total then counts the sessions one by one.
     """
 
     status_filter: StatusFilter | None = None

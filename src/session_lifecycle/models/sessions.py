@@ -43,10 +43,13 @@ EndStatus = Annotated[
 """A status that a session can end with, as member or text. A value holds the member."""
 
 
+MOST_TAGS = 64
+TAG_CHARACTERS = 100
+"""The most characters of a tag's name."""
 Tags = Annotated[
-    dict[Annotated[Text, Field(min_length=1, max_length=100)], Annotated[Text, Field(max_length=200)]],
+    dict[Annotated[Text, Field(min_length=1, max_length=TAG_CHARACTERS)], Annotated[Text, Field(max_length=200)]],
     BeforeValidator(lambda value: {} if value is None else value),
-    Field(max_length=64),
+    Field(max_length=MOST_TAGS),
 ]
 """Short texts by name, for filters: a customer, a version, a feature."""
 

@@ -2,6 +2,7 @@
 
 from datetime import datetime
 from decimal import Decimal
+from functools import cached_property
 from typing import Any, Self
 from uuid import UUID
 
@@ -19,6 +20,11 @@ from session_lifecycle.models.session_filters import ALL_SESSION_ORDERS, Session
 from session_lifecycle.models.sessions import EffectiveStatus, SessionRecord
 
 PREVIEW_CHARACTERS = 200
+MOST_NAMES = 1_000
+"""The most providers, and models, and agents, of one summary."""
+LAST_PROMPT = "last_prompt_at"
+SUMMARY_ORDERS = (*ALL_SESSION_ORDERS, LAST_PROMPT)
+"""All fields that a page of summaries can be ordered by. No index has the order of `last_prompt_at`."""
 
 
 class SummaryFilters(RunChoice, SessionFilters):
@@ -40,14 +46,19 @@ class SummaryFilters(RunChoice, SessionFilters):
     @field_validator("order_by")
     @classmethod
     def _is_a_column(cls, order_by: str) -> str:
-        if order_by not in ALL_SESSION_ORDERS:
-            raise refused("literal_error", expected=", ".join(ALL_SESSION_ORDERS))
+        if order_by not in SUMMARY_ORDERS:
+            raise refused("literal_error", expected=", ".join(SUMMARY_ORDERS))
         return order_by
 
     @model_validator(mode="after")
     def _has_no_empty_window(self) -> Self:
         refuse_empty_window(self.started_since, self.started_until, "started_")
         return self
+
+    @cached_property
+    def order_column(self) -> str:
+        """The field that the page is ordered by."""
+        return self.order_by
 
     @property
     def counted(self) -> RunChoice:
@@ -74,8 +85,9 @@ class SessionSummary(Value):
     errors_count: int
     """The number of steps with errors, and of failed runs without such a step."""
     providers: tuple[str, ...]
-    """Sorted, as are `models` and `agents`."""
+    """Sorted, as are `models` and `agents`; of more than 1,000 the first 1,000."""
     models: tuple[str, ...]
+    """Each in a spelling that was given: names that differ in case only are one model."""
     agents: tuple[str, ...]
     client: str | None
     """The client of the earliest run; `Unknown` where that run has no client. None without runs."""
@@ -107,6 +119,8 @@ class SessionSummary(Value):
     """The first 200 characters of the last message; None without messages."""
     last_prompt: str | None
     """The first 200 characters of the user's last message; None where the user has no message."""
+    last_prompt_at: datetime | None
+    """When the user's last message was created, UTC; None where the user has no message."""
     flags: tuple[str, ...]
     """`negative_duration`: a run ended before it started."""
 

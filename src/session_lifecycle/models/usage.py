@@ -88,7 +88,7 @@ class UsageEvent(Value):
 
     An event with a key of the user's scope and without a run belongs to the session that names the earliest time of its
     use: the copies in forks of a conversation are later. Of equal times the first recorded stays. An earlier copy that
-    a higher revision or a larger count precedes moves nothing.
+    a higher revision or a larger count precedes moves nothing. A session that the event created and left stays, empty.
     """
     touch: Flag = True
     """Whether this usage counts as activity of the session."""

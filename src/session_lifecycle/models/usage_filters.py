@@ -2,10 +2,10 @@
 
 from datetime import datetime
 from decimal import Decimal
-from typing import Literal, Self
+from typing import Literal
 from uuid import UUID
 
-from pydantic import model_validator
+from pydantic import Field
 
 from session_lifecycle.models.fields import (
     Id,
@@ -16,12 +16,13 @@ from session_lifecycle.models.fields import (
     Value,
 )
 from session_lifecycle.models.pages import Page, PageFilters
-from session_lifecycle.models.refusals import refuse_empty_window
+from session_lifecycle.models.sessions import Tags
 from session_lifecycle.models.usage_classes import ServiceTier
 
 
 class UsageChoice(Value):
-    """A choice of usage events. Base class of the filters that go in. An event must match every field that is not None.
+    """A choice of usage events. Base class of the filters that go in. An event must match every field that is not None,
+    and its session must have all of the tags.
 
     `unknown` also chooses the events without a model, or without a provider.
     """
@@ -37,6 +38,8 @@ class UsageChoice(Value):
     kind: Literal["llm", "embedding"] | None = None
     billing: Literal["api", "plan"] | None = None
     service_tier: ServiceTier | None = None
+    tags: Tags = Field(default_factory=dict)
+    """The event's session has these tags with these texts."""
 
 
 class UsageFilters(UsageChoice):
@@ -55,11 +58,6 @@ class UsageEventFilters(UsageChoice, PageFilters):
     and `agent_name` are those of the event's session.
     """
 
-    @model_validator(mode="after")
-    def _has_no_empty_window(self) -> Self:
-        refuse_empty_window(self.since, self.until)
-        return self
-
 
 class LedgerEvent(Value):
     """One usage event, with everything that the ledger has of it. Part of a `UsageEventPage`."""
@@ -71,7 +69,8 @@ class LedgerEvent(Value):
     at: datetime
     """The time of use, UTC."""
     recorded_at: datetime
-    """When the event, or the revision that replaced it, was recorded, UTC."""
+    """When the event, or the revision that replaced it, was recorded, UTC. The events that one call records are one
+    microsecond apart, in their order."""
     run_id: str | None
     model: str | None
     """As it was given."""

@@ -238,6 +238,10 @@ class EmbeddedPostgres:
             options = f"-p {port} -c listen_addresses={'127.0.0.1' if self._tcp else chr(39) * 2} "
             options += "-c unix_socket_directories=. -c unix_socket_permissions=0700 "
             options += f"-c max_connections={MAX_CONNECTIONS} {'' if self._durable else _NOT_DURABLE}"
+            # A killed server leaves the lock of its socket behind, and PostgreSQL believes it while any process has
+            # that pid, a zombie too. `postmaster.pid` alone keeps two servers from one directory.
+            for lock in self.data_dir.glob(".s.PGSQL.*.lock"):
+                lock.unlink(missing_ok=True)
             if self._pg_ctl("start", "-o", options) == 0:
                 return port
             # Another server may have come up: a process that is killed while it starts one leaves its pg_ctl running.

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import partial
 from random import SystemRandom
 from types import TracebackType
@@ -235,6 +235,14 @@ class PoolExecution:
                 self._deadline_seconds = host.deadline_seconds
             await check_schema(connection, self.schema)
         self._is_schema_checked = True
+
+    def connection(self) -> AbstractAsyncContextManager[AsyncConnection]:
+        """A connection of the pool, for statements that are not repeated. Each is a transaction of its own.
+
+        Raises:
+            ConfigurationError: On entering: the host's engine has connections of another event loop.
+        """
+        return self._connection()
 
     def _connection(self, *, in_transaction: bool = False) -> "_PooledConnection":
         return _PooledConnection(self._engine(in_transaction=in_transaction), self._engines, self._raise_no_connection)

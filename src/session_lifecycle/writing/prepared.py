@@ -125,6 +125,7 @@ def _prepare_session_item(item: Touch | End | Reopen) -> PreparedItem:
 def _prepare_activity(item: Run | Step | Message) -> PreparedItem:
     activity = {name: value for name, value in item if value is not None}
     activity["kind"] = _KINDS[type(item)]
+    parent_session_id = activity.pop("parent_session_id", None)  # of the session, not of the run
     if not item.revision:
         del activity["revision"]
     touch: dict[str, Any] | None = None
@@ -135,6 +136,8 @@ def _prepare_activity(item: Run | Step | Message) -> PreparedItem:
             if item.session_id is not None:
                 touch = {"session_id": item.session_id, "began_at": item.started_at, "run_id": item.run_id}
                 touch |= {name: activity[name] for name in ("dataset_id", "agent_name") if name in activity}
+                if parent_session_id is not None:
+                    touch["parent_session_id"] = parent_session_id
         case Step():
             key = (Step, item.user_id, item.run_id, item.step_id)
             latest_at = max(item.started_at, item.ended_at or item.started_at)

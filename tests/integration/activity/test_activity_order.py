@@ -217,9 +217,10 @@ RUNS_THAT_MOVE = {
 @pytest.mark.parametrize("items", RUNS_THAT_MOVE.values(), ids=RUNS_THAT_MOVE.keys())
 async def test_R06_a_run_that_moves_takes_its_times_along(session_database: SessionDatabase, items: list[Item]) -> None:
     """In whichever order the items come, one by one, the tables end as if they had come together."""
+    orders = list(permutations(items))
     await write(session_database, items, [])
     expected = await tables(session_database)
-    for order in permutations(items):
+    for order in Random(len(items)).sample(orders, min(len(orders), 120)):
         await write(session_database, order, [1] * len(order))
         assert await tables(session_database) == expected, order
 

@@ -291,6 +291,9 @@ async def test_X14_recording_again_reads_no_more_with_more_descendants(
     await session_database.lifecycle.record([*family(20), step(run_id="root", tool_call_id="call")])
     few = await rows_read(session_database, items)
     await session_database.lifecycle.record(family(400))
+    await session_database.lifecycle.record(
+        [run(f"begun {number}", user_id=UUID(int=2), parent_tool_call_id=f"call {number}") for number in range(400)]
+    )
     assert await rows_read(session_database, items) <= few + 5
 
 

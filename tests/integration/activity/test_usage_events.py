@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from session_lifecycle import InvalidValueError, RunFilters, SessionDatabase, UsageEvent, Viewer
+from session_lifecycle import InvalidValueError, Run, RunFilters, SessionDatabase, UsageEvent, Viewer
 from session_lifecycle.models import LedgerEvent, UsageEventFilters, UsageEventPage
 from session_lifecycle.models.usage import RARE_CLASSES
 from support.ledger import D1, HOUR, NOON, VIEWERS, A, B, C, Row, fill_ledger, model_key, seen_by, stored_events
@@ -51,7 +51,7 @@ async def walked(db: SessionDatabase, limit: int, **filters: Any) -> list[Ledger
 
 async def test_X11_every_event_is_shown_with_every_column(ledger: SessionDatabase) -> None:
     rows = await stored_events(ledger)
-    columns = set(rows[0]) - {"parts", "dataset_id", "agent_name", "session_status", "client"}
+    columns = set(rows[0]) - {"parts", "dataset_id", "agent_name", "session_status", "client", "tags"}
     assert {name for name in columns if not name.endswith("_text")} <= LedgerEvent.model_fields.keys()
     found = await walked(ledger, 500, viewer=AUDITOR, descending=False)
     assert [event.model_dump() for event in found] == [shown(row) for row in in_order(list(rows))]
@@ -90,6 +90,7 @@ FILTERS: list[tuple[dict[str, Any], Callable[[Row], bool]]] = [
     ({"service_tier": "batch"}, lambda row: row["service_tier"] == "batch"),
     ({"agent_name": "coder"}, lambda row: row["agent_name"] == "coder"),
     ({"dataset_id": D1}, lambda row: row["dataset_id"] == D1),
+    ({"tags": {"team": "red"}}, lambda row: row["tags"].get("team") == "red"),
     ({"owner_id": B}, lambda row: row["user_id"] == B),
     ({"since": NOON}, lambda row: row["at"] >= NOON),
     ({"until": NOON}, lambda row: row["at"] < NOON),
@@ -111,6 +112,31 @@ async def test_X11_each_filter_chooses_its_events(ledger: SessionDatabase) -> No
             found = await walked(ledger, 500, viewer=viewer, descending=False, **filters)
             assert [event.model_dump() for event in found] == expected, filters
             assert expected or viewer is not AUDITOR or "Elsewhere" in filters.values(), filters
+
+
+@pytest.mark.parametrize("more", [{}, {"run_id": "r"}, {"billing": "plan"}], ids=["plain", "of a run", "wave"])
+async def test_R21_usage_of_one_moment_is_in_the_order_of_recording(
+    session_database: SessionDatabase, more: dict[str, Any]
+) -> None:
+    """The ids order nothing, neither random ones nor those of keys: in one call or in several."""
+    db = session_database
+    await db.lifecycle.record([Run(run_id="r", user_id=A, session_id="s", started_at=NOON)])
+
+    def used(number: int) -> UsageEvent:
+        named: dict[str, Any] = {"session_id": "s", "user_id": A, "model": f"m{number}", **more}
+        key = f"k{number}" if number % 3 else None
+        return UsageEvent(**named, idempotency_key=key, at=NOON, cost_usd=1)
+
+    for first in (0, 20):
+        await db.lifecycle.record([used(number) for number in range(first, first + 20)])
+    for number in range(40, 44):
+        await db.lifecycle.record([used(number)])
+    expected = [f"m{number}" for number in range(44)]
+    found = await walked(db, 7, viewer=Viewer(A), descending=False)
+    assert [event.model for event in found] == expected
+    assert [event.model for event in await walked(db, 7, viewer=Viewer(A))] == expected[::-1]
+    [run] = (await db.activity.list_runs(RunFilters(user_id=A, include_open=True))).runs
+    assert [event.model for event in run.events] == (expected if "run_id" in more else [])
 
 
 async def test_X11_figures_are_exact_and_an_answer_survives_json(session_database: SessionDatabase) -> None:

@@ -180,6 +180,42 @@ def in_schema(schema: str | None) -> list[str]:
     return ["--schema", schema] if schema else []
 
 
+@pytest.mark.parametrize("command", ["prune-sessions", "prune-payloads"])
+async def test_X17_an_operator_narrows_pruning(session_database_url: str, command: str) -> None:
+    users, datasets = [UUID(int=number) for number in (1, 2)], [UUID(int=number) for number in (11, 12)]
+    long_ago = datetime.now(UTC) - timedelta(days=40)
+    names = [(user, agent, dataset) for user in users for agent in ("a", "b", "c") for dataset in datasets]
+    async with SessionDatabase.connect(session_database_url) as db:
+        for user, agent, dataset in names:
+            key = {"session_id": f"{agent} {dataset.int}", "user_id": user}
+            touch = Touch(**key, at=long_ago, agent_name=agent, dataset_id=dataset)
+            await db.lifecycle.record(
+                [touch, Message(**key, message_id=key["session_id"], role="user", content="c", created_at=long_ago)]
+            )
+
+    def report(*options: str) -> str:
+        return succeed(command, "--older-than-days", "30", "--yes", *options, "--database-url", session_database_url)
+
+    assert ", sessions 0, " in report("--user", str(UUID(int=3)))
+    assert ", sessions 12, " in report("--dry-run")
+    one_agent = report("--user", str(users[0]), "--agent", "a", "--dry-run")
+    assert ", sessions 2, " in one_agent
+    two_agents = ("--agent", "a", "--agent", "b", "--dataset", str(datasets[0]))
+    assert ", sessions 4, " in report(*two_agents)
+    left = "SELECT count(*) FROM session_lifecycle.session_messages"
+    assert await ask(session_database_url, left) == 8
+    of_user = f"{left} WHERE user_id = '{users[1]}'"
+    assert await ask(session_database_url, of_user) == 4
+    assert ", sessions 8, " in report("--user", str(users[0]), "--user", str(users[1]))
+    assert await ask(session_database_url, left) == 0
+
+
+def test_X17_a_user_that_is_no_id_is_refused() -> None:
+    ran = run("prune-sessions", "--older-than-days", "30", "--yes", "--user", "me", "--data-dir", "/nowhere")
+    assert ran.returncode == 2
+    assert "--user" in ran.stderr
+
+
 async def test_an_operator_prunes_erases_and_reconciles(session_database_url: str) -> None:
     at = ("--database-url", session_database_url)
     user = "00000000-0000-0000-0000-000000000001"

@@ -74,6 +74,11 @@ def server_pid(data_dir: Path) -> int:
     return int((data_dir / "postmaster.pid").read_text().splitlines()[0])
 
 
+def lock_files(data_dir: Path) -> list[Path]:
+    """The files in which a server says that it holds the data directory, and its socket in there."""
+    return [data_dir / "postmaster.pid", *data_dir.glob(".s.PGSQL.*.lock")]
+
+
 def alive(pid: int) -> bool:
     """Whether the process runs; a zombie does not count."""
     with contextlib.suppress(FileNotFoundError):
@@ -184,11 +189,11 @@ async def test_a_killed_server_and_a_reused_process_number_are_recovered_from(pl
     await server.stop()
     async with await EmbeddedPostgres.start(place / "data", durable=False) as server:
         assert await answer(server.url) == 42
-        stale = (server.data_dir / "postmaster.pid").read_text()
+        stale = {path: path.read_text() for path in lock_files(server.data_dir)}
     with sleeping_as(owner_of=server.data_dir) as other:
-        _, _, rest = stale.partition("\n")
-        pid_file = server.data_dir / "postmaster.pid"
-        pid_file.write_text(f"{other.pid}\n{rest}")
+        for path, text in stale.items():
+            _, _, rest = text.partition("\n")
+            path.write_text(f"{other.pid}\n{rest}")
         async with await EmbeddedPostgres.start(place / "data", durable=False) as server:
             assert await answer(server.url) == 42
         other.kill()

@@ -48,11 +48,11 @@ async def test_X15_R25_a_report_without_a_limit_refuses_too_many_groups(
         lambda: reports.usage_timeseries(auditor, group_by="user", **window),
     ]
     monkeypatch.setattr("session_lifecycle.reports.MOST_POINTS", 12)
-    monkeypatch.setattr("session_lifecycle.reports.MOST_GROUPS", 5)
+    monkeypatch.setattr("session_lifecycle.reports.MOST_ROWS", 5)
     for ask in asks:
         assert await ask()
     monkeypatch.setattr("session_lifecycle.reports.MOST_POINTS", 3)
-    monkeypatch.setattr("session_lifecycle.reports.MOST_GROUPS", 3)
+    monkeypatch.setattr("session_lifecycle.reports.MOST_ROWS", 3)
     for ask in asks:
         *_, (statement, bound) = await World(session_database).statements(refused(ask))
         assert "LIMIT" in statement

@@ -16,9 +16,9 @@ import pytest_asyncio
 from session_lifecycle import InvalidValueError, SessionDatabase, UsageEvent, Viewer
 from session_lifecycle.models import UsageEventFilters, UsageFigures, UsageFilters, UsageReport, UsageRow
 from session_lifecycle.models.fields import exact_sum
-from session_lifecycle.models.reports import BUCKETS, FIGURES, Dimension
+from session_lifecycle.models.reports import BUCKETS, FIGURES, OwnDimension
 from session_lifecycle.models.usage import RARE_CLASSES
-from support.ledger import D1, HOUR, NOON, VIEWERS, A, B, Row, fill_ledger, model_key, seen_by, stored_events
+from support.ledger import D1, HOUR, NOON, VIEWERS, A, B, C, Row, fill_ledger, model_key, seen_by, stored_events
 from support.world import World
 
 AUDITOR = Viewer.auditor()
@@ -61,6 +61,11 @@ KEYS: dict[str, Callable[[Row], dict[str, Any]]] = {
     # All sessions of the ledger were active long ago.
     "status": lambda row: {"status": "failed" if row["session_status"] == "failed" else "abandoned"},
     **{bucket: lambda row, bucket=bucket: {"starts_at": begin(row, bucket)} for bucket in BUCKETS},  # type: ignore[misc]
+}
+TAGS = ("team", "odd 'name' %s:", "model", "of nobody")
+KEYS_OF_TAGS: dict[str, Callable[[Row], dict[str, Any]]] = {
+    f"tag:{name}": lambda row, name=name: {f"tag {name}": row["tags"].get(name)}  # type: ignore[misc]
+    for name in TAGS
 }
 
 
@@ -105,26 +110,32 @@ def group_of(row: UsageRow, group_by: Sequence[str]) -> tuple[tuple[str, Any], .
     found = {name: value for name, value in row if name not in UsageFigures.model_fields and name != "ends_at"}
     if row.model is not None:
         found["model"] = model_key({"model": row.model})
+    tags = found.pop("tags")
+    assert list(tags) == [one.removeprefix("tag:") for one in group_by if one.startswith("tag:")]
+    found |= {f"tag {name}": value for name, value in tags.items()}
     return tuple(sorted((name, value) for name, value in found.items() if value is not None))
 
 
 def expected_groups(
     rows: Sequence[Row], group_by: Sequence[str], details: Sequence[str] = ()
 ) -> dict[tuple[tuple[str, Any], ...], dict[str, Any]]:
+    keys = KEYS | KEYS_OF_TAGS
     groups: dict[tuple[tuple[str, Any], ...], list[Row]] = defaultdict(list)
     for row in rows:
         if row["late"] or is_measurement(row) or not row["details"].keys().isdisjoint(details):
-            key = {name: value for one in group_by for name, value in KEYS[one](row).items() if value is not None}
+            key = {name: value for one in group_by for name, value in keys[one](row).items() if value is not None}
             groups[tuple(sorted(key.items()))].append(row)
     return {key: figures_of(found, details) for key, found in groups.items()}
 
 
 def test_every_dimension_is_counted_here() -> None:
-    assert KEYS.keys() == set(get_args(Dimension))
+    assert KEYS.keys() == set(get_args(OwnDimension))
 
 
 GROUPINGS: list[tuple[str, ...]] = [
-    *((dimension,) for dimension in KEYS),
+    *((dimension,) for dimension in (*KEYS, *KEYS_OF_TAGS)),
+    tuple(KEYS_OF_TAGS),
+    ("tag:team", "day", "model"),
     ("user", "agent"),
     ("provider", "model"),
     ("model", "day", "client"),
@@ -142,7 +153,7 @@ async def test_X24_a_report_has_the_figures_of_each_combination(ledger: SessionD
     for group_by in GROUPINGS:
         report = await ledger.reports.usage(
             VIEWERS[viewer],
-            group_by=group_by,  # type: ignore[arg-type]  # names of dimensions
+            group_by=group_by,
             since=SINCE,
             until=UNTIL,
             timezone="Europe/Berlin",
@@ -168,6 +179,8 @@ FILTERS: list[tuple[dict[str, Any], Callable[[Row], bool]]] = [
         lambda row: (row["billing"], row["service_tier"]) == ("plan", "batch"),
     ),
     ({"dataset_id": D1, "agent_name": "coder"}, lambda row: (row["dataset_id"], row["agent_name"]) == (D1, "coder")),
+    ({"tags": {"team": "red", "odd 'name' %s:": "1"}}, lambda row: row["tags"].get("team") == "red"),
+    ({"tags": {"team": ""}}, lambda row: row["tags"].get("team") == ""),
 ]
 
 
@@ -224,6 +237,24 @@ async def test_X24_rows_are_in_the_order_that_is_asked_for(ledger: SessionDataba
     moments = [(row.starts_at, model_key({"model": row.model})) for row in days.rows]
     assert moments == sorted(moments, key=str)
     assert days.rows[0].starts_at is not None
+
+
+async def test_X24_tags_are_dimensions_like_any_other(ledger: SessionDatabase) -> None:
+    """The rows are in the order of the tag, and those of sessions without it come last."""
+    report = await ledger.reports.usage(AUDITOR, group_by=("kind", "tag:team"), order_by="tag:team")
+    found = [(row.tags["team"], row.kind) for row in report.rows]
+    assert found == [(team, kind) for team in ("", "blue", "red", None) for kind in ("embedding", "llm")]
+    assert exact_sum(row.cost_usd for row in report.rows) == report.total.cost_usd
+    assert UsageReport.model_validate_json(report.model_dump_json()) == report
+    # The agent that may be seen by a data set alone has no tag.
+    seen = await ledger.reports.usage(VIEWERS["by a data set"], group_by=["tag:team"])
+    assert {row.tags["team"] for row in seen.rows} == {"", "blue", None}
+    await ledger.lifecycle.update_session("s2", C, tags={"team": "green"})
+    after = await ledger.reports.usage(AUDITOR, group_by=["tag:team"])
+    assert {row.tags["team"] for row in after.rows} == {"", "green", "red", None}
+    many = [f"tag:{number}" for number in range(64)]
+    [row] = (await ledger.reports.usage(AUDITOR, group_by=many)).rows
+    assert (row.tags, row.events) == ({str(number): None for number in range(64)}, report.total.events)
 
 
 async def test_X24_the_other_reports_are_short_forms(ledger: SessionDatabase) -> None:
@@ -320,6 +351,13 @@ async def test_R18_a_report_is_one_statement(session_database: SessionDatabase) 
         ({"group_by": ("day", "month"), "since": SINCE, "until": UNTIL}, "group_by"),
         ({"group_by": ("colour",)}, "group_by.0"),
         ({"group_by": "model"}, "group_by"),
+        ({"group_by": ("tag:",)}, "group_by.0"),
+        ({"group_by": ("tag:a", "team")}, "group_by.1"),
+        ({"group_by": ("tag:a", "tag:a")}, "group_by"),
+        ({"group_by": ("tag:" + "a" * 101,)}, "group_by.0"),
+        ({"group_by": ("tag:a\0",)}, "group_by.0"),
+        ({"group_by": [f"tag:{number}" for number in range(65)]}, "group_by"),
+        ({"group_by": ("tag:a",), "order_by": "tag:b"}, "order_by"),
         ({"group_by": ("day",), "until": UNTIL}, "since"),
         ({"group_by": ("day",), "since": SINCE}, "until"),
         ({"group_by": ("hour",), "since": SINCE, "until": SINCE + 10_001 * HOUR}, "group_by"),

@@ -9,7 +9,7 @@ from uuid import UUID
 
 import pytest
 
-from session_lifecycle import InvalidValueError, SessionDatabase, Touch, UsageEvent, Viewer
+from session_lifecycle import InvalidValueError, Run, RunFilters, SessionDatabase, Touch, UsageEvent, Viewer
 from session_lifecycle.models import FamilyFigures, SessionFigures
 from support.stored_rows import ask
 from support.world import World
@@ -96,6 +96,32 @@ async def test_X23_a_parent_is_filled_replaced_and_emptied(session_database: Ses
     await lifecycle.end_session("d", A, "completed")
     await lifecycle.record([child("d", "c")])  # the session has ended: the touch changes nothing
     assert await parents(db) == {"c": "d", "d": None}
+
+
+async def test_X23_a_run_tells_the_parent_of_its_session(session_database: SessionDatabase) -> None:
+    """The parent that the session has, whether the run named it or not; and none outside a session."""
+    db, lifecycle = session_database, session_database.lifecycle
+    run: dict[str, Any] = {"user_id": A, "started_at": NOON, "ended_at": NOON}
+    named = Run(run_id="named", session_id="c", parent_session_id="p", **run)
+    other = Run(run_id="other", session_id="c", **run)
+    waits = Run(run_id="waits", parent_run_id="unseen", **run)
+    await lifecycle.record([named, other, waits, child("c", "q"), child("c", user=B)])
+
+    async def found() -> dict[str, str | None]:
+        page = await db.activity.list_runs(RunFilters(user_id=A))
+        return {one.run_id: one.parent_session_id for one in page.runs}
+
+    assert await found() == {"named": "p", "other": "p", "waits": None}
+    detail = await db.activity.get_session_detail("c", A)
+    assert detail is not None
+    assert [one.parent_session_id for one in detail.runs] == ["p", "p"]
+    await lifecycle.update_session("c", A, parent_session_id="q")
+    assert await found() == {"named": "q", "other": "q", "waits": None}
+    # An ended session keeps the parent that it has.
+    await lifecycle.update_session("c", A, parent_session_id=None)
+    await lifecycle.end_session("c", A, "completed")
+    await lifecycle.record([named])
+    assert await parents(db) == {"c": None}
 
 
 async def test_X23_circles_are_refused_and_nothing_of_the_call_is_written(session_database: SessionDatabase) -> None:

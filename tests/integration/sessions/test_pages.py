@@ -143,7 +143,7 @@ def expected(
 
 
 def questions(chance: random.Random) -> list[dict[str, Any]]:
-    """Each filter alone, every status, and some filters together."""
+    """Half of these: no filter, each filter alone, every status, and some filters together."""
     values: dict[str, list[Any]] = {
         "status_filter": STATUSES,
         "since": MOMENTS,
@@ -160,7 +160,8 @@ def questions(chance: random.Random) -> list[dict[str, Any]]:
     for one in together:
         if "since" in one and "until" in one:
             one["since"], one["until"] = sorted((one["since"], one["until"]))
-    return alone + together
+    asked = alone + together
+    return chance.sample(asked, len(asked) // 2)
 
 
 async def walked(db: SessionDatabase, filters: SessionListFilters) -> list[tuple[UUID, str]]:
@@ -179,7 +180,7 @@ async def walked(db: SessionDatabase, filters: SessionListFilters) -> list[tuple
 @pytest.mark.parametrize("order_by", ALL_SESSION_ORDERS)
 async def test_every_page_equals_a_sort_of_all_rows(db: SessionDatabase, order_by: str, descending: bool) -> None:
     rows = await stored(db)
-    chance = random.Random(order_by)
+    chance = random.Random(f"{order_by} {descending}")
     for name, viewer in VIEWERS.items():
         for wanted in questions(chance):
             keys = expected(rows, viewer, ABANDON_AFTER, order_by, descending=descending, **wanted)
@@ -207,7 +208,9 @@ async def test_the_readers_threshold_decides_the_status_of_rolled_up_sessions(
     rows = await stored(db)
     patient = Settings(abandon_after=60 * MINUTE)
     async with SessionDatabase.from_engine(db.engine, settings=patient) as reading:
-        for viewer, status, descending in itertools.product(VIEWERS.values(), STATUSES, [True, False]):
+        for (viewer, status), descending in zip(
+            itertools.product(VIEWERS.values(), STATUSES), itertools.cycle([True, False]), strict=False
+        ):
             keys = expected(rows, viewer, 60 * MINUTE, order_by, descending=descending, status_filter=status)
             filters = SessionListFilters(
                 viewer=viewer, order_by=order_by, descending=descending, limit=3, status_filter=status
@@ -243,13 +246,11 @@ async def test_summaries_have_the_same_order_by_every_plan(db: SessionDatabase, 
     rows = await stored(db)
     for viewer, descending in itertools.product(VIEWERS.values(), [True, False]):
         keys = expected(rows, viewer, ABANDON_AFTER, order_by, descending=descending)
-        for everything in ({}, {"started_since": NOON - 999 * MINUTE}):
-            for total in ("exact", "bounded"):
-                asked = {"viewer": viewer, "order_by": order_by, "descending": descending, "total": total}
-                filters = SummaryFilters(**asked, **everything, limit=500)
-                page = await db.activity.list_session_summaries(filters)
-                found = [(one.record.user_id, one.session_id) for one in page.sessions]
-                assert (found, page.total) == (keys, len(keys))
+        for everything, total in (({}, "exact"), ({"started_since": NOON - 999 * MINUTE}, "bounded")):
+            asked = {"viewer": viewer, "order_by": order_by, "descending": descending, "total": total}
+            page = await db.activity.list_session_summaries(SummaryFilters(**asked, **everything, limit=500))
+            found = [(one.record.user_id, one.session_id) for one in page.sessions]
+            assert (found, page.total) == (keys, len(keys))
 
 
 async def test_a_bounded_total_is_exact_up_to_the_bound(session_database: SessionDatabase) -> None:

@@ -18,7 +18,7 @@ import pytest
 from sqlalchemy import event, text
 
 from session_lifecycle import SessionDatabase, SessionListFilters, SummaryFilters, Viewer
-from session_lifecycle.models import EffectiveStatus, UsageEventFilters, UsageFilters
+from session_lifecycle.models import EffectiveStatus, RunFilters, UsageEventFilters, UsageFilters
 from session_lifecycle.models.session_filters import SESSION_ORDERS
 from session_lifecycle.testing import TemplateServer
 
@@ -58,6 +58,19 @@ SEED_MODELS = """
     SELECT user_id, session_id, 'model ' || right(session_id, 1), tokens_in, tokens_out, cost_usd, 1
     FROM session_lifecycle.session_records
 """
+WAITING = 429
+# Of the running sessions every seventh waits, and as many waited once.
+WAIT = """
+    UPDATE session_lifecycle.session_records
+    SET waiting_since = last_activity_at - CASE WHEN n.n % 28 = 3 THEN interval '0' ELSE interval '1 s' END
+    FROM generate_series(3, 12000, 4) n (n)
+    WHERE session_id = 's' || n.n AND n.n % 28 IN (3, 7)
+"""
+SEED_RUNS = """
+    INSERT INTO session_lifecycle.session_runs (user_id, run_id, session_id, model, started_at, ended_at)
+    SELECT user_id, session_id, session_id, 'Model ' || right(session_id, 2), started_at, started_at
+    FROM session_lifecycle.session_records
+"""
 # Two months of events, written in the order of time.
 EVENTS = 60_000
 SEED_EVENTS = """
@@ -84,9 +97,12 @@ def urls(session_template_server: TemplateServer) -> Iterator[dict[str, str]]:
                 async with db.engine.begin() as connection:
                     await connection.execute(text(SEED), {"sessions": SESSIONS, "begin": BEGIN})
                     await connection.execute(text(SEED_MODELS))
+                    await connection.execute(text(SEED_RUNS))
                     await connection.execute(
                         text(SEED_EVENTS), {"sessions": SESSIONS, "begin": BEGIN, "events": EVENTS}
                     )
+                    if state == NEVER:
+                        await connection.execute(text(WAIT))
                 if state == ROLLED_UP:
                     await db.maintenance.roll_up()
             connection = await asyncpg.connect(server.url_of(name))
@@ -182,6 +198,18 @@ def deep(**filters: Any) -> Ask:
     return ask
 
 
+def deep_of_waiting(**filters: Any) -> Ask:
+    """A call for the second page of a walk."""
+
+    async def ask(db: SessionDatabase) -> None:
+        asked = SessionListFilters(**{"viewer": VIEWER, "limit": LIMIT, "total": "none", **filters})
+        first = await db.lifecycle.list_session_rows(asked)
+        assert first.next_cursor is not None
+        await db.lifecycle.list_session_rows(asked.model_copy(update={"cursor": first.next_cursor}))
+
+    return ask
+
+
 def rolled_up(*scopes: str) -> set[str]:
     """The index of rolled-up sessions on these columns."""
     return {"_".join(("ix_rolled_up_sessions", *scopes))}
@@ -204,7 +232,6 @@ async def test_a_page_in_any_order_reads_a_bounded_number_of_rows(
     assert plan.rows_read <= A_PAGE
 
 
-# No index knows which running sessions wait: a page of them reads the running sessions that are not rolled up.
 @pytest.mark.parametrize("status", [None, *(one for one in EffectiveStatus if one is not EffectiveStatus.WAITING)])
 @pytest.mark.parametrize("which", [page, deep])
 async def test_a_page_by_activity_reads_a_bounded_number_of_rows_without_roll_ups(
@@ -216,6 +243,43 @@ async def test_a_page_by_activity_reads_a_bounded_number_of_rows_without_roll_up
     assert not_rolled_up("user_id") | not_rolled_up("dataset_id") <= plan.indexes
     assert plan.sequential <= {"rolled_up_sessions"}
     assert plan.rows_read <= A_PAGE
+
+
+def of_activity(plan: Plan) -> set[str]:
+    """The indexes on sessions by activity that the plan uses. Those on the id find the records of the page."""
+    return {name for name in plan.indexes if name.startswith("ix_session_records") and "session_id" not in name}
+
+
+@pytest.mark.parametrize("which", [page, deep_of_waiting])
+@pytest.mark.parametrize(
+    ("narrowed", "indexes"),
+    [
+        ({}, {"ix_session_records_waiting_user_id", "ix_session_records_waiting_dataset_id"}),
+        ({"viewer": Viewer(ME)}, {"ix_session_records_waiting_user_id"}),
+        ({"viewer": Viewer.auditor()}, {"ix_session_records_waiting"}),
+        ({"viewer": Viewer.auditor(), "owner_id": ME, "agent_name": "agent 3"}, {"ix_session_records_waiting_user_id"}),
+    ],
+    ids=["shared", "own", "auditor", "agent"],
+)
+async def test_X26_a_page_of_the_sessions_that_wait_reads_hardly_another(
+    urls: dict[str, str], narrowed: dict[str, Any], indexes: set[str], which: Any
+) -> None:
+    """The index has the sessions that wait, and those that waited once: as many, here."""
+    orders = SESSION_ORDERS if which is page else ("last_activity_at",)
+    for order_by in orders:
+        plan = await plan_of(urls[NEVER], which(status_filter="waiting", order_by=order_by, **narrowed))
+        assert indexes == of_activity(plan), order_by
+        assert not plan.sequential
+        # A session is in two scopes at most. Only the order of the activity is that of an index.
+        is_walk = order_by == "last_activity_at" and "agent_name" not in narrowed
+        bound = SCOPES * 2 * (LIMIT + 1) if is_walk else 2 * 2 * WAITING
+        assert plan.rows_of["session_records"] <= bound + LIMIT + 1, order_by
+
+
+async def test_X26_the_number_of_sessions_that_wait_is_counted_by_their_index(urls: dict[str, str]) -> None:
+    asked = page(viewer=Viewer(ME), status_filter="waiting", total="exact")
+    plan = await plan_of(urls[NEVER], asked)
+    assert of_activity(plan) == {"ix_session_records_waiting_user_id"}
 
 
 @pytest.mark.parametrize("order_by", SESSION_ORDERS)
@@ -263,6 +327,35 @@ async def test_a_page_of_summaries_finds_its_sessions_by_the_same_indexes(urls: 
     asked = SummaryFilters(viewer=VIEWER, limit=LIMIT, total="none")
     plan = await plan_of(urls[ROLLED_UP], lambda db: db.activity.list_session_summaries(asked))
     assert rolled_up("user_id", "last_activity_at") | rolled_up("dataset_id", "last_activity_at") <= plan.indexes
+
+
+async def test_X04_an_index_finds_the_runs_of_a_model_in_any_case(urls: dict[str, str]) -> None:
+    auditor = Viewer.auditor()
+    asks: list[Ask] = [
+        lambda db: db.activity.list_runs(RunFilters(viewer=auditor, model="mODEL 33")),
+        lambda db: db.reports.telemetry(auditor, model="mODEL 33"),
+        lambda db: db.activity.list_models(auditor, prefix="mODEL 33"),
+        lambda db: db.activity.list_session_summaries(SummaryFilters(viewer=auditor, model="mODEL 33", total="none")),
+    ]
+    for ask in asks:
+        plan = await plan_of(urls[ROLLED_UP], ask)
+        assert "ix_session_runs_lower_model_user_id_session_id" in plan.indexes
+        assert "session_runs" not in plan.sequential
+
+
+async def test_X15_measuring_an_answer_reads_the_rows_of_its_runs_only(urls: dict[str, str]) -> None:
+    """Their number and size decide whether the answer is built: they are read twice, and no others."""
+    asks: list[Ask] = [
+        lambda db: db.activity.list_runs(RunFilters(viewer=Viewer(ME), limit=LIMIT, total="none")),
+        lambda db: db.activity.get_session_detail("s3", ME),
+        lambda db: db.activity.list_threads("s3", ME),
+    ]
+    for ask in asks:
+        plan = await plan_of(urls[NEVER], ask)
+        large = {"session_usage_events", "session_runs", "session_records"}
+        assert not large & plan.sequential
+        assert plan.rows_of["session_usage_events"] <= 2 * (LIMIT + 1) * EVENTS / SESSIONS
+        assert plan.rows_of["session_runs"] <= 4 * (LIMIT + 1)
 
 
 @pytest.mark.parametrize("viewer", [VIEWER, Viewer(ME), Viewer.auditor()], ids=["shared", "own", "auditor"])

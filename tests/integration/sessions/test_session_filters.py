@@ -25,6 +25,7 @@ from session_lifecycle import (
 )
 from session_lifecycle.models import TOTAL_BOUND, RunFilters
 from session_lifecycle.models.session_filters import ALL_SESSION_ORDERS, SessionFilters
+from session_lifecycle.models.summaries import SUMMARY_ORDERS
 from support.stored_rows import table
 
 A, B, D = UUID(int=1), UUID(int=2), UUID(int=11)
@@ -207,6 +208,60 @@ async def test_X25_errors_order_a_list(db: SessionDatabase) -> None:
         assert page.total == len(STORED)
         summaries = await db.activity.list_session_summaries(SummaryFilters(**filters))
         assert [one.record for one in summaries.sessions] == [row.record for row in page.sessions]
+
+
+def test_X25_every_filter_and_order_of_the_finding_is_there() -> None:
+    filters = {
+        "session_id_prefix", "excluded_session_id_prefix", "agent_names", "without_dataset", "min_cost_usd",
+        "max_cost_usd", "min_tokens", "max_tokens", "min_errors", "max_errors", "min_duration_s", "max_duration_s",
+        "metadata", "tool",
+    }  # fmt: skip
+    for kind in (SessionListFilters, SummaryFilters):
+        assert filters <= kind.model_fields.keys()
+    assert filters <= set(itertools.chain.from_iterable(tried for tried, _ in FILTERS))
+    assert {"error_count", "last_prompt_at"} <= set(SUMMARY_ORDERS)
+
+
+@pytest.mark.parametrize("descending", [True, False])
+async def test_X25_the_last_prompt_orders_summaries(session_database: SessionDatabase, descending: bool) -> None:
+    """The order is that of the field, nulls last and ties by the key, also where a project narrows the messages."""
+    chance = random.Random(3)
+    items: list[Any] = []
+    for number in range(14):
+        named: dict[str, Any] = {"user_id": chance.choice([A, B]), "session_id": f"s{number}"}
+        projects = [("p", NOON), ("q", NOON + chance.randrange(3) * SECOND)]
+        for project, at in chance.sample(projects, chance.choice([0, 1, 2])):
+            run = Run(run_id=f"{number}{project}", project=project, started_at=at, ended_at=at, **named)
+            prompt = Message(
+                message_id=project, run_id=run.run_id, role="user", content=project, created_at=at, **named
+            )
+            reply = {"message_id": "reply", "role": "assistant", "created_at": NOON + 60 * SECOND}
+            items += [run, prompt, prompt.model_copy(update=reply)]
+        items.append(Touch(**named, at=NOON + chance.randrange(9) * SECOND))
+    await session_database.lifecycle.record(items)
+    for narrowed in ({}, {"project": "p"}, {"project": "q"}, {"min_errors": 0}, {"include_open": False}):
+        filters = SummaryFilters(
+            viewer=Viewer.auditor(), order_by="last_prompt_at", descending=descending, limit=3, **narrowed
+        )
+        whole = await session_database.activity.list_session_summaries(filters.model_copy(update={"limit": 500}))
+        asked = [one for one in whole.sessions if one.last_prompt_at is not None]
+        assert len(asked) > 2
+        keys = [(one.last_prompt_at, one.user_id, one.session_id) for one in asked]
+        assert keys == sorted(keys, reverse=descending)
+        unasked = [(one.user_id, one.session_id) for one in whole.sessions[len(asked) :]]
+        assert unasked == sorted(unasked, reverse=descending)
+        assert all(one.last_prompt_at is None for one in whole.sessions[len(asked) :])
+        assert whole.total == len(whole.sessions)
+        walked, cursor = [], None
+        while True:
+            page = await session_database.activity.list_session_summaries(filters.model_copy(update={"cursor": cursor}))
+            walked += page.sessions
+            cursor = page.next_cursor
+            if cursor is None:
+                break
+        assert walked == whole.sessions
+    found = {(one.last_prompt, one.last_prompt_at) for one in walked if one.last_prompt == "p"}
+    assert found == {("p", NOON)}
 
 
 async def test_X25_a_chat_history_leaves_out_a_run(session_database: SessionDatabase) -> None:

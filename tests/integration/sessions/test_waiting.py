@@ -7,6 +7,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from sqlalchemy import text
 
 from session_lifecycle import (
     End,
@@ -44,6 +45,27 @@ async def status(db: SessionDatabase, session_id: str = "s") -> str:
 async def db(session_database: SessionDatabase, session_clock: SessionClock) -> SessionDatabase:
     await session_clock.freeze(NOON)
     return session_database
+
+
+@pytest.mark.parametrize("waited", [False, True])
+async def test_X26_a_touch_that_does_not_wait_is_a_hot_update(db: SessionDatabase, waited: bool) -> None:
+    """No index of the sessions that wait has an entry for it, also of a session that waited once."""
+    await db.lifecycle.record([touch(waiting=waited, at=NOON)])
+    async with db.engine.begin() as connection:
+        bound = db.bind(connection)
+        for number in range(1, 4):
+            at = NOON + number * timedelta(seconds=1)
+            await bound.lifecycle.ensure_and_touch_session("s", A, at=at)
+            await bound.lifecycle.accumulate_usage("s", A, "m", 1, 1, 1, at=at)
+            await bound.lifecycle.record([touch(at=at, metadata={str(number): 1})])
+        counted = await connection.execute(
+            text(
+                "SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_xact_user_tables "
+                "WHERE relid = 'session_lifecycle.session_records'::regclass"
+            )
+        )
+        assert tuple(counted.one()) == (9, 9)
+    assert await status(db) == "running"
 
 
 async def test_X26_a_session_that_waits_is_never_abandoned(db: SessionDatabase, session_clock: SessionClock) -> None:

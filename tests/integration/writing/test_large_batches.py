@@ -159,6 +159,20 @@ async def test_R25_X21_a_batch_has_a_bound_in_items_and_bytes(
     assert await scalar(session_database, "SELECT count(*) FROM session_lifecycle.session_records") == 0
 
 
+async def test_R25_every_item_of_many_waves_has_its_receipt(session_database: SessionDatabase) -> None:
+    """Each revision of one event is a wave of its own; the run is settled after the last one."""
+    revisions = [
+        UsageEvent(
+            session_id="s", user_id=A, tokens_in=number, cost_usd=1, idempotency_key="k", run_id="r", revision=number
+        )
+        for number in range(1, 201)
+    ]
+    run = Run(run_id="r", user_id=A, session_id="s", started_at=NOON, reported_cost_usd=3)
+    receipts = await session_database.lifecycle.record([run, *revisions])
+    found = [(one.outcome, one.session_tokens_in, one.session_cost_usd) for one in cast("list[Any]", receipts[1:])]
+    assert found == [("replaced" if number > 1 else "applied", number, 3) for number in range(1, 201)]
+
+
 @pytest.mark.soak
 async def test_X21_more_than_postgres_holds_in_one_value(session_database: SessionDatabase) -> None:
     runs = [
@@ -170,7 +184,7 @@ async def test_X21_more_than_postgres_holds_in_one_value(session_database: Sessi
 
 async def test_R25_X21_one_item_is_cut_to_what_postgres_holds(session_database_url: str) -> None:
     large = Settings(payload_limit_bytes=100_000_000)
-    payload = "x" * 70_000_000
+    payload = "x" * 70_000_000  # four of them are more than the 256 MB that Postgres takes as one jsonb
     step = Step(
         step_id="t",
         run_id="r",

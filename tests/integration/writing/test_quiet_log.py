@@ -63,7 +63,7 @@ async def test_X49_cancelled_calls_leave_the_log_quiet(
             await asyncio.sleep(0.001)
 
     calls: list[asyncio.Task[Any]] = []
-    for _ in range(25):
+    for _ in range(10):
         # A new pool each time, so that connections are opened while their callers are cancelled.
         async with SessionDatabase.connect(url, settings=SETTINGS) as db, db.recorder(drain_within=0.5) as recorder:
             calls = [
@@ -100,7 +100,7 @@ def test_X49_a_run_that_is_interrupted_leaves_the_log_quiet(session_database_url
             for one in asyncio.all_tasks():
                 one.cancel()
             await asyncio.sleep(5)
-        for _ in range(15):
+        for _ in range(8):
             try:
                 asyncio.run(interrupted())
             except asyncio.CancelledError:

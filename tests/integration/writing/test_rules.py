@@ -142,8 +142,10 @@ async def test_R04_only_what_was_given_is_content(session_database: SessionDatab
 async def test_R04_a_key_of_the_user_named_in_two_sessions_at_once_counts_in_one(
     session_database: SessionDatabase,
 ) -> None:
+    at = datetime.now(UTC)  # of two uses of one moment the first that is recorded owns the key
+
     def event(number: int, revision: int) -> UsageEvent:
-        used: dict[str, Any] = {"model": "m", "tokens_in": 1 + revision, "cost_usd": 1, "key_scope": "user"}
+        used: dict[str, Any] = {"model": "m", "tokens_in": 1 + revision, "cost_usd": 1, "key_scope": "user", "at": at}
         return UsageEvent(
             session_id=f"{number}-{revision}", user_id=A, idempotency_key=f"k{number}", revision=revision, **used
         )

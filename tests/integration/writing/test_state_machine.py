@@ -18,8 +18,8 @@ from sqlalchemy import text
 from session_lifecycle import (
     End,
     SessionDatabase,
+    SessionLifecycleDb,
     SessionListFilters,
-    SessionWriter,
     Settings,
     Touch,
     UsageEvent,
@@ -74,6 +74,8 @@ def items(draw: st.DrawFn) -> dict[str, Any]:
     if kind is Touch:
         metadata = draw(st.dictionaries(st.sampled_from("ab"), st.integers(0, 2), max_size=2))
         more: dict[str, Any] = {"dataset_id": draw(datasets), "agent_name": draw(agents), "metadata": metadata}
+        # No session has this name, so no session descends from itself.
+        more |= {"parent_session_id": draw(st.none() | st.just("parent"))}
         more |= {"waiting": draw(st.booleans()), "tags": draw(st.dictionaries(st.sampled_from("ab"), st.just("c")))}
         return {"item": kind, **where, **more, "title": draw(st.none() | st.sampled_from(["one", "two"]))}
     if kind is End:
@@ -148,7 +150,7 @@ class Histories(RuleBasedStateMachine):
         item: LifecycleItem = kind(**fields, at=None if age is None else self.model.now + timedelta(minutes=age))
         return item
 
-    async def _write(self, way: str, write: Callable[[SessionWriter], Awaitable[Any]]) -> Any:
+    async def _write(self, way: str, write: Callable[[SessionLifecycleDb], Awaitable[Any]]) -> Any:
         if way == "direct":
             return await write(self.db.lifecycle)
         async with self.db.engine.connect() as connection:
@@ -175,6 +177,32 @@ class Histories(RuleBasedStateMachine):
         at = None if age is None else self.model.now + timedelta(minutes=age)
         expected = self._expecting(way).reopen(user, session, at)
         assert self.run(self._write(way, lambda writer: writer.reopen_session(session, user, at=at))) == expected
+
+    @rule(
+        user=users,
+        session=sessions,
+        changes=st.fixed_dictionaries(
+            {},
+            optional={
+                "title": st.none() | st.just("updated"),
+                "metadata": st.none() | st.just({"b": 3}),
+                "tags": st.none() | st.just({"c": "d"}),
+                "dataset_id": datasets,
+                "agent_name": agents,
+                "parent_session_id": st.none() | st.just("another parent"),
+            },
+        ),
+        way=ways,
+    )
+    def update(self, user: UUID, session: str, changes: dict[str, Any], way: str) -> None:
+        expected = self._expecting(way).update(user, session, changes)
+        found = self.run(self._write(way, lambda writer: writer.update_session(session, user, **changes)))
+        assert (found and found.model_dump()) == expected
+
+    @rule(user=users, session=sessions)
+    def delete(self, user: UUID, session: str) -> None:
+        expected = self.model.delete(user, session)
+        assert self.run(self.db.maintenance.delete_session(session, user)) == expected
 
     @rule(minutes=st.sampled_from([1, 20, 30, 45]))
     def time_passes(self, minutes: int) -> None:

@@ -9,15 +9,19 @@ import typer
 
 from session_lifecycle import SessionDatabase
 from session_lifecycle.cli.options import (
+    Agents,
     Batch,
     DatabaseUrl,
     DataDir,
+    Datasets,
     DryRun,
     Embedded,
     OlderThanDays,
     Schema,
+    Users,
     Yes,
     finite,
+    narrowing,
     older_than,
     on_database,
 )
@@ -33,21 +37,36 @@ def prune_sessions(
     data_dir: DataDir = None,
     embedded: Embedded = False,
     schema: Schema = None,
+    user: Users = None,
+    agent: Agents = None,
+    dataset: Datasets = None,
     batch: Batch = DEFAULT_PRUNE_BATCH,
     dry_run: DryRun = False,
     yes: Yes = False,
 ) -> None:
     """Delete sessions idle for longer than N days, with their runs, messages and usage.
 
+    Options that choose sessions narrow each other: a session must match one value of each.
+
     An interrupted command keeps what it has deleted. Run it again to continue.
     """
     age = older_than(older_than_days)
 
     async def work(db: SessionDatabase) -> None:
-        report = await db.maintenance.prune_sessions(age, batch=batch, dry_run=dry_run, on_progress=print_progress)
+        report = await db.maintenance.prune_sessions(
+            age,
+            batch=batch,
+            dry_run=dry_run,
+            on_progress=print_progress,
+            # Without an option all sessions are meant, and an empty collection would choose none.
+            user_ids=user or None,
+            agent_names=agent or None,
+            dataset_ids=dataset or None,
+        )
         print_report("Would delete" if dry_run else "Deleted", report)
 
-    question = f"Delete the sessions idle for longer than {older_than_days:g} days? This cannot be undone."
+    chosen = narrowing(user, agent, dataset)
+    question = f"Delete the sessions idle for longer than {older_than_days:g} days{chosen}? This cannot be undone."
     confirm = None if yes or dry_run else question
     on_database(work, database_url, data_dir, schema, embedded=embedded, confirm=confirm)
 
@@ -58,21 +77,36 @@ def prune_payloads(
     data_dir: DataDir = None,
     embedded: Embedded = False,
     schema: Schema = None,
+    user: Users = None,
+    agent: Agents = None,
+    dataset: Datasets = None,
     batch: Batch = DEFAULT_PRUNE_BATCH,
     dry_run: DryRun = False,
     yes: Yes = False,
 ) -> None:
-    """Delete the messages and payloads of sessions idle for longer than N days. Usage and cost stay.
+    """Delete messages and payloads older than N days. Usage and cost stay.
+
+    Options that choose sessions narrow each other: a session must match one value of each.
 
     An interrupted command keeps what it has deleted. Run it again to continue.
     """
     age = older_than(older_than_days)
 
     async def work(db: SessionDatabase) -> None:
-        report = await db.maintenance.prune_payloads(age, batch=batch, dry_run=dry_run, on_progress=print_progress)
+        report = await db.maintenance.prune_payloads(
+            age,
+            batch=batch,
+            dry_run=dry_run,
+            on_progress=print_progress,
+            # Without an option all sessions are meant, and an empty collection would choose none.
+            user_ids=user or None,
+            agent_names=agent or None,
+            dataset_ids=dataset or None,
+        )
         print_report("Would empty" if dry_run else "Emptied", report)
 
-    question = f"Delete the payloads of sessions idle for longer than {older_than_days:g} days? This cannot be undone."
+    chosen = narrowing(user, agent, dataset)
+    question = f"Delete the payloads older than {older_than_days:g} days{chosen}? This cannot be undone."
     confirm = None if yes or dry_run else question
     on_database(work, database_url, data_dir, schema, embedded=embedded, confirm=confirm)
 

@@ -2,20 +2,22 @@
 
 from typing import Any
 
-from sqlalchemy import Select, SelectBase, select
+from sqlalchemy import Select, SelectBase, func, select
 
 from session_lifecycle.models import Viewer
 from session_lifecycle.statements import tables
 from session_lifecycle.statements.activity.run_figures import CLIENT, ENDED, RECORDED, RUNS_AND_SESSIONS
 from session_lifecycle.statements.shared.json_rows import Column
+from session_lifecycle.statements.shared.model_names import begins_with
 from session_lifecycle.statements.shared.visibility import visible, visible_run
 
 
 def list_models(viewer: Viewer, prefix: str) -> Select[*tuple[Any, ...]]:
-    """The models of ended runs, where their name begins with the prefix."""
-    return _distinct(
-        _names_of_runs(tables.runs.model, viewer).where(ENDED, tables.runs.model.startswith(prefix, autoescape=True))
-    )
+    """The models of ended runs, where their name begins with the prefix: each in one of its spellings."""
+    named = _names_of_runs(tables.runs.model, viewer).where(ENDED, begins_with(tables.runs.model, prefix))
+    names = named.subquery("named")
+    spelling = func.min(names.c.name).label("name")
+    return select(spelling).group_by(func.lower(names.c.name)).order_by(spelling)
 
 
 def list_clients(viewer: Viewer) -> Select[*tuple[Any, ...]]:

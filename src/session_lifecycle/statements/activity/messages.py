@@ -29,11 +29,12 @@ def chat_history(
     viewer: Viewer,
     *,
     owner_id: UUID | None,
-    limit: int | None,
+    limit: int,
     max_characters: int | None,
+    most_bytes: int,
     exclude_run_id: str | None,
 ) -> Select[*tuple[Any, ...]]:
-    """The newest messages of the session, but for those of the run, that fit into both limits, oldest first."""
+    """The newest messages of the session, but for those of the run, that fit into all limits, oldest first."""
     session = preferred_session(session_id, viewer, owner_id=owner_id).cte("session")
     newest = (
         select(*fields_of(tables.messages, Message).values(), tables.messages.record_no)
@@ -43,13 +44,18 @@ def chat_history(
         .limit(limit)
         .subquery("newest")
     )
-    # The characters of this message and all newer ones. The sum only grows towards older messages, so the messages that
-    # fit are the newest ones without a gap.
-    characters = func.sum(func.char_length(newest.c.content)).over(
-        order_by=(newest.c.created_at.desc(), newest.c.record_no.desc())
+    # The size of this message and of all newer ones. The sum only grows towards older messages, so the messages that
+    # fit are the newest ones without a gap. The number of bytes is in the header of a value: no content is read for it.
+    order = (newest.c.created_at.desc(), newest.c.record_no.desc())
+    sums = [func.sum(func.octet_length(newest.c.content)).over(order_by=order).label("bytes")]
+    if max_characters is not None:
+        sums.append(func.sum(func.char_length(newest.c.content)).over(order_by=order).label("characters"))
+    measured = select(newest, *sums).subquery("measured")
+    fits = [measured.c.bytes <= most_bytes]
+    if max_characters is not None:
+        fits.append(measured.c.characters <= max_characters)
+    return (
+        select(*(measured.c[name] for name in Message.model_fields))
+        .where(*fits)
+        .order_by(measured.c.created_at, measured.c.record_no)
     )
-    measured = select(newest, characters.label("characters")).subquery("measured")
-    statement = select(*(measured.c[name] for name in Message.model_fields)).order_by(
-        measured.c.created_at, measured.c.record_no
-    )
-    return statement if max_characters is None else statement.where(measured.c.characters <= max_characters)

@@ -18,6 +18,7 @@ from sqlalchemy import (
     literal_column,
     or_,
     select,
+    tuple_,
 )
 
 from session_lifecycle.models.run_filters import DEFAULT_PROJECT, RunChoice
@@ -27,6 +28,7 @@ from session_lifecycle.statements.shared.durations import lasted_us
 from session_lifecycle.statements.shared.json_rows import Column
 from session_lifecycle.statements.shared.keys import Columns, equal_where_given, same_run, same_session
 from session_lifecycle.statements.shared.ledger import RUN_TOKEN_COLUMNS, UNKNOWN_CLIENT
+from session_lifecycle.statements.shared.model_names import is_model
 
 RUNS_AND_SESSIONS = join(
     tables.runs,
@@ -75,9 +77,10 @@ def counted(choice: RunChoice) -> list[ColumnElement[bool]]:
     if choice.client is not None:
         named = tables.runs.client == choice.client
         conditions.append(or_(named, tables.runs.client.is_(None)) if choice.client == UNKNOWN_CLIENT else named)
+    if choice.model is not None:
+        conditions.append(is_model(tables.runs.model, choice.model))
     return conditions + equal_where_given(
         (tables.runs.provider, choice.provider),
-        (tables.runs.model, choice.model),
         (tables.runs.session_id, choice.session_id),
     )
 
@@ -102,6 +105,20 @@ def is_message_of(run: type[tables.runs] | Columns) -> list[ColumnElement[bool]]
         tables.messages.user_id == run.user_id,
         tables.messages.run_id == run.run_id,
         tables.messages.session_id == func.coalesce(run.session_id, tables.messages.session_id),
+    ]
+
+
+def is_event_of(runs: FromClause) -> list[ColumnElement[bool]]:
+    """Conditions on usage events: the event names one of some runs, and is in the session of one of them.
+
+    An index finds the ledger's rows by session, and a session has many runs.
+    """
+    return [
+        tuple_(tables.usage_events.user_id, tables.usage_events.session_id).in_(
+            select(runs.c.user_id, runs.c.session_id)
+        ),
+        tables.usage_events.run_id.in_(select(runs.c.run_id)),
+        tables.usage_events.key_scope != "run",
     ]
 
 

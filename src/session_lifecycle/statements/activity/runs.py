@@ -3,7 +3,6 @@
 from typing import Any
 
 from sqlalchemy import (
-    BigInteger,
     ColumnElement,
     Double,
     FromClause,
@@ -12,10 +11,8 @@ from sqlalchemy import (
     and_,
     case,
     cast,
-    func,
     select,
     true,
-    tuple_,
 )
 
 from session_lifecycle.models import Message, Run, RunEvent, RunFilters, Step
@@ -28,11 +25,13 @@ from session_lifecycle.statements.activity.run_figures import (
     TOTALS,
     counted,
     errors_count,
+    is_event_of,
     is_message_of,
     steps_of_run,
 )
+from session_lifecycle.statements.activity.sizes import PAYLOADS, Measure, sizes_of_runs
 from session_lifecycle.statements.shared.json_rows import Column, fields_of, json_array, json_object, or_empty
-from session_lifecycle.statements.shared.keys import equal_where_given, same_run
+from session_lifecycle.statements.shared.keys import equal_where_given, same_run, same_session
 from session_lifecycle.statements.shared.paging import Order, Position, beside_total, page, total
 from session_lifecycle.statements.shared.visibility import visible_run
 from session_lifecycle.statements.shared.window import within
@@ -58,39 +57,40 @@ def list_runs(filters: RunFilters, position: Position | None) -> Select[*tuple[A
         )
     )
     rows = page(chosen, RUN_ORDER, filters, position)
-    details = run_details(rows).subquery("details")
+    measure = Measure(sizes_of_runs(rows), payloads=True)
+    details = run_details(rows, measure).subquery("details")
     return (
         beside_total(rows, total(chosen, filters), None if position is None else position.as_of)
         .outerjoin(details, same_run(details.c, rows.c))
-        .add_columns(cast(details.c.body, Text).label("body"))
+        .add_columns(
+            cast(details.c.body, Text).label("body"),
+            measure.has_payloads.label("has_payloads"),
+            measure.is_within.label("is_within"),
+        )
     )
 
 
-PAYLOADS = {"input", "output", "inputs", "prompt", "errors"}
-MOST_STORED_BYTES = 8 * 2**20
-"""The most bytes of payloads, as they are stored, of one answer. Postgres compresses them to a ninetieth at most, so an
-answer stays below the 1 GB of a value."""
-
-
-def run_details(chosen: FromClause, *, has_payloads: ColumnElement[bool] | None = None) -> Select[*tuple[Any, ...]]:
-    """One row per chosen run: its key, and the fields of a `RunDetail` as JSON in `body`.
+def run_details(chosen: FromClause, measure: Measure) -> Select[*tuple[Any, ...]]:
+    """One row per chosen run: its key, and the fields of a `RunDetail` as JSON in `body`. No row beyond the bounds.
 
     Args:
         chosen: A few runs: `user_id, run_id, session_id`.
-        has_payloads: Whether the payloads of runs and steps are read; None: they are.
+        measure: The size of the answer.
     """
     steps = steps_of_run()
     events = _events(chosen)
+    parent = select(tables.sessions.parent_session_id).where(same_session(tables.sessions, tables.runs))
     figures = {
+        "parent_session_id": parent.correlate(tables.runs).scalar_subquery(),
         **TOTALS,
         "tokens_total": TOKENS_TOTAL,
         "duration_ms": cast(DURATION_MS, Double),
         "errors_count": errors_count(steps),
-        "steps": or_empty(_steps(has_payloads)),
+        "steps": or_empty(_steps(measure)),
         "messages": or_empty(_messages()),
         "events": or_empty(events.c.events),
     }
-    body = json_object(with_payloads(fields_of(tables.runs, Run), has_payloads) | figures)
+    body = json_object(with_payloads(fields_of(tables.runs, Run), measure) | figures)
     return (
         select(
             tables.runs.user_id,
@@ -110,25 +110,19 @@ def run_details(chosen: FromClause, *, has_payloads: ColumnElement[bool] | None 
                 events.c.run_id == tables.runs.run_id,
             ),
         )
+        .where(measure.is_within)
     )
 
 
-def stored_bytes(table: type[tables.runs | tables.steps]) -> ColumnElement[int]:
-    """The bytes of the payloads of some rows, as they are stored: reading them unpacks nothing."""
-    names = PAYLOADS & set(table.__table__.columns.keys())
-    sizes = [func.coalesce(func.pg_column_size(getattr(table, name)), 0) for name in sorted(names)]
-    return func.coalesce(func.sum(sum(sizes[1:], sizes[0])), 0, type_=BigInteger)
+def with_payloads(columns: dict[str, Column], measure: Measure) -> dict[str, Column]:
+    """The columns, with nulls in place of payloads where they would be too large."""
+    return {
+        name: case((measure.has_payloads, column)) if name in PAYLOADS else column for name, column in columns.items()
+    }
 
 
-def with_payloads(columns: dict[str, Column], has_payloads: ColumnElement[bool] | None) -> dict[str, Column]:
-    """The columns, with nulls in place of payloads unless the condition holds."""
-    if has_payloads is None:
-        return columns
-    return {name: case((has_payloads, column)) if name in PAYLOADS else column for name, column in columns.items()}
-
-
-def _steps(has_payloads: ColumnElement[bool] | None) -> ColumnElement[Any]:
-    steps = json_array(json_object(with_payloads(fields_of(tables.steps, Step), has_payloads)), STEP_ORDER)
+def _steps(measure: Measure) -> ColumnElement[Any]:
+    steps = json_array(json_object(with_payloads(fields_of(tables.steps, Step), measure)), STEP_ORDER)
     return select(steps).where(same_run(tables.steps, tables.runs)).correlate(tables.runs).scalar_subquery()
 
 
@@ -138,13 +132,13 @@ def _messages() -> ColumnElement[Any]:
 
 
 def _events(chosen: FromClause) -> FromClause:
-    """The events of each run, gathered in one pass: an index finds the ledger's rows by session, and a session has many
-    runs.
+    """The events of each run, gathered in one pass.
 
     The CTE is materialized. Otherwise Postgres may gather the events again for every run.
     """
     events = json_array(
-        json_object(fields_of(tables.usage_events, RunEvent)), (tables.usage_events.at, tables.usage_events.event_id)
+        json_object(fields_of(tables.usage_events, RunEvent)),
+        (tables.usage_events.at, tables.usage_events.recorded_at, tables.usage_events.event_id),
     )
     return (
         select(
@@ -153,13 +147,7 @@ def _events(chosen: FromClause) -> FromClause:
             tables.usage_events.run_id,
             events.label("events"),
         )
-        .where(
-            tuple_(tables.usage_events.user_id, tables.usage_events.session_id).in_(
-                select(chosen.c.user_id, chosen.c.session_id)
-            ),
-            tables.usage_events.run_id.in_(select(chosen.c.run_id)),
-            tables.usage_events.key_scope != "run",
-        )
+        .where(*is_event_of(chosen))
         .group_by(tables.usage_events.user_id, tables.usage_events.session_id, tables.usage_events.run_id)
         .cte("events")
         .prefix_with("MATERIALIZED")

@@ -4,18 +4,18 @@ from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Select, Text, cast, false, select
+from sqlalchemy import Select, Text, cast, select
 
 from session_lifecycle.models import Message, Viewer
 from session_lifecycle.models.run_filters import RunChoice
 from session_lifecycle.statements import tables
 from session_lifecycle.statements.activity.messages import OLDEST_FIRST
 from session_lifecycle.statements.activity.run_figures import counted
-from session_lifecycle.statements.activity.runs import MOST_STORED_BYTES, run_details, stored_bytes
+from session_lifecycle.statements.activity.runs import run_details
+from session_lifecycle.statements.activity.sizes import Measure, size, sizes_of_runs
 from session_lifecycle.statements.activity.summary_figures import messages_of, with_figures
 from session_lifecycle.statements.sessions.records import belongs_to_record, preferred_session, with_status
 from session_lifecycle.statements.shared.json_rows import fields_of, json_array, json_object, or_empty
-from session_lifecycle.statements.shared.keys import same_run
 
 
 def get_session_detail(
@@ -42,19 +42,22 @@ def get_session_detail(
     )
     order = (tables.runs.started_at, tables.runs.record_no)
     chosen = of_choice.order_by(*order).limit(limit).offset(offset).cte("chosen")
-    of_runs = select(stored_bytes(tables.runs)).join(chosen, same_run(chosen.c, tables.runs)).scalar_subquery()
-    of_steps = select(stored_bytes(tables.steps)).join(chosen, same_run(chosen.c, tables.steps)).scalar_subquery()
-    is_read = of_runs + of_steps <= MOST_STORED_BYTES if payloads else false()
-    payload = select(is_read.label("is_read")).cte("payload").prefix_with("MATERIALIZED")
-    has_payloads = select(payload.c.is_read).scalar_subquery()
-    details = run_details(chosen, has_payloads=has_payloads).subquery("details")
-    runs = json_array(details.c.body, (details.c.started_at, details.c.record_no))
-    said = (
-        select(json_object(fields_of(tables.messages, Message)).label("body"), *OLDEST_FIRST)
+    messages_of_page = (
+        select(tables.messages.__table__)
         .where(*messages_of(session, choice))
         .order_by(*OLDEST_FIRST)
         .limit(limit)
         .offset(offset)
+    )
+    of_page = messages_of_page.with_only_columns(tables.messages.content, *OLDEST_FIRST).select_from(session)
+    measure = Measure([*sizes_of_runs(chosen), size(text=of_page.subquery("of_page").c.content)], payloads=payloads)
+    details = run_details(chosen, measure).subquery("details")
+    runs = json_array(details.c.body, (details.c.started_at, details.c.record_no))
+    said = (
+        messages_of_page.with_only_columns(
+            json_object(fields_of(tables.messages, Message)).label("body"), *OLDEST_FIRST
+        )
+        .where(measure.is_within)
         .correlate(session)
         .subquery("said")
     )
@@ -62,6 +65,7 @@ def get_session_detail(
     detail = with_figures(select(*session.c).select_from(session), session, choice).add_columns(
         select(cast(or_empty(runs), Text)).scalar_subquery().label("runs"),
         select(cast(or_empty(messages), Text)).select_from(said).scalar_subquery().label("messages"),
-        has_payloads.label("has_payloads"),
+        measure.has_payloads.label("has_payloads"),
+        measure.is_within.label("is_within"),
     )
     return detail if project is None else detail.where(of_choice.exists())

@@ -9,10 +9,11 @@ from sqlalchemy import ColumnElement, Select, or_, select
 from session_lifecycle.models import SummaryFilters
 from session_lifecycle.models.pages import Total
 from session_lifecycle.models.run_filters import RunChoice
+from session_lifecycle.models.summaries import LAST_PROMPT
 from session_lifecycle.statements import tables
 from session_lifecycle.statements.activity.messages import has_message_with
 from session_lifecycle.statements.activity.run_figures import ENDED, RECORDED, counted
-from session_lifecycle.statements.activity.summary_figures import with_figures
+from session_lifecycle.statements.activity.summary_figures import last_prompt_at, with_figures
 from session_lifecycle.statements.sessions.listing import (
     MOST_CACHED_STATEMENTS,
     chosen_sessions,
@@ -20,10 +21,18 @@ from session_lifecycle.statements.sessions.listing import (
     page_of_sessions,
 )
 from session_lifecycle.statements.sessions.listing_shape import ListingShape, shape_of
-from session_lifecycle.statements.sessions.records import ORDERS
+from session_lifecycle.statements.sessions.records import ORDERS, SESSION_KEY
 from session_lifecycle.statements.shared.keys import same_session
-from session_lifecycle.statements.shared.paging import Position, beside_total, page, total
+from session_lifecycle.statements.shared.paging import Order, Position, beside_total, page, total
 from session_lifecycle.statements.shared.window import within
+
+
+def order_of(filters: SummaryFilters) -> Order:
+    """The order of the page."""
+    if filters.order_column != LAST_PROMPT:
+        return ORDERS[filters.order_column]
+    of_session = same_session(tables.messages, tables.sessions)
+    return Order(last_prompt_at(of_session, tables.sessions, filters.counted), SESSION_KEY, has_nulls=True)
 
 
 def list_summaries(
@@ -39,7 +48,7 @@ def list_summaries(
         return _list_by_index(shape, filters.total), parameters
     # No index answers the conditions: Postgres reads sessions, runs and messages to choose the sessions.
     chosen = chosen_sessions(filters, abandon_after).where(*conditions)
-    rows = page(chosen, ORDERS[filters.order_column], filters, position)
+    rows = page(chosen, order_of(filters), filters, position)
     return with_figures(beside_total(rows, total(chosen, filters)), rows, filters.counted), parameters
 
 

@@ -1,6 +1,7 @@
 """The figures that a `SessionSummary` adds to a session."""
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import (
@@ -22,7 +23,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB, aggregate_order_by
 
 from session_lifecycle.models.messages import MessageRole
 from session_lifecycle.models.run_filters import RunChoice
-from session_lifecycle.models.summaries import PREVIEW_CHARACTERS
+from session_lifecycle.models.summaries import MOST_NAMES, PREVIEW_CHARACTERS
 from session_lifecycle.statements import tables
 from session_lifecycle.statements.activity.messages import NEWEST_FIRST, OLDEST_FIRST
 from session_lifecycle.statements.activity.run_figures import (
@@ -121,6 +122,20 @@ def _open_runs(of_session: ColumnElement[bool]) -> FromClause:
     return select(*totals).where(of_session, RECORDED, ~ENDED).lateral("open_runs")
 
 
+def last_prompt_at(of_session: ColumnElement[bool], sessions: Any, choice: RunChoice) -> ColumnElement[datetime]:
+    """When the user's last message was created; null where the user has no message.
+
+    Args:
+        of_session: Whether a message belongs to the session.
+        sessions: The table of the sessions, with which the expression correlates.
+        choice: The runs whose messages count.
+    """
+    prompts = select(tables.messages.created_at).where(
+        of_session, *of_counted_runs(choice), tables.messages.role == MessageRole.USER.value
+    )
+    return prompts.order_by(*NEWEST_FIRST).limit(1).correlate(sessions).scalar_subquery()
+
+
 def _messages(sessions: FromClause, choice: RunChoice) -> list[ColumnElement[Any]]:
     conditions = messages_of(sessions, choice)
 
@@ -139,24 +154,27 @@ def _messages(sessions: FromClause, choice: RunChoice) -> list[ColumnElement[Any
         preview(OLDEST_FIRST).label("first_message"),
         preview(NEWEST_FIRST).label("last_message"),
         preview(NEWEST_FIRST, tables.messages.role == MessageRole.USER.value).label("last_prompt"),
+        last_prompt_at(belongs_to_record(tables.messages, sessions), sessions, choice).label("last_prompt_at"),
     ]
 
 
 def messages_of(sessions: FromClause, choice: RunChoice) -> list[ColumnElement[bool]]:
-    """Conditions on messages: the message belongs to the session, and the choice does not leave out its run.
+    """Conditions on messages: the message belongs to the session, and the choice does not leave out its run."""
+    return [belongs_to_record(tables.messages, sessions), *of_counted_runs(choice)]
+
+
+def of_counted_runs(choice: RunChoice) -> list[ColumnElement[bool]]:
+    """Conditions on messages: the choice does not leave out the message's run.
 
     Where the choice narrows, a message needs a counted run. Where it only leaves out open runs, a message without a run
     counts.
     """
-    conditions = [belongs_to_record(tables.messages, sessions)]
     run = select(tables.runs.run_id).where(
         same_session(tables.runs, tables.messages), tables.runs.run_id == tables.messages.run_id
     )
     if choice.narrows:
-        conditions.append(run.where(*counted(choice)).correlate(tables.messages).exists())
-    elif not choice.include_open:
-        conditions.append(~run.where(RECORDED, ~ENDED).correlate(tables.messages).exists())
-    return conditions
+        return [run.where(*counted(choice)).correlate(tables.messages).exists()]
+    return [] if choice.include_open else [~run.where(RECORDED, ~ENDED).correlate(tables.messages).exists()]
 
 
 def _sum(column: Column) -> ColumnElement[Any]:
@@ -164,6 +182,6 @@ def _sum(column: Column) -> ColumnElement[Any]:
 
 
 def _sorted(column: Column, condition: ColumnElement[bool]) -> ColumnElement[Any]:
-    """The distinct values where the condition holds, sorted; an empty array where there are none."""
+    """The first distinct values where the condition holds, sorted; an empty array where there are none."""
     values = func.array_agg(aggregate_order_by(column.distinct(), column)).filter(condition)
-    return func.coalesce(values, literal_column("'{}'::text[]"), type_=ARRAY(Text))
+    return func.coalesce(values, literal_column("'{}'::text[]"), type_=ARRAY(Text))[1:MOST_NAMES]

@@ -11,7 +11,8 @@ from session_lifecycle.models.run_filters import RunChoice
 from session_lifecycle.statements import tables
 from session_lifecycle.statements.activity.messages import NEWEST_FIRST, OLDEST_FIRST
 from session_lifecycle.statements.activity.run_figures import RECORDED, THREAD_ID, TOTALS
-from session_lifecycle.statements.activity.runs import MOST_STORED_BYTES, STEP_ORDER, stored_bytes, with_payloads
+from session_lifecycle.statements.activity.runs import STEP_ORDER, with_payloads
+from session_lifecycle.statements.activity.sizes import Measure, size
 from session_lifecycle.statements.activity.summary_figures import with_figures
 from session_lifecycle.statements.sessions.records import belongs_to_record, preferred_session, with_status
 from session_lifecycle.statements.sessions.row_filters import TOOL
@@ -46,19 +47,53 @@ def list_threads(
         page = page.join(position, comes_after(order, [*position.c], descending=before is not None))
         is_anchored = select(position.c.root_order).exists()
     chosen = page.cte("page")
-    of_page = (
-        select(stored_bytes(tables.steps))
-        .join(runs, same_run(runs.c, tables.steps))
-        .join(chosen, chosen.c.thread_id == runs.c.thread_id)
-        .where(tables.steps.kind == TOOL)
-        .scalar_subquery()
-    )
-    payload = select((of_page <= MOST_STORED_BYTES).label("is_read")).cte("payload").prefix_with("MATERIALIZED")
-    has_payloads = select(payload.c.is_read).scalar_subquery()
+    measure = Measure(_sizes(session, runs, chosen), payloads=True)
     return with_figures(select(*session.c).select_from(session), session, RunChoice()).add_columns(
         is_anchored.label("is_anchored"),
-        _bodies(session, runs, chosen, has_payloads).label("threads"),
-        has_payloads.label("has_payloads"),
+        case((measure.is_within, _bodies(session, runs, chosen, measure))).label("threads"),
+        measure.has_payloads.label("has_payloads"),
+        measure.is_within.label("is_within"),
+    )
+
+
+def _sizes(session: FromClause, runs: FromClause, page: FromClause) -> list[Select[*tuple[Any, ...]]]:
+    """The sizes of the actions, tool calls, thoughts and prompts of the page's threads."""
+    of_page = runs.join(page, page.c.thread_id == runs.c.thread_id)
+    thoughts = (
+        size(parts=func.count(), text=tables.messages.content).where(*_is_thought(runs)).correlate(runs).lateral("said")
+    )
+    prompts = select(_prompt(session, page).label("prompt")).select_from(page.join(session, true())).subquery("prompts")
+    return [
+        size(parts=func.count()).select_from(of_page),
+        size(parts=func.count(), payloads_of=tables.steps)
+        .select_from(of_page.join(tables.steps, same_run(runs.c, tables.steps)))
+        .where(tables.steps.kind == TOOL),
+        select(*(func.sum(column) for column in thoughts.c)).select_from(of_page.join(thoughts, true())),
+        size(text=prompts.c.prompt),
+    ]
+
+
+def _is_thought(runs: FromClause) -> tuple[ColumnElement[bool], ...]:
+    return (
+        same_session(tables.messages, runs.c),
+        tables.messages.run_id == runs.c.run_id,
+        tables.messages.role == MessageRole.THOUGHT.value,
+    )
+
+
+def _prompt(session: FromClause, page: FromClause) -> ColumnElement[str]:
+    """The last message of the user in the root of a thread."""
+    return (
+        select(tables.messages.content)
+        .where(
+            belongs_to_record(tables.messages, session),
+            tables.messages.run_id == page.c.thread_id,
+            tables.messages.role == MessageRole.USER.value,
+        )
+        .order_by(*NEWEST_FIRST)
+        .limit(1)
+        .correlate(session, page)
+        .scalar_subquery()
     )
 
 
@@ -102,25 +137,11 @@ def _threads(runs: FromClause) -> FromClause:
     )
 
 
-def _bodies(
-    session: FromClause, runs: FromClause, page: FromClause, has_payloads: ColumnElement[bool]
-) -> ColumnElement[str]:
+def _bodies(session: FromClause, runs: FromClause, page: FromClause, measure: Measure) -> ColumnElement[str]:
     """The page's threads as one JSON array; each has the fields of a `Thread`."""
-    actions = _actions(runs, page, has_payloads)
-    prompt = (
-        select(tables.messages.content)
-        .where(
-            belongs_to_record(tables.messages, session),
-            tables.messages.run_id == page.c.thread_id,
-            tables.messages.role == MessageRole.USER.value,
-        )
-        .order_by(*NEWEST_FIRST)
-        .limit(1)
-        .correlate(session, page)
-        .scalar_subquery()
-    )
+    actions = _actions(runs, page, measure)
     figures = {name: column for name, column in page.c.items() if not name.startswith("root_")}
-    body = json_object({**figures, "prompt": prompt, "actions": or_empty(actions.c.actions)})
+    body = json_object({**figures, "prompt": _prompt(session, page), "actions": or_empty(actions.c.actions)})
     threads = select(cast(or_empty(json_array(body, (page.c.root_started_at, page.c.root_order))), Text))
     return (
         threads.select_from(page.outerjoin(actions, actions.c.thread_id == page.c.thread_id))
@@ -129,13 +150,11 @@ def _bodies(
     )
 
 
-def _actions(runs: FromClause, page: FromClause, has_payloads: ColumnElement[bool]) -> FromClause:
+def _actions(runs: FromClause, page: FromClause, measure: Measure) -> FromClause:
     """The actions of each thread on the page; a thread without actions has no row."""
     tools = (
         select(
-            json_array(json_object(with_payloads(fields_of(tables.steps, Step), has_payloads)), STEP_ORDER).label(
-                "bodies"
-            )
+            json_array(json_object(with_payloads(fields_of(tables.steps, Step), measure)), STEP_ORDER).label("bodies")
         )
         .where(same_run(tables.steps, runs.c), tables.steps.kind == TOOL)
         .correlate(runs)
@@ -143,11 +162,7 @@ def _actions(runs: FromClause, page: FromClause, has_payloads: ColumnElement[boo
     )
     thoughts = (
         select(json_array(json_object(fields_of(tables.messages, Message)), OLDEST_FIRST).label("bodies"))
-        .where(
-            same_session(tables.messages, runs.c),
-            tables.messages.run_id == runs.c.run_id,
-            tables.messages.role == MessageRole.THOUGHT.value,
-        )
+        .where(*_is_thought(runs))
         .correlate(runs)
         .lateral("thoughts")
     )

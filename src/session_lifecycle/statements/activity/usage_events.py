@@ -4,7 +4,7 @@ import json
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, Text, and_, cast, func, join, literal, select
+from sqlalchemy import ColumnElement, Select, Text, and_, cast, func, join, select
 
 from session_lifecycle.models import LedgerEvent, UsageEventFilters, UsageFilters, Viewer
 from session_lifecycle.models.usage import RARE_CLASSES
@@ -14,6 +14,7 @@ from session_lifecycle.statements.shared.further_totals import parsed
 from session_lifecycle.statements.shared.json_rows import fields_of
 from session_lifecycle.statements.shared.keys import equal_where_given, same_session
 from session_lifecycle.statements.shared.ledger import UNKNOWN_MODEL, UNKNOWN_PROVIDER
+from session_lifecycle.statements.shared.model_names import is_model
 from session_lifecycle.statements.shared.paging import Order, Position, beside_total, page, total
 from session_lifecycle.statements.shared.visibility import visible
 from session_lifecycle.statements.shared.window import within
@@ -54,8 +55,9 @@ def chosen_events(
     """Conditions on `EVENTS_WITH_RUNS`: the viewer sees the event, the filters choose it, it was used in the window."""
     conditions = [visible(viewer), *within(tables.usage_events.at, since, until)]
     if chosen.model is not None:
-        # `lower` depends on the collation, and a bound text does not take it from the other side.
-        conditions.append(func.lower(MODEL) == func.lower(literal(chosen.model).collate("C")))
+        conditions.append(is_model(MODEL, chosen.model))
+    if chosen.tags:
+        conditions.append(tables.sessions.tags.contains(chosen.tags))
     return conditions + equal_where_given(
         (PROVIDER, chosen.provider),
         (CLIENT, chosen.client),

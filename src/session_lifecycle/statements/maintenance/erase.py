@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Select, any_, literal, select, update
+from sqlalchemy import Select, any_, func, literal, select, update
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.sql.dml import ReturningUpdate
 from sqlalchemy.types import Text, Uuid
@@ -54,7 +54,8 @@ def write_tombstone(schema: str, user_id: UUID) -> Select[bool]:
 def repriced_models_of(user_id: UUID) -> Select[str | None]:
     """The models of the user's events that the audit of repricings names."""
     used = select(tables.usage_events.event_id).where(
-        tables.usage_events.user_id == user_id, tables.usage_events.model == tables.repricings.model
+        tables.usage_events.user_id == user_id,
+        func.lower(tables.usage_events.model) == func.lower(tables.repricings.model),
     )
     return select(tables.repricings.model).where(used.exists()).distinct()
 
@@ -62,7 +63,7 @@ def repriced_models_of(user_id: UUID) -> Select[str | None]:
 def forget_models(models: Sequence[str], user_id: UUID) -> ReturningUpdate[UUID]:
     """Takes those of the models out of the audit of repricings that no other user has used. Returns a row for each."""
     of_others = select(tables.model_usage.model).where(
-        tables.model_usage.model == tables.repricings.model, tables.model_usage.user_id != user_id
+        tables.model_usage.model_key == func.lower(tables.repricings.model), tables.model_usage.user_id != user_id
     )
     return (
         update(tables.repricings)

@@ -4,7 +4,7 @@ from datetime import datetime
 from functools import cache
 from typing import Any
 
-from sqlalchemy import BigInteger, ColumnElement, Numeric, Select, func, select
+from sqlalchemy import BigInteger, ColumnElement, Numeric, Select, bindparam, func, select
 
 from session_lifecycle.models import Viewer
 from session_lifecycle.statements import tables
@@ -19,12 +19,13 @@ from session_lifecycle.statements.shared.window import StatusWindow, active_with
 def cost_by_model(kinds: ScopeKinds) -> Select[*tuple[Any, ...]]:
     """One row per model, most expensive first, ties by name. A model whose events were all revised away has no row.
 
-    Binds `since`, `until` and the parameters of the scopes.
+    Binds `since`, `until`, `row_limit` and the parameters of the scopes.
     """
     figures = model_figures(kinds, StatusWindow(None, *window())).subquery("figures")
     labels = {"key": "model", "sessions": "session_count"}
     columns = [figures.c[name].label(labels.get(name, name)) for name in ("key", *MODEL_FIGURES[:-1])]
-    return select(*columns, as_text(figures.c[FURTHER_TOTALS])).order_by(figures.c.cost_usd.desc(), figures.c.key)
+    rows = select(*columns, as_text(figures.c[FURTHER_TOTALS])).order_by(figures.c.cost_usd.desc(), figures.c.key)
+    return rows.limit(bindparam("row_limit", type_=BigInteger))
 
 
 def cost_by_agent(viewer: Viewer, since: datetime | None, until: datetime | None) -> Select[*tuple[Any, ...]]:

@@ -68,10 +68,13 @@ def telemetry(viewer: Viewer, filters: TelemetryFilters) -> Select[*tuple[Any, .
 
 
 def telemetry_keys(viewer: Viewer, since: datetime | None, until: datetime | None) -> Select[*tuple[Any, ...]]:
-    """The distinct `provider, model, client` of the runs that ended in the window, sorted by those columns."""
+    """The distinct `provider, model, client` of the runs that ended in the window, sorted by those columns.
+
+    Each model is in one of its spellings.
+    """
     runs = _ended_runs(viewer, RunChoice(include_open=False), since, until)
-    columns = (runs.c.provider, runs.c.model, runs.c.client)
-    return select(*columns).distinct().order_by(*columns)
+    columns = (runs.c.provider, func.min(runs.c.model).label("model"), runs.c.client)
+    return select(*columns).group_by(runs.c.provider, func.lower(runs.c.model), runs.c.client).order_by(*columns)
 
 
 def run_durations(viewer: Viewer, since: datetime | None, until: datetime | None) -> Select[*tuple[Any, ...]]:

@@ -27,7 +27,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY
 
 from session_lifecycle.models import Viewer
-from session_lifecycle.models.reports import FIGURES, UsageQuestion
+from session_lifecycle.models.reports import FIGURES, OF_TAG, UsageQuestion
 from session_lifecycle.models.usage import RARE_CLASSES
 from session_lifecycle.statements import tables
 from session_lifecycle.statements.activity.run_figures import CLIENT
@@ -52,6 +52,8 @@ BUCKET = "bucket"
 """The column with the number of the bucket, from 1."""
 MODEL_KEY, SPELLING = "model_key", "model"
 """The columns with the name of a model without case, and in a spelling that was given."""
+TAG = "tag_{}"
+"""The column with the text of a tag, by the place of its name in `UsageQuestion.tags`."""
 
 _SUMS: dict[str, tuple[Column, ColumnElement[bool]]] = {
     **{column.key: (column, IS_NOT_LATE) for column in (tables.usage_events.cost_usd, *TOKEN_COLUMNS)},
@@ -167,6 +169,9 @@ def _key(dimension: str, question: UsageQuestion, abandon_after: timedelta) -> d
         return _KEYS[dimension]
     if dimension == "status":
         return {"status": effective_status(abandon_after, clock())}
+    if dimension.startswith(OF_TAG):
+        name = dimension.removeprefix(OF_TAG)
+        return {TAG.format(question.tags.index(name)): tables.sessions.tags[name].astext.collate("C")}
     # The boundaries are bound, so that only the caller's time zone data decide where a day begins.
     thresholds = bindparam("boundaries", question.boundaries, type_=ARRAY(TIMESTAMPTZ))
     return {BUCKET: func.width_bucket(tables.usage_events.at, thresholds, type_=Integer)}

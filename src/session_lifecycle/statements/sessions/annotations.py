@@ -10,7 +10,9 @@ from session_lifecycle.statements import tables
 from session_lifecycle.statements.sessions.records import preferred_session
 
 
-def list_annotations(session_id: str, viewer: Viewer, *, owner_id: UUID | None) -> Select[*tuple[Any, ...]]:
+def list_annotations(
+    session_id: str, viewer: Viewer, *, owner_id: UUID | None, limit: int, offset: int
+) -> Select[*tuple[Any, ...]]:
     """The annotations of the session that rule R15 prefers, by name, then by annotator."""
     session = preferred_session(session_id, viewer, owner_id=owner_id).cte("session")
     is_of_session = and_(
@@ -22,4 +24,6 @@ def list_annotations(session_id: str, viewer: Viewer, *, owner_id: UUID | None) 
         select(*columns.values(), func.nullif(tables.annotations.annotator, "").label("annotator"))
         .join_from(tables.annotations, session, is_of_session)
         .order_by(tables.annotations.name, tables.annotations.annotator)
+        .limit(limit)
+        .offset(offset)
     )

@@ -40,7 +40,7 @@ class Position(NamedTuple):
 class Order(NamedTuple):
     """A total order: by a column, with nulls last in both directions, and ties by the key in the same direction."""
 
-    column: Attribute
+    column: Column
     key: tuple[Attribute, ...]
     has_nulls: bool = False
     """Whether the column may be null in the ordered rows."""

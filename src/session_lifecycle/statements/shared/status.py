@@ -2,7 +2,7 @@
 
 from datetime import timedelta
 
-from sqlalchemy import Boolean, ColumnElement, Interval, Text, and_, bindparam, case, false, func, literal
+from sqlalchemy import ColumnElement, Interval, Text, and_, bindparam, case, func, literal
 
 from session_lifecycle.models import EffectiveStatus, SessionStatus
 from session_lifecycle.statements import tables
@@ -25,8 +25,14 @@ def is_waiting() -> ColumnElement[bool]:
 
     It is never null. A session that waits is not rolled up, so no rolled-up session waits.
     """
-    is_last = func.coalesce(tables.sessions.waiting_since >= tables.sessions.last_activity_at, false(), type_=Boolean)
-    return and_(tables.sessions.status == SessionStatus.RUNNING.value, is_last)
+    return and_(
+        tables.sessions.status == SessionStatus.RUNNING.value,
+        # The indexes on the sessions that wait are partial and have these two conditions. The second one also keeps the
+        # next one from being null.
+        ~tables.sessions.rolled_up,
+        tables.sessions.waiting_since.is_not(None),
+        tables.sessions.waiting_since >= tables.sessions.last_activity_at,
+    )
 
 
 def is_abandoned(abandon_after: timedelta, now: Moment) -> ColumnElement[bool]:
