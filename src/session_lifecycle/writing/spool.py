@@ -34,7 +34,10 @@ from weakref import WeakSet
 from session_lifecycle.errors import ConfigurationError, InvalidValueError, SpoolError, SpoolFullError
 
 if TYPE_CHECKING:
-    from session_lifecycle.writing.spool_session import SpoolSession
+    from datetime import timedelta
+    from uuid import UUID
+
+    from session_lifecycle.writing.spool_session import OnLost, SpoolSession
 
 if sys.platform != "win32":
     import fcntl
@@ -292,17 +295,30 @@ class Spool:
     def session(
         self,
         session_id: str,
-        user_id: Any,
-        dataset_id: Any = None,
+        user_id: "UUID | str",
+        dataset_id: "UUID | str | None" = None,
         *,
         agent_name: str | None = None,
         parent_session_id: str | None = None,
-        on_lost: Any = None,
-        attempt_timeout: Any = None,
+        on_lost: "OnLost | None" = None,
+        attempt_timeout: "timedelta | float | None" = None,
     ) -> "SpoolSession":
         """A session block for `with` and `async with` that writes to this spool and needs no database.
 
-        It never raises for trouble of the spool: see `SpoolSession`. This method imports the library's models.
+        It never raises for trouble of the spool: see `SpoolSession`. Calling this loads the library's models.
+
+        Args:
+            session_id: The session's id.
+            user_id: The session's owner.
+            dataset_id: The dataset through which the session may be shared.
+            agent_name: The agent's name.
+            parent_session_id: The session that started this one.
+            on_lost: Called with items that could not be kept, and with the error. There is no item where a value was
+                refused. It runs on any thread; what it raises is logged.
+            attempt_timeout: How long an attempt may be open, a timedelta or seconds; None: 15 minutes.
+
+        Raises:
+            ConfigurationError: `attempt_timeout` is no duration above 0.
         """
         from session_lifecycle.writing.spool_session import SpoolSession
 

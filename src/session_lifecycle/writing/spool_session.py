@@ -16,6 +16,9 @@ from session_lifecycle.writing.spool_writer import SpoolWriter
 
 MOST_IN_MEMORY = 1000
 
+OnLost = Callable[[Sequence[Item], SessionLifecycleError], object]
+"""Called with items that could not be kept, and with the error. There is no item where a value was refused."""
+
 _logger = logging.getLogger(__name__)
 
 
@@ -40,7 +43,7 @@ class SpoolSession(SessionTrace):
         *,
         agent_name: str | None = None,
         parent_session_id: str | None = None,
-        on_lost: Callable[[Sequence[Item], SessionLifecycleError], object] | None = None,
+        on_lost: OnLost | None = None,
         attempt_timeout: timedelta | float | None = None,
     ) -> None:
         """Use `Spool.session` instead."""

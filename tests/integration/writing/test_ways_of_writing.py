@@ -117,9 +117,7 @@ async def stored(url: str, user: UUID) -> dict[str, Counter[tuple[tuple[str, Any
     try:
         return {
             table.name: Counter(
-                tuple(
-                    (name, value) for name, value in row.items() if name not in {"user_id", "event_id", "recorded_at"}
-                )
+                tuple((name, value) for name, value in row.items() if name not in {"user_id", "event_id", "recorded_at"})
                 for row in await connection.fetch(f"SELECT * FROM {table.fullname} WHERE user_id = $1", user)
             )
             for table in metadata.tables.values()
