@@ -84,6 +84,7 @@ print("asyncio" in set(sys.modules) - at_start)
         "session_lifecycle.errors",
         "session_lifecycle.writing",
         "session_lifecycle.writing.spool",
+        "session_lifecycle.writing.spool_directory",
     }
 
 
@@ -389,6 +390,14 @@ def test_poison_is_shown_put_back_and_dropped(spool: Spool) -> None:
     spool.settle(one.position, [(one, "a")])
     assert spool.drop_poison() == 1
     assert (spool.status().items, spool.status().poison) == (1, 0)
+
+
+def test_a_place_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    spool = Spool(tmp_path / "file" / "spool")
+    for call in (lambda: spool.append([usage()]), spool.status, spool.begin_draining, lambda: spool.read(1)):
+        with pytest.raises(SpoolError, match="cannot be used"):
+            call()
 
 
 def test_a_damaged_file_is_told(spool: Spool) -> None:

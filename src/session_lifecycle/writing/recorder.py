@@ -687,7 +687,7 @@ class SessionRecorder(CallsAsItems):
         sessions = _named(getattr(item, "session_id", None) for item in items)
         _logger.error(
             "%d items could not be written: %s; sessions: %s; keys: %s",
-            len(items),
+            len(items) or 1,  # there is none where a value was refused before it was one
             reason,
             sessions,
             _named(map(_key, items)),

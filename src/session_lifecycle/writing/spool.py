@@ -19,10 +19,7 @@ import errno
 import json
 import os
 import sqlite3
-import stat
-import sys
 import threading
-import time
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -32,15 +29,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
 from weakref import WeakSet
 
 from session_lifecycle.errors import ConfigurationError, InvalidValueError, SpoolError, SpoolFullError
+from session_lifecycle.writing import spool_directory as directory
 
 if TYPE_CHECKING:
     from datetime import timedelta
     from uuid import UUID
 
     from session_lifecycle.writing.spool_session import OnLost, SpoolSession
-
-if sys.platform != "win32":
-    import fcntl
 
 DEFAULT_MAX_BYTES = 1_000_000_000
 DEFAULT_BUSY_SECONDS = 10.0
@@ -167,7 +162,7 @@ class Spool:
             or not 0 <= busy_seconds <= _MOST_BUSY
         ):
             raise ConfigurationError(f"busy_seconds: got {busy_seconds!r}, expected seconds from 0 to {_MOST_BUSY}")
-        self.path = (Path(path) if path is not None else _default_path()).expanduser().absolute()
+        self.path = (Path(path) if path is not None else directory.default_path()).expanduser().absolute()
         """The directory of the spool."""
         self.max_bytes = max_bytes
         self.busy_seconds = float(busy_seconds)
@@ -352,10 +347,10 @@ class Spool:
 
     def begin_draining(self) -> bool:
         """Like entering `draining`. Returns False where another drainer is at work."""
-        with self._using:
+        with self._using, self._our_errors():
             if self._drain_lock is not None:
                 return False
-            self._drain_lock = self._locked("drain.lock")
+            self._drain_lock = directory.locked(self.path, "drain.lock")
             return self._drain_lock is not None
 
     def end_draining(self) -> None:
@@ -452,10 +447,10 @@ class Spool:
             raise SpoolError(f"{self.path} cannot be used: {error}") from error
 
     def _open(self) -> sqlite3.Connection:
-        self._make_directory()
-        if not _exists(self._file):
+        directory.make(self.path)
+        if not directory.exists(self._file):
             self._make_file()
-        self._check(self._file)
+        directory.check_file(self._file)
         connection = _connect(self._file, self.busy_seconds)
         try:
             [(version,)] = connection.execute("PRAGMA user_version").fetchall()
@@ -467,33 +462,16 @@ class Spool:
             raise SpoolError(f"{self._file} has version {version}, expected {_VERSION}: use another directory")
         return connection
 
-    def _make_directory(self) -> None:
-        if not _exists(self.path):
-            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with suppress(FileExistsError):
-                self.path.mkdir(0o700)
-            _sync_directory(self.path.parent)
-        found = self.path.lstat()
-        if not stat.S_ISDIR(found.st_mode):
-            fault = "is not a directory"
-        elif sys.platform != "win32" and found.st_uid != os.geteuid():
-            fault = f"belongs to the user {found.st_uid}"
-        elif sys.platform != "win32" and found.st_mode & 0o077:
-            fault = f"has the mode {stat.S_IMODE(found.st_mode):o}"
-        else:
-            return
-        raise ConfigurationError(f"{self.path} {fault}, expected a directory of the current user with the mode 700")
-
     def _make_file(self) -> None:
         """Makes the file under another name and moves it into place when it is complete.
 
         So no process sees a file without tables, and the switch to WAL, which waits for no lock, has no rival.
         """
-        descriptor = self._locked("make.lock", within_seconds=self.busy_seconds)
+        descriptor = directory.locked(self.path, "make.lock", within_seconds=self.busy_seconds)
         if descriptor is None:
             raise SpoolError(f"another process keeps {self.path} locked")
         try:
-            if _exists(self._file):
+            if directory.exists(self._file):
                 return
             new = self.path / "new.db"
             for leftover in self.path.glob("new.db*"):  # of a process that was killed
@@ -512,46 +490,9 @@ class Spool:
             finally:
                 connection.close()
             new.rename(self._file)
-            _sync_directory(self.path)
+            directory.sync(self.path)
         finally:
             os.close(descriptor)
-
-    def _check(self, path: Path) -> None:
-        # Never opened here: closing any descriptor of SQLite's file drops the locks that this process has on it.
-        found = path.lstat()
-        is_private = sys.platform == "win32" or (found.st_uid == os.geteuid() and not found.st_mode & 0o077)
-        if not (stat.S_ISREG(found.st_mode) and is_private and found.st_nlink == 1):
-            raise ConfigurationError(
-                f"{path} is not a file that only the current user may read and write: use another directory"
-            )
-
-    def _locked(self, name: str, *, within_seconds: float = 0.0) -> int | None:
-        """Locks a file of the directory. Returns its descriptor, which holds the lock; None where others have it."""
-        self._make_directory()
-        path = self.path / name
-        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-        try:
-            descriptor = os.open(path, flags, 0o600)
-        except OSError as error:
-            if error.errno not in {errno.ELOOP, errno.ENXIO}:
-                raise SpoolError(f"{path} cannot be opened: {error}") from error
-            raise ConfigurationError(f"{path} is not a regular file: use another directory") from error
-        try:
-            self._check(path)
-            deadline = time.monotonic() + within_seconds
-            while sys.platform != "win32":
-                try:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if time.monotonic() >= deadline:
-                        os.close(descriptor)
-                        return None
-                time.sleep(0.01)
-        except BaseException:
-            os.close(descriptor)
-            raise
-        return descriptor
 
     def _is_draining(self) -> bool:
         if self.begin_draining():
@@ -608,33 +549,11 @@ if hasattr(os, "register_at_fork"):  # Windows has no fork
     )
 
 
-def _default_path() -> Path:
-    state = Path(os.environ.get("XDG_STATE_HOME", ""))
-    if not state.is_absolute():  # the specification has relative paths ignored
-        state = Path("~/.local/state")
-    return state / "session-lifecycle" / "spool"
-
-
-def _exists(path: Path) -> bool:
-    """Whether there is anything of this name, a dangling link included."""
-    return os.path.lexists(path)
-
-
 def _connect(path: Path, busy_seconds: float) -> sqlite3.Connection:
     connection = sqlite3.connect(path, timeout=busy_seconds, isolation_level=None, check_same_thread=False)
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA secure_delete = ON")  # what was delivered does not stay readable in the file
     return connection
-
-
-def _sync_directory(path: Path) -> None:
-    if sys.platform == "win32":
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _now() -> str:
