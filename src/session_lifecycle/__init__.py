@@ -16,6 +16,8 @@ if TYPE_CHECKING:
         RecorderFullError,
         SchemaError,
         SessionLifecycleError,
+        SpoolError,
+        SpoolFullError,
         TransactionConflictError,
     )
     from session_lifecycle.maintenance.role import SessionMaintenanceDb
@@ -43,7 +45,10 @@ if TYPE_CHECKING:
     from session_lifecycle.settings import Settings
     from session_lifecycle.writing.protocol import SessionWriter
     from session_lifecycle.writing.recorder import SessionRecorder
+    from session_lifecycle.writing.run_block import current_run
     from session_lifecycle.writing.session_block import current_session
+    from session_lifecycle.writing.spool import Spool
+    from session_lifecycle.writing.traced import traced
 
 
 __all__ = [
@@ -71,6 +76,9 @@ __all__ = [
     "SessionStatus",
     "SessionWriter",
     "Settings",
+    "Spool",
+    "SpoolError",
+    "SpoolFullError",
     "Step",
     "SummaryFilters",
     "Touch",
@@ -80,7 +88,9 @@ __all__ = [
     "UsageOutcome",
     "UsageReceipt",
     "Viewer",
+    "current_run",
     "current_session",
+    "traced",
 ]
 
 # Loaded on first use (PEP 562): a hook that only needs the errors must start in milliseconds.
@@ -109,6 +119,9 @@ _HOMES = {
     "SessionStatus": "models",
     "SessionWriter": "writing.protocol",
     "Settings": "settings",
+    "Spool": "writing.spool",
+    "SpoolError": "errors",
+    "SpoolFullError": "errors",
     "Step": "models",
     "SummaryFilters": "models",
     "Touch": "models",
@@ -118,7 +131,9 @@ _HOMES = {
     "UsageOutcome": "models",
     "UsageReceipt": "models",
     "Viewer": "models",
+    "current_run": "writing.run_block",
     "current_session": "writing.session_block",
+    "traced": "writing.traced",
 }
 
 

@@ -8,7 +8,7 @@ from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 from uuid import UUID
 from weakref import WeakSet
 
@@ -54,6 +54,9 @@ from session_lifecycle.writing.recorder import (
 )
 from session_lifecycle.writing.session_block import SessionBlock
 from session_lifecycle.writing.synchronous import SynchronousRecorder
+
+if TYPE_CHECKING:
+    from session_lifecycle.writing.spool import Spool
 
 
 @dataclass
@@ -371,20 +374,49 @@ class SessionDatabase:
         return self._on_primary
 
     def session(
-        self, session_id: str, user_id: UUID, dataset_id: UUID | None = None, *, agent_name: str | None = None
+        self,
+        session_id: str,
+        user_id: UUID,
+        dataset_id: UUID | None = None,
+        *,
+        agent_name: str | None = None,
+        parent_session_id: str | None = None,
+        quiet: bool = False,
+        attempt_timeout: timedelta | float | None = None,
+        on_lost: OnLost | None = None,
     ) -> SessionBlock:
         """A session block: entering touches the session, leaving ends it: `completed`, or `failed` on an exception.
 
         The touch and the end are two calls, each in its own transaction. Entering raises what
-        `ensure_and_touch_session` raises.
+        `ensure_and_touch_session` raises. What its runs record is written by a recorder of the block, which writes
+        what is pending when the block is left, for at most `drain_within` of a recorder.
 
         Args:
             session_id: The session's id.
             user_id: The session's owner.
             dataset_id: The dataset through which the session may be shared; stored if the session has none yet.
             agent_name: The agent's name; stored if the session has none yet.
+            parent_session_id: The session that started this one; stored if the session has none yet.
+            quiet: Whether entering and leaving hand over the touch and the end, and raise nothing for them.
+            attempt_timeout: How long an attempt may be open, a timedelta or seconds; None: 15 minutes.
+            on_lost: See `recorder`. It gets what the runs of this block recorded in vain.
+
+        Raises:
+            ConfigurationError: `attempt_timeout` is no duration above 0, or the embedded server is not running.
         """
-        return SessionBlock(self.lifecycle, session_id, user_id, dataset_id, agent_name=agent_name)
+        recorder = self.recorder(on_lost=on_lost)
+        return SessionBlock(
+            self.lifecycle,
+            session_id,
+            user_id,
+            dataset_id,
+            agent_name=agent_name,
+            parent_session_id=parent_session_id,
+            quiet_writer=recorder.quiet,
+            is_quiet=quiet,
+            attempt_timeout=attempt_timeout,
+            own_recorder=recorder,
+        )
 
     def recorder(
         self,
@@ -396,6 +428,7 @@ class SessionDatabase:
         give_up_after: timedelta | float = DEFAULT_GIVE_UP_AFTER,
         drain_within: timedelta | float = DEFAULT_DRAIN_WITHIN,
         on_lost: OnLost | None = None,
+        spool: "Spool | None" = None,
     ) -> SessionRecorder:
         """Makes a `SessionWriter` that writes the items of many callers in few transactions.
 
@@ -412,6 +445,10 @@ class SessionDatabase:
             on_lost: Called with items that were accepted and not written, and with the error. Only for items whose
                 caller does not get the error: those that were submitted, and those of cancelled callers. It runs on the
                 recorder's event loop, so it must not block; what it raises is logged.
+            spool: Where `submit` and the quiet methods of session blocks put items, so that they are kept while the
+                database is away, beyond `max_pending`, and after the end of the process. The recorder delivers them.
+                Items are redacted before they are put there, on another thread, and again when they are delivered.
+                None: they wait in memory.
 
         Raises:
             ConfigurationError: An argument is out of range, or the embedded server is not running.
@@ -426,6 +463,7 @@ class SessionDatabase:
             drain_within=drain_within,
             on_lost=on_lost,
             on_start=self._enter_loop,
+            spool=spool,
         )
         self._background.add(recorder)
         return recorder
@@ -440,6 +478,7 @@ class SessionDatabase:
         give_up_after: timedelta | float = DEFAULT_GIVE_UP_AFTER,
         drain_within: timedelta | float = DEFAULT_DRAIN_WITHIN,
         on_lost: OnLost | None = None,
+        spool: "Spool | None" = None,
     ) -> SynchronousRecorder:
         """Makes a recorder for synchronous code: the calls of `recorder` without `await`, from any thread.
 
@@ -455,6 +494,7 @@ class SessionDatabase:
             give_up_after: See `recorder`.
             drain_within: See `recorder`.
             on_lost: See `recorder`. It runs on the thread of this recorder, and must not call the recorder.
+            spool: See `recorder`.
 
         Raises:
             ConfigurationError: An argument is out of range, the database is on a host's engine, which belongs to the
@@ -475,6 +515,7 @@ class SessionDatabase:
             drain_within=drain_within,
             on_lost=on_lost,
             on_start=self._enter_loop,
+            spool=spool,
         )
         recorder = SynchronousRecorder(make(WritePipeline(self._execution(), self._prices, self._payloads)))
         self._background.add(recorder)

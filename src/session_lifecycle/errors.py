@@ -8,7 +8,9 @@
     ├── DatabaseUnavailableError     the database cannot be reached, did not answer, or is out of a resource
     ├── TransactionConflictError     lost a conflict with a concurrent transaction; retry the call
     ├── RecorderFullError            the recorder has no room, and the call does not wait for room
-    └── RecorderClosedError          the recorder is closed or not yet open
+    ├── RecorderClosedError          the recorder is closed or not yet open
+    └── SpoolError                   the spool cannot be written or read, or another drainer is at work
+        └── SpoolFullError           the spool has no room
 
 A failure of Postgres without a class of its own is raised as `SessionLifecycleError`. The driver's error is always kept
 as `__cause__`.
@@ -88,6 +90,17 @@ class RecorderClosedError(SessionLifecycleError):
 
     New items are not queued. Items that were pending when the recorder closed may have been written.
     """
+
+
+class SpoolError(SessionLifecycleError):
+    """The spool cannot be written or read, is locked for too long, is damaged, or another drainer is at work.
+
+    The message says which. Items of an `append` that raises it were not kept.
+    """
+
+
+class SpoolFullError(SpoolError):
+    """The items do not fit into the spool's `max_bytes`, or the disk is full. None of them was kept."""
 
 
 def shortened(value: Any, limit: int = 80) -> str:

@@ -54,6 +54,13 @@ NO_CALLS = {
     *("database." + name for name in ("recorder", "rolling_up", "session", "synchronous_recorder", "forget_parent")),
     *("recorder." + name for name in ("close", "forget_parent", "open", "session", "snapshot", "submit_threadsafe")),
     *("synchronous." + name for name in ("close", "finish", "forget_parent", "session", "snapshot")),
+    "recorder.lose",
+    # They hand items over, as `submit` does, and return at once.
+    *(
+        f"{block}.{name}"
+        for block in ("block", "synchronous block")
+        for name in ("attempt", "begin", "child", "finish", "message", "run")
+    ),
     "recorder.write",  # the step of `record` after its arguments are checked
 }
 PRICES = [PriceOverride(model_pattern="priced", input_usd_per_million=1, output_usd_per_million=1)]

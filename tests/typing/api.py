@@ -22,12 +22,15 @@ from session_lifecycle import (
     SessionReportsDb,
     SessionStatus,
     SessionWriter,
+    Spool,
     SummaryFilters,
     Touch,
     TouchOutcome,
     UsageEvent,
     UsageReceipt,
     Viewer,
+    current_run,
+    traced,
 )
 from session_lifecycle.maintenance.background import BackgroundRollUp, RollUpSnapshot
 from session_lifecycle.models import (
@@ -67,6 +70,13 @@ from session_lifecycle.models import (
 )
 from session_lifecycle.models.usage import RareUse
 from session_lifecycle.roles import SessionRoles
+from session_lifecycle.writing.attempt import Attempt
+from session_lifecycle.writing.run_block import RunBlock
+from session_lifecycle.writing.session_block import SessionBlock
+from session_lifecycle.writing.spool import DrainReport, PoisonItem, SpoolStatus
+from session_lifecycle.writing.spool_session import SpoolSession
+from session_lifecycle.writing.step_block import StepBlock
+from session_lifecycle.writing.synchronous import SynchronousSessionBlock
 
 
 async def write(writer: SessionWriter, user: UUID, at: datetime) -> None:
@@ -277,3 +287,52 @@ class Unbilled:
 def wrap(inner: SessionWriter) -> SessionWriter:
     """It goes where the protocol is expected."""
     return Unbilled(inner)
+
+
+@traced
+async def answer(question: str) -> int:
+    """A traced function has the signature that it had."""
+    return len(question)
+
+
+@traced(step="tool", name="search")
+def search(words: str) -> list[str]:
+    """A step."""
+    return [words]
+
+
+async def instrument(db: SessionDatabase, user: UUID) -> None:
+    """Runs, steps and attempts, on every way to write."""
+    assert_type(await answer("what?"), int)
+    assert_type(search("words"), list[str])
+    assert_type(current_run(), RunBlock | None)
+    async with db.session(
+        "s", user, parent_session_id="p", quiet=True, attempt_timeout=timedelta(minutes=1)
+    ) as session:
+        assert_type(session, SessionBlock)
+        assert_type(session.child("c"), SessionBlock)
+        async with session.run("r", input={"a": 1}) as run:
+            assert_type(run, RunBlock)
+            assert_type(run.run("below"), RunBlock)
+            assert_type(run.message("user", "hello"), str)
+            with run.step("tool", tool_call_id="c") as step, run.attempt("gpt-4o", "openai") as attempt:
+                assert_type(step, StepBlock)
+                assert_type(attempt, Attempt)
+                attempt.usage("gpt-4o", 120, 40, cost_usd="0.1", web_searches=1, service_tier="flex", partial=True)
+                attempt.fail(ValueError())
+                step.finish(output=[1])
+            run.finish(status="cancelled")
+    assert_type(db.synchronous_recorder(spool=Spool()).session("s", user), SynchronousSessionBlock)
+
+
+async def spool(db: SessionDatabase, user: UUID) -> None:
+    """A spool."""
+    with Spool("here", max_bytes=10**6) as spool, spool.session("s", user) as session:
+        assert_type(session, SpoolSession)
+        assert_type(spool.append([{"kind": "end", "session_id": "s", "user_id": str(user)}]), int)
+        assert_type(spool.status(), SpoolStatus)
+        assert_type(spool.poison(), list[PoisonItem])
+        assert_type(await spool.drain(db), DrainReport)
+        assert_type(await spool.drain(db.lifecycle, batch=10, follow=True), DrainReport)
+        async with db.recorder(spool=spool) as recorder:
+            assert_type(await spool.drain(recorder), DrainReport)

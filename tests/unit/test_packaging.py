@@ -40,6 +40,9 @@ PUBLIC = [
     "SessionStatus",
     "SessionWriter",
     "Settings",
+    "Spool",
+    "SpoolError",
+    "SpoolFullError",
     "Step",
     "SummaryFilters",
     "Touch",
@@ -49,7 +52,9 @@ PUBLIC = [
     "UsageOutcome",
     "UsageReceipt",
     "Viewer",
+    "current_run",
     "current_session",
+    "traced",
 ]
 
 # Imports every root name with a watched environment, and prints the slow modules loaded and the settings read.
@@ -138,6 +143,12 @@ def test_values_are_loaded_without_the_database() -> None:
     assert "asyncpg" not in loaded
 
 
+def test_a_database_and_a_recorder_load_no_sqlite() -> None:
+    loaded = modules_loaded_by("from session_lifecycle import SessionDatabase, SessionRecorder")
+    assert "session_lifecycle.writing.recorder" in loaded
+    assert "sqlite3" not in loaded
+
+
 def test_dir_lists_every_public_name() -> None:
     assert set(PUBLIC) <= set(dir(session_lifecycle))
     listed = run_program("import session_lifecycle; print(*dir(session_lifecycle))").split()
@@ -184,6 +195,9 @@ def test_every_name_of_models_can_be_imported() -> None:
         ("entities", ["include_object", "metadata"]),
         ("roles", ["SessionRoles"]),
         ("writing.session_block", ["SessionBlock"]),
+        ("writing.run_block", ["RunBlock"]),
+        ("writing.attempt", ["Attempt"]),
+        ("writing.spool", ["SpoolStatus", "DrainReport", "PoisonItem"]),
         ("writing.recorder_metrics", ["RecorderSnapshot"]),
         ("maintenance.background", ["BackgroundRollUp", "RollUpSnapshot"]),
         ("repository", ["SqlAlchemySessionLifecycleDb"]),

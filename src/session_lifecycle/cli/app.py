@@ -5,7 +5,7 @@ import sys
 
 import typer
 
-from session_lifecycle.cli.commands import demo, maintenance, replay, schema
+from session_lifecycle.cli.commands import demo, maintenance, replay, schema, spool
 
 app = typer.Typer(
     help="Keep the sessions of AI agents in Postgres.",
@@ -27,6 +27,10 @@ schema_app = typer.Typer(help="Migrate and check the database's schema.", no_arg
 app.add_typer(schema_app, name="db")
 for schema_command in (schema.upgrade, schema.check, schema.sql):
     schema_app.command()(schema_command)
+spool_app = typer.Typer(help="Look at and deliver the items that wait in a local spool.", no_args_is_help=True)
+app.add_typer(spool_app, name="spool")
+for spool_command in (spool.status, spool.drain, spool.poison):
+    spool_app.command()(spool_command)
 
 
 def run() -> None:

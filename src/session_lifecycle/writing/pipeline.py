@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 from session_lifecycle.errors import InvalidValueError
+from session_lifecycle.models import Item
 from session_lifecycle.models.sessions import Reopen
 from session_lifecycle.postgres.execution import Execution, Run
 from session_lifecycle.pricing.catalogue import PriceCatalogue
@@ -28,6 +29,10 @@ class WritePipeline:
         self._payloads = payloads
         self._record = record.record(execution.schema)
         self._lock_items = record.lock_items(execution.schema)
+
+    def as_stored(self, item: Item) -> Item:
+        """The item after the host's redaction and the size limit, for a spool. Errors: see `PayloadPolicy.apply`."""
+        return self._payloads.apply(item)
 
     async def write(self, items: Sequence[WritableItem]) -> list[WriteResult]:
         """Prepares the items and sends them in one transaction. Returns the result of each item, in order.

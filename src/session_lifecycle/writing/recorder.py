@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from types import TracebackType
-from typing import Literal, Self, cast
+from typing import TYPE_CHECKING, Literal, Self, cast
 from uuid import UUID
 
 from session_lifecycle.errors import (
@@ -37,8 +37,13 @@ from session_lifecycle.statements.writing.record import WriteResult
 from session_lifecycle.writing.calls import CallsAsItems, checked_item
 from session_lifecycle.writing.pipeline import WritePipeline
 from session_lifecycle.writing.prepared import PreparedItem, WritableItem
+from session_lifecycle.writing.quiet import QuietWriter
 from session_lifecycle.writing.recorder_metrics import RecorderSnapshot, observe
 from session_lifecycle.writing.session_block import SessionBlock
+
+if TYPE_CHECKING:
+    from session_lifecycle.writing.spool import Spool
+    from session_lifecycle.writing.spool_delivery import SpoolDelivery
 
 DEFAULT_MAX_BATCH = 500
 DEFAULT_MAX_PENDING = 10_000
@@ -51,7 +56,7 @@ MOST_NAMED = 20
 """How many sessions and keys one line of the log names."""
 
 OnLost = Callable[[Sequence[Item], SessionLifecycleError], object]
-"""Called with items that could not be written, and with the error."""
+"""Called with items that could not be written, and with the error. There is no item where a value was refused."""
 
 _logger = logging.getLogger(__name__)
 
@@ -87,6 +92,12 @@ class SessionRecorder(CallsAsItems):
     again after its task was cancelled, and in a forked child, without the parent's items. `submit`,
     `submit_threadsafe` and `snapshot` may be called from any thread, and `close` from any event loop.
 
+    With a spool, `submit` puts items into the spool, whatever the database does, and the recorder drains the spool
+    while no other process does. Calls that wait for a receipt go to the database as they do without a spool.
+
+    Attributes:
+        quiet: Takes what session blocks record without waiting.
+
     Example:
         async with db.recorder() as recorder:
             await recorder.accumulate_usage("s-1", user_id, "gpt-4o", 120, 40, idempotency_key="response-1")
@@ -104,6 +115,7 @@ class SessionRecorder(CallsAsItems):
         drain_within: timedelta | float = DEFAULT_DRAIN_WITHIN,
         on_lost: OnLost | None = None,
         on_start: Callable[[], object] | None = None,
+        spool: "Spool | None" = None,
     ) -> None:
         for name, value in (("max_batch", max_batch), ("max_pending", max_pending)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -128,6 +140,20 @@ class SessionRecorder(CallsAsItems):
         """The event loop to which the recorder belongs; None before its first use, and in a forked child."""
         self._forget()
         self._batches = self._items = self._repeats = self._failures = 0
+        self.quiet = QuietWriter(self.submit, self.lose)
+        self._delivery: SpoolDelivery | None = None
+        if spool is not None:
+            # Loaded here: a recorder without a spool needs no SQLite, which some builds of Python lack.
+            from session_lifecycle.writing import spool_delivery
+
+            self._delivery = spool_delivery.SpoolDelivery(
+                spool,
+                pipeline,
+                max_batch=max_batch,
+                most=max_pending,
+                on_failed=self._hand_over_or_lose,
+                on_written=self._count_drained,
+            )
         forget_in_child(self)
 
     def _forget(self) -> None:
@@ -149,6 +175,7 @@ class SessionRecorder(CallsAsItems):
         ours = (self.loop, self._task, self._queue, self._handed_over, self._in_flight, self._waiting, self._arrived)
         self.loop = None
         self._forget()
+        self.quiet.forget()
         return ours
 
     async def open(self) -> None:
@@ -175,14 +202,18 @@ class SessionRecorder(CallsAsItems):
             RecorderClosedError: The recorder is closed or not yet open, or its event loop is closed.
         """
         item = checked_item(item)
+        is_spooled = self._is_spooled(item)
         try:
             running = asyncio.get_running_loop()
         except RuntimeError:
             running = None
         if running is None or not self._is_open or self._belongs_elsewhere(running):
-            self.submit_threadsafe(item)
+            if not is_spooled:
+                self._hand_over(item)
             return
         self._enter()
+        if is_spooled:
+            return
         self._reserve(1)
         self._take(_Call([item]))
 
@@ -195,6 +226,10 @@ class SessionRecorder(CallsAsItems):
             RecorderClosedError: The recorder is closed or not yet open, or its event loop is closed.
         """
         item = checked_item(item)
+        if not self._is_spooled(item):
+            self._hand_over(item)
+
+    def _hand_over(self, item: Item) -> None:
         loop = self._open_loop()
         call = _Call([item])
         self._reserve(1)
@@ -207,11 +242,70 @@ class SessionRecorder(CallsAsItems):
                 self._release(1)
                 raise RecorderClosedError("the recorder's event loop is closed") from error
 
+    def _is_spooled(self, item: Item) -> bool:
+        """Puts the item into the spool; False where there is none."""
+        if self._delivery is not None:
+            self._delivery.put(item)
+        return self._delivery is not None
+
+    def _hand_over_or_lose(self, items: Sequence[Item], error: SessionLifecycleError) -> None:
+        """Takes items that the spool did not take into memory, and loses those for which there is no room."""
+        lost: list[Item] = []
+        for item in items:
+            try:
+                self._hand_over(item)
+            except (RecorderFullError, RecorderClosedError):
+                lost.append(item)
+        if lost:
+            self.lose(lost, error)
+
+    @property
+    def has_spool(self) -> bool:
+        """Whether submitted items go into a spool."""
+        return self._delivery is not None
+
+    def lose(self, items: Sequence[Item], error: SessionLifecycleError) -> None:
+        """Counts and tells a loss, in the recorder's event loop where it runs. May be called from any thread."""
+        if self.loop is not None and not self.loop.is_closed():
+            with suppress(RuntimeError):  # it was closed meanwhile
+                self.loop.call_soon_threadsafe(self._lose, items, error)
+                return
+        self._lose(items, error)
+
+    def _lose(self, items: Sequence[Item], error: SessionLifecycleError) -> None:
+        self._failures += len(items) or 1
+        self._report_lost(items, error)
+
+    def _count_drained(self, items: int) -> None:
+        self._batches += 1
+        self._items += items
+
     def session(
-        self, session_id: str, user_id: UUID, dataset_id: UUID | None = None, *, agent_name: str | None = None
+        self,
+        session_id: str,
+        user_id: UUID,
+        dataset_id: UUID | None = None,
+        *,
+        agent_name: str | None = None,
+        parent_session_id: str | None = None,
+        quiet: bool | None = None,
+        attempt_timeout: timedelta | float | None = None,
     ) -> SessionBlock:
-        """A session block like that of `SessionDatabase.session`, which writes through this recorder."""
-        return SessionBlock(self, session_id, user_id, dataset_id, agent_name=agent_name)
+        """A session block like that of `SessionDatabase.session`, which writes through this recorder.
+
+        `quiet=None` is `True` for a recorder with a spool, whose blocks need no database, and else `False`.
+        """
+        return SessionBlock(
+            self,
+            session_id,
+            user_id,
+            dataset_id,
+            agent_name=agent_name,
+            parent_session_id=parent_session_id,
+            quiet_writer=self.quiet,
+            is_quiet=self.has_spool if quiet is None else quiet,
+            attempt_timeout=attempt_timeout,
+        )
 
     def snapshot(self) -> RecorderSnapshot:
         """The recorder's metrics now. May be called from any thread."""
@@ -230,10 +324,14 @@ class SessionRecorder(CallsAsItems):
     async def flush(self) -> None:
         """Waits until every item that was accepted before is written or has failed. Raises nothing for a failure.
 
+        With a spool: until it is in the spool, and is written, unless the database is away or another process drains.
+
         Raises:
             RecorderClosedError: The recorder belongs to another event loop.
         """
         loop = self._enter()
+        if self._delivery is not None:
+            await self._delivery.flush()
         self._collect()
         if self._is_closed or not (self._queue or self._in_flight):
             return
@@ -246,13 +344,15 @@ class SessionRecorder(CallsAsItems):
     async def close(self) -> list[Item]:
         """Refuses new items, writes the pending ones, and stops. A second call does nothing.
 
-        May be called in any event loop. Returns some seconds after `drain_within` at the latest.
+        May be called in any event loop. Returns some seconds after `drain_within` at the latest. Attempts that are open
+        are recorded without usage. What is in the spool then stays there, and the log says how much that is.
 
         Returns:
             The items that were not written within `drain_within`, in the order in which the recorder received them.
             Their callers get `RecorderClosedError`, and `on_lost` gets those that have no caller. Items that were in
             flight may have been written all the same; those with an `idempotency_key` can safely be recorded again.
         """
+        self.quiet.cancel_open()
         unwritten: list[_Call] = []
 
         async def close_here() -> None:
@@ -270,13 +370,15 @@ class SessionRecorder(CallsAsItems):
         return [cast("Item", item) for call in unwritten for item in call.items]
 
     async def _close_here(self) -> list[_Call]:
+        deadline = time.monotonic() + self.drain_within
+        if self._delivery is not None:
+            await self._delivery.close(self.drain_within)
         self._is_closing = True
         while self._waiting:
             turn, _ = self._waiting.popleft()
             if not turn.done():
                 turn.set_exception(RecorderClosedError("the recorder was closed before there was room"))
         self._collect()
-        deadline = time.monotonic() + self.drain_within
         while (remaining := deadline - time.monotonic()) > 0 and (self._pending or self._queue):
             if self._task is None:  # it was cancelled
                 self._begin()
@@ -339,6 +441,8 @@ class SessionRecorder(CallsAsItems):
                 "over by `submit`, or use `synchronous_recorder`"
             )
         self._move_to(loop)
+        if self._delivery is not None:
+            self._delivery.start(loop)
         observe(self)
         if self._on_start is not None:
             self._on_start()
@@ -583,7 +687,7 @@ class SessionRecorder(CallsAsItems):
         sessions = _named(getattr(item, "session_id", None) for item in items)
         _logger.error(
             "%d items could not be written: %s; sessions: %s; keys: %s",
-            len(items),
+            len(items) or 1,  # there is none where a value was refused before it was one
             reason,
             sessions,
             _named(map(_key, items)),

@@ -5,7 +5,7 @@ import atexit
 import threading
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from datetime import datetime
+from datetime import datetime, timedelta
 from decimal import Decimal
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar, overload
@@ -29,9 +29,11 @@ from session_lifecycle.models import (
     UsageReceipt,
 )
 from session_lifecycle.postgres.processes import forget_in_child
+from session_lifecycle.writing.quiet import QuietWriter
 from session_lifecycle.writing.recorder import SessionRecorder
 from session_lifecycle.writing.recorder_metrics import RecorderSnapshot
 from session_lifecycle.writing.session_block import log_lost_end
+from session_lifecycle.writing.session_trace import SessionTrace
 
 Result = TypeVar("Result")
 
@@ -75,6 +77,8 @@ class SynchronousRecorder:
     def __init__(self, recorder: SessionRecorder) -> None:
         """Use `SessionDatabase.synchronous_recorder` instead."""
         self._recorder = recorder
+        self.quiet = QuietWriter(self.submit, recorder.lose)
+        """Takes what session blocks record without waiting."""
         self._starting = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
@@ -86,6 +90,7 @@ class SynchronousRecorder:
         ours = (self._loop, self._thread)
         self._loop = self._thread = None
         self._starting = threading.Lock()
+        self.quiet.forget()
         _open.discard(self)
         return ours
 
@@ -191,10 +196,27 @@ class SynchronousRecorder:
         self._recorder.submit_threadsafe(item)
 
     def session(
-        self, session_id: str, user_id: UUID, dataset_id: UUID | None = None, *, agent_name: str | None = None
+        self,
+        session_id: str,
+        user_id: UUID,
+        dataset_id: UUID | None = None,
+        *,
+        agent_name: str | None = None,
+        parent_session_id: str | None = None,
+        quiet: bool | None = None,
+        attempt_timeout: timedelta | float | None = None,
     ) -> "SynchronousSessionBlock":
-        """A session block for `with`: entering touches the session, leaving ends it."""
-        return SynchronousSessionBlock(self, session_id, user_id, dataset_id, agent_name=agent_name)
+        """A session block for `with`: entering touches the session, leaving ends it. See `SessionRecorder.session`."""
+        return SynchronousSessionBlock(
+            self,
+            session_id,
+            user_id,
+            dataset_id,
+            agent_name=agent_name,
+            parent_session_id=parent_session_id,
+            is_quiet=self._recorder.has_spool if quiet is None else quiet,
+            attempt_timeout=attempt_timeout,
+        )
 
     def snapshot(self) -> RecorderSnapshot:
         """The recorder's metrics now."""
@@ -215,6 +237,7 @@ class SynchronousRecorder:
             RecorderClosedError: Called on the recorder's own thread, as from `on_lost`.
         """
         self._refuse_own_thread()
+        self.quiet.cancel_open()
         with self._starting:
             if self._is_closed:
                 return []
@@ -230,6 +253,7 @@ class SynchronousRecorder:
 
     def finish(self) -> None:
         """Writes what is pending at the end of the interpreter; closes the recorder where that takes too long."""
+        self.quiet.cancel_open()
         loop = self._loop
         if loop is None or self._is_closed:
             return
@@ -298,14 +322,15 @@ class SynchronousRecorder:
             loop.run_forever()
 
 
-class SynchronousSessionBlock:
+class SynchronousSessionBlock(SessionTrace):
     """A session as a block of synchronous code. Made by `SynchronousRecorder.session`.
 
-    Entering touches the session. Leaving ends it: `completed`, or `failed` if an exception leaves the block.
+    Entering touches the session. Leaving ends it: `completed`, or `failed` if an exception leaves the block. A *quiet*
+    block hands both over, waits for nothing and raises nothing. See `SessionBlock`.
 
     Example:
-        with recorder.session("task-1", user_id, agent_name="coder") as session:
-            session.usage("gpt-4o", 120, 40, idempotency_key="response-1")
+        with recorder.session("task-1", user_id, agent_name="coder") as session, session.run("answer") as run:
+            run.usage("gpt-4o", 120, 40, idempotency_key="response-1")
     """
 
     def __init__(
@@ -316,22 +341,42 @@ class SynchronousSessionBlock:
         dataset_id: UUID | str | None = None,
         *,
         agent_name: str | None = None,
+        parent_session_id: str | None = None,
+        is_quiet: bool = False,
+        attempt_timeout: timedelta | float | None = None,
     ) -> None:
-        self.session_id = session_id
-        self.user_id = user_id
+        """Use `SynchronousRecorder.session` instead."""
+        super().__init__(
+            recorder.quiet,
+            session_id,
+            user_id,
+            dataset_id,
+            agent_name=agent_name,
+            parent_session_id=parent_session_id,
+            attempt_timeout=attempt_timeout,
+        )
         self._recorder = recorder
-        self._dataset_id = dataset_id
-        self._agent_name = agent_name
+        self._is_quiet = is_quiet
 
     def __enter__(self) -> Self:
-        self.touch()
+        if self._is_quiet:
+            self.begin()
+        else:
+            self.touch()
+        self._enter()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self._exit()
+        self._cancel_attempts()
+        status = SessionStatus.COMPLETED if error is None else SessionStatus.FAILED
+        if self._is_quiet:
+            self.finish(status)
+            return
         try:
-            self.end(SessionStatus.COMPLETED if error is None else SessionStatus.FAILED)
+            self.end(status)
         except SessionLifecycleError as failure:
             if error is None:
                 raise
@@ -372,8 +417,22 @@ class SynchronousSessionBlock:
 
     def touch(self) -> TouchOutcome:
         """Records activity of this session: `SynchronousRecorder.ensure_and_touch_session`."""
-        return self._recorder.ensure_and_touch_session(
-            self.session_id, self.user_id, self._dataset_id, agent_name=self._agent_name
+        [outcome] = self._recorder.record([Touch.of_call(**self._touch_fields)])
+        return outcome
+
+    def child(
+        self, session_id: str, dataset_id: UUID | str | None = None, *, agent_name: str | None = None
+    ) -> "SynchronousSessionBlock":
+        """A block of a session below this one, of the same user. Arguments: see `SessionBlock.child`."""
+        return SynchronousSessionBlock(
+            self._recorder,
+            session_id,
+            self.user_id,
+            dataset_id,
+            agent_name=agent_name,
+            parent_session_id=self.session_id,
+            is_quiet=self._is_quiet,
+            attempt_timeout=self._scope.attempt_timeout,
         )
 
     def end(self, status: SessionStatus | Literal["completed", "failed"]) -> EndOutcome:

@@ -27,8 +27,8 @@ import pytest
 import pytest_asyncio
 from rich.console import Console
 
-from session_lifecycle import Message, SessionDatabase, SessionListFilters, SessionStatus, Touch, Viewer
-from session_lifecycle.cli.app import app, schema_app
+from session_lifecycle import Message, SessionDatabase, SessionListFilters, SessionStatus, Spool, Touch, Viewer
+from session_lifecycle.cli.app import app, schema_app, spool_app
 from session_lifecycle.cli.output import sessions_table
 from session_lifecycle.testing import TemplateServer
 from support.eventually import eventually
@@ -40,6 +40,7 @@ ODD_SCHEMA = 'odd "name"; --'
 SCHEMAS = pytest.mark.parametrize("schema", [None, ODD_SCHEMA], ids=["default", "odd"])
 USER = UUID(int=1)
 CARE = ("prune-sessions", "prune-payloads", "erase-user", "reconcile", "roll-up")
+OF_SPOOL = ("spool", "spool status", "spool drain", "spool poison")
 UP_TO_DATE = "The schema is up to date.\n"
 
 REQUESTS, SESSIONS = 600, 60
@@ -494,6 +495,7 @@ ON_DATABASE = (
     ("erase-user", str(USER), "--yes"),
     ("reconcile",),
     ("roll-up",),
+    ("spool", "drain"),
 )
 DELETING = (
     ("prune-sessions", "--older-than-days", "0.00001"),
@@ -503,10 +505,10 @@ DELETING = (
 
 
 def test_X42_every_command_that_opens_a_database_is_among_these() -> None:
-    commands = [*app.registered_commands, *schema_app.registered_commands]
+    commands = [*app.registered_commands, *schema_app.registered_commands, *spool_app.registered_commands]
     callbacks = [command.callback for command in commands if command.callback is not None]
     opening = {one.__name__ for one in callbacks if "database_url" in signature(one).parameters}
-    assert opening == {one.__name__ for one in callbacks} - {"sql"}
+    assert opening == {one.__name__ for one in callbacks} - {"sql", "status", "poison"}
     words = {word.replace("-", "_") for command in ON_DATABASE for word in command[:2]}
     assert opening <= words
     asking = {one.__name__ for one in callbacks if "yes" in signature(one).parameters}
@@ -686,9 +688,67 @@ async def test_X48_a_table_of_sessions_prints_any_name(session_database: Session
         assert all(character.isprintable() for line in shown.split("\n") for character in line)
 
 
-@pytest.mark.parametrize("command", [*("", "demo", "replay", "db", "db upgrade", "db check", "db sql"), *CARE])
+@pytest.mark.parametrize(
+    "command", [*("", "demo", "replay", "db", "db upgrade", "db check", "db sql"), *CARE, *OF_SPOOL]
+)
 def test_every_command_explains_itself(command: str) -> None:
     assert f"Usage: session-lifecycle {command}".strip() in succeed(*command.split(), "--help")
+
+
+def usage_of(session_id: str, tokens: int) -> dict[str, Any]:
+    return {"kind": "usage", "session_id": session_id, "user_id": str(USER), "tokens_in": tokens, "cost_usd": "1"}
+
+
+async def test_the_spool_is_shown_delivered_and_its_poison_kept(session_database_url: str, tmp_path: Path) -> None:
+    at = ("--path", str(tmp_path / "spool"))
+    with Spool(tmp_path / "spool") as spool:
+        spool.append([usage_of("s", 1), usage_of("s", -1), usage_of("s\x1b[31m", -1)])
+        assert succeed("spool", "status", *at).startswith(f"{tmp_path / 'spool'}: 3 items, 0 set aside, ")
+        to_database = ("--database-url", session_database_url)
+        assert succeed("spool", "drain", *at, *to_database) == "Drained: 1 delivered, 2 set aside, 0 left\n"
+        first, second = succeed("spool", "poison", *at).splitlines()
+        assert "tokens_in: expected a whole number from 0" in first
+        assert "\\u001b" in second
+        assert "\x1b" not in second
+        assert succeed("spool", "poison", "--retry", *at) == "Put back: 2 items\n"
+        assert succeed("spool", "drain", *at, *to_database) == "Drained: 0 delivered, 2 set aside, 0 left\n"
+        assert succeed("spool", "poison", "--drop", *at) == "Deleted: 2 items\n"
+        assert "0 items, 0 set aside" in succeed("spool", "status", *at)
+    both = run("spool", "poison", "--retry", "--drop", *at)
+    assert (both.returncode, both.stderr) == (2, "error: --retry and --drop exclude each other: give one\n")
+
+
+async def test_a_spool_that_cannot_be_drained_is_told(session_database_url: str, tmp_path: Path) -> None:
+    at = ("--path", str(tmp_path / "spool"))
+    with Spool(tmp_path / "spool") as spool:
+        spool.append([usage_of("s", 1)])
+        away = run("spool", "drain", *at, "--database-url", "postgresql://me@127.0.0.1:1/x")
+        assert (away.returncode, away.stdout) == (1, "")
+        assert away.stderr.startswith("error: the database cannot be reached")
+        assert spool.status().items == 1
+        with spool.draining():
+            refused = run("spool", "drain", *at, "--database-url", session_database_url)
+        assert refused.returncode == 1
+        assert refused.stderr.startswith("error: another drainer is at work on ")
+    (tmp_path / "file").touch()
+    refused = run("spool", "status", "--path", str(tmp_path / "file"))
+    assert refused.returncode == 1
+    assert "is not a directory" in refused.stderr
+
+
+async def test_following_a_spool_ends_with_an_interrupt(session_database_url: str, tmp_path: Path) -> None:
+    with Spool(tmp_path / "spool") as spool:
+        at = ("--path", str(tmp_path / "spool"), "--database-url", session_database_url)
+        with running("spool", "drain", "--follow", *at) as process:
+            for number in range(2):
+                spool.append([usage_of(f"s{number}", 1)])
+                await eventually(lambda: spool.status().items == 0)
+            assert spool.status().is_draining
+            code, said = interrupt(process)
+            assert (code, said) == (0, "")
+        assert not spool.status().is_draining
+    async with connected(session_database_url) as connection:
+        assert await connection.fetchval(EVENTS) == 2
 
 
 def test_a_missing_extra_is_named() -> None:

@@ -1,0 +1,303 @@
+"""RunBlock: a run of an agent as a block of code, with its steps, messages, usage, attempts and nested runs."""
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from datetime import datetime
+from decimal import Decimal
+from types import TracebackType
+from typing import Any, Literal, Self, Unpack
+from uuid import uuid4
+
+from session_lifecycle.models import Message, MessageRole, Run, RunStatus
+from session_lifecycle.models.usage import RareUse
+from session_lifecycle.writing.attempt import OpensAttempts, Scope, ends_as_cancelled, now
+from session_lifecycle.writing.step_block import StepBlock, error_fields
+
+_current: ContextVar["RunBlock | None"] = ContextVar("session_lifecycle_run", default=None)
+
+
+def current_run() -> "RunBlock | None":
+    """The innermost run block around this code; None outside.
+
+    Tasks that are started inside a run find it too, and so do threads that run in a copy of the context
+    (`contextvars.copy_context().run`, `asyncio.to_thread`).
+    """
+    return _current.get()
+
+
+class RunBlock(OpensAttempts):
+    """A run of an agent. Made by `run` of a session block or of another run. A block for `with` and `async with`.
+
+    Entering records its beginning, and leaving its end: `completed`, `failed` if an exception leaves the block, or
+    `cancelled` if that exception is no `Exception`, as `asyncio.CancelledError` is none. The exception goes on to the
+    caller as it is. A run that begins inside a run of the same session has that run as its parent. Attempts that are
+    open when it ends are recorded without usage.
+
+    Callbacks of a runtime call `begin` and `finish` instead of using a block. Every method may be called from any
+    thread, returns at once, and raises nothing for trouble of this library: failures are counted, logged, and told to
+    `on_lost`. Ids are made once, so nothing is recorded twice.
+
+    Attributes:
+        run_id: Its id.
+        output: What is recorded as its output when it ends; any JSON, or None.
+    """
+
+    def __init__(self, scope: Scope, fields: dict[str, Any]) -> None:
+        """Use `SessionTrace.run` or `RunBlock.run` instead."""
+        self.run_id: str = fields.pop("run_id") or str(uuid4())
+        super().__init__(scope, self.run_id)
+        self.session_id, self.user_id = scope.session_id, scope.user_id
+        self.output: Any = None
+        ids = {"run_id": self.run_id, "user_id": scope.user_id, "session_id": scope.session_id}
+        self._fields = {**fields, **ids}
+        if self._fields["agent_name"] is None:
+            self._fields["agent_name"] = scope.agent_name
+        self._outer: RunBlock | None = None
+        self._is_finished = False
+
+    def begin(self, *, at: datetime | None = None) -> Self:
+        """Records that the run began. The first call decides the time.
+
+        Args:
+            at: When it began; None: now.
+        """
+        if "started_at" not in self._fields:
+            outer = _current.get()
+            if self._fields["parent_run_id"] is None and outer is not None and self._is_in_session_of(outer):
+                self._fields["parent_run_id"] = outer.run_id
+            self._fields["started_at"] = at or now()
+            self._scope.quiet.write(Run, **self._fields)
+        return self
+
+    def finish(
+        self,
+        error: BaseException | str | None = None,
+        *,
+        status: RunStatus | Literal["completed", "failed", "cancelled"] | None = None,
+        output: Any = None,
+        metadata: dict[str, Any] | None = None,
+        at: datetime | None = None,
+        reported_cost_usd: Decimal | float | str | None = None,
+        reported_tokens: int | None = None,
+    ) -> None:
+        """Records that the run ended, after it has closed the attempts that are open. The first call wins.
+
+        Args:
+            error: What went wrong; None: nothing.
+            status: How it ended; None: `completed`, or by the error as the class says.
+            output: Its output; None: the attribute `output`.
+            metadata: Further keys.
+            at: When it ended; None: now.
+            reported_cost_usd: The cost of the whole run in USD, as its source reports it. See `Run`.
+            reported_tokens: The tokens of the whole run, as its source reports them. See `Run`.
+        """
+        self.begin(at=at)
+        self._cancel_attempts()
+        if self._is_finished:
+            return
+        self._is_finished = True
+        fields = {**self._fields, "ended_at": at or now(), "output": self.output if output is None else output}
+        fields |= {"reported_cost_usd": reported_cost_usd, "reported_tokens": reported_tokens}
+        fields["status"] = status or RunStatus.COMPLETED
+        if error is not None:
+            told = error_fields(error)
+            fields["error"] = ": ".join(told[name] for name in ("type", "message") if told.get(name))
+            if status is None:
+                is_cancelled = isinstance(error, BaseException) and ends_as_cancelled(error)
+                fields["status"] = RunStatus.CANCELLED if is_cancelled else RunStatus.FAILED
+        if metadata is not None:
+            fields["metadata"] = {**(fields["metadata"] or {}), **metadata}
+        self._scope.quiet.write(Run, **fields)
+
+    def run(
+        self,
+        name: str | None = None,
+        *,
+        run_id: str | None = None,
+        agent_name: str | None = None,
+        parent_tool_call_id: str | None = None,
+        client: str | None = None,
+        project: str | None = None,
+        provider: str | None = None,
+        model: str | None = None,
+        input: Any = None,  # noqa: A002 - the field is called so
+        metadata: dict[str, Any] | None = None,
+    ) -> "RunBlock":
+        """A run below this one, in the same session. Nothing is recorded before it begins. Arguments: see `Run`."""
+        return RunBlock(
+            self._scope,
+            {
+                "name": name,
+                "run_id": run_id,
+                "agent_name": agent_name,
+                "parent_run_id": self.run_id,
+                "parent_tool_call_id": parent_tool_call_id,
+                "client": client,
+                "project": project,
+                "provider": provider,
+                "model": model,
+                "input": input,
+                "metadata": metadata,
+            },
+        )
+
+    def step(
+        self,
+        kind: str,
+        name: str | None = None,
+        *,
+        step_id: str | None = None,
+        parent_step_id: str | None = None,
+        tool_call_id: str | None = None,
+        seq: int | None = None,
+        inputs: Any = None,
+        prompt: Any = None,
+        server_url: str | None = None,
+        metadata: dict[str, Any] | None = None,
+    ) -> StepBlock:
+        """A step of this run. Nothing is recorded before it begins.
+
+        Args:
+            kind: `task`, `tool`, `span`, or the caller's own word.
+            name: Its name, as that of the tool.
+            step_id: Its id; None: a random one.
+            parent_step_id: The step above it; None: the step of this run around this code, if any.
+            tool_call_id: The id of the tool call.
+            seq: Its place among the steps.
+            inputs: Its inputs, any JSON.
+            prompt: Its prompt, any JSON.
+            server_url: The server that serves the tool.
+            metadata: A JSON object.
+        """
+        fields = {
+            "kind": kind,
+            "name": name,
+            "step_id": step_id,
+            "parent_step_id": parent_step_id,
+            "tool_call_id": tool_call_id,
+            "seq": seq,
+            "inputs": inputs,
+            "prompt": prompt,
+            "server_url": server_url,
+            "metadata": metadata,
+        }
+        return StepBlock(self._scope, self.run_id, fields)
+
+    def message(
+        self,
+        role: MessageRole | str,
+        content: Any,
+        *,
+        message_id: str | None = None,
+        at: datetime | None = None,
+        metadata: dict[str, Any] | None = None,
+        revision: int = 0,
+    ) -> str:
+        """Records a message of this run. Returns its id.
+
+        Args:
+            role: Its author: see `MessageRole`; roles of other sources are mapped.
+            content: Text, or blocks of text.
+            message_id: Its id; None: a random one.
+            at: When it was made; None: now.
+            metadata: A JSON object.
+            revision: A higher one replaces the content, as that of a reply that grows.
+        """
+        return write_message(self._scope, self.run_id, role, content, message_id, at, metadata, revision)
+
+    def usage(
+        self,
+        model: str | None = None,
+        tokens_in: int = 0,
+        tokens_out: int = 0,
+        cost_usd: Decimal | float | str | None = None,
+        errored: bool = False,
+        *,
+        provider: str | None = None,
+        cache_read_tokens: int = 0,
+        cache_write_tokens: int = 0,
+        reasoning_tokens: int = 0,
+        idempotency_key: str | None = None,
+        at: datetime | None = None,
+        **rare: Unpack[RareUse],
+    ) -> None:
+        """Records the usage of a response of this run: an attempt that is opened and closed here. See `Attempt.usage`.
+
+        Without any count it is recorded without usage (`measured=False`).
+        """
+        self.attempt(model, provider).usage(
+            model,
+            tokens_in,
+            tokens_out,
+            cost_usd,
+            errored,
+            provider=provider,
+            cache_read_tokens=cache_read_tokens,
+            cache_write_tokens=cache_write_tokens,
+            reasoning_tokens=reasoning_tokens,
+            idempotency_key=idempotency_key,
+            at=at,
+            **rare,
+        )
+
+    @contextmanager
+    def active(self) -> Generator[None]:
+        """Makes this the current run inside the block, without beginning or ending it: for callbacks and generators."""
+        outer = _current.get()
+        _current.set(self)
+        try:
+            yield
+        finally:
+            _current.set(outer)
+
+    def __enter__(self) -> Self:
+        self.begin()
+        self._outer = _current.get()
+        _current.set(self)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        # Not by a token: a generator may be closed in another context, and a token would raise there.
+        _current.set(self._outer)
+        self.finish(error)
+
+    async def __aenter__(self) -> Self:
+        return self.__enter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.__exit__(kind, error, traceback)
+
+    def _is_in_session_of(self, other: "RunBlock") -> bool:
+        return (self.session_id, str(self.user_id)) == (other.session_id, str(other.user_id)) and other is not self
+
+
+def write_message(
+    scope: Scope,
+    run_id: str | None,
+    role: MessageRole | str,
+    content: Any,
+    message_id: str | None,
+    at: datetime | None,
+    metadata: dict[str, Any] | None,
+    revision: int,
+) -> str:
+    """Records a message of the session. Returns its id."""
+    message_id = message_id or str(uuid4())
+    scope.quiet.write(
+        Message,
+        message_id=message_id,
+        user_id=scope.user_id,
+        session_id=scope.session_id,
+        run_id=run_id,
+        role=role,
+        content=content,
+        created_at=at or now(),
+        metadata=metadata,
+        revision=revision,
+    )
+    return message_id
