@@ -108,16 +108,17 @@ async def written_by(url: str, way: str, user: UUID, now: datetime) -> list[tupl
     return receipts
 
 
-async def stored(url: str, user: UUID) -> dict[str, Counter[tuple[tuple[str, Any], ...]]]:
-    """The user's rows in every table, but for the user's own id and those that are made of it or by chance.
+# The user's own id, the ids that are made of it or by chance, and the place of an event among the items of its call.
+LEFT_OUT = ("user_id", "event_id", "recorded_at")
 
-    `recorded_at` is left out as well: it tells the place of an event among the items of its call.
-    """
+
+async def stored(url: str, user: UUID) -> dict[str, Counter[tuple[tuple[str, Any], ...]]]:
+    """The user's rows in every table, without `LEFT_OUT`."""
     connection = await asyncpg.connect(url)
     try:
         return {
             table.name: Counter(
-                tuple((name, value) for name, value in row.items() if name not in {"user_id", "event_id", "recorded_at"})
+                tuple((name, value) for name, value in row.items() if name not in LEFT_OUT)
                 for row in await connection.fetch(f"SELECT * FROM {table.fullname} WHERE user_id = $1", user)
             )
             for table in metadata.tables.values()
