@@ -31,6 +31,7 @@ from session_lifecycle import Message, SessionDatabase, SessionListFilters, Sess
 from session_lifecycle.cli.app import app, schema_app, spool_app
 from session_lifecycle.cli.output import sessions_table
 from session_lifecycle.testing import TemplateServer
+from support.command_server import command_server
 from support.eventually import eventually
 
 PROGRAM = (str(Path(sys.executable).with_name("session-lifecycle")),)
@@ -102,15 +103,19 @@ def run(*arguments: str, program: Sequence[str] = PROGRAM, **more: str) -> "subp
 
 
 def run_raw(*arguments: str, program: Sequence[str] = PROGRAM, **more: str) -> "subprocess.CompletedProcess[str]":
-    ran = subprocess.run(
-        [*program, *arguments],
-        env=environment() | more,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    # A setting of the interpreter has to be there when it starts.
+    if program == PROGRAM and not any(name.startswith("PYTHON") for name in more):
+        ran = command_server().run(list(arguments), environment() | more, within_seconds=120)
+    else:
+        ran = subprocess.run(
+            [*program, *arguments],
+            env=environment() | more,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
     assert "Traceback" not in ran.stderr, ran.stderr
     return ran
 
