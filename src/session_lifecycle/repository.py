@@ -37,7 +37,7 @@ from session_lifecycle.statements.roll_ups import session_stats
 from session_lifecycle.statements.sessions import annotations, descendants, listing, records
 from session_lifecycle.statements.sessions.changes import annotate_session, update_session
 from session_lifecycle.statements.shared.further_totals import FURTHER_TOTALS, parsed
-from session_lifecycle.statements.shared.visibility import scopes
+from session_lifecycle.statements.shared.visibility import scopes, shape_of_viewer
 from session_lifecycle.writing.calls import CallsAsItems
 from session_lifecycle.writing.payload_policy import PayloadPolicy
 from session_lifecycle.writing.pipeline import WritePipeline
@@ -335,13 +335,15 @@ class SqlAlchemySessionLifecycleDb(WritePipeline, CallsAsItems, SessionLifecycle
         owner_id: UUID | str | None = None,
     ) -> SessionRowWithStatus | None:
         wanted = OneSession.of_call(session_id=session_id, prefer_other_owner=prefer_other_owner, owner_id=owner_id)
-        session = records.preferred_session(
-            wanted.session_id,
-            Viewer.of_caller(viewer, permitted_dataset_ids),
+        seen, parameters = shape_of_viewer(Viewer.of_caller(viewer, permitted_dataset_ids))
+        statement = records.get_session(
+            seen,
             prefer_other_owner=wanted.prefer_other_owner,
-            owner_id=wanted.owner_id,
+            has_owner_id=wanted.owner_id is not None,
+            abandon_after=self._abandon_after,
         )
-        rows = await self._primary.fetch(records.with_status(session, self._abandon_after))
+        parameters |= {"session_id": wanted.session_id, "owner_id": wanted.owner_id, "as_of": None}
+        rows = await self._primary.fetch(statement, parameters)
         return records.row_of(rows[0]) if rows else None
 
     async def list_session_rows(self, filters: SessionListFilters) -> SessionListPage:

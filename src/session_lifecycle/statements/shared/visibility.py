@@ -34,6 +34,46 @@ from session_lifecycle.statements.shared.json_rows import Column
 MOST_IDS_IN_ARRAY = 1000
 """The most ids that a condition compares with an array. A longer list is a subquery."""
 
+
+class BoundIds(NamedTuple):
+    """Ids that a kept statement binds when it runs."""
+
+    name: str
+    like_count: int
+    """A number of ids for which the text is the same: `_like_count` of how many there are."""
+
+
+class ViewerShape(NamedTuple):
+    """What the text of a statement depends on in a viewer.
+
+    A kept statement is built from a shape, so it cannot hold the ids of one viewer and show them to another.
+    """
+
+    has_user_id: bool
+    owners: int
+    """A number of owners for which the text is the same, as in `permitted`."""
+    permitted: int
+    sees_all: bool
+
+    @property
+    def user_id(self) -> ColumnElement[UUID] | None:
+        """The bound `viewer`, where there is one."""
+        return bindparam("viewer", type_=Uuid) if self.has_user_id else None
+
+    @property
+    def owner_ids(self) -> BoundIds | tuple[()]:
+        """The bound `owners`."""
+        return BoundIds("owners", self.owners) if self.owners else ()
+
+    @property
+    def permitted_dataset_ids(self) -> BoundIds | tuple[()]:
+        """The bound `permitted` datasets."""
+        return BoundIds("permitted", self.permitted) if self.permitted else ()
+
+
+AnyViewer = Viewer | ViewerShape
+"""A viewer, whose ids the statement holds, or the shape of a viewer, whose ids the statement binds when it runs."""
+
 ScopedTable = type[tables.sessions | tables.rolled_up_sessions | tables.roll_up_changes | tables.model_roll_up_changes]
 """A table in which each row belongs to one session, and so to one user and at most one dataset."""
 
@@ -126,18 +166,38 @@ def _ids(name: str) -> ColumnElement[Any]:
     return bindparam(name, type_=ARRAY(Uuid))
 
 
-def is_one_of(column: Column, ids: Sequence[UUID]) -> ColumnElement[bool]:
+def shape_of_viewer(viewer: Viewer) -> tuple[ViewerShape, dict[str, Any]]:
+    """The shape of a viewer, and the parameters that statements of this shape bind."""
+    owners, permitted = viewer.owner_ids, viewer.permitted_dataset_ids
+    shape = ViewerShape(viewer.user_id is not None, _like_count(owners), _like_count(permitted), viewer.sees_all)
+    parameters: dict[str, Any] = {"viewer": viewer.user_id}
+    for name, ids in (("owners", owners), ("permitted", permitted)):
+        parameters |= {name: list(ids), f"first_of_{name}": ids[0] if ids else None}
+    return shape, parameters
+
+
+def _like_count(ids: Sequence[UUID]) -> int:
+    return min(len(ids), 2 if len(ids) <= MOST_IDS_IN_ARRAY else MOST_IDS_IN_ARRAY + 1)
+
+
+def array_of(ids: Sequence[UUID] | BoundIds) -> ColumnElement[Any]:
+    """The ids as one bound array."""
+    return _ids(ids.name) if isinstance(ids, BoundIds) else literal(list(ids), ARRAY(Uuid))
+
+
+def is_one_of(column: Column, ids: Sequence[UUID] | BoundIds) -> ColumnElement[bool]:
     """Whether the column is one of these ids, bound as one parameter: a statement takes at most 32,767 parameters."""
-    if len(ids) == 1:
-        return column == ids[0]
-    array = literal(list(ids), ARRAY(Uuid))
-    if len(ids) <= MOST_IDS_IN_ARRAY:
+    how_many = ids.like_count if isinstance(ids, BoundIds) else len(ids)
+    if how_many == 1:
+        return column == (bindparam(f"first_of_{ids.name}", type_=Uuid) if isinstance(ids, BoundIds) else ids[0])
+    array = array_of(ids)
+    if how_many <= MOST_IDS_IN_ARRAY:
         return column == any_(array)
     # A generic plan compares each row with one element of an array after another. It hashes a subquery.
     return column.in_(select(func.unnest(array).column_valued("id")))
 
 
-def visible(viewer: Viewer) -> ColumnElement[bool]:
+def visible(viewer: AnyViewer) -> ColumnElement[bool]:
     """Whether the viewer sees a session: the viewer or one of their agents owns it, or its dataset is permitted."""
     if viewer.sees_all:
         return true()

@@ -1,0 +1,83 @@
+"""Statements as the driver runs them: SQL, the values that it binds, and rows."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from sqlalchemy import JSON, Dialect, Row, Select
+from sqlalchemy.engine import result_tuple
+
+from session_lifecycle.entities import metadata
+
+AnySelect = Select[*tuple[Any, ...]]
+
+
+class DriverStatement:
+    """A statement that is compiled once, for the driver.
+
+    Attributes:
+        sql: The text, with numbers in place of the values.
+    """
+
+    def __init__(self, statement: AnySelect, parameters: Mapping[str, Any], dialect: Dialect, schema: str) -> None:
+        """Compiles the statement.
+
+        Args:
+            statement: The statement.
+            parameters: The values of its bound parameters in the first call. Each later call names the same ones.
+            dialect: The dialect of the engine.
+            schema: The Postgres schema that holds the tables.
+        """
+        compiled = statement.compile(
+            dialect=dialect,
+            schema_translate_map={metadata.schema: schema},
+            render_schema_translate=True,
+            compile_kwargs={"render_postcompile": True},
+        )
+        self.sql = str(compiled)
+        self._names: Sequence[str] = compiled.positiontup or ()
+        # Only constants of the statement are kept: a later call that leaves out a parameter raises KeyError, and does
+        # not run with the value of another call.
+        bound = compiled.construct_params(dict(parameters))
+        self._constants = {name: value for name, value in bound.items() if name not in parameters}
+        columns = statement.selected_columns
+        self._row = result_tuple(columns.keys())
+        # The connection returns JSON as text, because SQLAlchemy sets a codec. The driver returns all other types as
+        # SQLAlchemy returns them.
+        self._readers = [
+            (place, reader)
+            for place, column in enumerate(columns)
+            if isinstance(column.type, JSON) and (reader := column.type.result_processor(dialect, None)) is not None
+        ]
+
+    def values(self, parameters: Mapping[str, Any]) -> list[Any]:
+        """The values in the order of the text."""
+        constants = self._constants
+        return [constants[name] if name in constants else parameters[name] for name in self._names]
+
+    def rows(self, records: Sequence[Any]) -> list[Row[*tuple[Any, ...]]]:
+        """The rows, as SQLAlchemy would return them."""
+        if not self._readers:
+            return [self._row(record) for record in records]
+        rows = []
+        for record in records:
+            values = list(record)
+            for place, reader in self._readers:
+                values[place] = reader(values[place])
+            rows.append(self._row(values))
+        return rows
+
+
+class DriverStatements:
+    """The statements that were compiled, as long as others keep them."""
+
+    def __init__(self, schema: str) -> None:
+        self._schema = schema
+        self._compiled: WeakKeyDictionary[AnySelect, DriverStatement] = WeakKeyDictionary()
+
+    def get(self, statement: AnySelect, parameters: Mapping[str, Any], dialect: Dialect) -> DriverStatement:
+        """The compiled statement."""
+        found = self._compiled.get(statement)
+        if found is None:
+            found = self._compiled[statement] = DriverStatement(statement, parameters, dialect, self._schema)
+        return found
