@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from sqlalchemy import JSON, Dialect, Row, Select
+from sqlalchemy import JSON, BindParameter, Dialect, Row, Select
 from sqlalchemy.engine import result_tuple
+from sqlalchemy.sql import visitors
 
 from session_lifecycle.entities import metadata
 
@@ -28,7 +29,13 @@ class DriverStatement:
             dialect: The dialect of the engine.
             schema: The Postgres schema that holds the tables.
         """
-        compiled = statement.compile(
+
+        def write_constant(bound: BindParameter[Any]) -> None:
+            # The planner knows a constant that is written in the text, also in a plan that it keeps for all values.
+            bound.literal_execute = bound.key not in parameters
+
+        with_constants = visitors.cloned_traverse(statement, {}, {"bindparam": write_constant})
+        compiled = with_constants.params(parameters).compile(
             dialect=dialect,
             schema_translate_map={metadata.schema: schema},
             render_schema_translate=True,
@@ -36,10 +43,6 @@ class DriverStatement:
         )
         self.sql = str(compiled)
         self._names: Sequence[str] = compiled.positiontup or ()
-        # Only constants of the statement are kept: a later call that leaves out a parameter raises KeyError, and does
-        # not run with the value of another call.
-        bound = compiled.construct_params(dict(parameters))
-        self._constants = {name: value for name, value in bound.items() if name not in parameters}
         columns = statement.selected_columns
         self._row = result_tuple(columns.keys())
         # The connection returns JSON as text, because SQLAlchemy sets a codec. The driver returns all other types as
@@ -52,8 +55,7 @@ class DriverStatement:
 
     def values(self, parameters: Mapping[str, Any]) -> list[Any]:
         """The values in the order of the text."""
-        constants = self._constants
-        return [constants[name] if name in constants else parameters[name] for name in self._names]
+        return [parameters[name] for name in self._names]
 
     def rows(self, records: Sequence[Any]) -> list[Row[*tuple[Any, ...]]]:
         """The rows, as SQLAlchemy would return them."""

@@ -3,7 +3,7 @@
 from functools import cache
 from typing import Any
 
-from sqlalchemy import BigInteger, ColumnElement, Numeric, Select, Text, false, func, literal, select, union_all
+from sqlalchemy import BigInteger, ColumnElement, Numeric, Select, Text, false, func, literal, or_, select, union_all
 
 from session_lifecycle.models import EffectiveStatus
 from session_lifecycle.statements import tables
@@ -22,7 +22,7 @@ def aggregate_stats(kinds: ScopeKinds) -> Select[*tuple[Any, ...]]:
     """
     by_status = session_figures(kinds, status_windows()).subquery("by_status")
     counts = [
-        func.coalesce(func.sum(by_status.c.sessions).filter(by_status.c.key.in_(labels)), 0)
+        func.coalesce(func.sum(by_status.c.sessions).filter(or_(*(by_status.c.key == label for label in labels))), 0)
         .cast(BigInteger)
         .label(status.value)
         for status in EffectiveStatus
