@@ -7,10 +7,10 @@ from sqlalchemy import BigInteger, ColumnElement, Numeric, Select, Text, false, 
 
 from session_lifecycle.models import EffectiveStatus
 from session_lifecycle.statements import tables
-from session_lifecycle.statements.roll_ups.totals import duration_us, in_window, session_figures
+from session_lifecycle.statements.roll_ups.totals import duration_us, in_window, session_figures, sessions_ever
 from session_lifecycle.statements.shared.durations import durations_of
 from session_lifecycle.statements.shared.further_totals import FURTHER_TOTALS, as_text, summed
-from session_lifecycle.statements.shared.status import status_windows
+from session_lifecycle.statements.shared.status import status_windows, stored_statuses, waits
 from session_lifecycle.statements.shared.visibility import ScopeKinds
 
 
@@ -47,7 +47,7 @@ def aggregate_stats(kinds: ScopeKinds) -> Select[*tuple[Any, ...]]:
 
 
 def count_sessions(
-    kinds: ScopeKinds, status_filter: EffectiveStatus | None, *, has_agent_name: bool
+    kinds: ScopeKinds, status_filter: EffectiveStatus | None, *, has_agent_name: bool, has_window: bool
 ) -> ColumnElement[int]:
     """The number of sessions, as a part of another statement. Binds the parameters of `aggregate_stats`.
 
@@ -55,7 +55,11 @@ def count_sessions(
         kinds: The kinds of the viewer's scopes.
         status_filter: Counts the sessions with this effective status only; None counts all.
         has_agent_name: Whether to count the sessions of the bound `agent_name` only.
+        has_window: Whether `since` or `until` is bound to a time. The statement is shorter where neither is.
     """
+    # A status of a running session depends on its last activity.
+    if waits(status_filter) is None and not has_window and not has_agent_name:
+        return sessions_ever(kinds, None if status_filter is None else stored_statuses(status_filter)[0])
     windows = status_windows()
     if status_filter is not None:
         windows = {status_filter.value: windows[status_filter.value]}

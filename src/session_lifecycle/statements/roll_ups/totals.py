@@ -40,13 +40,13 @@ from sqlalchemy.types import Uuid
 
 from session_lifecycle.models import SessionStatus
 from session_lifecycle.statements import tables
-from session_lifecycle.statements.roll_ups.buckets import begin_of_minute, cover_window
+from session_lifecycle.statements.roll_ups.buckets import BUCKET_LENGTHS, begin_of_minute, cover_window
 from session_lifecycle.statements.shared.durations import lasted_us
 from session_lifecycle.statements.shared.further_totals import FURTHER_TOTALS, summed
 from session_lifecycle.statements.shared.keys import same_session
 from session_lifecycle.statements.shared.ledger import UNKNOWN_MODEL
 from session_lifecycle.statements.shared.status import is_waiting
-from session_lifecycle.statements.shared.visibility import ScopeKinds
+from session_lifecycle.statements.shared.visibility import ONE_USER, ScopeKinds
 from session_lifecycle.statements.shared.window import StatusWindow, window
 
 SESSION_FIGURES = (
@@ -155,6 +155,36 @@ def _live_figures(
     # The rows are grouped by the booleans of which the label is made: Postgres knows how few groups booleans can form,
     # and does not sort.
     return select(key, *labelled).where(*live).group_by(*is_in)
+
+
+def sessions_ever(kinds: ScopeKinds, status: SessionStatus | None) -> ColumnElement[int]:
+    """The number of sessions with a stored status, or of all where it is None, whenever they were last active.
+
+    The longest buckets hold every rolled-up session, and no edge has to be read.
+    """
+
+    def of_status(
+        table: type[tables.roll_ups | tables.roll_up_changes | tables.sessions],
+    ) -> list[ColumnElement[bool]]:
+        return [] if status is None else [table.status == status.value]
+
+    family = _families(kinds)
+    longest = [tables.roll_ups.level == BUCKET_LENGTHS[-1].name, *of_status(tables.roll_ups)]
+    in_buckets = select(func.sum(family.c.sign * tables.roll_ups.sessions)).where(
+        *_is_of_family(tables.roll_ups, family), *longest
+    )
+    in_changes = [
+        select(func.sum(tables.roll_up_changes.sessions)).where(in_scope, *of_status(tables.roll_up_changes))
+        for in_scope in kinds.conditions(tables.roll_up_changes)
+    ]
+    live = [
+        select(func.count())
+        .select_from(tables.sessions)
+        .where(in_scope, ~tables.sessions.rolled_up, *of_status(tables.sessions))
+        for in_scope in kinds.conditions(tables.sessions)
+    ]
+    count, *more = (func.coalesce(one.scalar_subquery(), 0, type_=Numeric) for one in (in_buckets, *in_changes, *live))
+    return sum(more, count).cast(BigInteger)
 
 
 def model_figures(kinds: ScopeKinds, status_window: StatusWindow) -> Select[*tuple[Any, ...]]:
@@ -293,26 +323,33 @@ def _model_shares() -> FromClause:
 
 
 def _bucket_ranges(kinds: ScopeKinds, stretches: CTE) -> FromClause:
-    """The ranges of buckets to add or, by their sign, to subtract: each stretch in each bucket family of the scopes.
-
-    Where the scopes have users and datasets, the buckets of those users in those datasets are subtracted: the buckets
-    of the users and the buckets of the datasets both count them.
-    """
-    user, dataset = _unnested("users", "user"), _unnested("datasets", "dataset")
-    everybody = _family("all", NOBODY, NOBODY, 1)
-    families = [everybody if kinds.everybody else everybody.where(false())]
-    if kinds.users:
-        families.append(_family("user", user.c.id, NOBODY, 1))
-    if kinds.datasets:
-        families.append(_family("dataset", NOBODY, dataset.c.id, 1))
-    if kinds.pairs or (kinds.users and kinds.datasets):
-        of_both = _family("user_dataset", user.c.id, dataset.c.id, 1 if kinds.pairs else -1)
-        families.append(of_both.select_from(user.join(dataset, true())))
-    family = union_all(*families).subquery("family")
+    """The ranges of buckets to add or, by their sign, to subtract: each stretch in each bucket family of the scopes."""
+    family = _families(kinds)
     *family_columns, family_sign = family.c
     *stretch_columns, stretch_sign = stretches.c
     sign = (family_sign * stretch_sign).label("sign")
     return select(*family_columns, *stretch_columns, sign).join_from(family, stretches, true()).cte("bucket_ranges")
+
+
+def _families(kinds: ScopeKinds) -> FromClause:
+    """The bucket families of the scopes, and the sign of each.
+
+    Where the scopes have users and datasets, the buckets of those users in those datasets are subtracted: the buckets
+    of the users and the buckets of the datasets both count them.
+    """
+    users, dataset = _unnested("users", "user"), _unnested("datasets", "dataset")
+    user_id = ONE_USER if kinds.has_one_user else users.c.id
+    each_in_dataset = dataset if kinds.has_one_user else users.join(dataset, true())
+    everybody = _family("all", NOBODY, NOBODY, 1)
+    families = [everybody if kinds.everybody else everybody.where(false())]
+    if kinds.users:
+        families.append(_family("user", user_id, NOBODY, 1))
+    if kinds.datasets:
+        families.append(_family("dataset", NOBODY, dataset.c.id, 1))
+    if kinds.pairs or (kinds.users and kinds.datasets):
+        of_both = _family("user_dataset", user_id, dataset.c.id, 1 if kinds.pairs else -1)
+        families.append(of_both.select_from(each_in_dataset))
+    return union_all(*families).subquery("family")
 
 
 def _unnested(name: str, alias: str) -> FromClause:
@@ -333,12 +370,16 @@ def _family(
 def _is_bucket_in(
     table: type[tables.roll_ups | tables.model_roll_ups], ranges: FromClause
 ) -> list[ColumnElement[bool]]:
+    return [*_is_of_family(table, ranges), table.level == ranges.c.level, *_within(table.starts_at, ranges)]
+
+
+def _is_of_family(
+    table: type[tables.roll_ups | tables.model_roll_ups], family: FromClause
+) -> list[ColumnElement[bool]]:
     return [
-        table.family == ranges.c.family,
-        table.user_id == ranges.c.user_id,
-        table.dataset_id == ranges.c.dataset_id,
-        table.level == ranges.c.level,
-        *_within(table.starts_at, ranges),
+        table.family == family.c.family,
+        table.user_id == family.c.user_id,
+        table.dataset_id == family.c.dataset_id,
     ]
 
 

@@ -18,7 +18,6 @@ from sqlalchemy import (
     Subquery,
     Text,
     Uuid,
-    all_,
     bindparam,
     false,
     func,
@@ -39,7 +38,7 @@ from session_lifecycle.statements.shared.clock import TIMESTAMPTZ, clock
 from session_lifecycle.statements.shared.json_rows import Column
 from session_lifecycle.statements.shared.paging import comes_after
 from session_lifecycle.statements.shared.status import activity_bounds, is_waiting, stored_statuses, waits
-from session_lifecycle.statements.shared.visibility import of_everybody
+from session_lifecycle.statements.shared.visibility import ONE_USER, of_everybody
 
 Table = type[tables.sessions | tables.rolled_up_sessions]
 
@@ -48,7 +47,7 @@ class _ScopeKind(NamedTuple):
     """The scopes of one kind."""
 
     each: Sequence[FromClause]
-    """Tables whose join has one row per scope; empty for the one scope of everybody's sessions."""
+    """Tables whose join has one row per scope; empty for one scope, such as everybody's sessions."""
     equal: Sequence[tuple[str, ColumnElement[Any]]] = ()
     """Columns of a session, and the value that a session in the scope has there."""
     tie: ColumnElement[str] | None = None
@@ -107,7 +106,7 @@ def _index_scan(
     status = _unnest("status", status=literal([one.value for one in part.statuses], ARRAY(Text)))
     conditions = [
         *([] if table is tables.rolled_up_sessions else [~tables.sessions.rolled_up]),
-        *([] if kind.each else [of_everybody(table)]),
+        *([] if kind.equal else [of_everybody(table)]),
         *(getattr(table, name) == scope_value for name, scope_value in kind.equal),
         table.status == status.c.status,
         *_filter_conditions(shape, part),
@@ -121,7 +120,7 @@ def _index_scan(
     if kind.without_users:
         # This condition comes after the limit. Before it, a dataset that is mostly the viewer's own would be read
         # whole.
-        keys = keys.where(first.c.user_id != all_(bindparam("users", type_=ARRAY(Uuid))))
+        keys = keys.where(shape.kinds.are_not_of(first.c.user_id))
     return keys
 
 
@@ -146,21 +145,28 @@ def _first(
 
 
 def _scope_kinds(shape: ListingShape) -> list[_ScopeKind]:
-    ties = {"tie": bindparam("ties", type_=ARRAY(Text))} if shape.has_position else {}
-    owner = _unnest("owner", user_id=bindparam("users", type_=ARRAY(Uuid)), **ties)
+    kinds = shape.kinds
     dataset = _unnest("dataset", dataset_id=bindparam("datasets", type_=ARRAY(Uuid)))
-    of_owner, in_dataset = ("user_id", owner.c.user_id), ("dataset_id", dataset.c.dataset_id)
-    tie = owner.c.get("tie")
-    kinds: list[_ScopeKind] = []
-    if shape.kinds.everybody:
-        kinds.append(_ScopeKind(()))
-    if shape.kinds.users:
-        kinds.append(_ScopeKind((owner,), (of_owner,), tie))
-    if shape.kinds.datasets:
-        kinds.append(_ScopeKind((dataset,), (in_dataset,), without_users=shape.kinds.users))
-    if shape.kinds.pairs:
-        kinds.append(_ScopeKind((owner, dataset), (of_owner, in_dataset), tie))
-    return kinds
+    in_dataset = ("dataset_id", dataset.c.dataset_id)
+    if kinds.has_one_user:
+        owners: list[FromClause] = []
+        of_owner: tuple[str, ColumnElement[Any]] = ("user_id", ONE_USER)
+        tie: ColumnElement[str] | None = bindparam("tie", type_=Text)
+    else:
+        ties = {"tie": bindparam("ties", type_=ARRAY(Text))} if shape.has_position else {}
+        owner = _unnest("owner", user_id=bindparam("users", type_=ARRAY(Uuid)), **ties)
+        owners = [owner]
+        of_owner, tie = ("user_id", owner.c.user_id), owner.c.get("tie")
+    found: list[_ScopeKind] = []
+    if kinds.everybody:
+        found.append(_ScopeKind(()))
+    if kinds.users:
+        found.append(_ScopeKind(owners, (of_owner,), tie))
+    if kinds.datasets:
+        found.append(_ScopeKind((dataset,), (in_dataset,), without_users=kinds.users))
+    if kinds.pairs:
+        found.append(_ScopeKind((*owners, dataset), (of_owner, in_dataset), tie))
+    return found
 
 
 def _parts(shape: ListingShape) -> list[_Part]:

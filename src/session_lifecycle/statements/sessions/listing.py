@@ -84,7 +84,12 @@ def listing_total(shape: ListingShape, how: Total) -> ColumnElement[Any]:
     """The number of sessions on all pages, as exact as `how` demands; null for `none`."""
     match how:
         case "exact":
-            return count_sessions(shape.kinds, shape.status_filter, has_agent_name=shape.has_agent_name)
+            return count_sessions(
+                shape.kinds,
+                shape.status_filter,
+                has_agent_name=shape.has_agent_name,
+                has_window=shape.has_since or shape.has_until,
+            )
         case "bounded":
             return bounded_count(shape)
         case "none":

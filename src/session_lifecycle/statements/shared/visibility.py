@@ -34,6 +34,9 @@ from session_lifecycle.statements.shared.json_rows import Column
 MOST_IDS_IN_ARRAY = 1000
 """The most ids that a condition compares with an array. A longer list is a subquery."""
 
+ONE_USER: ColumnElement[UUID] = bindparam("one_user", type_=Uuid)
+"""The bound user of scopes that name one user."""
+
 
 class BoundIds(NamedTuple):
     """Ids that a kept statement binds when it runs."""
@@ -85,6 +88,16 @@ class ScopeKinds(NamedTuple):
     datasets: bool
     pairs: bool
     everybody: bool
+    has_one_user: bool = False
+    """Whether the scopes name one user, who is then bound alone: Postgres expects ten ids in any bound array."""
+
+    def are_of(self, user_id: Column) -> ColumnElement[bool]:
+        """Whether sessions belong to one of the bound users."""
+        return user_id == (ONE_USER if self.has_one_user else any_(_ids("users")))
+
+    def are_not_of(self, user_id: Column) -> ColumnElement[bool]:
+        """Whether sessions belong to none of the bound users."""
+        return user_id != (ONE_USER if self.has_one_user else all_(_ids("users")))
 
     def conditions(self, table: ScopedTable) -> list[ColumnElement[bool]]:
         """One condition per kind of scope; a row meets at most one of them, so their results can be added up.
@@ -97,13 +110,13 @@ class ScopeKinds(NamedTuple):
                 of_everybody(table) if issubclass(table, tables.sessions | tables.rolled_up_sessions) else true()
             )
         if self.users:
-            conditions.append(table.user_id == any_(_ids("users")))
+            conditions.append(self.are_of(table.user_id))
         if self.datasets:
             shared = table.dataset_id == any_(_ids("datasets"))
-            conditions.append(and_(shared, table.user_id != all_(_ids("users"))) if self.users else shared)
+            conditions.append(and_(shared, self.are_not_of(table.user_id)) if self.users else shared)
         if self.pairs:
             # The pairs are one user with some datasets, or some users with one dataset, so two arrays name them.
-            conditions.append(and_(table.user_id == any_(_ids("users")), table.dataset_id == any_(_ids("datasets"))))
+            conditions.append(and_(self.are_of(table.user_id), table.dataset_id == any_(_ids("datasets"))))
         return conditions
 
 
@@ -126,6 +139,7 @@ class Scopes(NamedTuple):
             datasets=one_by_one and bool(self.datasets),
             pairs=self.only_both and bool(self.users) and bool(self.datasets),
             everybody=self.everybody,
+            has_one_user=len(self.users) == 1,
         )
 
     @property
@@ -135,7 +149,8 @@ class Scopes(NamedTuple):
 
     def parameters(self) -> dict[str, Any]:
         """The parameters that the conditions of `ScopeKinds` bind."""
-        return {"users": list(self.users), "datasets": list(self.datasets)}
+        one_user = self.users[0] if self.users else None
+        return {"users": list(self.users), "one_user": one_user, "datasets": list(self.datasets)}
 
 
 def scopes(viewer: Viewer, owner_id: UUID | None = None, dataset_id: UUID | None = None) -> Scopes:
