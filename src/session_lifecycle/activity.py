@@ -281,17 +281,10 @@ class SqlAlchemySessionActivityDb(SessionActivityDb):
         wanted = OneDetail.of_call(
             session_id=session_id, owner_id=owner_id, project=project, limit=limit, offset=offset, payloads=payloads
         )
-        statement = session_detail.get_session_detail(
-            wanted.session_id,
-            Viewer.of_caller(viewer),
-            owner_id=wanted.owner_id,
-            project=wanted.project,
-            limit=wanted.limit,
-            offset=wanted.offset,
-            payloads=wanted.payloads,
-            abandon_after=self._abandon_after,
+        statement, parameters = session_detail.find_session_detail(
+            wanted, Viewer.of_caller(viewer), self._abandon_after
         )
-        rows = await self._page(statement, wanted.limit)
+        rows = await self._page(statement, wanted.limit, parameters)
         if not rows:
             return None
         [row] = rows
@@ -398,10 +391,10 @@ class SqlAlchemySessionActivityDb(SessionActivityDb):
         rows = await self._primary.fetch(statement)
         return [Message(**row._mapping) for row in rows]
 
-    async def _page(self, statement: AnySelect, limit: int) -> Sequence[Any]:
+    async def _page(self, statement: AnySelect, limit: int, parameters: dict[str, Any] | None = None) -> Sequence[Any]:
         """The rows of a page. A page that Postgres cannot build is refused, because it could never be answered."""
         try:
-            return await self._reading.fetch(statement)
+            return await self._reading.fetch(statement, parameters)
         except SessionLifecycleError as error:
             if not is_too_large(error):
                 raise

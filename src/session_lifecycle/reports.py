@@ -375,8 +375,8 @@ class SqlAlchemySessionReportsDb(SessionReportsDb):
         self, viewer: Viewer | UUID | str, question: UsageQuestion, figures: Sequence[str], limit: int
     ) -> tuple[Any, Sequence[Any]]:
         """The row over all groups, and the rows of the groups: up to the limit, and one more."""
-        statement = usage.usage(Viewer.of_caller(viewer), question, self._abandon_after, figures, limit)
-        total, *rows = await self._execution.fetch(statement)
+        asked = usage.find_usage(Viewer.of_caller(viewer), question, self._abandon_after, figures, limit)
+        total, *rows = await self._execution.fetch(*asked)
         return total, rows
 
 

@@ -5,9 +5,13 @@ A function that builds a kept statement is given the shape alone, so that no val
 
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Text, Uuid, bindparam
+from sqlalchemy import BigInteger, ColumnElement, Text, Uuid, bindparam
 
 MOST_KEPT = 1000
 """How many statements a function keeps. Building a statement takes longer than Postgres needs to run it."""
+
+# The values that several kept statements bind, by these names.
 SESSION_ID: ColumnElement[str] = bindparam("session_id", type_=Text)
 OWNER_ID: ColumnElement[UUID] = bindparam("owner_id", type_=Uuid)
+LIMIT: ColumnElement[int] = bindparam("limit", type_=BigInteger)
+OFFSET: ColumnElement[int] = bindparam("offset", type_=BigInteger)

@@ -10,6 +10,9 @@ from session_lifecycle.models import SessionStatus
 from session_lifecycle.statements import tables
 from session_lifecycle.statements.shared.clock import TIMESTAMPTZ, Moment
 
+Bound = datetime | Moment
+"""An end of a window: its time, or the expression that binds it."""
+
 
 class StatusWindow(NamedTuple):
     """A window on the last activity of the sessions with one stored status, or with any status where it is None."""
@@ -37,8 +40,8 @@ def active_within(since: datetime | None, until: datetime | None) -> list[Column
 
 def within(
     moment: InstrumentedAttribute[datetime] | InstrumentedAttribute[datetime | None],
-    since: datetime | None,
-    until: datetime | None,
+    since: Bound | None,
+    until: Bound | None,
 ) -> list[ColumnElement[bool]]:
     """Conditions on a moment; an end that is None adds no condition."""
     conditions: list[ColumnElement[bool]] = []
