@@ -38,6 +38,7 @@ from session_lifecycle.statements.sessions import annotations, descendants, list
 from session_lifecycle.statements.sessions.changes import annotate_session, update_session
 from session_lifecycle.statements.shared.further_totals import FURTHER_TOTALS, parsed
 from session_lifecycle.statements.shared.visibility import scopes, shape_of_viewer
+from session_lifecycle.statements.shared.window import ends_of
 from session_lifecycle.writing.calls import CallsAsItems
 from session_lifecycle.writing.payload_policy import PayloadPolicy
 from session_lifecycle.writing.pipeline import WritePipeline
@@ -366,7 +367,9 @@ class SqlAlchemySessionLifecycleDb(WritePipeline, CallsAsItems, SessionLifecycle
         asker = Viewer.of_caller(viewer, permitted_dataset_ids)
         seen = scopes(asker)
         parameters = {**seen.parameters(), **window.model_dump(), "abandon_after": self._abandon_after, "as_of": None}
-        rows = await self._reading.fetch(session_stats.aggregate_stats(seen.kinds), parameters)
+        rows = await self._reading.fetch(
+            session_stats.aggregate_stats(seen.kinds, ends_of(window.since, window.until)), parameters
+        )
         figures = dict(rows[0]._mapping)
         count = figures["sessions"]
         agent_time_us = int(figures.pop("agent_time_us"))
@@ -394,7 +397,9 @@ class SqlAlchemySessionLifecycleDb(WritePipeline, CallsAsItems, SessionLifecycle
         asker = Viewer.of_caller(viewer, permitted_dataset_ids)
         seen = scopes(asker)
         parameters = {**seen.parameters(), **window.model_dump()}
-        rows = await self._reading.fetch(costs.cost_by_model(seen.kinds), parameters)
+        rows = await self._reading.fetch(
+            costs.cost_by_model(seen.kinds, ends_of(window.since, window.until)), parameters
+        )
         return [_cost_row(row) for row in rows]
 
 

@@ -21,7 +21,7 @@ from session_lifecycle.statements.shared.keys import equal_where_given
 from session_lifecycle.statements.shared.paging import Position, beside_total, page, place, total
 from session_lifecycle.statements.shared.status import effective_status, has_status
 from session_lifecycle.statements.shared.visibility import visible
-from session_lifecycle.statements.shared.window import active_within
+from session_lifecycle.statements.shared.window import Ends, active_within
 
 
 def chosen_sessions(filters: SessionFilters, abandon_after: timedelta) -> Select[*tuple[Any, ...]]:
@@ -84,12 +84,8 @@ def listing_total(shape: ListingShape, how: Total) -> ColumnElement[Any]:
     """The number of sessions on all pages, as exact as `how` demands; null for `none`."""
     match how:
         case "exact":
-            return count_sessions(
-                shape.kinds,
-                shape.status_filter,
-                has_agent_name=shape.has_agent_name,
-                has_window=shape.has_since or shape.has_until,
-            )
+            ends = Ends(shape.has_since, shape.has_until)
+            return count_sessions(shape.kinds, ends, shape.status_filter, has_agent_name=shape.has_agent_name)
         case "bounded":
             return bounded_count(shape)
         case "none":
