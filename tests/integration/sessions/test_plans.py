@@ -15,12 +15,13 @@ from uuid import UUID
 
 import asyncpg
 import pytest
-from sqlalchemy import event, text
+from sqlalchemy import text
 
 from session_lifecycle import SessionDatabase, SessionListFilters, SummaryFilters, Viewer
 from session_lifecycle.models import EffectiveStatus, UsageEventFilters, UsageFilters
 from session_lifecycle.models.session_filters import SESSION_ORDERS
 from session_lifecycle.testing import TemplateServer
+from support.statements import in_sql, noted
 
 ME = UUID(int=1)
 SOMEBODY = UUID(int=(1 << 64) + 1)
@@ -137,21 +138,19 @@ Ask = Callable[[SessionDatabase], Awaitable[Any]]
 
 
 async def plan_of(url: str, ask: Ask) -> Plan:
-    """The executed plan of the last statement of a call."""
-    ran: list[tuple[str, tuple[Any, ...]]] = []
-
-    def note(connection: Any, cursor: Any, statement: str, bound: Any, *context: Any) -> None:
-        ran.append((statement, bound))
-
+    """The executed plan of the last statement of a call: the one that Postgres keeps for all values."""
     async with SessionDatabase.connect(url) as db:
         await db.check()
-        event.listen(db.engine.sync_engine, "before_cursor_execute", note)
-        await ask(db)
-        event.remove(db.engine.sync_engine, "before_cursor_execute", note)
-        statement, bound = ran[-1]
+        async with noted(db) as sent:
+            await ask(db)
+        statement, values = sent[-1]
         async with db.engine.connect() as connection:
-            answer = await connection.exec_driver_sql(f"EXPLAIN (ANALYZE, FORMAT JSON) {statement}", bound)
+            await connection.exec_driver_sql("SET LOCAL plan_cache_mode = force_generic_plan")
+            await connection.exec_driver_sql(f"PREPARE asked AS {statement}")
+            given = f"({', '.join(map(in_sql, values))})" if values else ""
+            answer = await connection.exec_driver_sql(f"EXPLAIN (ANALYZE, FORMAT JSON) EXECUTE asked{given}")
             answered = answer.scalar_one()
+            await connection.exec_driver_sql("DEALLOCATE asked")
     [explained] = json.loads(answered) if isinstance(answered, str) else answered
     plan = Plan()
     plan.take(explained["Plan"])

@@ -110,7 +110,8 @@ def _index_scan(
         *(getattr(table, name) == scope_value for name, scope_value in kind.equal),
         table.status == status.c.status,
         *_filter_conditions(shape, part),
-        *([value.is_(None)] if part.is_null else []),
+        # A running session has no end, and the index on the end would find all of them.
+        *([value.is_(None)] if part.is_null and not _is_rare(shape) else []),
         *(_after_position(shape, kind, part) if shape.has_position else []),
     ]
     scopes = (*kind.each, status)
@@ -130,9 +131,7 @@ def _first(
     def directed(*terms: Column) -> list[ColumnElement[Any]]:
         return [term.desc() if shape.descending else term.asc() for term in terms]
 
-    # A rolled-up session was not running, or was idle for long, when it was rolled up: hardly any is running now.
-    is_rare = shape.status_filter is EffectiveStatus.RUNNING and not shape.is_by_activity
-    if part.table is tables.rolled_up_sessions and not is_rare:
+    if part.table is tables.rolled_up_sessions and not _is_rare(shape):
         return sessions.order_by(*directed(getattr(tables.rolled_up_sessions, shape.order_by), *part.key)).limit(limit)
     if shape.is_by_activity:
         # The index orders by minute only, so the scan fetches the last minute whole and the page sorts it later. The
@@ -142,6 +141,11 @@ def _first(
     # from walking another index in the wanted order instead.
     chosen = sessions.offset(literal_column("0")).lateral("chosen")
     return select(*chosen.c).order_by(*directed(*chosen.c)).limit(limit)
+
+
+def _is_rare(shape: ListingShape) -> bool:
+    # A rolled-up session was not running, or was idle for long, when it was rolled up: hardly any is running now.
+    return shape.status_filter is EffectiveStatus.RUNNING and not shape.is_by_activity
 
 
 def _scope_kinds(shape: ListingShape) -> list[_ScopeKind]:

@@ -4,7 +4,7 @@ from datetime import timedelta
 from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import CTE, BigInteger, ColumnElement, Select, and_, bindparam, null, select
+from sqlalchemy import CTE, BigInteger, ColumnElement, Select, and_, bindparam, literal_column, null, select, true
 
 from session_lifecycle.models import SessionListFilters
 from session_lifecycle.models.pages import Total
@@ -74,10 +74,13 @@ def page_of_sessions(shape: ListingShape) -> CTE:
         .subquery("first")
     )
     _, user_id, session_id = first.c
-    rows = select(*record_columns(), effective_status(shape.abandon_after, clock()).label("effective_status"))
     is_on_page = and_(tables.sessions.user_id == user_id, tables.sessions.session_id == session_id)
+    status = effective_status(shape.abandon_after, clock()).label("effective_status")
+    # OFFSET 0 makes Postgres look up one record after another. In a plan for any limit it expects so many rows on a
+    # page that it would read the whole table.
+    record = select(*record_columns(), status).where(is_on_page).offset(literal_column("0")).lateral("record")
     numbered = place(first, order, descending=shape.descending)
-    return rows.add_columns(*first.c, numbered).join(first, is_on_page).cte("page")
+    return select(*record.c, *first.c, numbered).select_from(first.join(record, true())).cte("page")
 
 
 def listing_total(shape: ListingShape, how: Total) -> ColumnElement[Any]:
