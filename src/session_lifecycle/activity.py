@@ -402,9 +402,12 @@ class SqlAlchemySessionActivityDb(SessionActivityDb):
             raise InvalidValueError("limit", limit, expected) from error
 
 
+_SUMMARY_FIGURES = SessionSummary.model_fields.keys() - {"record"}
+
+
 def _summary(row: Any) -> SessionSummary:
-    figures = SessionSummary.model_fields.keys() - {"record"}
-    return SessionSummary(record=records.record_of(row), **{name: getattr(row, name) for name in figures})
+    columns = row._asdict()
+    return SessionSummary(record=records.record_of(row), **{name: columns[name] for name in _SUMMARY_FIGURES})
 
 
 def _names(rows: Sequence[Any]) -> list[str]:

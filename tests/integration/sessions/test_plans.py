@@ -294,6 +294,45 @@ async def test_an_exact_total_reads_buckets(urls: dict[str, str]) -> None:
     assert counted.rows_read - without.rows_read < SESSIONS / 10
 
 
+@pytest.mark.parametrize("status", [None, EffectiveStatus.COMPLETED])
+@pytest.mark.parametrize("viewer", [VIEWER, Viewer(ME), Viewer.auditor()], ids=["shared", "own", "auditor"])
+async def test_an_exact_total_without_roll_ups_counts_by_an_index(
+    urls: dict[str, str], viewer: Viewer, status: EffectiveStatus | None
+) -> None:
+    asked: dict[str, Any] = {"viewer": viewer, "status_filter": status}
+    without = await plan_of(urls[NEVER], page(**asked))
+    counted = await plan_of(urls[NEVER], page(**asked, total="exact"))
+    # Every visible session is counted once. Those of the viewer in a data set are read twice, and counted for the user.
+    visible = {VIEWER: SESSIONS, Viewer(ME): SESSIONS // 3}.get(viewer, SESSIONS)
+    of_total = counted.rows_of["session_records"] - without.rows_of["session_records"]
+    assert of_total <= visible * 7 // 6
+    assert "session_records" not in counted.sequential or viewer.sees_all
+    assert not counted.rows_of["rolled_up_sessions"]
+
+
+async def test_a_total_of_a_status_reads_buckets_of_that_status(urls: dict[str, str]) -> None:
+    asked = {"status_filter": EffectiveStatus.FAILED}
+    without = await plan_of(urls[ROLLED_UP], page(**asked))
+    counted = await plan_of(urls[ROLLED_UP], page(**asked, total="exact"))
+    assert "pk_session_roll_ups" in counted.indexes
+    assert counted.rows_read - without.rows_read < SESSIONS / 10
+
+
+async def test_the_usual_questions_are_short(urls: dict[str, str]) -> None:
+    """Postgres reads and plans a text anew on each connection."""
+    asks: dict[str, tuple[Ask, int]] = {
+        "one session": (lambda db: db.lifecycle.get_session_row("s1", VIEWER), 5_000),
+        "a page": (page(), 10_000),
+        "a page and its total": (page(total="exact"), 12_000),
+        "a page and its total, own": (page(viewer=Viewer(ME), total="exact"), 10_000),
+    }
+    async with SessionDatabase.connect(urls[NEVER]) as db:
+        for name, (ask, most) in asks.items():
+            async with noted(db) as sent:
+                await ask(db)
+            assert len(sent[-1][0]) < most, name
+
+
 @pytest.mark.parametrize("viewer", [VIEWER, Viewer(ME), Viewer.auditor()], ids=["shared", "own", "auditor"])
 async def test_reports_by_time_of_use_read_only_that_part_of_the_ledger(urls: dict[str, str], viewer: Viewer) -> None:
     since, until = BEGIN + timedelta(days=30), BEGIN + timedelta(days=31)

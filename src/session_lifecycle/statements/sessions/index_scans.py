@@ -18,6 +18,7 @@ from sqlalchemy import (
     Subquery,
     Text,
     Uuid,
+    any_,
     bindparam,
     false,
     func,
@@ -103,18 +104,20 @@ def _index_scan(
     shape: ListingShape, kind: _ScopeKind, part: _Part, limit: ColumnElement[int]
 ) -> Select[*tuple[Any, ...]]:
     table, value = part.table, getattr(part.table, shape.order_by)
-    status = _unnest("status", status=literal([one.value for one in part.statuses], ARRAY(Text)))
+    stored = literal([one.value for one in part.statuses], ARRAY(Text))
+    # An index has the sessions of one status in their order. Where they are sorted anyway, one scan reads all statuses.
+    status = None if _is_sorted(shape, part) else _unnest("status", status=stored)
     conditions = [
         *([] if table is tables.rolled_up_sessions else [~tables.sessions.rolled_up]),
         *([] if kind.equal else [of_everybody(table)]),
         *(getattr(table, name) == scope_value for name, scope_value in kind.equal),
-        table.status == status.c.status,
+        table.status == (any_(stored) if status is None else status.c.status),
         *_filter_conditions(shape, part),
         # A running session has no end, and the index on the end would find all of them.
         *([value.is_(None)] if part.is_null and not _is_rare(shape) else []),
         *(_after_position(shape, kind, part) if shape.has_position else []),
     ]
-    scopes = (*kind.each, status)
+    scopes = kind.each if status is None else (*kind.each, status)
     sessions = select(value.label("value"), *part.key).where(*conditions).correlate(*scopes)
     first = _first(sessions, shape, part, limit).lateral("first")
     keys = select(*first.c).select_from(reduce(lambda left, right: left.join(right, true()), (*scopes, first)))
@@ -131,7 +134,7 @@ def _first(
     def directed(*terms: Column) -> list[ColumnElement[Any]]:
         return [term.desc() if shape.descending else term.asc() for term in terms]
 
-    if part.table is tables.rolled_up_sessions and not _is_rare(shape):
+    if part.table is tables.rolled_up_sessions and not _is_sorted(shape, part):
         return sessions.order_by(*directed(getattr(tables.rolled_up_sessions, shape.order_by), *part.key)).limit(limit)
     if shape.is_by_activity:
         # The index orders by minute only, so the scan fetches the last minute whole and the page sorts it later. The
@@ -141,6 +144,11 @@ def _first(
     # from walking another index in the wanted order instead.
     chosen = sessions.offset(literal_column("0")).lateral("chosen")
     return select(*chosen.c).order_by(*directed(*chosen.c)).limit(limit)
+
+
+def _is_sorted(shape: ListingShape, part: _Part) -> bool:
+    """Whether the scan reads all sessions of a scope and sorts them."""
+    return not shape.is_by_activity and (part.table is tables.sessions or _is_rare(shape))
 
 
 def _is_rare(shape: ListingShape) -> bool:
