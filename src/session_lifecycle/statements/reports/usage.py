@@ -130,13 +130,13 @@ _KEPT_DIMENSIONS = frozenset({*_KEYS, "status", *BUCKETS})
 def find_usage(
     viewer: Viewer, question: UsageQuestion, abandon_after: timedelta, figures: Sequence[str], limit: int
 ) -> tuple[Select[*tuple[Any, ...]], dict[str, Any] | None]:
-    """The statement of `usage`, and the parameters that a kept statement binds."""
+    """`usage` for the groups up to the limit and one more, and the parameters that a kept statement binds."""
     if question.filters != UsageFilters() or question.details or not _KEPT_DIMENSIONS.issuperset(question.group_by):
-        return usage(viewer, question, abandon_after, figures, limit), None
+        return usage(viewer, question, abandon_after, figures, limit + 2), None
     seen, of_viewer = shape_of_viewer(viewer)
     shape = _Shape(question.group_by, question.order_by, question.since is not None, question.until is not None)
     window = {"since": question.since, "until": question.until, "boundaries": question.boundaries}
-    parameters = {**of_viewer, **window, "abandon_after": abandon_after, "as_of": None, "limit": limit}
+    parameters = {**of_viewer, **window, "abandon_after": abandon_after, "as_of": None, "limit": limit + 2}
     return _kept_usage(seen, shape, abandon_after, tuple(figures)), parameters
 
 
@@ -152,9 +152,9 @@ def usage(
     question: UsageQuestion | _Shape,
     abandon_after: timedelta,
     figures: Sequence[str],
-    limit: int | ColumnElement[int],
+    most_rows: int | ColumnElement[int],
 ) -> Select[*tuple[Any, ...]]:
-    """One row over all groups, whose `is_total` is true; then the groups up to the limit, and one group more.
+    """One row over all groups, whose `is_total` is true; then the groups.
 
     A row has the columns of the dimensions, the figures, and the details as `detail_<number>` from 0. Without a
     dimension there is one row. A group has a row where an event of it adds to a figure or detail that is asked for.
@@ -164,7 +164,7 @@ def usage(
         question: What is asked.
         abandon_after: The threshold of the effective status.
         figures: The names of the figures, with the one that is ordered by.
-        limit: The most groups.
+        most_rows: The most rows.
     """
     keys = {name: column for one in question.group_by for name, column in _key(one, question, abandon_after).items()}
     inputs = {name: _INPUTS[name] for name in figures}
@@ -205,7 +205,7 @@ def usage(
     return (
         select(*shown.values())
         .order_by(found.c.is_total.desc(), *first, *(found.c[column.key] for column in groups))
-        .limit(limit + 2)
+        .limit(most_rows)
     )
 
 
