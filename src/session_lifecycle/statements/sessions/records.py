@@ -65,9 +65,9 @@ def record_columns(columns: Columns = tables.sessions.__table__.columns) -> list
 def record_of(row: Any) -> SessionRecord:
     """The record from a row with the columns of `record_columns`."""
     # A row looks up one attribute after another slowly, and a page has 50 rows.
-    columns = row._asdict()
+    columns = dict(zip(row._fields, row, strict=True))
     further = parsed(columns[f"record_{FURTHER_TOTALS}"], _FURTHER_FIELDS)
-    return SessionRecord(**{name: columns[label] for name, label in _RECORD_LABELS.items()}, **further)
+    return SessionRecord.model_validate({name: columns[label] for name, label in _RECORD_LABELS.items()} | further)
 
 
 def row_of(row: Any) -> SessionRowWithStatus:
