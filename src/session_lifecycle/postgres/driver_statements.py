@@ -45,8 +45,8 @@ class DriverStatement:
         self._names: Sequence[str] = compiled.positiontup or ()
         columns = statement.selected_columns
         self._row = result_tuple(columns.keys())
-        # The connection returns JSON as text, because SQLAlchemy sets a codec. The driver returns all other types as
-        # SQLAlchemy returns them.
+        # SQLAlchemy reads JSON in a codec of the connection, or in the type where it has a reader. All other types the
+        # driver returns as SQLAlchemy does.
         self._readers = [
             (place, reader)
             for place, column in enumerate(columns)
