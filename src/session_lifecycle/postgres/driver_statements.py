@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from sqlalchemy import JSON, BindParameter, Dialect, Row, Select
+from sqlalchemy import BindParameter, Dialect, Row, Select
 from sqlalchemy.engine import result_tuple
 from sqlalchemy.sql import visitors
 
@@ -43,15 +43,9 @@ class DriverStatement:
         )
         self.sql = str(compiled)
         self._names: Sequence[str] = compiled.positiontup or ()
-        columns = statement.selected_columns
-        self._row = result_tuple(columns.keys())
-        # SQLAlchemy reads JSON in a codec of the connection, or in the type where it has a reader. All other types the
-        # driver returns as SQLAlchemy does.
-        self._readers = [
-            (place, reader)
-            for place, column in enumerate(columns)
-            if isinstance(column.type, JSON) and (reader := column.type.result_processor(dialect, None)) is not None
-        ]
+        # The driver's values are SQLAlchemy's: it reads JSON in a codec of the connection, and no type of our columns
+        # has a reader of its own.
+        self._row = result_tuple(statement.selected_columns.keys())
 
     def values(self, parameters: Mapping[str, Any]) -> list[Any]:
         """The values in the order of the text."""
@@ -59,15 +53,7 @@ class DriverStatement:
 
     def rows(self, records: Sequence[Any]) -> list[Row[*tuple[Any, ...]]]:
         """The rows, as SQLAlchemy would return them."""
-        if not self._readers:
-            return [self._row(record) for record in records]
-        rows = []
-        for record in records:
-            values = list(record)
-            for place, reader in self._readers:
-                values[place] = reader(values[place])
-            rows.append(self._row(values))
-        return rows
+        return [self._row(record) for record in records]
 
 
 class DriverStatements:
