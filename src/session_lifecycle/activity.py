@@ -286,17 +286,10 @@ class SqlAlchemySessionActivityDb(SessionActivityDb):
         wanted = OneDetail.of_call(
             session_id=session_id, owner_id=owner_id, project=project, limit=limit, offset=offset, payloads=payloads
         )
-        statement = session_detail.get_session_detail(
-            wanted.session_id,
-            Viewer.of_caller(viewer),
-            owner_id=wanted.owner_id,
-            project=wanted.project,
-            limit=wanted.limit,
-            offset=wanted.offset,
-            payloads=wanted.payloads,
-            abandon_after=self._abandon_after,
+        statement, parameters = session_detail.find_session_detail(
+            wanted, Viewer.of_caller(viewer), self._abandon_after
         )
-        rows = await self._page(statement, wanted.limit)
+        rows = await self._page(statement, wanted.limit, parameters)
         if not rows:
             return None
         [row] = rows
@@ -413,10 +406,10 @@ class SqlAlchemySessionActivityDb(SessionActivityDb):
         rows = await self._reading.fetch(statement.limit(MOST_ROWS + 1))
         return [row.name for row in whole_answer(rows, field, given, narrower, MOST_ROWS)]
 
-    async def _page(self, statement: AnySelect, limit: int) -> Sequence[Any]:
+    async def _page(self, statement: AnySelect, limit: int, parameters: dict[str, Any] | None = None) -> Sequence[Any]:
         """The rows of a page. A page beyond the bounds, or that Postgres cannot build, is refused."""
         try:
-            rows = await self._reading.fetch(statement)
+            rows = await self._reading.fetch(statement, parameters)
         except SessionLifecycleError as error:
             if not is_too_large(error):
                 raise
@@ -428,12 +421,15 @@ class SqlAlchemySessionActivityDb(SessionActivityDb):
         return rows
 
 
+_SUMMARY_FIGURES = SessionSummary.model_fields.keys() - {"record", "models"}
+
+
 def _summary(row: Any) -> SessionSummary:
-    figures = SessionSummary.model_fields.keys() - {"record", "models"}
+    columns = row._asdict()
     # Of the spellings of a model the first one stays.
-    models = {model_key(name): name for name in reversed(row.models)}
+    models = {model_key(name): name for name in reversed(columns["models"])}
     return SessionSummary(
         record=records.record_of(row),
         models=tuple(sorted(models.values())),
-        **{name: getattr(row, name) for name in figures},
+        **{name: columns[name] for name in _SUMMARY_FIGURES},
     )

@@ -37,6 +37,7 @@ from session_lifecycle.statements.roll_ups import session_stats
 from session_lifecycle.statements.shared import durations
 from session_lifecycle.statements.shared.ledger import TOKEN_COLUMNS, UNKNOWN_DATASET
 from session_lifecycle.statements.shared.visibility import scopes
+from session_lifecycle.statements.shared.window import ends_of
 
 TOKENS = tuple(column.key for column in TOKEN_COLUMNS)
 GROUP_FIELDS = UsageRow.model_fields.keys() - UsageFigures.model_fields.keys()
@@ -335,7 +336,8 @@ class SqlAlchemySessionReportsDb(SessionReportsDb):
         window = Window.of_call(since=since, until=until)
         seen = scopes(Viewer.of_caller(viewer))
         parameters = {**seen.parameters(), **window.model_dump(), "abandon_after": self._abandon_after, "as_of": None}
-        together, *rows = await self._execution.fetch(session_stats.session_durations(seen.kinds), parameters)
+        statement = session_stats.session_durations(seen.kinds, ends_of(window.since, window.until))
+        together, *rows = await self._execution.fetch(statement, parameters)
         found = {row.key: Durations(**_durations(row)) for row in rows}
         by_status = {status: found.get(status, NO_DURATIONS) for status in EffectiveStatus}
         return SessionDurations(**_durations(together), by_status=by_status)
@@ -378,8 +380,8 @@ class SqlAlchemySessionReportsDb(SessionReportsDb):
         self, viewer: Viewer | UUID | str, question: UsageQuestion, figures: Sequence[str], limit: int
     ) -> tuple[Any, Sequence[Any]]:
         """The row over all groups, and the rows of the groups: up to the limit, and one more."""
-        statement = usage.usage(Viewer.of_caller(viewer), question, self._abandon_after, figures, limit)
-        total, *rows = await self._execution.fetch(statement)
+        asked = usage.find_usage(Viewer.of_caller(viewer), question, self._abandon_after, figures, limit)
+        total, *rows = await self._execution.fetch(*asked)
         return total, rows
 
 

@@ -38,7 +38,8 @@ from session_lifecycle.statements.roll_ups import session_stats
 from session_lifecycle.statements.sessions import annotations, descendants, listing, records
 from session_lifecycle.statements.sessions.changes import annotate_session, update_session
 from session_lifecycle.statements.shared.further_totals import FURTHER_TOTALS, parsed
-from session_lifecycle.statements.shared.visibility import scopes
+from session_lifecycle.statements.shared.visibility import scopes, shape_of_viewer
+from session_lifecycle.statements.shared.window import ends_of
 from session_lifecycle.writing.calls import CallsAsItems
 from session_lifecycle.writing.payload_policy import PayloadPolicy
 from session_lifecycle.writing.pipeline import WritePipeline
@@ -358,13 +359,15 @@ class SqlAlchemySessionLifecycleDb(WritePipeline, CallsAsItems, SessionLifecycle
         owner_id: UUID | str | None = None,
     ) -> SessionRowWithStatus | None:
         wanted = OneSession.of_call(session_id=session_id, prefer_other_owner=prefer_other_owner, owner_id=owner_id)
-        session = records.preferred_session(
-            wanted.session_id,
-            Viewer.of_caller(viewer, permitted_dataset_ids),
+        seen, parameters = shape_of_viewer(Viewer.of_caller(viewer, permitted_dataset_ids))
+        statement = records.get_session(
+            seen,
             prefer_other_owner=wanted.prefer_other_owner,
-            owner_id=wanted.owner_id,
+            has_owner_id=wanted.owner_id is not None,
+            abandon_after=self._abandon_after,
         )
-        rows = await self._primary.fetch(records.with_status(session, self._abandon_after))
+        parameters |= {"session_id": wanted.session_id, "owner_id": wanted.owner_id, "as_of": None}
+        rows = await self._primary.fetch(statement, parameters)
         return records.row_of(rows[0]) if rows else None
 
     async def list_session_rows(self, filters: SessionListFilters) -> SessionListPage:
@@ -387,7 +390,9 @@ class SqlAlchemySessionLifecycleDb(WritePipeline, CallsAsItems, SessionLifecycle
         asker = Viewer.of_caller(viewer, permitted_dataset_ids)
         seen = scopes(asker)
         parameters = {**seen.parameters(), **window.model_dump(), "abandon_after": self._abandon_after, "as_of": None}
-        rows = await self._reading.fetch(session_stats.aggregate_stats(seen.kinds), parameters)
+        rows = await self._reading.fetch(
+            session_stats.aggregate_stats(seen.kinds, ends_of(window.since, window.until)), parameters
+        )
         figures = dict(rows[0]._mapping)
         count = figures["sessions"]
         agent_time_us = int(figures.pop("agent_time_us"))
@@ -415,7 +420,8 @@ class SqlAlchemySessionLifecycleDb(WritePipeline, CallsAsItems, SessionLifecycle
         asker = Viewer.of_caller(viewer, permitted_dataset_ids)
         seen = scopes(asker)
         parameters = {**seen.parameters(), **window.model_dump(), "row_limit": MOST_ROWS + 1}
-        rows = await self._reading.fetch(costs.cost_by_model(seen.kinds), parameters)
+        statement = costs.cost_by_model(seen.kinds, ends_of(window.since, window.until))
+        rows = await self._reading.fetch(statement, parameters)
         narrower = "a shorter window, or fewer sessions to see"
         return [_cost_row(row) for row in whole_answer(rows, "until", window.until, narrower, MOST_ROWS)]
 

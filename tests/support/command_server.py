@@ -23,7 +23,7 @@ class CommandServer:
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             # The file descriptor is its standard input: nothing else reads from there.
-            self._process = subprocess.Popen([sys.executable, __file__], stdin=theirs)
+            self._process = subprocess.Popen([sys.executable, __file__], stdin=theirs.fileno())
         self._lock = threading.Lock()
 
     def run(
@@ -64,7 +64,7 @@ def command_server() -> CommandServer:
 
 def _become(arguments: list[str], environment: dict[str, str], outputs: list[int]) -> NoReturn:
     """Runs the command in this process, as the interpreter would run the console script."""
-    code: object = 1
+    code = 1
     try:
         os.environ.clear()
         os.environ.update(environment)
@@ -78,16 +78,16 @@ def _become(arguments: list[str], environment: dict[str, str], outputs: list[int
             main()
             code = 0
         except SystemExit as ended:
-            code = ended.code
-            if isinstance(code, str):
-                print(code, file=sys.stderr)
-                code = 1
-        except BaseException:
+            if ended.code is None or isinstance(ended.code, int):
+                code = ended.code or 0
+            else:
+                sys.stderr.write(f"{ended.code}\n")
+        except Exception:  # noqa: BLE001 - as the interpreter ends a program
             sys.excepthook(*sys.exc_info())
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(code if isinstance(code, int) else 0)
+        os._exit(code)
 
 
 def _serve() -> None:

@@ -6,7 +6,7 @@ from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import event, text
+from sqlalchemy import text
 
 from session_lifecycle import (
     SessionActivityDb,
@@ -28,6 +28,7 @@ from session_lifecycle.models import (
     SessionSummary,
     ThreadPage,
 )
+from support.statements import Sent, noted
 from support.usage import A, receipt_of
 
 B, C, D1, D2 = (UUID(int=number) for number in range(2, 6))
@@ -115,25 +116,17 @@ class World:
             result = await connection.execute(text(statement), values)
             return list(result.mappings()) if result.returns_rows else []
 
-    async def statements(self, call: Awaitable[Any]) -> list[tuple[str, tuple[Any, ...]]]:
+    async def statements(self, call: Awaitable[Any]) -> list[Sent]:
         """The statements that a call executes, with their parameters."""
-        ran: list[tuple[str, tuple[Any, ...]]] = []
-
-        def note(connection: Any, cursor: Any, statement: str, bound: Any, *context: Any) -> None:
-            ran.append((statement, bound))
-
-        event.listen(self.db.engine.sync_engine, "before_cursor_execute", note)
-        try:
+        async with noted(self.db) as sent:
             await call
-        finally:
-            event.remove(self.db.engine.sync_engine, "before_cursor_execute", note)
-        return ran
+        return sent
 
     async def plan(self, call: Awaitable[Any]) -> str:
         """The plan of a call's last statement; an earlier one is the check of the schema."""
         *_, (statement, bound) = await self.statements(call)
         async with self.db.engine.connect() as connection:
-            lines = await connection.exec_driver_sql(f"EXPLAIN {statement}", bound)
+            lines = await connection.exec_driver_sql(f"EXPLAIN {statement}", tuple(bound))
             return "\n".join(lines.scalars())
 
     async def ledger(self) -> list[Any]:

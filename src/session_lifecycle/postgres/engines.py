@@ -108,6 +108,8 @@ def create_engine(url: URL, settings: Settings, *, pgbouncer: bool, has_deadline
         # pgbouncer refuses these start-up parameters, so the client alone keeps the timeout.
         arguments["command_timeout"] = timeout
     else:
+        # A connection keeps each statement that it has prepared, however long its text is, and Postgres keeps its plan.
+        arguments |= {"max_cacheable_statement_size": 0, "max_cached_statement_lifetime": 0}
         server_settings |= SERVER_SETTINGS
         server_settings["statement_timeout"] = "0" if timeout is None else str(round(timeout * 1000))
         # The server is asked first, as it tells whether it wrote. The client's deadline is for a server that is gone.

@@ -7,7 +7,7 @@ from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import partial
 from random import SystemRandom
 from types import TracebackType
-from typing import Any, NoReturn, Protocol, cast
+from typing import Any, NoReturn, Protocol, cast, overload
 from weakref import WeakSet
 
 import asyncpg
@@ -17,6 +17,7 @@ from sqlalchemy.util import await_only, greenlet_spawn
 
 from session_lifecycle.entities import metadata
 from session_lifecycle.errors import ConfigurationError, DatabaseUnavailableError, TransactionConflictError
+from session_lifecycle.postgres.driver_statements import DriverStatements
 from session_lifecycle.postgres.engines import OTHER_LOOP, Engines, LoopEngine
 from session_lifecycle.postgres.failures import (
     DRIVER_FAILURES,
@@ -55,12 +56,20 @@ class Execution(Protocol):
 
     schema: str
 
-    async def fetch(self, statement: Executable, parameters: dict[str, Any] | None = None) -> Sequence[Any]:
+    @overload
+    async def fetch(self, statement: Executable) -> Sequence[Any]: ...
+
+    @overload
+    async def fetch(self, statement: AnySelect, parameters: dict[str, Any] | None) -> Sequence[Any]: ...
+
+    async def fetch(self, statement: Any, parameters: dict[str, Any] | None = None) -> Sequence[Any]:
         """Runs a statement and returns all its rows.
 
         Args:
             statement: The statement. It must be harmless to repeat.
-            parameters: The values of its bound parameters, where it was built without values.
+            parameters: The values of its bound parameters, where the statement is kept: pass the same object every
+                time, because its SQL is compiled once per object. None: the statement was built for this call, with its
+                values.
         """
         ...
 
@@ -128,15 +137,20 @@ class PoolExecution:
         self._is_schema_checked = False
         # A host's own server timeout and some more. An engine of ours brings its deadline along, so this stays None.
         self._deadline_seconds: float | None = None
-        self._compiled: dict[Executable, tuple[str, Sequence[str]]] = {}
+        self._statements = DriverStatements(schema)
 
-    async def fetch(self, statement: Executable, parameters: dict[str, Any] | None = None) -> Sequence[Any]:
+    async def fetch(self, statement: Any, parameters: dict[str, Any] | None = None) -> Sequence[Any]:
+        if parameters is not None:
+            engine = self._engines.current()
+            kept = self._statements.get(statement, parameters, engine.autocommit.dialect)
+            on_driver = partial(greenlet_spawn, self._on_driver, engine, kept.sql, kept.values(parameters))
+            return kept.rows(await self._repeated(on_driver, repeatable=True))
 
         async def run(mark_sent: Callable[[], None]) -> Sequence[Any]:
             async with self._connection() as connection:
                 mark_sent()
                 async with asyncio.timeout(self._deadline_seconds) if self._deadline_seconds else nullcontext():
-                    return (await connection.execute(statement, parameters)).all()
+                    return (await connection.execute(statement)).all()
 
         return await self._repeated(run, repeatable=True)
 
@@ -153,12 +167,8 @@ class PoolExecution:
         Runs on the driver's own connection: SQLAlchemy's work around a statement would take a third of the call.
         """
         engine = self._engines.current()
-        if statement not in self._compiled:
-            compiled = statement.compile(dialect=engine.autocommit.dialect)
-            self._compiled[statement] = (str(compiled), compiled.positiontup or ())
-        sql, names = self._compiled[statement]
-        values = [parameters[name] for name in names]
-        run = partial(greenlet_spawn, self._on_driver, engine, sql, values)
+        kept = self._statements.get(statement, parameters, engine.autocommit.dialect)
+        run = partial(greenlet_spawn, self._on_driver, engine, kept.sql, kept.values(parameters))
         return await self._repeated(run, repeatable=repeatable, on_sent=on_sent)
 
     async def write_together(
@@ -342,7 +352,7 @@ class BoundExecution:
         self._savepoints = savepoints
         self._is_isolation_checked = False
 
-    async def fetch(self, statement: Executable, parameters: dict[str, Any] | None = None) -> Sequence[Any]:
+    async def fetch(self, statement: Any, parameters: dict[str, Any] | None = None) -> Sequence[Any]:
         return await self._run(statement, parameters or {})
 
     async def write(

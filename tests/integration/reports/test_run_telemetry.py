@@ -6,10 +6,10 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from sqlalchemy import event
 
 from session_lifecycle import End, InvalidValueError, SessionDatabase, Touch, UsageEvent, Viewer
 from session_lifecycle.models import TelemetryKey, TelemetrySummary
+from support.statements import noted
 from support.stored_rows import store_message, store_run, store_step
 
 A, B, C, D = (UUID(int=number) for number in range(1, 5))
@@ -194,21 +194,16 @@ async def test_keys_are_sorted_with_nulls_last(session_database: SessionDatabase
 async def test_each_report_is_one_statement(session_database: SessionDatabase) -> None:
     reports = session_database.reports
     await reports.spend(A)
-    seen: list[str] = []
-
-    def listener(*context: Any) -> None:
-        seen.append(context[2])
-
-    event.listen(session_database.engine.sync_engine, "before_cursor_execute", listener)
-    await reports.spend(A)
-    await reports.cost_by_agent(A)
-    await reports.cost_by_user(A)
-    await reports.telemetry(A)
-    await reports.list_telemetry_keys(A)
-    await reports.tokens_by_class(A)
-    await reports.session_durations(A)
-    await reports.run_durations(A)
-    assert len(seen) == 8
+    async with noted(session_database) as sent:
+        await reports.spend(A)
+        await reports.cost_by_agent(A)
+        await reports.cost_by_user(A)
+        await reports.telemetry(A)
+        await reports.list_telemetry_keys(A)
+        await reports.tokens_by_class(A)
+        await reports.session_durations(A)
+        await reports.run_durations(A)
+    assert len(sent) == 8
 
 
 async def test_wrong_arguments_are_refused_by_name(session_database: SessionDatabase) -> None:

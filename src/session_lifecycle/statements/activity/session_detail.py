@@ -1,13 +1,15 @@
 """One session with its figures, runs and messages."""
 
 from datetime import timedelta
+from functools import lru_cache
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Select, Text, cast, select
+from sqlalchemy import ColumnElement, Select, Text, cast, select
 
 from session_lifecycle.models import Message, Viewer
 from session_lifecycle.models.run_filters import RunChoice
+from session_lifecycle.models.session_details import OneDetail
 from session_lifecycle.statements import tables
 from session_lifecycle.statements.activity.messages import OLDEST_FIRST
 from session_lifecycle.statements.activity.run_figures import counted
@@ -16,16 +18,57 @@ from session_lifecycle.statements.activity.sizes import Measure, size, sizes_of_
 from session_lifecycle.statements.activity.summary_figures import messages_of, with_figures
 from session_lifecycle.statements.sessions.records import belongs_to_record, preferred_session, with_status
 from session_lifecycle.statements.shared.json_rows import fields_of, json_array, json_object, or_empty
+from session_lifecycle.statements.shared.kept import LIMIT, MOST_KEPT, OFFSET, OWNER_ID, SESSION_ID
+from session_lifecycle.statements.shared.visibility import AnyViewer, ViewerShape, shape_of_viewer
+
+
+def find_session_detail(
+    wanted: OneDetail, viewer: Viewer, abandon_after: timedelta
+) -> tuple[Select[*tuple[Any, ...]], dict[str, Any] | None]:
+    """The statement of `get_session_detail`, and the parameters that a kept statement binds."""
+    if wanted.project is None:
+        shape, of_viewer = shape_of_viewer(viewer)
+        kept = _of_all_projects(
+            shape, has_owner_id=wanted.owner_id is not None, payloads=wanted.payloads, abandon_after=abandon_after
+        )
+        return kept, {**of_viewer, **wanted.model_dump(), "as_of": None}
+    statement = get_session_detail(
+        wanted.session_id,
+        viewer,
+        owner_id=wanted.owner_id,
+        project=wanted.project,
+        limit=wanted.limit,
+        offset=wanted.offset,
+        payloads=wanted.payloads,
+        abandon_after=abandon_after,
+    )
+    return statement, None
+
+
+@lru_cache(maxsize=MOST_KEPT)
+def _of_all_projects(
+    viewer: ViewerShape, *, has_owner_id: bool, payloads: bool, abandon_after: timedelta
+) -> Select[*tuple[Any, ...]]:
+    return get_session_detail(
+        SESSION_ID,
+        viewer,
+        owner_id=OWNER_ID if has_owner_id else None,
+        project=None,
+        limit=LIMIT,
+        offset=OFFSET,
+        payloads=payloads,
+        abandon_after=abandon_after,
+    )
 
 
 def get_session_detail(
-    session_id: str,
-    viewer: Viewer,
+    session_id: str | ColumnElement[str],
+    viewer: AnyViewer,
     *,
-    owner_id: UUID | None,
+    owner_id: UUID | ColumnElement[UUID] | None,
     project: str | None,
-    limit: int,
-    offset: int,
+    limit: int | ColumnElement[int],
+    offset: int | ColumnElement[int],
     payloads: bool,
     abandon_after: timedelta,
 ) -> Select[*tuple[Any, ...]]:

@@ -15,13 +15,13 @@ from session_lifecycle.statements.activity.messages import has_message_with
 from session_lifecycle.statements.activity.run_figures import ENDED, RECORDED, counted
 from session_lifecycle.statements.activity.summary_figures import last_prompt_at, with_figures
 from session_lifecycle.statements.sessions.listing import (
-    MOST_CACHED_STATEMENTS,
     chosen_sessions,
     listing_total,
     page_of_sessions,
 )
 from session_lifecycle.statements.sessions.listing_shape import ListingShape, shape_of
 from session_lifecycle.statements.sessions.records import ORDERS, SESSION_KEY
+from session_lifecycle.statements.shared.kept import MOST_KEPT
 from session_lifecycle.statements.shared.keys import same_session
 from session_lifecycle.statements.shared.paging import Order, Position, beside_total, page, total
 from session_lifecycle.statements.shared.window import within
@@ -37,8 +37,8 @@ def order_of(filters: SummaryFilters) -> Order:
 
 def list_summaries(
     filters: SummaryFilters, position: Position | None, abandon_after: timedelta
-) -> tuple[Select[*tuple[Any, ...]], dict[str, Any]]:
-    """A page and one row more, in the columns of `beside_total`, and the parameters that the statement binds.
+) -> tuple[Select[*tuple[Any, ...]], dict[str, Any] | None]:
+    """A page and one row more, in the columns of `beside_total`, and the parameters that a kept statement binds.
 
     The statement chooses the page's sessions first, and then computes the figures of those sessions only.
     """
@@ -49,10 +49,10 @@ def list_summaries(
     # No index answers the conditions: Postgres reads sessions, runs and messages to choose the sessions.
     chosen = chosen_sessions(filters, abandon_after).where(*conditions)
     rows = page(chosen, order_of(filters), filters, position)
-    return with_figures(beside_total(rows, total(chosen, filters)), rows, filters.counted), parameters
+    return with_figures(beside_total(rows, total(chosen, filters)), rows, filters.counted).params(parameters), None
 
 
-@lru_cache(maxsize=MOST_CACHED_STATEMENTS)
+@lru_cache(maxsize=MOST_KEPT)
 def _list_by_index(shape: ListingShape, total: Total) -> Select[*tuple[Any, ...]]:
     rows = page_of_sessions(shape)
     # Without conditions on runs, the figures cover all runs.

@@ -1,12 +1,11 @@
 """The ledger: which of its events a read chooses, and pages of them."""
 
 import json
-from datetime import datetime
 from typing import Any
 
 from sqlalchemy import ColumnElement, Select, Text, and_, cast, func, join, select
 
-from session_lifecycle.models import LedgerEvent, UsageEventFilters, UsageFilters, Viewer
+from session_lifecycle.models import LedgerEvent, UsageEventFilters, UsageFilters
 from session_lifecycle.models.usage import RARE_CLASSES
 from session_lifecycle.statements import tables
 from session_lifecycle.statements.activity.run_figures import CLIENT
@@ -16,8 +15,8 @@ from session_lifecycle.statements.shared.keys import equal_where_given, same_ses
 from session_lifecycle.statements.shared.ledger import UNKNOWN_MODEL, UNKNOWN_PROVIDER
 from session_lifecycle.statements.shared.model_names import is_model
 from session_lifecycle.statements.shared.paging import Order, Position, beside_total, page, total
-from session_lifecycle.statements.shared.visibility import visible
-from session_lifecycle.statements.shared.window import within
+from session_lifecycle.statements.shared.visibility import AnyViewer, visible
+from session_lifecycle.statements.shared.window import Bound, within
 
 # Postgres leaves out the join with the runs where a statement names none of their columns: a run has one row at most.
 # An event may name a run of another session, which the viewer need not see.
@@ -50,7 +49,7 @@ _AS_TEXT = {"unit_prices", "details"}
 
 
 def chosen_events(
-    viewer: Viewer, chosen: UsageFilters | UsageEventFilters, since: datetime | None, until: datetime | None
+    viewer: AnyViewer, chosen: UsageFilters | UsageEventFilters, since: Bound | None, until: Bound | None
 ) -> list[ColumnElement[bool]]:
     """Conditions on `EVENTS_WITH_RUNS`: the viewer sees the event, the filters choose it, it was used in the window."""
     conditions = [visible(viewer), *within(tables.usage_events.at, since, until)]

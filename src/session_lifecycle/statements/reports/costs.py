@@ -12,16 +12,16 @@ from session_lifecycle.statements.roll_ups.totals import MODEL_FIGURES, model_fi
 from session_lifecycle.statements.shared.further_totals import FURTHER_TOTALS, as_text
 from session_lifecycle.statements.shared.ledger import TOKEN_COLUMNS, UNKNOWN_AGENT
 from session_lifecycle.statements.shared.visibility import ScopeKinds, visible
-from session_lifecycle.statements.shared.window import StatusWindow, active_within, window
+from session_lifecycle.statements.shared.window import Ends, StatusWindow, active_within, window
 
 
 @cache
-def cost_by_model(kinds: ScopeKinds) -> Select[*tuple[Any, ...]]:
+def cost_by_model(kinds: ScopeKinds, ends: Ends) -> Select[*tuple[Any, ...]]:
     """One row per model, most expensive first, ties by name. A model whose events were all revised away has no row.
 
-    Binds `since`, `until`, `row_limit` and the parameters of the scopes.
+    Binds the ends that are given, `row_limit` and the parameters of the scopes.
     """
-    figures = model_figures(kinds, StatusWindow(None, *window())).subquery("figures")
+    figures = model_figures(kinds, StatusWindow(None, *window(ends))).subquery("figures")
     labels = {"key": "model", "sessions": "session_count"}
     columns = [figures.c[name].label(labels.get(name, name)) for name in ("key", *MODEL_FIGURES[:-1])]
     rows = select(*columns, as_text(figures.c[FURTHER_TOTALS])).order_by(figures.c.cost_usd.desc(), figures.c.key)

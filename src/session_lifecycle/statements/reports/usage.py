@@ -1,8 +1,10 @@
 """Usage by the time of use, in groups: the one statement of the reports on the ledger."""
 
 from collections.abc import Sequence
-from datetime import timedelta
-from typing import Any
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from functools import lru_cache
+from typing import Any, ClassVar
 
 from sqlalchemy import (
     BigInteger,
@@ -26,14 +28,15 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import ARRAY
 
-from session_lifecycle.models import Viewer
-from session_lifecycle.models.reports import FIGURES, OF_TAG, UsageQuestion
+from session_lifecycle.models import UsageFilters, Viewer
+from session_lifecycle.models.reports import BUCKETS, FIGURES, OF_TAG, UsageQuestion
 from session_lifecycle.models.usage import RARE_CLASSES
 from session_lifecycle.statements import tables
 from session_lifecycle.statements.activity.run_figures import CLIENT
 from session_lifecycle.statements.activity.usage_events import EVENTS_WITH_RUNS, MODEL, PROVIDER, chosen_events
 from session_lifecycle.statements.shared.clock import TIMESTAMPTZ, clock
 from session_lifecycle.statements.shared.json_rows import Column
+from session_lifecycle.statements.shared.kept import LIMIT, MOST_KEPT
 from session_lifecycle.statements.shared.ledger import (
     IS_LATE,
     IS_MEASUREMENT,
@@ -47,6 +50,7 @@ from session_lifecycle.statements.shared.ledger import (
     UNKNOWN_AGENT,
 )
 from session_lifecycle.statements.shared.status import effective_status
+from session_lifecycle.statements.shared.visibility import AnyViewer, ViewerShape, shape_of_viewer
 
 BUCKET = "bucket"
 """The column with the number of the bucket, from 1."""
@@ -101,14 +105,62 @@ _KEYS: dict[str, dict[str, ColumnElement[Any]]] = {
 """The columns by which each dimension groups, but for those that depend on the question."""
 
 
+@dataclass(frozen=True)
+class _Shape:
+    """What the text of a statement depends on in a question without filters and details, in place of the question."""
+
+    group_by: tuple[str, ...]
+    order_by: str
+    has_since: bool
+    has_until: bool
+
+    # The same in every shape, so no part of what tells two of them apart.
+    tags: ClassVar[tuple[str, ...]] = ()
+    details: ClassVar[tuple[str, ...]] = ()
+    filters: ClassVar[UsageFilters] = UsageFilters()
+    boundaries: ClassVar[None] = None
+
+    @property
+    def since(self) -> ColumnElement[datetime] | None:
+        return bindparam("since", type_=TIMESTAMPTZ) if self.has_since else None
+
+    @property
+    def until(self) -> ColumnElement[datetime] | None:
+        return bindparam("until", type_=TIMESTAMPTZ) if self.has_until else None
+
+
+_KEPT_DIMENSIONS = frozenset({*_KEYS, "status", *BUCKETS})
+"""The dimensions whose columns depend on no value of the question, but for the bound `boundaries`."""
+
+
+def find_usage(
+    viewer: Viewer, question: UsageQuestion, abandon_after: timedelta, figures: Sequence[str], limit: int
+) -> tuple[Select[*tuple[Any, ...]], dict[str, Any] | None]:
+    """`usage` for the groups up to the limit and one more, and the parameters that a kept statement binds."""
+    if question.filters != UsageFilters() or question.details or not _KEPT_DIMENSIONS.issuperset(question.group_by):
+        return usage(viewer, question, abandon_after, figures, limit + 2), None
+    seen, of_viewer = shape_of_viewer(viewer)
+    shape = _Shape(question.group_by, question.order_by, question.since is not None, question.until is not None)
+    window = {"since": question.since, "until": question.until, "boundaries": question.boundaries}
+    parameters = {**of_viewer, **window, "abandon_after": abandon_after, "as_of": None, "limit": limit + 2}
+    return _kept_usage(seen, shape, abandon_after, tuple(figures)), parameters
+
+
+@lru_cache(maxsize=MOST_KEPT)
+def _kept_usage(
+    viewer: ViewerShape, shape: _Shape, abandon_after: timedelta, figures: tuple[str, ...]
+) -> Select[*tuple[Any, ...]]:
+    return usage(viewer, shape, abandon_after, figures, LIMIT)
+
+
 def usage(
-    viewer: Viewer,
-    question: UsageQuestion,
+    viewer: AnyViewer,
+    question: UsageQuestion | _Shape,
     abandon_after: timedelta,
     figures: Sequence[str],
-    limit: int,
+    most_rows: int | ColumnElement[int],
 ) -> Select[*tuple[Any, ...]]:
-    """One row over all groups, whose `is_total` is true; then the groups up to the limit, and one group more.
+    """One row over all groups, whose `is_total` is true; then the groups.
 
     A row has the columns of the dimensions, the figures, and the details as `detail_<number>` from 0. Without a
     dimension there is one row. A group has a row where an event of it adds to a figure or detail that is asked for.
@@ -118,7 +170,7 @@ def usage(
         question: What is asked.
         abandon_after: The threshold of the effective status.
         figures: The names of the figures, with the one that is ordered by.
-        limit: The most groups.
+        most_rows: The most rows.
     """
     keys = {name: column for one in question.group_by for name, column in _key(one, question, abandon_after).items()}
     inputs = {name: _INPUTS[name] for name in figures}
@@ -159,11 +211,11 @@ def usage(
     return (
         select(*shown.values())
         .order_by(found.c.is_total.desc(), *first, *(found.c[column.key] for column in groups))
-        .limit(limit + 2)
+        .limit(most_rows)
     )
 
 
-def _key(dimension: str, question: UsageQuestion, abandon_after: timedelta) -> dict[str, ColumnElement[Any]]:
+def _key(dimension: str, question: UsageQuestion | _Shape, abandon_after: timedelta) -> dict[str, ColumnElement[Any]]:
     """The columns by which a dimension groups."""
     if dimension in _KEYS:
         return _KEYS[dimension]

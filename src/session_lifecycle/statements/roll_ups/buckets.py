@@ -102,7 +102,9 @@ def _stretches(whole: CTE) -> CTE:
 def _labelled(label: str, window: StatusWindow) -> Select[*tuple[Any, ...]]:
     status = None if window.status is None else window.status.value
     columns = (literal(label, Text).label("label"), literal(status, Text).label("status"))
-    return select(*columns, window.since.label("since"), window.until.label("until"))
+    since = literal_column("'-infinity'::timestamptz", TIMESTAMPTZ) if window.since is None else window.since
+    until = literal_column("'infinity'::timestamptz", TIMESTAMPTZ) if window.until is None else window.until
+    return select(*columns, since.label("since"), until.label("until"))
 
 
 def _part(windows: CTE, since: Moment, until: Moment, *more: ColumnElement[Any]) -> Select[*tuple[Any, ...]]:

@@ -3,26 +3,27 @@
 from functools import cache
 from typing import Any
 
-from sqlalchemy import BigInteger, ColumnElement, Numeric, Select, Text, false, func, literal, select, union_all
+from sqlalchemy import BigInteger, ColumnElement, Numeric, Select, Text, false, func, literal, or_, select, union_all
 
 from session_lifecycle.models import EffectiveStatus
 from session_lifecycle.statements import tables
-from session_lifecycle.statements.roll_ups.totals import duration_us, in_window, session_figures
+from session_lifecycle.statements.roll_ups.totals import duration_us, in_window, session_figures, sessions_ever
 from session_lifecycle.statements.shared.durations import durations_of
 from session_lifecycle.statements.shared.further_totals import FURTHER_TOTALS, as_text, summed
-from session_lifecycle.statements.shared.status import status_windows
+from session_lifecycle.statements.shared.status import status_windows, stored_statuses, waits
 from session_lifecycle.statements.shared.visibility import ScopeKinds
+from session_lifecycle.statements.shared.window import Ends
 
 
 @cache
-def aggregate_stats(kinds: ScopeKinds) -> Select[*tuple[Any, ...]]:
+def aggregate_stats(kinds: ScopeKinds, ends: Ends) -> Select[*tuple[Any, ...]]:
     """Exactly one row; its figures are zero where there are no sessions.
 
     Binds the parameters of `status_windows` and of the scopes.
     """
-    by_status = session_figures(kinds, status_windows()).subquery("by_status")
+    by_status = session_figures(kinds, ends, status_windows(ends)).subquery("by_status")
     counts = [
-        func.coalesce(func.sum(by_status.c.sessions).filter(by_status.c.key.in_(labels)), 0)
+        func.coalesce(func.sum(by_status.c.sessions).filter(or_(*(by_status.c.key == label for label in labels))), 0)
         .cast(BigInteger)
         .label(status.value)
         for status in EffectiveStatus
@@ -47,24 +48,28 @@ def aggregate_stats(kinds: ScopeKinds) -> Select[*tuple[Any, ...]]:
 
 
 def count_sessions(
-    kinds: ScopeKinds, status_filter: EffectiveStatus | None, *, has_agent_name: bool
+    kinds: ScopeKinds, ends: Ends, status_filter: EffectiveStatus | None, *, has_agent_name: bool
 ) -> ColumnElement[int]:
     """The number of sessions, as a part of another statement. Binds the parameters of `aggregate_stats`.
 
     Args:
         kinds: The kinds of the viewer's scopes.
+        ends: The ends of the window that are given. The statement is shorter where none is.
         status_filter: Counts the sessions with this effective status only; None counts all.
         has_agent_name: Whether to count the sessions of the bound `agent_name` only.
     """
-    windows = status_windows()
+    # A status of a running session depends on its last activity.
+    if waits(status_filter) is None and not any(ends) and not has_agent_name:
+        return sessions_ever(kinds, None if status_filter is None else stored_statuses(status_filter)[0])
+    windows = status_windows(ends)
     if status_filter is not None:
         windows = {status_filter.value: windows[status_filter.value]}
-    by_status = session_figures(kinds, windows, ["sessions"], has_agent_name=has_agent_name).subquery("by_status")
+    by_status = session_figures(kinds, ends, windows, ["sessions"], has_agent_name=has_agent_name).subquery("by_status")
     return select(func.coalesce(func.sum(by_status.c.sessions), 0).cast(BigInteger)).scalar_subquery()
 
 
 @cache
-def session_durations(kinds: ScopeKinds) -> Select[*tuple[Any, ...]]:
+def session_durations(kinds: ScopeKinds, ends: Ends) -> Select[*tuple[Any, ...]]:
     """The durations of sessions by effective status, in the rows of `durations_of`. Binds as `aggregate_stats` does.
 
     The roll-ups cannot help: the percentiles of two halves do not determine the percentiles of the whole.
@@ -73,7 +78,7 @@ def session_durations(kinds: ScopeKinds) -> Select[*tuple[Any, ...]]:
         select(literal(label, Text).label("key"), duration_us(table).label("duration_us")).where(
             in_scope, *in_window(table, window)
         )
-        for label, window in status_windows().items()
+        for label, window in status_windows(ends).items()
         for table in (tables.rolled_up_sessions, tables.sessions)
         for in_scope in kinds.conditions(table) or [false()]
     ]

@@ -24,6 +24,7 @@ from sqlalchemy import (
     bindparam,
     case,
     column,
+    exists,
     false,
     func,
     join,
@@ -40,14 +41,14 @@ from sqlalchemy.types import Uuid
 
 from session_lifecycle.models import SessionStatus
 from session_lifecycle.statements import tables
-from session_lifecycle.statements.roll_ups.buckets import begin_of_minute, cover_window
+from session_lifecycle.statements.roll_ups.buckets import BUCKET_LENGTHS, begin_of_minute, cover_window
 from session_lifecycle.statements.shared.durations import lasted_us
 from session_lifecycle.statements.shared.further_totals import FURTHER_TOTALS, summed
 from session_lifecycle.statements.shared.keys import same_session
 from session_lifecycle.statements.shared.ledger import UNKNOWN_MODEL
 from session_lifecycle.statements.shared.status import is_waiting
-from session_lifecycle.statements.shared.visibility import ScopeKinds
-from session_lifecycle.statements.shared.window import StatusWindow, window
+from session_lifecycle.statements.shared.visibility import ONE_USER, ScopeKinds
+from session_lifecycle.statements.shared.window import Ends, StatusWindow, window
 
 SESSION_FIGURES = (
     "sessions",
@@ -87,6 +88,7 @@ def duration_us(session: type[tables.sessions | tables.rolled_up_sessions]) -> C
 
 def session_figures(
     kinds: ScopeKinds,
+    ends: Ends,
     windows: Mapping[str, StatusWindow],
     names: Sequence[str] = SESSION_FIGURES,
     *,
@@ -98,7 +100,8 @@ def session_figures(
 
     Args:
         kinds: The kinds of the viewer's scopes.
-        windows: Status windows by label. Each is a part of the bound window, and no two of them overlap.
+        ends: The ends of the window that are given.
+        windows: Status windows by label. Each is a part of the window, and no two of them overlap.
         names: The names of the figures.
         has_agent_name: Whether to count the sessions of the bound `agent_name` only. The roll-ups have no agents, so
             Postgres then reads every session.
@@ -107,7 +110,7 @@ def session_figures(
     # No rolled-up session waits, so the roll-ups have nothing in a window of sessions that wait.
     of_rolled_up = {label: one for label, one in windows.items() if one.waits is not True}
     if not of_rolled_up:
-        return _added_up([_live_figures(kinds, windows, names, has_agent_name=has_agent_name)], names)
+        return _added_up([_live_figures(kinds, ends, windows, names, has_agent_name=has_agent_name)], names)
     cover = cover_window(of_rolled_up)
     if not has_agent_name:
         ranges = _bucket_ranges(kinds, cover.stretches)
@@ -132,12 +135,12 @@ def session_figures(
         )
         sums = _sums_of_sessions(tables.rolled_up_sessions, names)
         parts.append(_sums_per_row(row_windows, row_windows.c.label, sums, *rows))
-    parts.append(_live_figures(kinds, windows, names, has_agent_name=has_agent_name))
+    parts.append(_live_figures(kinds, ends, windows, names, has_agent_name=has_agent_name))
     return _added_up(parts, names)
 
 
 def _live_figures(
-    kinds: ScopeKinds, windows: Mapping[str, StatusWindow], names: Sequence[str], *, has_agent_name: bool
+    kinds: ScopeKinds, ends: Ends, windows: Mapping[str, StatusWindow], names: Sequence[str], *, has_agent_name: bool
 ) -> Select[*tuple[Any, ...]]:
     """The figures over the sessions that are not rolled up, in one scan; Postgres chooses the shortest way to them.
 
@@ -146,7 +149,7 @@ def _live_figures(
     is_in = [_is_in(tables.sessions, status_window) for status_window in windows.values()]
     key = case(*zip(is_in, (literal(label, Text) for label in windows), strict=True)).label("key")
     labelled = (total.label(name) for name, total in _sums_of_sessions(tables.sessions, names).items())
-    together = StatusWindow(None, *window()) if len(windows) > 1 else next(iter(windows.values()))
+    together = StatusWindow(None, *window(ends)) if len(windows) > 1 else next(iter(windows.values()))
     live = (
         or_(false(), *kinds.conditions(tables.sessions)),
         *_has_agent(tables.sessions, has_agent_name),
@@ -155,6 +158,36 @@ def _live_figures(
     # The rows are grouped by the booleans of which the label is made: Postgres knows how few groups booleans can form,
     # and does not sort.
     return select(key, *labelled).where(*live).group_by(*is_in)
+
+
+def sessions_ever(kinds: ScopeKinds, status: SessionStatus | None) -> ColumnElement[int]:
+    """The number of sessions with a stored status, or of all where it is None, whenever they were last active.
+
+    The longest buckets hold every rolled-up session, and no edge has to be read.
+    """
+
+    def of_status(
+        table: type[tables.roll_ups | tables.roll_up_changes | tables.sessions],
+    ) -> list[ColumnElement[bool]]:
+        return [] if status is None else [table.status == status.value]
+
+    family = _families(kinds)
+    longest = [tables.roll_ups.level == BUCKET_LENGTHS[-1].name, *of_status(tables.roll_ups)]
+    in_buckets = select(func.sum(family.c.sign * tables.roll_ups.sessions)).where(
+        *_is_of_family(tables.roll_ups, family), *longest
+    )
+    in_changes = [
+        select(func.sum(tables.roll_up_changes.sessions)).where(in_scope, *of_status(tables.roll_up_changes))
+        for in_scope in kinds.conditions(tables.roll_up_changes)
+    ]
+    live = [
+        select(func.count())
+        .select_from(tables.sessions)
+        .where(in_scope, ~tables.sessions.rolled_up, *of_status(tables.sessions))
+        for in_scope in kinds.conditions(tables.sessions)
+    ]
+    count, *more = (func.coalesce(one.scalar_subquery(), 0, type_=Numeric) for one in (in_buckets, *in_changes, *live))
+    return sum(more, count).cast(BigInteger)
 
 
 def model_figures(kinds: ScopeKinds, status_window: StatusWindow) -> Select[*tuple[Any, ...]]:
@@ -195,11 +228,11 @@ def model_figures(kinds: ScopeKinds, status_window: StatusWindow) -> Select[*tup
     # Usage without a model and usage of a model named "unknown" are both reported as unknown. A session with both is
     # one session, so the row without a model does not count where the session also has the named one.
     named = aliased(tables.model_usage, name="named")
-    # The expression is null for rows with a model, and nothing equals null: Postgres looks for a row with the name only
-    # for rows without a model.
-    name_if_none = case((tables.model_usage.model == "", literal(UNKNOWN_MODEL)))
-    has_both = and_(same_session(named, tables.model_usage), named.model_key == name_if_none, _has_any(named))
-    sessions = func.count().filter(named.model.is_(None)).label("sessions")
+    has_both = exists().where(
+        same_session(named, tables.model_usage), named.model_key == literal(UNKNOWN_MODEL), _has_any(named)
+    )
+    # Postgres looks for a row with the name only for rows without a model.
+    sessions = func.count().filter(or_(tables.model_usage.model != "", ~has_both)).label("sessions")
     sums_of_model = (_total(getattr(tables.model_usage, name), name).label(name) for name in MODEL_FIGURES[1:])
     used = select(model, sessions, *sums_of_model).join_from(
         tables.sessions, tables.model_usage, same_session(tables.sessions, tables.model_usage)
@@ -209,7 +242,7 @@ def model_figures(kinds: ScopeKinds, status_window: StatusWindow) -> Select[*tup
         *in_window(tables.sessions, status_window),
         _has_any(tables.model_usage),
     )
-    parts.append(used.outerjoin(named, has_both).where(*live).group_by(model))
+    parts.append(used.where(*live).group_by(model))
     # Names that differ in case only are one model. It is shown in one of the spellings that sessions have: a bucket
     # stays with zeros after all of its sessions were taken out of the roll-ups.
     spelt = _added_up(parts, MODEL_FIGURES).subquery("spelt")
@@ -293,26 +326,33 @@ def _model_shares() -> FromClause:
 
 
 def _bucket_ranges(kinds: ScopeKinds, stretches: CTE) -> FromClause:
-    """The ranges of buckets to add or, by their sign, to subtract: each stretch in each bucket family of the scopes.
-
-    Where the scopes have users and datasets, the buckets of those users in those datasets are subtracted: the buckets
-    of the users and the buckets of the datasets both count them.
-    """
-    user, dataset = _unnested("users", "user"), _unnested("datasets", "dataset")
-    everybody = _family("all", NOBODY, NOBODY, 1)
-    families = [everybody if kinds.everybody else everybody.where(false())]
-    if kinds.users:
-        families.append(_family("user", user.c.id, NOBODY, 1))
-    if kinds.datasets:
-        families.append(_family("dataset", NOBODY, dataset.c.id, 1))
-    if kinds.pairs or (kinds.users and kinds.datasets):
-        of_both = _family("user_dataset", user.c.id, dataset.c.id, 1 if kinds.pairs else -1)
-        families.append(of_both.select_from(user.join(dataset, true())))
-    family = union_all(*families).subquery("family")
+    """The ranges of buckets to add or, by their sign, to subtract: each stretch in each bucket family of the scopes."""
+    family = _families(kinds)
     *family_columns, family_sign = family.c
     *stretch_columns, stretch_sign = stretches.c
     sign = (family_sign * stretch_sign).label("sign")
     return select(*family_columns, *stretch_columns, sign).join_from(family, stretches, true()).cte("bucket_ranges")
+
+
+def _families(kinds: ScopeKinds) -> FromClause:
+    """The bucket families of the scopes, and the sign of each.
+
+    Where the scopes have users and datasets, the buckets of those users in those datasets are subtracted: the buckets
+    of the users and the buckets of the datasets both count them.
+    """
+    users, dataset = _unnested("users", "user"), _unnested("datasets", "dataset")
+    user_id = ONE_USER if kinds.has_one_user else users.c.id
+    each_in_dataset = dataset if kinds.has_one_user else users.join(dataset, true())
+    everybody = _family("all", NOBODY, NOBODY, 1)
+    families = [everybody if kinds.everybody else everybody.where(false())]
+    if kinds.users:
+        families.append(_family("user", user_id, NOBODY, 1))
+    if kinds.datasets:
+        families.append(_family("dataset", NOBODY, dataset.c.id, 1))
+    if kinds.pairs or (kinds.users and kinds.datasets):
+        of_both = _family("user_dataset", user_id, dataset.c.id, 1 if kinds.pairs else -1)
+        families.append(of_both.select_from(each_in_dataset))
+    return union_all(*families).subquery("family")
 
 
 def _unnested(name: str, alias: str) -> FromClause:
@@ -333,12 +373,16 @@ def _family(
 def _is_bucket_in(
     table: type[tables.roll_ups | tables.model_roll_ups], ranges: FromClause
 ) -> list[ColumnElement[bool]]:
+    return [*_is_of_family(table, ranges), table.level == ranges.c.level, *_within(table.starts_at, ranges)]
+
+
+def _is_of_family(
+    table: type[tables.roll_ups | tables.model_roll_ups], family: FromClause
+) -> list[ColumnElement[bool]]:
     return [
-        table.family == ranges.c.family,
-        table.user_id == ranges.c.user_id,
-        table.dataset_id == ranges.c.dataset_id,
-        table.level == ranges.c.level,
-        *_within(table.starts_at, ranges),
+        table.family == family.c.family,
+        table.user_id == family.c.user_id,
+        table.dataset_id == family.c.dataset_id,
     ]
 
 
@@ -356,7 +400,7 @@ def in_window(
     table: type[tables.sessions | tables.rolled_up_sessions], status_window: StatusWindow
 ) -> list[ColumnElement[bool]]:
     """Conditions on the sessions of a status window: on the rolled-up ones, or on those that are not rolled up."""
-    exactly = _is_in(table, status_window)
+    exactly, since, until = _is_in(table, status_window), status_window.since, status_window.until
     if table is tables.rolled_up_sessions:
         return [exactly]
     # The indexes have the minute in place of the exact moment. The exact condition implies the conditions on the
@@ -364,16 +408,20 @@ def in_window(
     return [
         ~tables.sessions.rolled_up,
         exactly,
-        tables.sessions.activity_minute >= begin_of_minute(status_window.since),
-        tables.sessions.activity_minute < status_window.until,
+        *([] if since is None else [tables.sessions.activity_minute >= begin_of_minute(since)]),
+        *([] if until is None else [tables.sessions.activity_minute < until]),
     ]
 
 
 def _is_in(
     table: type[tables.sessions | tables.rolled_up_sessions], status_window: StatusWindow
 ) -> ColumnElement[bool]:
-    is_active = (table.last_activity_at >= status_window.since, table.last_activity_at < status_window.until)
-    conditions = (_has_status(table, status_window), *is_active)
+    since, until = status_window.since, status_window.until
+    conditions = [
+        _has_status(table, status_window),
+        *([] if since is None else [table.last_activity_at >= since]),
+        *([] if until is None else [table.last_activity_at < until]),
+    ]
     if status_window.waits is None:
         return and_(*conditions)
     if table is tables.rolled_up_sessions:

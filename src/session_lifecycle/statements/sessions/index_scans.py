@@ -18,7 +18,7 @@ from sqlalchemy import (
     Subquery,
     Text,
     Uuid,
-    all_,
+    any_,
     bindparam,
     false,
     func,
@@ -39,7 +39,7 @@ from session_lifecycle.statements.shared.clock import TIMESTAMPTZ, clock
 from session_lifecycle.statements.shared.json_rows import Column
 from session_lifecycle.statements.shared.paging import comes_after
 from session_lifecycle.statements.shared.status import activity_bounds, is_waiting, stored_statuses, waits
-from session_lifecycle.statements.shared.visibility import of_everybody
+from session_lifecycle.statements.shared.visibility import ONE_USER, of_everybody
 
 Table = type[tables.sessions | tables.rolled_up_sessions]
 
@@ -48,7 +48,7 @@ class _ScopeKind(NamedTuple):
     """The scopes of one kind."""
 
     each: Sequence[FromClause]
-    """Tables whose join has one row per scope; empty for the one scope of everybody's sessions."""
+    """Tables whose join has one row per scope; empty for one scope, such as everybody's sessions."""
     equal: Sequence[tuple[str, ColumnElement[Any]]] = ()
     """Columns of a session, and the value that a session in the scope has there."""
     tie: ColumnElement[str] | None = None
@@ -104,24 +104,27 @@ def _index_scan(
     shape: ListingShape, kind: _ScopeKind, part: _Part, limit: ColumnElement[int]
 ) -> Select[*tuple[Any, ...]]:
     table, value = part.table, getattr(part.table, shape.order_by)
-    status = _unnest("status", status=literal([one.value for one in part.statuses], ARRAY(Text)))
+    stored = literal([one.value for one in part.statuses], ARRAY(Text))
+    # An index has the sessions of one status in their order. Where they are sorted anyway, one scan reads all statuses.
+    status = None if _is_sorted(shape, part) else _unnest("status", status=stored)
     conditions = [
         *([] if table is tables.rolled_up_sessions else [~tables.sessions.rolled_up]),
-        *([] if kind.each else [of_everybody(table)]),
+        *([] if kind.equal else [of_everybody(table)]),
         *(getattr(table, name) == scope_value for name, scope_value in kind.equal),
-        table.status == status.c.status,
+        table.status == (any_(stored) if status is None else status.c.status),
         *_filter_conditions(shape, part),
-        *([value.is_(None)] if part.is_null else []),
+        # A running session has no end, and the index on the end would find all of them.
+        *([value.is_(None)] if part.is_null and not _is_rare(shape) else []),
         *(_after_position(shape, kind, part) if shape.has_position else []),
     ]
-    scopes = (*kind.each, status)
+    scopes = kind.each if status is None else (*kind.each, status)
     sessions = select(value.label("value"), *part.key).where(*conditions).correlate(*scopes)
     first = _first(sessions, shape, part, limit).lateral("first")
     keys = select(*first.c).select_from(reduce(lambda left, right: left.join(right, true()), (*scopes, first)))
     if kind.without_users:
         # This condition comes after the limit. Before it, a dataset that is mostly the viewer's own would be read
         # whole.
-        keys = keys.where(first.c.user_id != all_(bindparam("users", type_=ARRAY(Uuid))))
+        keys = keys.where(shape.kinds.are_not_of(first.c.user_id))
     return keys
 
 
@@ -131,9 +134,7 @@ def _first(
     def directed(*terms: Column) -> list[ColumnElement[Any]]:
         return [term.desc() if shape.descending else term.asc() for term in terms]
 
-    # A rolled-up session was not running, or was idle for long, when it was rolled up: hardly any is running now.
-    is_rare = shape.status_filter is EffectiveStatus.RUNNING and not shape.is_by_activity
-    if part.table is tables.rolled_up_sessions and not is_rare:
+    if part.table is tables.rolled_up_sessions and not _is_sorted(shape, part):
         return sessions.order_by(*directed(getattr(tables.rolled_up_sessions, shape.order_by), *part.key)).limit(limit)
     if shape.is_by_activity:
         # The index orders by minute only, so the scan fetches the last minute whole and the page sorts it later. The
@@ -145,22 +146,39 @@ def _first(
     return select(*chosen.c).order_by(*directed(*chosen.c)).limit(limit)
 
 
+def _is_sorted(shape: ListingShape, part: _Part) -> bool:
+    """Whether the scan reads all sessions of a scope and sorts them."""
+    return not shape.is_by_activity and (part.table is tables.sessions or _is_rare(shape))
+
+
+def _is_rare(shape: ListingShape) -> bool:
+    # A rolled-up session was not running, or was idle for long, when it was rolled up: hardly any is running now.
+    return shape.status_filter is EffectiveStatus.RUNNING and not shape.is_by_activity
+
+
 def _scope_kinds(shape: ListingShape) -> list[_ScopeKind]:
-    ties = {"tie": bindparam("ties", type_=ARRAY(Text))} if shape.has_position else {}
-    owner = _unnest("owner", user_id=bindparam("users", type_=ARRAY(Uuid)), **ties)
+    kinds = shape.kinds
     dataset = _unnest("dataset", dataset_id=bindparam("datasets", type_=ARRAY(Uuid)))
-    of_owner, in_dataset = ("user_id", owner.c.user_id), ("dataset_id", dataset.c.dataset_id)
-    tie = owner.c.get("tie")
-    kinds: list[_ScopeKind] = []
-    if shape.kinds.everybody:
-        kinds.append(_ScopeKind(()))
-    if shape.kinds.users:
-        kinds.append(_ScopeKind((owner,), (of_owner,), tie))
-    if shape.kinds.datasets:
-        kinds.append(_ScopeKind((dataset,), (in_dataset,), without_users=shape.kinds.users))
-    if shape.kinds.pairs:
-        kinds.append(_ScopeKind((owner, dataset), (of_owner, in_dataset), tie))
-    return kinds
+    in_dataset = ("dataset_id", dataset.c.dataset_id)
+    if kinds.has_one_user:
+        owners: list[FromClause] = []
+        of_owner: tuple[str, ColumnElement[Any]] = ("user_id", ONE_USER)
+        tie: ColumnElement[str] | None = bindparam("tie", type_=Text)
+    else:
+        ties = {"tie": bindparam("ties", type_=ARRAY(Text))} if shape.has_position else {}
+        owner = _unnest("owner", user_id=bindparam("users", type_=ARRAY(Uuid)), **ties)
+        owners = [owner]
+        of_owner, tie = ("user_id", owner.c.user_id), owner.c.get("tie")
+    found: list[_ScopeKind] = []
+    if kinds.everybody:
+        found.append(_ScopeKind(()))
+    if kinds.users:
+        found.append(_ScopeKind(owners, (of_owner,), tie))
+    if kinds.datasets:
+        found.append(_ScopeKind((dataset,), (in_dataset,), without_users=kinds.users))
+    if kinds.pairs:
+        found.append(_ScopeKind((*owners, dataset), (of_owner, in_dataset), tie))
+    return found
 
 
 def _parts(shape: ListingShape) -> list[_Part]:

@@ -4,7 +4,7 @@ from datetime import timedelta
 from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import CTE, BigInteger, ColumnElement, Select, and_, bindparam, null, select
+from sqlalchemy import CTE, BigInteger, ColumnElement, Select, and_, bindparam, literal_column, null, select, true
 
 from session_lifecycle.models import SessionListFilters
 from session_lifecycle.models.pages import Total
@@ -16,14 +16,12 @@ from session_lifecycle.statements.sessions.listing_shape import ListingShape, sh
 from session_lifecycle.statements.sessions.records import ORDERS, record_columns
 from session_lifecycle.statements.sessions.row_filters import conditions_on_rows
 from session_lifecycle.statements.shared.clock import clock
+from session_lifecycle.statements.shared.kept import MOST_KEPT
 from session_lifecycle.statements.shared.keys import equal_where_given
 from session_lifecycle.statements.shared.paging import Position, beside_total, page, place, total
 from session_lifecycle.statements.shared.status import effective_status, has_status
 from session_lifecycle.statements.shared.visibility import visible
-from session_lifecycle.statements.shared.window import active_within
-
-MOST_CACHED_STATEMENTS = 1000
-"""How many statements each cache keeps. Building a statement takes longer than Postgres needs to run it."""
+from session_lifecycle.statements.shared.window import Ends, active_within
 
 
 def chosen_sessions(filters: SessionFilters, abandon_after: timedelta) -> Select[*tuple[Any, ...]]:
@@ -46,8 +44,8 @@ def chosen_sessions(filters: SessionFilters, abandon_after: timedelta) -> Select
 
 def list_sessions(
     filters: SessionListFilters, position: Position | None, abandon_after: timedelta
-) -> tuple[Select[*tuple[Any, ...]], dict[str, Any]]:
-    """A page and one row more, in the columns of `beside_total`, and the parameters that the statement binds."""
+) -> tuple[Select[*tuple[Any, ...]], dict[str, Any] | None]:
+    """A page and one row more, in the columns of `beside_total`, and the parameters that a kept statement binds."""
     shape, parameters = shape_of(filters, position, abandon_after)
     if shape.has_index and not filters.reads_rows:
         return _list_by_index(shape, filters.total), parameters
@@ -56,10 +54,10 @@ def list_sessions(
     rows = page(chosen, ORDERS[filters.order_column], filters, position)
     # The roll-ups count by the other filters only.
     counted = total(chosen, filters) if filters.reads_rows else listing_total(shape, filters.total)
-    return beside_total(rows, counted), parameters
+    return beside_total(rows, counted).params(parameters), None
 
 
-@lru_cache(maxsize=MOST_CACHED_STATEMENTS)
+@lru_cache(maxsize=MOST_KEPT)
 def _list_by_index(shape: ListingShape, how: Total) -> Select[*tuple[Any, ...]]:
     return beside_total(page_of_sessions(shape), listing_total(shape, how))
 
@@ -76,17 +74,21 @@ def page_of_sessions(shape: ListingShape) -> CTE:
         .subquery("first")
     )
     _, user_id, session_id = first.c
-    rows = select(*record_columns(), effective_status(shape.abandon_after, clock()).label("effective_status"))
     is_on_page = and_(tables.sessions.user_id == user_id, tables.sessions.session_id == session_id)
+    status = effective_status(shape.abandon_after, clock()).label("effective_status")
+    # OFFSET 0 makes Postgres look up one record after another. In a plan for any limit it expects so many rows on a
+    # page that it would read the whole table.
+    record = select(*record_columns(), status).where(is_on_page).offset(literal_column("0")).lateral("record")
     numbered = place(first, order, descending=shape.descending)
-    return rows.add_columns(*first.c, numbered).join(first, is_on_page).cte("page")
+    return select(*record.c, *first.c, numbered).select_from(first.join(record, true())).cte("page")
 
 
 def listing_total(shape: ListingShape, how: Total) -> ColumnElement[Any]:
     """The number of sessions on all pages, as exact as `how` demands; null for `none`."""
     match how:
         case "exact":
-            return count_sessions(shape.kinds, shape.status_filter, has_agent_name=shape.has_agent_name)
+            ends = Ends(shape.has_since, shape.has_until)
+            return count_sessions(shape.kinds, ends, shape.status_filter, has_agent_name=shape.has_agent_name)
         case "bounded":
             return bounded_count(shape)
         case "none":

@@ -81,4 +81,5 @@ def _position_parameters(position: Position, users: Sequence[UUID]) -> dict[str,
     # All sessions of a lesser user come after the position in descending order, and none in ascending order: the id is
     # the last possible one, written as None. For a greater user it is the first possible one.
     ties = [session_id if user == user_id else None if user < user_id else "" for user in users]
-    return {"position": position.value, "user_id": user_id, "session_id": session_id, "ties": ties}
+    of_key = {"user_id": user_id, "session_id": session_id}
+    return {"position": position.value, **of_key, "ties": ties, "tie": ties[0] if ties else None}

@@ -1,16 +1,15 @@
 """The columns of a session record, the orders of sessions (rule R13), and the preferred session of an id (rule R15)."""
 
 from datetime import timedelta
+from functools import lru_cache
 from typing import Any
 from uuid import UUID
 
 from sqlalchemy import (
-    ARRAY,
     ColumnElement,
     FromClause,
     Integer,
     Select,
-    Uuid,
     and_,
     case,
     false,
@@ -23,15 +22,16 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
-from session_lifecycle.models import SessionRecord, SessionRowWithStatus, Viewer
+from session_lifecycle.models import SessionRecord, SessionRowWithStatus
 from session_lifecycle.models.session_filters import ALL_SESSION_ORDERS
 from session_lifecycle.statements import tables
 from session_lifecycle.statements.shared.clock import clock
 from session_lifecycle.statements.shared.further_totals import FURTHER_TOTALS, as_text, parsed
+from session_lifecycle.statements.shared.kept import MOST_KEPT, OWNER_ID, SESSION_ID
 from session_lifecycle.statements.shared.keys import Columns, same_session
 from session_lifecycle.statements.shared.paging import Order
 from session_lifecycle.statements.shared.status import effective_status
-from session_lifecycle.statements.shared.visibility import is_one_of, visible
+from session_lifecycle.statements.shared.visibility import AnyViewer, ViewerShape, array_of, is_one_of, visible
 
 SESSION_KEY = (tables.sessions.user_id, tables.sessions.session_id)
 ORDERS = {
@@ -48,6 +48,7 @@ NO_TAGS: ColumnElement[Any] = literal_column("'{}'::jsonb", JSONB)
 
 _FURTHER_FIELDS = frozenset(SessionRecord.model_fields) - set(tables.sessions.__table__.columns.keys())
 _RECORD_FIELDS = tuple(name for name in SessionRecord.model_fields if name not in _FURTHER_FIELDS)
+_RECORD_LABELS = {name: f"record_{name}" for name in _RECORD_FIELDS}
 
 
 def record_columns(columns: Columns = tables.sessions.__table__.columns) -> list[ColumnElement[Any]]:
@@ -63,8 +64,10 @@ def record_columns(columns: Columns = tables.sessions.__table__.columns) -> list
 
 def record_of(row: Any) -> SessionRecord:
     """The record from a row with the columns of `record_columns`."""
-    further = parsed(getattr(row, f"record_{FURTHER_TOTALS}"), _FURTHER_FIELDS)
-    return SessionRecord(**{name: getattr(row, f"record_{name}") for name in _RECORD_FIELDS}, **further)
+    # A row looks up one attribute after another slowly, and a page has 50 rows.
+    columns = dict(zip(row._fields, row, strict=True))
+    further = parsed(columns[f"record_{FURTHER_TOTALS}"], _FURTHER_FIELDS)
+    return SessionRecord.model_validate({name: columns[label] for name, label in _RECORD_LABELS.items()} | further)
 
 
 def row_of(row: Any) -> SessionRowWithStatus:
@@ -77,8 +80,23 @@ def belongs_to_record(table: type[tables.runs | tables.messages], sessions: From
     return and_(table.user_id == sessions.c.record_user_id, table.session_id == sessions.c.record_session_id)
 
 
+@lru_cache(maxsize=MOST_KEPT)
+def get_session(
+    viewer: ViewerShape, *, prefer_other_owner: bool, has_owner_id: bool, abandon_after: timedelta
+) -> Select[*tuple[Any, ...]]:
+    """The preferred session with its effective status. Binds the viewer, `session_id`, `owner_id` and `as_of`."""
+    session = preferred_session(
+        SESSION_ID, viewer, prefer_other_owner=prefer_other_owner, owner_id=OWNER_ID if has_owner_id else None
+    )
+    return with_status(session, abandon_after)
+
+
 def preferred_session(
-    session_id: str, viewer: Viewer, *, prefer_other_owner: bool = False, owner_id: UUID | None = None
+    session_id: str | ColumnElement[str],
+    viewer: AnyViewer,
+    *,
+    prefer_other_owner: bool = False,
+    owner_id: UUID | ColumnElement[UUID] | None = None,
 ) -> Select[*tuple[Any, ...]]:
     """At most one row: the session that rule R15 prefers among the visible sessions with this id.
 
@@ -92,7 +110,9 @@ def preferred_session(
     return select(*record_columns()).join(key, same_session(tables.sessions, key.c))
 
 
-def _preferred_key(session_id: str, viewer: Viewer, *, prefer_other_owner: bool) -> Select[*tuple[Any, ...]]:
+def _preferred_key(
+    session_id: str | ColumnElement[str], viewer: AnyViewer, *, prefer_other_owner: bool
+) -> Select[*tuple[Any, ...]]:
     is_own: ColumnElement[bool] = false() if viewer.user_id is None else tables.sessions.user_id == viewer.user_id
     rank = case((is_own, OWN_LAST if prefer_other_owner else OWN_FIRST), else_=OF_AGENT).label("rank")
     is_owned = is_one_of(tables.sessions.user_id, viewer.owner_ids) if viewer.owner_ids else false()
@@ -108,7 +128,9 @@ def _preferred_key(session_id: str, viewer: Viewer, *, prefer_other_owner: bool)
     return ordered.limit(1)
 
 
-def _latest_of_others(session_id: str, viewer: Viewer, is_other: ColumnElement[bool]) -> list[FromClause]:
+def _latest_of_others(
+    session_id: str | ColumnElement[str], viewer: AnyViewer, is_other: ColumnElement[bool]
+) -> list[FromClause]:
     """The latest sessions that an auditor sees, or the latest in each permitted dataset. No table: there are none."""
     # An index has the minute of the last activity, so all sessions of the latest minute come.
     latest = (
@@ -121,8 +143,7 @@ def _latest_of_others(session_id: str, viewer: Viewer, is_other: ColumnElement[b
         return [latest.subquery("latest")]
     if not viewer.permitted_dataset_ids:
         return []
-    datasets = literal(list(viewer.permitted_dataset_ids), ARRAY(Uuid))
-    dataset = func.unnest(datasets).table_valued("id", name="dataset").render_derived()
+    dataset = func.unnest(array_of(viewer.permitted_dataset_ids)).table_valued("id", name="dataset").render_derived()
     in_dataset = latest.where(tables.sessions.dataset_id == dataset.c.id).correlate(dataset).lateral("in_dataset")
     return [select(*in_dataset.c).select_from(dataset.join(in_dataset, true())).subquery("latest")]
 

@@ -9,14 +9,14 @@ from collections.abc import Collection
 from decimal import Decimal
 from typing import Any
 
-from sqlalchemy import ColumnElement, Integer, SQLColumnExpression, Text, case, cast, func, literal
+from sqlalchemy import ColumnElement, Integer, SQLColumnExpression, Text, case, cast, func, literal, literal_column
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
 from session_lifecycle.statements.shared.database_functions import SumTotals
 
 FURTHER_TOTALS = "further_totals"
 """The name of the column, and of the figure."""
-_NOTHING = cast(literal([], ARRAY(JSONB)), ARRAY(JSONB))
+_NOTHING: ColumnElement[Any] = literal_column("'{}'::jsonb[]", ARRAY(JSONB))
 
 
 def summed(

@@ -7,7 +7,7 @@ from sqlalchemy import ColumnElement, Interval, Text, and_, bindparam, case, fun
 from session_lifecycle.models import EffectiveStatus, SessionStatus
 from session_lifecycle.statements import tables
 from session_lifecycle.statements.shared.clock import Moment, clock
-from session_lifecycle.statements.shared.window import StatusWindow, window
+from session_lifecycle.statements.shared.window import Ends, StatusWindow, window
 
 
 def abandoned_before(abandon_after: timedelta | None, now: Moment) -> Moment:
@@ -90,23 +90,21 @@ def activity_bounds(
     return since, until
 
 
-def status_windows() -> dict[str, StatusWindow]:
+def status_windows(ends: Ends) -> dict[str, StatusWindow]:
     """The window on the last activity, split into one status window per effective status.
 
     The windows of `running` and `abandoned` do not have the sessions that wait.
 
-    Binds `since`, `until`, `abandon_after` and `as_of`.
+    Binds the ends that are given, `abandon_after` and `as_of`.
     """
-    since, until = window()
+    since, until = window(ends)
     abandoned = abandoned_before(None, clock())
+    active_since = abandoned if since is None else func.greatest(since, abandoned)
+    idle_until = abandoned if until is None else func.least(until, abandoned)
     return {
-        EffectiveStatus.RUNNING.value: StatusWindow(
-            SessionStatus.RUNNING, func.greatest(since, abandoned), until, waits=False
-        ),
+        EffectiveStatus.RUNNING.value: StatusWindow(SessionStatus.RUNNING, active_since, until, waits=False),
         EffectiveStatus.WAITING.value: StatusWindow(SessionStatus.RUNNING, since, until, waits=True),
         EffectiveStatus.COMPLETED.value: StatusWindow(SessionStatus.COMPLETED, since, until),
         EffectiveStatus.FAILED.value: StatusWindow(SessionStatus.FAILED, since, until),
-        EffectiveStatus.ABANDONED.value: StatusWindow(
-            SessionStatus.RUNNING, since, func.least(until, abandoned), waits=False
-        ),
+        EffectiveStatus.ABANDONED.value: StatusWindow(SessionStatus.RUNNING, since, idle_until, waits=False),
     }

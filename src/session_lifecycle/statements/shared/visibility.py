@@ -34,6 +34,49 @@ from session_lifecycle.statements.shared.json_rows import Column
 MOST_IDS_IN_ARRAY = 1000
 """The most ids that a condition compares with an array. A longer list is a subquery."""
 
+ONE_USER: ColumnElement[UUID] = bindparam("one_user", type_=Uuid)
+"""The bound user of scopes that name one user."""
+
+
+class BoundIds(NamedTuple):
+    """Ids that a kept statement binds when it runs."""
+
+    name: str
+    like_count: int
+    """A number of ids for which the text is the same: `_like_count` of how many there are."""
+
+
+class ViewerShape(NamedTuple):
+    """What the text of a statement depends on in a viewer.
+
+    A kept statement is built from a shape, so it cannot hold the ids of one viewer and show them to another.
+    """
+
+    has_user_id: bool
+    owners: int
+    """A number of owners for which the text is the same, as in `permitted`."""
+    permitted: int
+    sees_all: bool
+
+    @property
+    def user_id(self) -> ColumnElement[UUID] | None:
+        """The bound `viewer`, where there is one."""
+        return bindparam("viewer", type_=Uuid) if self.has_user_id else None
+
+    @property
+    def owner_ids(self) -> BoundIds | tuple[()]:
+        """The bound `owners`."""
+        return BoundIds("owners", self.owners) if self.owners else ()
+
+    @property
+    def permitted_dataset_ids(self) -> BoundIds | tuple[()]:
+        """The bound `permitted` datasets."""
+        return BoundIds("permitted", self.permitted) if self.permitted else ()
+
+
+AnyViewer = Viewer | ViewerShape
+"""A viewer, whose ids the statement holds, or the shape of a viewer, whose ids the statement binds when it runs."""
+
 ScopedTable = type[tables.sessions | tables.rolled_up_sessions | tables.roll_up_changes | tables.model_roll_up_changes]
 """A table in which each row belongs to one session, and so to one user and at most one dataset."""
 
@@ -45,6 +88,16 @@ class ScopeKinds(NamedTuple):
     datasets: bool
     pairs: bool
     everybody: bool
+    has_one_user: bool = False
+    """Whether the scopes name one user, who is then bound alone: Postgres expects ten ids in any bound array."""
+
+    def are_of(self, user_id: Column) -> ColumnElement[bool]:
+        """Whether sessions belong to one of the bound users."""
+        return user_id == (ONE_USER if self.has_one_user else any_(_ids("users")))
+
+    def are_not_of(self, user_id: Column) -> ColumnElement[bool]:
+        """Whether sessions belong to none of the bound users."""
+        return user_id != (ONE_USER if self.has_one_user else all_(_ids("users")))
 
     def conditions(self, table: ScopedTable) -> list[ColumnElement[bool]]:
         """One condition per kind of scope; a row meets at most one of them, so their results can be added up.
@@ -57,13 +110,13 @@ class ScopeKinds(NamedTuple):
                 of_everybody(table) if issubclass(table, tables.sessions | tables.rolled_up_sessions) else true()
             )
         if self.users:
-            conditions.append(table.user_id == any_(_ids("users")))
+            conditions.append(self.are_of(table.user_id))
         if self.datasets:
             shared = table.dataset_id == any_(_ids("datasets"))
-            conditions.append(and_(shared, table.user_id != all_(_ids("users"))) if self.users else shared)
+            conditions.append(and_(shared, self.are_not_of(table.user_id)) if self.users else shared)
         if self.pairs:
             # The pairs are one user with some datasets, or some users with one dataset, so two arrays name them.
-            conditions.append(and_(table.user_id == any_(_ids("users")), table.dataset_id == any_(_ids("datasets"))))
+            conditions.append(and_(self.are_of(table.user_id), table.dataset_id == any_(_ids("datasets"))))
         return conditions
 
 
@@ -86,6 +139,7 @@ class Scopes(NamedTuple):
             datasets=one_by_one and bool(self.datasets),
             pairs=self.only_both and bool(self.users) and bool(self.datasets),
             everybody=self.everybody,
+            has_one_user=len(self.users) == 1,
         )
 
     @property
@@ -95,7 +149,8 @@ class Scopes(NamedTuple):
 
     def parameters(self) -> dict[str, Any]:
         """The parameters that the conditions of `ScopeKinds` bind."""
-        return {"users": list(self.users), "datasets": list(self.datasets)}
+        one_user = self.users[0] if self.users else None
+        return {"users": list(self.users), "one_user": one_user, "datasets": list(self.datasets)}
 
 
 def scopes(viewer: Viewer, owner_id: UUID | None = None, dataset_id: UUID | None = None) -> Scopes:
@@ -126,18 +181,38 @@ def _ids(name: str) -> ColumnElement[Any]:
     return bindparam(name, type_=ARRAY(Uuid))
 
 
-def is_one_of(column: Column, ids: Sequence[UUID]) -> ColumnElement[bool]:
+def shape_of_viewer(viewer: Viewer) -> tuple[ViewerShape, dict[str, Any]]:
+    """The shape of a viewer, and the parameters that statements of this shape bind."""
+    owners, permitted = viewer.owner_ids, viewer.permitted_dataset_ids
+    shape = ViewerShape(viewer.user_id is not None, _like_count(owners), _like_count(permitted), viewer.sees_all)
+    parameters: dict[str, Any] = {"viewer": viewer.user_id}
+    for name, ids in (("owners", owners), ("permitted", permitted)):
+        parameters |= {name: list(ids), f"first_of_{name}": ids[0] if ids else None}
+    return shape, parameters
+
+
+def _like_count(ids: Sequence[UUID]) -> int:
+    return min(len(ids), 2 if len(ids) <= MOST_IDS_IN_ARRAY else MOST_IDS_IN_ARRAY + 1)
+
+
+def array_of(ids: Sequence[UUID] | BoundIds) -> ColumnElement[Any]:
+    """The ids as one bound array."""
+    return _ids(ids.name) if isinstance(ids, BoundIds) else literal(list(ids), ARRAY(Uuid))
+
+
+def is_one_of(column: Column, ids: Sequence[UUID] | BoundIds) -> ColumnElement[bool]:
     """Whether the column is one of these ids, bound as one parameter: a statement takes at most 32,767 parameters."""
-    if len(ids) == 1:
-        return column == ids[0]
-    array = literal(list(ids), ARRAY(Uuid))
-    if len(ids) <= MOST_IDS_IN_ARRAY:
+    how_many = ids.like_count if isinstance(ids, BoundIds) else len(ids)
+    if how_many == 1:
+        return column == (bindparam(f"first_of_{ids.name}", type_=Uuid) if isinstance(ids, BoundIds) else ids[0])
+    array = array_of(ids)
+    if how_many <= MOST_IDS_IN_ARRAY:
         return column == any_(array)
     # A generic plan compares each row with one element of an array after another. It hashes a subquery.
     return column.in_(select(func.unnest(array).column_valued("id")))
 
 
-def visible(viewer: Viewer) -> ColumnElement[bool]:
+def visible(viewer: AnyViewer) -> ColumnElement[bool]:
     """Whether the viewer sees a session: the viewer or one of their agents owns it, or its dataset is permitted."""
     if viewer.sees_all:
         return true()

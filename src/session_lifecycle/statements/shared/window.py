@@ -3,31 +3,46 @@
 from datetime import datetime
 from typing import NamedTuple
 
-from sqlalchemy import ColumnElement, bindparam, func, literal_column
+from sqlalchemy import ColumnElement, bindparam
 from sqlalchemy.orm import InstrumentedAttribute
 
 from session_lifecycle.models import SessionStatus
 from session_lifecycle.statements import tables
 from session_lifecycle.statements.shared.clock import TIMESTAMPTZ, Moment
 
+Bound = datetime | Moment
+"""An end of a window: its time, or the expression that binds it."""
+
 
 class StatusWindow(NamedTuple):
     """A window on the last activity of the sessions with one stored status, or with any status where it is None."""
 
     status: SessionStatus | None
-    since: Moment
-    until: Moment
+    since: Moment | None
+    until: Moment | None
+    """The ends; None is an open end."""
     waits: bool | None = None
     """Whether the sessions wait; None: whether they wait or not. No rolled-up session waits."""
 
 
-def window() -> tuple[Moment, Moment]:
-    """The bound `since` and `until`; where one is null, it is infinite."""
-    since = func.coalesce(
-        bindparam("since", type_=TIMESTAMPTZ), literal_column("'-infinity'::timestamptz", TIMESTAMPTZ)
-    )
-    until = func.coalesce(bindparam("until", type_=TIMESTAMPTZ), literal_column("'infinity'::timestamptz", TIMESTAMPTZ))
-    return since, until
+class Ends(NamedTuple):
+    """Which ends of a window are given. The text of a statement depends on them: Postgres would expect a window that
+    may be open to have hardly any sessions.
+    """
+
+    since: bool
+    until: bool
+
+
+def ends_of(since: datetime | None, until: datetime | None) -> Ends:
+    """The ends that a caller gives."""
+    return Ends(since is not None, until is not None)
+
+
+def window(ends: Ends) -> tuple[Moment | None, Moment | None]:
+    """The bound `since` and `until`, where they are given."""
+    since, until = bindparam("since", type_=TIMESTAMPTZ), bindparam("until", type_=TIMESTAMPTZ)
+    return since if ends.since else None, until if ends.until else None
 
 
 def active_within(since: datetime | None, until: datetime | None) -> list[ColumnElement[bool]]:
@@ -37,8 +52,8 @@ def active_within(since: datetime | None, until: datetime | None) -> list[Column
 
 def within(
     moment: InstrumentedAttribute[datetime] | InstrumentedAttribute[datetime | None],
-    since: datetime | None,
-    until: datetime | None,
+    since: Bound | None,
+    until: Bound | None,
 ) -> list[ColumnElement[bool]]:
     """Conditions on a moment; an end that is None adds no condition."""
     conditions: list[ColumnElement[bool]] = []
