@@ -97,8 +97,8 @@ class Bench:
             round_.begin()
 
             async def all_wait() -> bool:
-                locked: int = await self.admin.fetchval(LOCKED)
-                return locked >= round_.waiting
+                locked = await self.admin.fetchval(LOCKED)
+                return bool(locked >= round_.waiting)
 
             await eventually(all_wait)
             yield

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from functools import cache
+from importlib import import_module
 from typing import NoReturn
 
 LONGEST_REQUEST_BYTES = 1_000_000
@@ -91,9 +92,8 @@ def _become(arguments: list[str], environment: dict[str, str], outputs: list[int
 
 
 def _serve() -> None:
-    import session_lifecycle.cli.app
-    import session_lifecycle.database  # noqa: F401 - what every command loads
-
+    for module in ("cli.app", "database"):  # what every command loads
+        import_module(f"session_lifecycle.{module}")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with socket.socket(fileno=os.dup(0)) as asked:
         while True:

@@ -97,7 +97,11 @@ class RunBlock(OpensAttempts):
         if self._is_finished:
             return
         self._is_finished = True
-        fields = {**self._fields, "ended_at": at or now(), "output": self.output if output is None else output}
+        fields: dict[str, Any] = {
+            **self._fields,
+            "ended_at": at or now(),
+            "output": self.output if output is None else output,
+        }
         fields |= {"reported_cost_usd": reported_cost_usd, "reported_tokens": reported_tokens}
         fields["status"] = status or RunStatus.COMPLETED
         if error is not None:

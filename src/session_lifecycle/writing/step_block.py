@@ -69,7 +69,11 @@ class StepBlock:
         if self._is_finished:
             return
         self._is_finished = True
-        fields = {**self._fields, "ended_at": at or now(), "output": self.output if output is None else output}
+        fields: dict[str, Any] = {
+            **self._fields,
+            "ended_at": at or now(),
+            "output": self.output if output is None else output,
+        }
         if error is not None:
             fields["errors"] = [error_fields(error)]
         if metadata is not None:

@@ -1,6 +1,7 @@
 """Runs, steps, messages, usage and attempts of a session block, on every way to write them."""
 
 import asyncio
+import inspect
 import contextvars
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Sequence
@@ -527,7 +528,7 @@ async def test_traced_functions_are_runs_or_steps_and_stay_as_they_are(
             raise ValueError("negative")
         return number
 
-    assert (await coroutine(1), coroutine.__name__, asyncio.iscoroutinefunction(coroutine)) == (3, "coroutine", True)
+    assert (await coroutine(1), coroutine.__name__, inspect.iscoroutinefunction(coroutine)) == (3, "coroutine", True)
     async with way.open("s", A):
         assert await coroutine(1) == 3
         assert tool(1) == 1

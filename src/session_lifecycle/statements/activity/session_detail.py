@@ -28,7 +28,7 @@ def find_session_detail(
     """The statement of `get_session_detail`, and the parameters that a kept statement binds."""
     if wanted.project is None:
         shape, of_viewer = shape_of_viewer(viewer)
-        kept = _of_all_projects(
+        kept = detail_of_all_projects(
             shape, has_owner_id=wanted.owner_id is not None, payloads=wanted.payloads, abandon_after=abandon_after
         )
         return kept, {**of_viewer, **wanted.model_dump(), "as_of": None}
@@ -46,7 +46,7 @@ def find_session_detail(
 
 
 @lru_cache(maxsize=MOST_KEPT)
-def _of_all_projects(
+def detail_of_all_projects(
     viewer: ViewerShape, *, has_owner_id: bool, payloads: bool, abandon_after: timedelta
 ) -> Select[*tuple[Any, ...]]:
     return get_session_detail(

@@ -45,7 +45,7 @@ def list_summaries(
     shape, parameters = shape_of(filters, position, abandon_after)
     conditions = _conditions(filters)
     if shape.has_index and not conditions and not filters.reads_rows:
-        return _list_by_index(shape, filters.total), parameters
+        return list_by_index(shape, filters.total), parameters
     # No index answers the conditions: Postgres reads sessions, runs and messages to choose the sessions.
     chosen = chosen_sessions(filters, abandon_after).where(*conditions)
     rows = page(chosen, order_of(filters), filters, position)
@@ -53,7 +53,7 @@ def list_summaries(
 
 
 @lru_cache(maxsize=MOST_KEPT)
-def _list_by_index(shape: ListingShape, total: Total) -> Select[*tuple[Any, ...]]:
+def list_by_index(shape: ListingShape, total: Total) -> Select[*tuple[Any, ...]]:
     rows = page_of_sessions(shape)
     # Without conditions on runs, the figures cover all runs.
     return with_figures(beside_total(rows, listing_total(shape, total)), rows, RunChoice())
