@@ -1,8 +1,8 @@
 """Runs, steps, messages, usage and attempts of a session block, on every way to write them."""
 
 import asyncio
-import inspect
 import contextvars
+import inspect
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Sequence
 from contextlib import suppress
