@@ -98,7 +98,7 @@ class Bench:
 
             async def all_wait() -> bool:
                 locked = await self.admin.fetchval(LOCKED)
-                return bool(locked >= round_.waiting)
+                return locked is not None and bool(locked >= round_.waiting)
 
             await eventually(all_wait)
             yield
