@@ -44,7 +44,7 @@ test-postgres: setup tools  ## Run the tests on every Postgres found: the system
 		SESSION_LIFECYCLE_PG_BIN="$$bin" $(BIN)/pytest -q -n $(TEST_WORKERS) --dist loadscope -m "not soak" || exit 1; done
 
 soak: setup tools  ## Run the long storms.
-	$(BIN)/pytest -m soak --timeout 1800 --log-cli-level INFO
+	$(BIN)/pytest -m soak --timeout 7200 --log-cli-level INFO
 
 schema: setup  ## Write alembic/schema.sql from a migrated database.
 	$(BIN)/python tests/support/schema_file.py

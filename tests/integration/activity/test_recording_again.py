@@ -259,6 +259,21 @@ async def test_X13_of_two_calls_of_one_moment_the_later_recorded_began_the_run(
     assert {one.run_id: one.parent_run_id for one in page.runs}["began"] == "a"
 
 
+async def test_X12_a_revision_that_takes_a_tool_call_away_frees_the_run_that_it_began(
+    session_database: SessionDatabase,
+) -> None:
+    async def began_by() -> str | None:
+        page = await session_database.activity.list_runs(RunFilters(user_id=A, include_open=True))
+        return {one.run_id: one.parent_run_id for one in page.runs}["began"]
+
+    await session_database.lifecycle.record(
+        [run("a"), step(run_id="a", tool_call_id="c"), run("began", parent_tool_call_id="c")]
+    )
+    assert await began_by() == "a"
+    await session_database.lifecycle.record([step(run_id="a", tool_call_id="other", revision=1)])
+    assert await began_by() is None
+
+
 def family(children: int) -> list[Item]:
     return [run("root"), *(run(f"child {number}", parent_run_id="root", session_id=None) for number in range(children))]
 
