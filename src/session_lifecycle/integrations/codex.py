@@ -1,8 +1,8 @@
 """Codex's rollouts: lines in, items out.
 
-A session is a file, and a turn is a run. A line tells the total of the session so far, mostly twice. So a usage event is
-the difference of two totals. A fork or a sub-agent begins with a copy of its origin's lines, and its total goes on from
-there: what the origin has already is left out.
+A session is a file, and a turn is a run. A line tells the total of the session so far, mostly twice. So a usage event
+is the difference of two totals. A fork or a sub-agent begins with a copy of its origin's lines, and its total goes on
+from there: what the origin has already is left out.
 
 This module imports the standard library only.
 """
@@ -131,26 +131,23 @@ class CodexReader:
             if isinstance(model := payload.get("model"), str):
                 self.state["model"] = model
             return []
-        match payload.get("type"):
-            case "task_started":
-                turn = payload.get("turn_id")
-                turn = turn if isinstance(turn, str) and turn else f"{self.state['session']}:{line['timestamp']}"
-                self.state["copies"] = self._is_copy(at, turn)
-                return [] if self.state["copies"] else self._begin(turn, at)
-            case "token_count":
-                return self._count(payload, at)
-            case _ if self.state["copies"] and self._is_copy(at, None):
-                return []
-            case "task_complete":
-                return self._complete(at)
-            case "turn_aborted":
-                return self._leave(at)
-            case kind if kind in _ROLES and line.get("type") == "event_msg":
-                return self._message(_ROLES[kind], payload, line, at)
-            case kind if kind in _CALLS:
-                return self._call(payload, at)
-            case kind if kind in _OUTPUTS:
-                return self._output(payload, at)
+        return self._event_of(payload.get("type"), payload, at)
+
+    def _event_of(  # noqa: PLR0911 - one answer for each kind
+        self, kind: Any, payload: Mapping[str, Any], at: datetime
+    ) -> list[Fields]:
+        if kind == "task_started":
+            return self._start(payload, at)
+        if kind == "token_count":
+            return self._count(payload, at)
+        if self._is_copy(at, None):
+            return []
+        if kind in {"task_complete", "turn_aborted"}:
+            return self._leave(at, "completed" if kind == "task_complete" else "cancelled")
+        if kind in _ROLES:
+            return self._message(_ROLES[kind], payload, at)
+        if kind in _CALLS or kind in _OUTPUTS:
+            return self._call(payload, at) if kind in _CALLS else self._output(payload, at)
         return []
 
     def finish(self, now: datetime, *, is_whole: bool = True) -> list[Fields]:
@@ -195,29 +192,29 @@ class CodexReader:
         run = {"kind": "run", **self._ids(), "run_id": self.state["turn"], "client": CLIENT}
         return run | {"started_at": self.state["started"], **fields}
 
+    def _start(self, payload: Mapping[str, Any], at: datetime) -> list[Fields]:
+        turn = payload.get("turn_id")
+        turn = turn if isinstance(turn, str) and turn else f"{self.state['session']}:{at.isoformat()}"
+        self.state["copies"] = self._is_copy(at, turn)
+        return [] if self.state["copies"] else self._begin(turn, at)
+
     def _begin(self, turn: str, at: datetime) -> list[Fields]:
         if self.state.get("turn") == turn:
             return []
-        items = self._leave(datetime.fromisoformat(self.state["last"])) if self.state.get("turn") else []
+        items: list[Fields] = []
+        if self.state.get("turn"):  # a turn may just stop
+            items = self._leave(datetime.fromisoformat(self.state["last"]), "cancelled")
         time = at.isoformat()
         self.state |= {"turn": turn, "started": time, "last": time, "awaits": time, "is_told": False, "is_over": False}
         return [*items, self._run()]
 
-    def _end(self, at: datetime, status: str) -> Fields:
+    def _leave(self, at: datetime, status: str) -> list[Fields]:
+        """Ends the turn. It has called a model, so without a count its usage is unknown."""
+        if not self.state.get("turn") or self.state["is_over"]:
+            return []
         self.state["is_over"] = True
-        return self._run(ended_at=at.isoformat(), status=status, revision=revision_of(at))
-
-    def _leave(self, at: datetime) -> list[Fields]:
-        """Ends a turn that was cut off."""
-        if not self.state.get("turn") or self.state["is_over"]:
-            return []
-        return [*([self._attempt()] if self.is_open else []), self._end(at, "cancelled")]
-
-    def _complete(self, at: datetime) -> list[Fields]:
-        if not self.state.get("turn") or self.state["is_over"]:
-            return []
-        # A turn that is complete has had an answer. Without a count, its usage is unknown.
-        return [*([self._attempt()] if self.is_open else []), self._end(at, "completed")]
+        end = self._run(ended_at=at.isoformat(), status=status, revision=revision_of(at))
+        return [*([self._attempt()] if self.is_open else []), end]
 
     def _in_turn(self, line_at: datetime) -> list[Fields]:
         """Begins a turn where the rollout names none."""
@@ -290,13 +287,13 @@ class CodexReader:
 
     # Steps and messages
 
-    def _message(self, role: str, payload: Mapping[str, Any], line: Mapping[str, Any], at: datetime) -> list[Fields]:
+    def _message(self, role: str, payload: Mapping[str, Any], at: datetime) -> list[Fields]:
         items = self._in_turn(at)
         text = payload.get("message") or payload.get("text")
         if not self._content or not isinstance(text, str) or not text:
             return items
         digest = hashlib.sha256(f"{role}:{text}".encode(errors="replace")).hexdigest()[:16]
-        message = {"kind": "message", **self._ids(), "message_id": f"{line['timestamp']}:{digest}", "role": role}
+        message = {"kind": "message", **self._ids(), "message_id": f"{at.isoformat()}:{digest}", "role": role}
         return [*items, message | {"run_id": self.state["turn"], "content": text, "created_at": at.isoformat()}]
 
     def _call(self, payload: Mapping[str, Any], at: datetime) -> list[Fields]:

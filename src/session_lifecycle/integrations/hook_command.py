@@ -12,16 +12,14 @@ import json
 import os
 import sys
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
-from session_lifecycle.integrations.claude_code import CLIENT, ClaudeCodeReader
-from session_lifecycle.integrations.positions import Positions
-from session_lifecycle.integrations.transcripts import BadLineError, Fields, given, mapping, parsed, whole_lines
 from session_lifecycle.writing import spool_directory
 from session_lifecycle.writing.spool import Spool
 
 COMMAND = "session-lifecycle-hook"
+CLIENT = "claude-code"
+Fields = dict[str, Any]
 EVENTS = (
     "SessionStart",
     "UserPromptSubmit",
@@ -37,8 +35,6 @@ EVENTS = (
 )
 """The events that the command is told."""
 _READS_TRANSCRIPT = {"SubagentStop", "Stop", "StopFailure", "SessionEnd"}
-_MOST_READ_BYTES = 1_000_000
-"""How much of a transcript one call reads. The next call, or an import, reads the rest."""
 _MOST_BUSY_SECONDS = 2.0
 _MOST_LOG_BYTES = 1_000_000
 _REFUSED = "<tool_use_error>"
@@ -59,7 +55,7 @@ def main() -> None:
         _run(sys.argv[1:])
     except BaseException as error:  # noqa: BLE001 - the agent goes on whatever is wrong here
         _log(error)
-    os._exit(0)  # the spool is closed; the interpreter's own end would take milliseconds more
+    os._exit(0)  # the interpreter's own end would take milliseconds more
 
 
 def _run(arguments: list[str]) -> None:
@@ -72,18 +68,31 @@ def _run(arguments: list[str]) -> None:
         raise TypeError("the hook's payload is no JSON object")
     user_id = _option(rest, "--user") or default_user()
     path = _option(rest, "--spool")
-    with Spool(path, busy_seconds=_MOST_BUSY_SECONDS) as spool:
-        items = claude_code_items(payload, user_id, datetime.now(UTC), content=content)
-        positions = Positions(spool.path.with_name("positions"), f"hook {spool.path} {user_id} {content}")
-        read = []
-        if payload.get("hook_event_name") in _READS_TRANSCRIPT:
-            for name in ("transcript_path", "agent_transcript_path"):
-                if isinstance(transcript := payload.get(name), str):
-                    found, position = _read(Path(transcript), positions, user_id, content=content)
-                    # What the transcript says comes first: a session's end makes what is later than it late.
-                    items = found + items
-                    read += [position] if position is not None else []
+    items = claude_code_items(payload, user_id, datetime.now(UTC), content=content)
+    # It is not closed: closing would write the log of SQLite into its file, with two more syncs of the disk.
+    spool = Spool(path, busy_seconds=_MOST_BUSY_SECONDS)
+    if payload.get("hook_event_name") in _READS_TRANSCRIPT:
+        _append_with_transcripts(spool, payload, items, user_id, content=content)
+    else:
         spool.append(items)
+
+
+def _append_with_transcripts(
+    spool: Spool, payload: Fields, items: list[Fields], user_id: str, *, content: bool
+) -> None:
+    from session_lifecycle.integrations.hook_transcript import read_new_lines
+    from session_lifecycle.integrations.positions import Positions
+
+    positions = Positions(spool.path.with_name("positions"), f"hook {spool.path} {user_id} {content}")
+    read = []
+    for name in ("transcript_path", "agent_transcript_path"):
+        if isinstance(transcript := payload.get(name), str):
+            path = spool.path / transcript  # a transcript's path is absolute
+            found, position = read_new_lines(path, positions, user_id, content=content, on_bad_line=_log)
+            # What the transcript says comes first: a session's end makes what is later than it late.
+            items = found + items
+            read += [position] if position is not None else []
+    spool.append(items)
     for position in read:
         positions.save(position)
 
@@ -92,37 +101,9 @@ def _option(arguments: list[str], name: str) -> str | None:
     return arguments[arguments.index(name) + 1] if name in arguments[:-1] else None
 
 
-def _read(path: Path, positions: Positions, user_id: str, *, content: bool) -> tuple[list[Fields], Fields | None]:
-    """The items of what a transcript has since the last time, and the position after that."""
-    items: list[Fields] = []
-    try:
-        file = path.open("rb")
-    except FileNotFoundError:  # a session without a transcript
-        return [], None
-    with file:
-        found = positions.find(path, file)
-        end, number, state = (found["end"], found["number"], found["state"]) if found else (0, 0, None)
-        meta = None
-        if state is None and (beside := path.with_suffix(".meta.json")).exists():
-            meta = parsed(beside.read_bytes())
-        reader = ClaudeCodeReader(user_id, state=state, content=content, meta=meta)
-        file.seek(end)
-        begin = end
-        for line in whole_lines(file, number=number):
-            try:
-                fields = parsed(line.text)
-                items += [] if fields is None else reader.read(fields)
-            except BadLineError as error:
-                _log(error, f"{path}:{line.number}")
-            end, number = line.end, line.number
-            if end - begin > _MOST_READ_BYTES:
-                break
-        if end == begin:
-            return [], None
-        return items, positions.keep(path, file, end=end, number=number, state=reader.state)
-
-
-def claude_code_items(payload: Fields, user_id: str, now: datetime, *, content: bool = True) -> list[Fields]:
+def claude_code_items(  # noqa: PLR0911 - one answer for each event
+    payload: Fields, user_id: str, now: datetime, *, content: bool = True
+) -> list[Fields]:
     """The items of one event of Claude Code, in the shape that `Spool.append` takes.
 
     A transcript says the same of runs and steps, with times of its own and a higher revision.
@@ -149,7 +130,7 @@ def claude_code_items(payload: Fields, user_id: str, now: datetime, *, content: 
         case "SubagentStop" if agent:
             return [child | {"status": "completed"} | ended]
         case "SessionEnd":
-            # A prompt that was not stopped before was cancelled. A Stop or StopFailure, also a later one, replaces this.
+            # A prompt that was not stopped was cancelled. A Stop or StopFailure, also a later one, replaces this.
             cancelled = [run | {"run_id": prompt, "status": "cancelled", "ended_at": at}] if prompt else []
             end = {"kind": "end", **session, "status": "completed", "at": at}
             return [*cancelled, end | given(reason=payload.get("reason"))]
@@ -159,11 +140,18 @@ def claude_code_items(payload: Fields, user_id: str, now: datetime, *, content: 
             # A call that was refused before the tool ran is in no other event.
             refused = [
                 call
-                for call in map(mapping, payload.get("tool_calls") or [])
-                if isinstance(said := call.get("tool_response"), str) and said.startswith(_REFUSED)
+                for call in payload.get("tool_calls") or []
+                if isinstance(call, dict)
+                and isinstance(said := call.get("tool_response"), str)
+                and said.startswith(_REFUSED)
             ]
             return [step for call in refused for step in _steps(payload, call, user_id, now, content=content)]
     return []
+
+
+def given(**fields: Any) -> Fields:
+    """The fields that are not None."""
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def _steps(payload: Fields, call: Any, user_id: str, now: datetime, *, content: bool) -> list[Fields]:

@@ -206,12 +206,10 @@ class TranscriptImport:
 
     def _read_file(self, path: Path, file: BinaryIO) -> Iterator[int]:
         status = os.fstat(file.fileno())
-        position = self._position(path, file)
-        end, number, state = (position["end"], position["number"], position["state"]) if position else (0, 0, None)
-        reader: Reader | None = None
-        if end < status.st_size or state is None:
-            file.seek(end)
-        elif not (reader := self._reader(path, state, None)).is_open:
+        position = self._position(path, file) or {"end": 0, "number": 0, "state": None}
+        end, number, state = position["end"], position["number"], position["state"]
+        reader = None if state is None or end < status.st_size else self._reader(path, state, None)
+        if reader is not None and not reader.is_open:
             self._seen[path] = (status.st_size, status.st_mtime_ns)
             return
         begins_at = number
@@ -224,18 +222,15 @@ class TranscriptImport:
             if len(self._items) >= self._batch or not number % _STEP_LINES:
                 self._remember(path, file, end, number, reader)
                 yield end
-        if number > begins_at:
-            self.report.files += 1
-        if reader is None:  # nothing but a line that is half written
-            return
-        is_whole = end == os.fstat(file.fileno()).st_size
-        made = reader.finish(self._clock(), is_whole=is_whole)
-        for fields in made:
-            self._take(path, number, fields)
-        if made or number > begins_at:
-            self._remember(path, file, end, number, reader)
-        if not reader.is_open:
-            self._seen[path] = (end, status.st_mtime_ns)
+        self.report.files += number > begins_at
+        if reader is not None:  # else there is nothing but a line that is half written
+            made = reader.finish(self._clock(), is_whole=end == os.fstat(file.fileno()).st_size)
+            for fields in made:
+                self._take(path, number, fields)
+            if made or number > begins_at:
+                self._remember(path, file, end, number, reader)
+            if not reader.is_open:
+                self._seen[path] = (end, status.st_mtime_ns)
 
     def _position(self, path: Path, file: BinaryIO) -> Fields | None:
         if self._is_read_again is not None and path not in self._is_read_again:

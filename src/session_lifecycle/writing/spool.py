@@ -194,8 +194,9 @@ class Spool:
 
         An item is a mapping that `json.dumps` takes: the fields of a `Touch`, `UsageEvent`, `End`, `Run`, `Step` or
         `Message` as `model_dump(mode="json")` writes them, and `kind`: `touch`, `usage`, `end`, `run`, `step` or
-        `message`; or the arguments of `reopen_session`, and the kind `reopen`. The field `kind` of a usage event is called `usage_kind` here, and that of a step `step_kind`. Fields
-        with a default may be left out. A drainer checks the fields; here only the kind is checked.
+        `message`; or the arguments of `reopen_session`, and the kind `reopen`. The field `kind` of a usage event is
+        called `usage_kind` here, and that of a step `step_kind`. Fields with a default may be left out. A drainer
+        checks the fields; here only the kind is checked.
 
         A usage event without `idempotency_key` gets one, so that a second delivery counts nothing twice. A touch, usage
         event, end or reopening without `at` gets the time of this call.

@@ -75,8 +75,9 @@ def install_hooks(file: Path, hooks: dict[str, Any]) -> Path | None:
     file = file.resolve()  # settings may be a link into a directory that is kept elsewhere
     before = file.read_text(encoding="utf-8") if file.exists() else None
     settings = {} if before is None or not before.strip() else json.loads(before)
-    if not isinstance(settings, dict) or not isinstance(present := settings.get("hooks", {}), dict):
-        raise ValueError("expected a JSON object, and in it an object named hooks")
+    present = settings.get("hooks", {}) if isinstance(settings, dict) else None
+    if not isinstance(present, dict):
+        raise ValueError("expected a JSON object, and in it an object named hooks")  # noqa: TRY004 - as in `_others`
     merged = {event: _others(entries) for event, entries in present.items()}
     for event, entries in hooks.items():
         merged[event] = [*merged.get(event, []), *entries]
