@@ -15,7 +15,7 @@ from session_lifecycle.integrations.claude_code import ClaudeCodeReader
 from session_lifecycle.integrations.codex import CodexReader, Origin, origin_of, session_of
 from session_lifecycle.integrations.positions import Positions
 from session_lifecycle.integrations.transcripts import BadLineError, Fields, Line, parsed, whole_lines
-from session_lifecycle.models import Item, UsageOutcome, UsageReceipt
+from session_lifecycle.models import Item, Touch, UsageOutcome, UsageReceipt
 from session_lifecycle.models.sessions import Reopen
 from session_lifecycle.writing.spool import Records
 from session_lifecycle.writing.spool_drain import item_of_fields
@@ -135,13 +135,16 @@ class TranscriptImport:
             on_bad_line: Called with what could not be recorded.
             on_progress: Called with the bytes that were read, and with all bytes there are.
             clock: The time. Calls that have been open for long are recorded without usage.
+
+        Raises:
+            InvalidValueError: `user_id` is no UUID.
         """
         self.report = ImportReport()
         self._program: Program = program
         self._places = places
         self._into = into
         self._positions = positions
-        self._user_id = str(user_id)
+        self._user_id = str(Touch.of_call(session_id="any", user_id=user_id).user_id)
         self._content = content
         self._billing = billing
         self._batch = batch
@@ -160,7 +163,7 @@ class TranscriptImport:
         """Reads what is there.
 
         Raises:
-            InvalidValueError: The user is refused.
+            InvalidValueError: The user is refused: was erased, for example.
             SessionLifecycleError: The database cannot take the items. What was recorded before stays.
         """
         paths = transcripts_in(self._places)
@@ -253,8 +256,6 @@ class TranscriptImport:
         try:
             item = item_of_fields(fields)
         except InvalidValueError as error:
-            if error.field == "user_id":
-                raise
             self._refuse(path, number, f"{error.field}: expected {error.expected}")
             return
         if not isinstance(item, Reopen):

@@ -41,6 +41,7 @@ SCHEMAS = pytest.mark.parametrize("schema", [None, ODD_SCHEMA], ids=["default", 
 USER = UUID(int=1)
 CARE = ("prune-sessions", "prune-payloads", "erase-user", "reconcile", "roll-up")
 OF_SPOOL = ("spool", "spool status", "spool drain", "spool poison")
+OF_AGENTS = ("import", "import claude-code", "import codex", "hook", "hook claude-code")
 UP_TO_DATE = "The schema is up to date.\n"
 
 REQUESTS, SESSIONS = 600, 60
@@ -689,7 +690,7 @@ async def test_X48_a_table_of_sessions_prints_any_name(session_database: Session
 
 
 @pytest.mark.parametrize(
-    "command", [*("", "demo", "replay", "db", "db upgrade", "db check", "db sql"), *CARE, *OF_SPOOL]
+    "command", [*("", "demo", "replay", "db", "db upgrade", "db check", "db sql"), *CARE, *OF_SPOOL, *OF_AGENTS]
 )
 def test_every_command_explains_itself(command: str) -> None:
     assert f"Usage: session-lifecycle {command}".strip() in succeed(*command.split(), "--help")
