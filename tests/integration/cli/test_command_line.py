@@ -28,7 +28,7 @@ import pytest_asyncio
 from rich.console import Console
 
 from session_lifecycle import Message, SessionDatabase, SessionListFilters, SessionStatus, Spool, Touch, Viewer
-from session_lifecycle.cli.app import app, schema_app, spool_app
+from session_lifecycle.cli.app import app, import_app, schema_app, spool_app
 from session_lifecycle.cli.output import sessions_table
 from session_lifecycle.testing import TemplateServer
 from support.eventually import eventually
@@ -497,6 +497,8 @@ ON_DATABASE = (
     ("reconcile",),
     ("roll-up",),
     ("spool", "drain"),
+    ("import", "claude-code", os.devnull),
+    ("import", "codex", os.devnull),
 )
 DELETING = (
     ("prune-sessions", "--older-than-days", "0.00001"),
@@ -506,7 +508,8 @@ DELETING = (
 
 
 def test_X42_every_command_that_opens_a_database_is_among_these() -> None:
-    commands = [*app.registered_commands, *schema_app.registered_commands, *spool_app.registered_commands]
+    apps = (app, schema_app, spool_app, import_app)
+    commands = [command for one in apps for command in one.registered_commands]
     callbacks = [command.callback for command in commands if command.callback is not None]
     opening = {one.__name__ for one in callbacks if "database_url" in signature(one).parameters}
     assert opening == {one.__name__ for one in callbacks} - {"sql", "status", "poison"}

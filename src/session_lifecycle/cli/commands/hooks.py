@@ -38,7 +38,8 @@ def claude_code(
     """
     hooks = hooks_of(default_user() if user is None else str(user), no_content=no_content)
     if not install:
-        print_line(json.dumps({"hooks": hooks}, indent=2))
+        for line in json.dumps({"hooks": hooks}, indent=2).splitlines():
+            print_line(line)
         return
     file = settings or Path(os.environ.get("CLAUDE_CONFIG_DIR") or Path.home() / ".claude") / "settings.json"
     try:

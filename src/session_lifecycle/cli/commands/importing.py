@@ -96,7 +96,6 @@ def _import(
     if not any(place.exists() for place in places):
         refuse(f"there is nothing at {' or '.join(map(str, places))}: give a file or a directory", code=MISUSE)
     user_id = default_user() if user is None else str(user)
-    print_note(f"user: {user_id}")
     console = Console(stderr=True)
     named = 0
 
@@ -108,6 +107,7 @@ def _import(
 
     async def work(db: SessionDatabase) -> None:
         await db.check()
+        print_note(f"user: {user_id}")
         target = (db.engine.url.host, db.engine.url.port, db.engine.url.database, db.engine.url.query.get("host"))
         reading = f"{program} {target} {data_dir} {schema} {user_id} {not no_content} {billing}"
         positions = Positions(default_directory(), reading)
