@@ -14,7 +14,8 @@ from session_lifecycle.integrations.transcript_import import BadLine, ImportRepo
 from support.usage import A
 
 BEGIN = datetime(2026, 9, 1, 8, tzinfo=UTC)
-LATER = BEGIN + timedelta(days=40)
+LATER = datetime.now(UTC) + timedelta(days=400)
+"""Long after every line, and after the files were written."""
 SHARED = Path(__file__).parents[2].parent / "shared" / "runtimes"
 """Logs that are kept beside the project, where they are there."""
 MODEL = "claude-sonnet-4-5-20250929"

@@ -14,7 +14,7 @@ from session_lifecycle.errors import InvalidValueError
 from session_lifecycle.integrations.claude_code import ClaudeCodeReader
 from session_lifecycle.integrations.codex import CodexReader, Origin, origin_of, session_of
 from session_lifecycle.integrations.positions import Positions
-from session_lifecycle.integrations.transcripts import BadLineError, Fields, Line, parsed, whole_lines
+from session_lifecycle.integrations.transcripts import LONGEST_CALL, BadLineError, Fields, Line, parsed, whole_lines
 from session_lifecycle.models import Item, Touch, UsageOutcome, UsageReceipt
 from session_lifecycle.models.sessions import Reopen
 from session_lifecycle.writing.spool import Records
@@ -227,7 +227,10 @@ class TranscriptImport:
                 yield end
         self.report.files += number > begins_at
         if reader is not None:  # else there is nothing but a line that is half written
-            made = reader.finish(self._clock(), is_whole=end == os.fstat(file.fileno()).st_size)
+            now, status = self._clock(), os.fstat(file.fileno())
+            # A file of old lines that was written just now may be a copy that is half made.
+            is_quiet = now.timestamp() - status.st_mtime > LONGEST_CALL.total_seconds()
+            made = reader.finish(now, is_whole=is_quiet and end == status.st_size)
             for fields in made:
                 self._take(path, number, fields)
             if made or number > begins_at:

@@ -1,7 +1,8 @@
 """Claude Code's transcripts, recorded: the rows H of its files, each with a made file of its own."""
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,7 +28,7 @@ from support.transcripts import (
 from support.usage import A
 
 
-def delegating() -> list[dict[str, object]]:
+def delegating() -> list[dict[str, Any]]:
     """A session that delegates, and whose second call of a tool is refused."""
     done = {
         "agentId": "kid",
@@ -46,8 +47,8 @@ def delegating() -> list[dict[str, object]]:
     ]
 
 
-def delegated() -> list[dict[str, object]]:
-    of = {"isSidechain": True, "agentId": "kid"}
+def delegated() -> list[dict[str, Any]]:
+    of: dict[str, Any] = {"isSidechain": True, "agentId": "kid"}
     return [
         prompt(3, "Weigh them.", promptId="p1", **of),
         answer(4, "k1", (6, 100, 0, 4), stop="tool_use", tool=("t9", "Bash"), attributionAgent="weigher", **of),
@@ -121,9 +122,10 @@ async def test_H52_a_prompt_without_an_answer_is_one_call_of_unknown_usage(
 ) -> None:
     asked = prompt(0, "Hello.", promptId="p1")
     file = write(tmp_path / "s1.jsonl", [asked])
-    soon = BEGIN + timedelta(minutes=50)
-    await bring(session_database, "claude-code", file, positions=tmp_path / "kept", now=soon)
-    assert await events(session_database) == {}
+    # Neither soon after the prompt, nor soon after the file was written: it may be a copy that is half made.
+    for soon in (BEGIN + timedelta(minutes=50), datetime.now(UTC)):
+        await bring(session_database, "claude-code", file, positions=tmp_path / "kept", now=soon)
+        assert await events(session_database) == {}
     for _ in range(2):
         await bring(session_database, "claude-code", file, positions=tmp_path / "kept")
         assert await events(session_database, "run_id, measured") == {f"attempt:{asked['uuid']}": ("p1", False)}
@@ -243,7 +245,7 @@ async def test_H58_lines_of_progress_are_none_and_a_compaction_is_paid(
     ]
     write(tmp_path / "s1.jsonl", [*delegating()[:3], *progress, *delegating()[3:]])
     write(tmp_path / "s1" / "subagents" / "agent-kid.jsonl", child)
-    of = {"isSidechain": True, "agentId": "acompact-77"}
+    of: dict[str, Any] = {"isSidechain": True, "agentId": "acompact-77"}
     summary = [prompt(20, "Summarise.", **of), answer(21, "c1", (3, 2490, 11410, 640), **of)]
     write(tmp_path / "s1" / "subagents" / "agent-acompact-77.jsonl", summary)
     await bring(session_database, "claude-code", tmp_path)
@@ -289,14 +291,14 @@ async def test_H59_a_line_that_is_half_written_waits(session_database: SessionDa
     assert await everything(session_database) == before
 
 
-def forked() -> tuple[list[dict[str, object]], list[dict[str, object]]]:
+def forked() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The lines of a session, and of a copy of it that goes on."""
     origin = [
         prompt(0, "Water them.", promptId="p1"),
         answer(1, "m1", (10, 300, 0, 48)),
         answer(2, "m2", (6, 5, 300, 61)),
     ]
-    copies: list[dict[str, object]] = [{**one, "sessionId": "s2"} for one in origin]
+    copies: list[dict[str, Any]] = [{**one, "sessionId": "s2"} for one in origin]
     own = [prompt(100, "If it rains?", session="s2", promptId="p2"), answer(101, "m3", (15, 390, 0, 7), session="s2")]
     return origin, [*copies, *own]
 

@@ -139,7 +139,7 @@ async def test_the_transcript_is_read_from_where_it_was_left(
         result(2, "t1"),
         answer(3, "m2", (10, 0, 0, 4)),
     ]
-    of = {"isSidechain": True, "agentId": "kid"}
+    of: dict[str, Any] = {"isSidechain": True, "agentId": "kid"}
     child = write(
         tmp_path / "agent-kid.jsonl", [prompt(1.1, "x", promptId="p1", **of), answer(1.2, "k1", (1, 0, 0, 1), **of)]
     )

@@ -6,14 +6,13 @@ These tests run where the logs are. Each row has a made file of its own in the o
 import re
 import shutil
 from collections.abc import Sequence
-from datetime import timedelta
 from pathlib import Path
 from typing import Literal
 
 import pytest
 
 from session_lifecycle import SessionDatabase
-from support.transcripts import LATER, SHARED, bring, events, rows, runs, steps, totals
+from support.transcripts import SHARED, bring, events, rows, runs, steps, totals
 
 pytestmark = pytest.mark.skipif(not SHARED.is_dir(), reason="the logs are not beside the project")
 MADE = SHARED / "transcripts"
@@ -71,8 +70,7 @@ async def test_H51_captured_zeros_and_a_resume(session_database: SessionDatabase
 
 
 async def test_H52_a_captured_prompt_that_was_cancelled(session_database: SessionDatabase, tmp_path: Path) -> None:
-    file, later = whole_ids("claude-code-transcript-cancel", tmp_path), LATER + timedelta(days=100)
-    await bring(session_database, "claude-code", file, now=later)
+    await bring(session_database, "claude-code", whole_ids("claude-code-transcript-cancel", tmp_path))
     assert list((await events(session_database, "run_id, measured")).values()) == [("3d7859a8", False)]
     assert await runs(session_database) == {"3d7859a8": "running"}
 
