@@ -27,6 +27,14 @@ LOOK_SECONDS = 1.0
 _STEP_LINES = 200
 _MOST_ORIGINS = 8
 _MOST_META_BYTES = 1_000_000
+# What tells the items of one kind apart, beside the session.
+_IDS = {
+    "touch": ("at",),
+    "usage": ("idempotency_key",),
+    "run": ("run_id",),
+    "step": ("run_id", "step_id"),
+    "message": ("message_id",),
+}
 
 
 class BadLine(NamedTuple):
@@ -152,7 +160,7 @@ class TranscriptImport:
         self._on_bad_line = on_bad_line
         self._on_progress = on_progress
         self._clock = clock
-        self._items: list[tuple[Item, Path, int]] = []
+        self._items: dict[tuple[object, ...], tuple[Fields, Path, int]] = {}
         self._to_save: list[Fields] = []
         self._recording: asyncio.Task[None] | None = None
         self._seen: dict[Path, tuple[int, int]] = {}
@@ -183,7 +191,7 @@ class TranscriptImport:
             await self._recorded()
         except BaseException:
             self._seen.clear()  # what was read and not recorded is read again
-            self._items, self._to_save = [], []
+            self._items, self._to_save = {}, []
             if self._recording is not None:
                 self._recording.cancel()
                 await asyncio.gather(self._recording, return_exceptions=True)
@@ -256,13 +264,24 @@ class TranscriptImport:
             self._refuse(path, line.number, f"this is not a line of {self._program} ({type(error).__name__})")
 
     def _take(self, path: Path, number: int, fields: Fields) -> None:
-        try:
-            item = item_of_fields(fields)
-        except InvalidValueError as error:
-            self._refuse(path, number, f"{error.field}: expected {error.expected}")
-            return
-        if not isinstance(item, Reopen):
-            self._items.append((item, path, number))
+        """Adds an item to the batch. What it says later of the same run, step or response becomes one item with it."""
+        ids = [fields.get(name) for name in ("kind", "session_id", *_IDS[fields["kind"]])]
+        before = self._items.get(tuple(ids))
+        earlier = before[0] if before is not None and _revision(before[0]) <= _revision(fields) else {}
+        later = before[0] if before is not None and not earlier else {}
+        self._items[tuple(ids)] = ({**earlier, **fields, **later}, path, number)
+
+    def _checked(self, items: Iterable[tuple[Fields, Path, int]]) -> list[tuple[Item, Path, int]]:
+        checked: list[tuple[Item, Path, int]] = []
+        for fields, path, number in items:
+            try:
+                item = item_of_fields(fields)
+            except InvalidValueError as error:
+                self._refuse(path, number, f"{error.field}: expected {error.expected}")
+                continue
+            if not isinstance(item, Reopen):
+                checked.append((item, path, number))
+        return checked
 
     def _refuse(self, path: Path, number: int, reason: str) -> None:
         self.report.bad_lines += 1
@@ -322,7 +341,7 @@ class TranscriptImport:
 
     async def _record(self) -> None:
         """Records the batch while the next one is read. Positions are saved after the items are committed."""
-        items, self._items = self._items, []
+        items, self._items = self._checked(self._items.values()), {}
         to_save, self._to_save = {one["path"]: one for one in self._to_save}, []
         await self._recorded()
         self._recording = asyncio.create_task(self._write(items, list(to_save.values())))
@@ -358,6 +377,11 @@ class TranscriptImport:
         changed = {UsageOutcome.APPLIED, UsageOutcome.REPLACED}
         usage = (receipt for receipt in receipts if isinstance(receipt, UsageReceipt))
         self.report.new_events += sum(receipt.outcome in changed for receipt in usage)
+
+
+def _revision(fields: Fields) -> int:
+    revision = fields.get("revision", 0)
+    return revision if isinstance(revision, int) else 0
 
 
 def _size(path: Path) -> tuple[int, int]:

@@ -94,7 +94,7 @@ async def test_bad_lines_are_counted_and_named_and_stop_nothing(
     named: list[BadLine] = []
     file = write(tmp_path / "s1.jsonl", [good[0], *bad, *good[1:]])
     report = await bring(session_database, "claude-code", file, positions=tmp_path / "kept", on_bad_line=named.append)
-    assert [one.number for one in named] == list(range(2, 11))
+    assert sorted(one.number for one in named) == list(range(2, 11))
     assert {one.path for one in named} == {file}
     assert "secret" not in str([one.reason for one in named])
     assert (report.bad_lines, report.lines) == (len(bad), len(bad) + len(good))
