@@ -250,7 +250,8 @@ class ClaudeCodeReader:
             "step_id": call_id,
             "tool_call_id": call_id,
             "started_at": started,
-            "revision": 1,
+            # Above that of a hook; and content that is recorded after all takes the place of none.
+            "revision": 2 if self._content else 1,
         }
 
     def _message(self, role: str, text: str, line: Mapping[str, Any], at: datetime) -> list[Fields]:

@@ -317,7 +317,8 @@ class CodexReader:
 
     def _step(self, call_id: str, run_id: str, started: str) -> Fields:
         ids = {"user_id": self._user_id, "run_id": run_id, "step_id": call_id, "tool_call_id": call_id}
-        return {"kind": "step", "step_kind": "tool", **ids, "started_at": started, "revision": 1}
+        revision = 2 if self._content else 1  # content that is recorded after all takes the place of none
+        return {"kind": "step", "step_kind": "tool", **ids, "started_at": started, "revision": revision}
 
 
 def _total(payload: Mapping[str, Any]) -> Total | None:
