@@ -248,14 +248,12 @@ class CodexReader:
                 state["total"] = total
                 return []
             state["skips"] = False
-        if total == state["total"]:  # the same count again, or an estimate after a compaction
-            return []
         used = [now - before for now, before in zip(total, state["total"], strict=True)]
         if min(used) < 0:  # the total has begun anew
             last = mapping(mapping(payload.get("info")).get("last_token_usage"))
             used = [count(last, name) for name in _COUNTS]
         state["total"] = total
-        if not used[0] and not used[2]:
+        if not used[0] and not used[2]:  # the same count again, or an estimate after a compaction
             return []
         items = self._in_turn(at)
         event = self._event(f"{state['session']}:{total[0]}:{total[2]}", at.isoformat())

@@ -319,6 +319,18 @@ async def test_H60_a_fork_that_copies_ids_counts_what_is_new(
     assert len(await events(session_database)) == 3
 
 
+async def test_H60_a_fork_that_copies_from_the_middle_counts_nothing_twice(
+    session_database: SessionDatabase, tmp_path: Path
+) -> None:
+    """No prompt is before the copies, so nothing but the ids of their messages says what they are."""
+    origin, fork = forked()
+    await bring(session_database, "claude-code", write(tmp_path / "s1.jsonl", origin))
+    await bring(session_database, "claude-code", write(tmp_path / "s2.jsonl", fork[1:]))
+    found = await totals(session_database)
+    assert [sum(counts) for counts in zip(*found.values(), strict=True)] == [621 + 405, 109 + 7, 0, 0]
+    assert len(await events(session_database)) == 3
+
+
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)], ids=["after its origin", "before its origin"])
 async def test_H61_marked_copies_are_skipped(
     session_database: SessionDatabase, tmp_path: Path, order: tuple[int, int]
