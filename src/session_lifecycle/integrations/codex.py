@@ -247,7 +247,7 @@ class CodexReader:
             if self._skip(total, at):
                 state["total"] = total
                 return []
-            state["skips"] = False
+            state["skips"] = state["copies"] = False
         used = [now - before for now, before in zip(total, state["total"], strict=True)]
         if min(used) < 0:  # the total has begun anew
             last = mapping(mapping(payload.get("info")).get("last_token_usage"))

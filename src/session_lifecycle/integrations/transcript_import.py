@@ -214,6 +214,7 @@ class TranscriptImport:
                 yield from self._read_file(path, file)
         except OSError as error:
             self._refuse(path, 0, f"the file cannot be read: {error.strerror}")
+            self._seen[path] = _size(path)  # named once, and tried again when it has changed
 
     def _read_file(self, path: Path, file: BinaryIO) -> Iterator[int]:
         status = os.fstat(file.fileno())

@@ -117,6 +117,20 @@ async def test_H64_a_fork_that_grows_remembers_where_it_was(session_database: Se
     assert await totals(session_database) == {ORIGIN: (52500, 638, 0, 0), "fork": (23900, 150, 0, 0)}
 
 
+async def test_H64_a_fork_of_a_version_that_names_no_turns(session_database: SessionDatabase, tmp_path: Path) -> None:
+    def unnamed(lines: list[Line]) -> list[Line]:
+        return [one for one in lines if one["payload"].get("type") not in {"task_started", "task_complete"}]
+
+    write(tmp_path / "origin.jsonl", unnamed(origin()))
+    fork = [*copied(100, with_meta=True), *own(200, "t21", more=12100)]
+    write(tmp_path / "fork.jsonl", [meta(100, "fork", forked_from_id=ORIGIN), *unnamed(fork)])
+    for _ in range(2):
+        await bring(session_database, "codex", tmp_path)
+        assert await totals(session_database) == {ORIGIN: (52500, 638, 0, 0), "fork": (23900, 150, 0, 0)}
+        assert set((await runs(session_database, "session_id")).values()) == {ORIGIN, "fork"}
+    assert {step for _, step in await steps(session_database)} == {"c1", "c9"}
+
+
 async def test_H65_two_children_with_equal_counts_are_two(session_database: SessionDatabase, tmp_path: Path) -> None:
     spawned = {"subagent": {"thread_spawn": {"parent_thread_id": ORIGIN, "depth": 1}}}
     write(tmp_path / "origin.jsonl", origin())

@@ -1,6 +1,7 @@
 """`session-lifecycle import`: what it remembers, what it survives, and how it follows files that grow."""
 
 import asyncio
+import errno
 import json
 import os
 import stat
@@ -99,6 +100,30 @@ async def test_bad_lines_are_counted_and_named_and_stop_nothing(
     assert "secret" not in str([one.reason for one in named])
     assert (report.bad_lines, report.lines) == (len(bad), len(bad) + len(good))
     assert set(await events(session_database)) == {"s1-m0", "s1-last"}
+
+
+async def test_a_file_that_cannot_be_read_is_named_once_and_stops_nothing(
+    session_database: SessionDatabase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed = write(tmp_path / "closed.jsonl", session("s1"))
+    write(tmp_path / "open.jsonl", session("s2"))
+    opens = Path.open
+
+    def refusing(path: Path, *arguments: Any, **named: Any) -> Any:
+        if path == closed:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return opens(path, *arguments, **named)
+
+    monkeypatch.setattr(Path, "open", refusing)
+    named: list[BadLine] = []
+    kept = Positions(tmp_path / "kept", "tests")
+    job = TranscriptImport(
+        "claude-code", [tmp_path], session_database.lifecycle, kept, user_id=A, on_bad_line=named.append
+    )
+    for _ in range(2):
+        await job.run()
+        assert named == [BadLine(closed, 0, "the file cannot be read: Permission denied")]
+    assert set(await totals(session_database)) == {"s2"}
 
 
 async def test_what_the_database_refuses_is_named_and_stops_nothing(
