@@ -50,7 +50,7 @@ async def test_both_programs_are_imported_from_their_own_places(session_database
     lines = [meta(0, "c1"), *turn(1, "t1", "gpt-5.4"), counted(2, (100, 0, 10, 0))]
     write(tmp_path / ".codex/sessions/2026/09/01/rollout-1-c1.jsonl", lines)
     ran = run(tmp_path, "import", "claude-code", *to)
-    assert ran.stdout == "Imported: 1 files, 3 lines, 6 items, 1 new usage events, 1 bad lines\n"
+    assert ran.stdout == "Imported: 1 files, 3 lines, 5 items, 1 new usage events, 1 bad lines\n"
     assert "s1.jsonl:3: this is no JSON" in ran.stderr
     assert f"user: {USER}" in ran.stderr
     again = run(tmp_path, "import", "claude-code", *to)
