@@ -194,7 +194,7 @@ def test_every_kind_of_item_comes_back_as_it_was(spool: Spool, item: Item) -> No
     assert item_of(kept.item) == item
 
 
-@pytest.mark.parametrize("bad", [{"kind": "reopen"}, {}, "text", usage(model={1, 2}), usage(model=b"x")])
+@pytest.mark.parametrize("bad", [{"kind": "other"}, {}, "text", usage(model={1, 2}), usage(model=b"x")])
 def test_one_wrong_item_keeps_the_others_out(spool: Spool, bad: Any) -> None:
     with pytest.raises(InvalidValueError, match=r"items\.1"):
         spool.append([usage(), bad])

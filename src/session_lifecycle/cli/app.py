@@ -5,7 +5,7 @@ import sys
 
 import typer
 
-from session_lifecycle.cli.commands import demo, maintenance, replay, schema, spool
+from session_lifecycle.cli.commands import demo, hooks, importing, maintenance, replay, schema, spool
 
 app = typer.Typer(
     help="Keep the sessions of AI agents in Postgres.",
@@ -31,6 +31,13 @@ spool_app = typer.Typer(help="Look at and deliver the items that wait in a local
 app.add_typer(spool_app, name="spool")
 for spool_command in (spool.status, spool.drain, spool.poison):
     spool_app.command()(spool_command)
+import_app = typer.Typer(help="Record what coding agents have written into their own files.", no_args_is_help=True)
+app.add_typer(import_app, name="import")
+for import_command in (importing.claude_code, importing.codex):
+    import_app.command()(import_command)
+hook_app = typer.Typer(help="Have a coding agent tell what it does while it runs.", no_args_is_help=True)
+app.add_typer(hook_app, name="hook")
+hook_app.command()(hooks.claude_code)
 
 
 def run() -> None:

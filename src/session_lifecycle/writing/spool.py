@@ -42,12 +42,12 @@ DEFAULT_BUSY_SECONDS = 10.0
 DEFAULT_DRAIN_BATCH = 500
 READ_BYTES = 16_000_000
 """A drainer reads at most so many characters of JSON at once, or one item."""
-KINDS = ("touch", "usage", "end", "run", "step", "message")
+KINDS = ("touch", "usage", "end", "reopen", "run", "step", "message")
 _PAGE_BYTES = 4096
 _SHRINK_PAGES = 256  # 1 MB of free pages is worth the writes that give it back
 _MOST_BUSY = 3600
 _VERSION = 1
-_HAS_TIME = ("touch", "usage", "end")
+_HAS_TIME = ("touch", "usage", "end", "reopen")
 _TABLES = (
     # AUTOINCREMENT: the position of a deleted item is never given again, so a drainer may delete up to a position.
     "CREATE TABLE items (position INTEGER PRIMARY KEY AUTOINCREMENT, item TEXT NOT NULL)",
@@ -60,6 +60,10 @@ class Records(Protocol):
 
     async def record(self, items: Sequence[Any]) -> Any:
         """See `SessionWriter.record`."""
+        ...
+
+    async def reopen_session(self, session_id: str, user_id: Any, *, at: Any = None) -> Any:
+        """See `SessionWriter.reopen_session`."""
         ...
 
 
@@ -190,11 +194,12 @@ class Spool:
 
         An item is a mapping that `json.dumps` takes: the fields of a `Touch`, `UsageEvent`, `End`, `Run`, `Step` or
         `Message` as `model_dump(mode="json")` writes them, and `kind`: `touch`, `usage`, `end`, `run`, `step` or
-        `message`. The field `kind` of a usage event is called `usage_kind` here, and that of a step `step_kind`. Fields
-        with a default may be left out. A drainer checks the fields; here only the kind is checked.
+        `message`; or the arguments of `reopen_session`, and the kind `reopen`. The field `kind` of a usage event is
+        called `usage_kind` here, and that of a step `step_kind`. Fields with a default may be left out. A drainer
+        checks the fields; here only the kind is checked.
 
         A usage event without `idempotency_key` gets one, so that a second delivery counts nothing twice. A touch, usage
-        event or end without `at` gets the time of this call.
+        event, end or reopening without `at` gets the time of this call.
 
         Args:
             items: The items, in the order in which they apply.

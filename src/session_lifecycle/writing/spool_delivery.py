@@ -4,9 +4,12 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from datetime import datetime
+from uuid import UUID
 
 from session_lifecycle.errors import ConfigurationError, SessionLifecycleError, SpoolError
 from session_lifecycle.models import Item
+from session_lifecycle.models.sessions import Reopen
 from session_lifecycle.postgres.execution import with_jitter
 from session_lifecycle.postgres.processes import forget_in_child
 from session_lifecycle.writing.pipeline import WritePipeline
@@ -98,6 +101,11 @@ class SpoolDelivery:
         """Writes items that are drained, in one transaction."""
         await self._pipeline.write(items)
         self._on_written(len(items))
+
+    async def reopen_session(self, session_id: str, user_id: UUID | str, *, at: datetime | None = None) -> None:
+        """Writes a reopening that is drained."""
+        await self._pipeline.write([Reopen.of_call(session_id=session_id, user_id=user_id, at=at)])
+        self._on_written(1)
 
     async def _run(self) -> None:
         while True:

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -19,6 +19,7 @@ from session_lifecycle.errors import (
     TransactionConflictError,
 )
 from session_lifecycle.models import End, Item, Message, Run, Step, Touch, UsageEvent
+from session_lifecycle.models.sessions import Reopen
 from session_lifecycle.postgres.execution import with_jitter
 from session_lifecycle.writing.spool import DEFAULT_DRAIN_BATCH, DrainReport, HasWriter, Records, Spool, SpooledItem
 
@@ -30,10 +31,11 @@ MOST_ITEMS = 10_000
 
 Result = TypeVar("Result")
 _logger = logging.getLogger(__name__)
-_KINDS: dict[str, type[Item]] = {
+_KINDS: dict[str, type[Item | Reopen]] = {
     "touch": Touch,
     "usage": UsageEvent,
     "end": End,
+    "reopen": Reopen,
     "run": Run,
     "step": Step,
     "message": Message,
@@ -55,13 +57,18 @@ def spooled_fields(item: Item) -> dict[str, Any]:
     return fields
 
 
-def item_of(text: str) -> Item:
-    """The item that the spool has as JSON.
+def item_of(text: str) -> Item | Reopen:
+    """The item that the spool has as JSON. Errors: see `item_of_fields`."""
+    return item_of_fields(json.loads(text))
+
+
+def item_of_fields(given: Mapping[str, Any]) -> Item | Reopen:
+    """The item with these fields, which are as `Spool.append` takes them.
 
     Raises:
-        InvalidValueError: The text is no item, or a field is refused.
+        InvalidValueError: A field is refused.
     """
-    fields = json.loads(text)
+    fields = dict(given)
     kind = fields.pop("kind")
     if (own := _OWN_KIND.get(kind)) is not None and own in fields:
         fields["kind"] = fields.pop(own)
@@ -133,7 +140,7 @@ class Drainer:
         if not rows:
             return False
         poison: list[tuple[SpooledItem, str]] = []
-        good: list[tuple[SpooledItem, Item]] = []
+        good: list[tuple[SpooledItem, Item | Reopen]] = []
         for row in rows:
             try:
                 good.append((row, item_of(row.item)))
@@ -149,12 +156,23 @@ class Drainer:
             await _in_thread(self._spool.shrink)
         return True
 
-    async def _write(self, items: Sequence[tuple[SpooledItem, Item]], poison: list[tuple[SpooledItem, str]]) -> None:
+    async def _write(
+        self, items: Sequence[tuple[SpooledItem, Item | Reopen]], poison: list[tuple[SpooledItem, str]]
+    ) -> None:
         """Writes the items in order. Bisects where the database refuses them, until only the guilty ones are left."""
         if not items:
             return
+        place = next((place for place, (_, item) in enumerate(items) if isinstance(item, Reopen)), None)
+        if place is not None and len(items) > 1:  # a reopening is a call of its own
+            await self._write(items[:place], poison)
+            await self._write(items[place : place + 1], poison)
+            await self._write(items[place + 1 :], poison)
+            return
         try:
-            await self._writer.record([item for _, item in items])
+            if isinstance(item := items[0][1], Reopen):
+                await self._writer.reopen_session(item.session_id, item.user_id, at=item.at)
+            else:
+                await self._writer.record([item for _, item in items])
         except (*_PASSING, *_SET_UP):
             raise
         except SessionLifecycleError as error:

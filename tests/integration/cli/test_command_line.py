@@ -28,7 +28,7 @@ import pytest_asyncio
 from rich.console import Console
 
 from session_lifecycle import Message, SessionDatabase, SessionListFilters, SessionStatus, Spool, Touch, Viewer
-from session_lifecycle.cli.app import app, schema_app, spool_app
+from session_lifecycle.cli.app import app, import_app, schema_app, spool_app
 from session_lifecycle.cli.output import sessions_table
 from session_lifecycle.testing import TemplateServer
 from support.command_server import command_server
@@ -42,6 +42,7 @@ SCHEMAS = pytest.mark.parametrize("schema", [None, ODD_SCHEMA], ids=["default", 
 USER = UUID(int=1)
 CARE = ("prune-sessions", "prune-payloads", "erase-user", "reconcile", "roll-up")
 OF_SPOOL = ("spool", "spool status", "spool drain", "spool poison")
+OF_AGENTS = ("import", "import claude-code", "import codex", "hook", "hook claude-code")
 UP_TO_DATE = "The schema is up to date.\n"
 
 REQUESTS, SESSIONS = 600, 60
@@ -501,6 +502,8 @@ ON_DATABASE = (
     ("reconcile",),
     ("roll-up",),
     ("spool", "drain"),
+    ("import", "claude-code", os.devnull),
+    ("import", "codex", os.devnull),
 )
 DELETING = (
     ("prune-sessions", "--older-than-days", "0.00001"),
@@ -510,7 +513,8 @@ DELETING = (
 
 
 def test_X42_every_command_that_opens_a_database_is_among_these() -> None:
-    commands = [*app.registered_commands, *schema_app.registered_commands, *spool_app.registered_commands]
+    apps = (app, schema_app, spool_app, import_app)
+    commands = [command for one in apps for command in one.registered_commands]
     callbacks = [command.callback for command in commands if command.callback is not None]
     opening = {one.__name__ for one in callbacks if "database_url" in signature(one).parameters}
     assert opening == {one.__name__ for one in callbacks} - {"sql", "status", "poison"}
@@ -694,7 +698,7 @@ async def test_X48_a_table_of_sessions_prints_any_name(session_database: Session
 
 
 @pytest.mark.parametrize(
-    "command", [*("", "demo", "replay", "db", "db upgrade", "db check", "db sql"), *CARE, *OF_SPOOL]
+    "command", [*("", "demo", "replay", "db", "db upgrade", "db check", "db sql"), *CARE, *OF_SPOOL, *OF_AGENTS]
 )
 def test_every_command_explains_itself(command: str) -> None:
     assert f"Usage: session-lifecycle {command}".strip() in succeed(*command.split(), "--help")

@@ -69,6 +69,22 @@ def keyed(number: int, **fields: Any) -> dict[str, Any]:
     return spooled_fields(usage(idempotency_key=f"k{number}", **fields))
 
 
+async def test_a_reopening_is_delivered_in_its_place(session_database: SessionDatabase, spool: Spool) -> None:
+    ids = {"session_id": "s", "user_id": str(A)}
+    end = {"kind": "end", **ids, "status": "completed"}
+    spool.append([keyed(1), end, {"kind": "reopen", **ids}, keyed(2), {"kind": "reopen", **ids, "session_id": ""}, end])
+    assert await spool.drain(session_database) == (5, 1, 0, None)
+    found = await session_database.lifecycle.get_session_row("s", A)
+    assert found is not None
+    assert (found.effective_status, found.record.tokens_in, found.record.late_events) == ("completed", 2, 0)
+    spool.append([{"kind": "reopen", **ids}])
+    async with session_database.recorder(spool=spool) as recorder:
+        await recorder.flush()
+    found = await session_database.lifecycle.get_session_row("s", A)
+    assert found is not None
+    assert found.effective_status == "running"
+
+
 async def test_items_are_delivered_in_order_and_deleted(session_database: SessionDatabase, spool: Spool) -> None:
     ids = {"session_id": "s", "user_id": str(A)}
     spool.append([{"kind": "touch", **ids, "agent_name": "coder"}, keyed(1)])

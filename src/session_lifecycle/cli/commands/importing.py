@@ -1,0 +1,175 @@
+"""`import`: records what coding agents have written into their own files."""
+
+import asyncio
+import signal
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated, Literal
+from uuid import UUID
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+from session_lifecycle import DatabaseUnavailableError, SessionDatabase, TransactionConflictError
+from session_lifecycle.cli.options import MISUSE, DatabaseUrl, DataDir, Embedded, Schema, on_database, refuse
+from session_lifecycle.cli.output import print_line, print_note
+from session_lifecycle.integrations.hook_command import default_user
+from session_lifecycle.integrations.positions import Positions, default_directory
+from session_lifecycle.integrations.transcript_import import (
+    DEFAULT_BATCH,
+    LOOK_SECONDS,
+    BadLine,
+    Program,
+    TranscriptImport,
+    default_places,
+)
+
+MOST_NAMED = 20
+"""The most bad lines that are named."""
+Place = Annotated[
+    Path | None,
+    typer.Argument(help="File or directory. Default: where the program keeps its files.", show_default=False),
+]
+User = Annotated[
+    UUID | None,
+    typer.Option(help="Id of the user who owns the sessions. Default: made of the login name and the host's name."),
+]
+Follow = Annotated[bool, typer.Option("--follow", help="Wait for further lines until interrupted.")]
+NoContent = Annotated[bool, typer.Option("--no-content", help="Record no messages, and no input or output of tools.")]
+Again = Annotated[bool, typer.Option("--again", help="Read everything from the beginning. It counts nothing twice.")]
+Billing = Annotated[Literal["api", "plan"], typer.Option(help="plan: the use is under a subscription, and in no cost.")]
+
+
+def claude_code(
+    path: Place = None,
+    database_url: DatabaseUrl = None,
+    data_dir: DataDir = None,
+    embedded: Embedded = False,
+    schema: Schema = None,
+    user: User = None,
+    follow: Follow = False,
+    no_content: NoContent = False,
+    billing: Billing = "api",
+    again: Again = False,
+) -> None:
+    """Record the sessions of Claude Code: responses, prompts, sub-agents, tools.
+
+    Run it as often as you like: it goes on where it stopped, and counts nothing twice.
+    """
+    _import("claude-code", path, database_url, data_dir, embedded, schema, user, follow, no_content, billing, again)
+
+
+def codex(
+    path: Place = None,
+    database_url: DatabaseUrl = None,
+    data_dir: DataDir = None,
+    embedded: Embedded = False,
+    schema: Schema = None,
+    user: User = None,
+    follow: Follow = False,
+    no_content: NoContent = False,
+    billing: Billing = "api",
+    again: Again = False,
+) -> None:
+    """Record the sessions of Codex: responses, turns, forks, sub-agents, tools.
+
+    Run it as often as you like: it goes on where it stopped, and counts nothing twice.
+    """
+    _import("codex", path, database_url, data_dir, embedded, schema, user, follow, no_content, billing, again)
+
+
+def _import(
+    program: Program,
+    path: Path | None,
+    database_url: str | None,
+    data_dir: Path | None,
+    embedded: bool,
+    schema: str | None,
+    user: UUID | None,
+    follow: bool,
+    no_content: bool,
+    billing: Literal["api", "plan"],
+    again: bool,
+) -> None:
+    places = default_places(program) if path is None else [path]
+    if not any(place.exists() for place in places):
+        refuse(f"there is nothing at {' or '.join(map(str, places))}: give a file or a directory", code=MISUSE)
+    user_id = default_user() if user is None else str(user)
+    console = Console(stderr=True)
+    named = 0
+
+    def name(bad: BadLine) -> None:
+        nonlocal named
+        named += 1
+        if named <= MOST_NAMED:
+            print_note(f"{bad.path}:{bad.number}: {bad.reason}")
+
+    async def work(db: SessionDatabase) -> None:
+        await db.check()
+        print_note(f"user: {user_id}")
+        target = (db.engine.url.host, db.engine.url.port, db.engine.url.database, db.engine.url.query.get("host"))
+        reading = f"{program} {target} {data_dir} {schema} {user_id} {not no_content} {billing}"
+        positions = Positions(default_directory(), reading)
+        progress = Progress(
+            TextColumn("importing"),
+            BarColumn(),
+            DownloadColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+            transient=True,
+        )
+        with progress:
+            bar = progress.add_task("importing", total=None)
+            job = TranscriptImport(
+                program,
+                places,
+                db.lifecycle,
+                positions,
+                user_id=user_id,
+                content=not no_content,
+                billing=billing,
+                on_bad_line=name,
+                on_progress=lambda done, whole: progress.update(bar, completed=done, total=whole),
+                reads_again=again,
+                batch=DEFAULT_BATCH,
+            )
+            if not follow:
+                await job.run()
+            else:
+                following = asyncio.ensure_future(_follow(job))
+                for number in (signal.SIGINT, signal.SIGTERM):
+                    asyncio.get_running_loop().add_signal_handler(number, following.cancel)
+                with suppress(asyncio.CancelledError):
+                    await following
+        _print_report(job, named)
+
+    on_database(work, database_url, data_dir, schema, embedded=embedded)
+
+
+async def _follow(job: TranscriptImport) -> None:
+    is_away = False
+    while True:
+        try:
+            await job.follow()
+        except (DatabaseUnavailableError, TransactionConflictError) as error:
+            if not is_away:
+                print_note(f"the database cannot be reached now: {error}")
+            is_away = True
+        await asyncio.sleep(LOOK_SECONDS)
+
+
+def _print_report(job: TranscriptImport, named: int) -> None:
+    report = job.report
+    if named > MOST_NAMED:
+        print_note(f"and {named - MOST_NAMED} more bad lines")
+    if report.missing_origins:
+        print_note(
+            f"{len(report.missing_origins)} origins of forks are not at hand: lines of the first second of a fork "
+            "were taken for copies"
+        )
+    print_line(
+        f"Imported: {report.files} files, {report.lines} lines, {report.items} items, "
+        f"{report.new_events} new usage events, {report.bad_lines} bad lines"
+    )
