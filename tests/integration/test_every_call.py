@@ -36,6 +36,9 @@ SHORT = Settings(
 LOCKED = """
     SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'
 """
+LEFT_BEHIND = """
+    SELECT pid, state, wait_event, now() - xact_start, query FROM pg_stat_activity WHERE datname = current_database()
+"""
 TABLES = """
     SELECT string_agg(oid::regclass::text, ', ') FROM pg_class
     WHERE relnamespace = 'session_lifecycle'::regnamespace AND relkind = 'r'
@@ -93,7 +96,11 @@ class Bench:
     async def locked(self, round_: Round) -> AsyncGenerator[None]:
         """The server has begun every call, and none gets on until the block is left."""
         async with self.locker.transaction():
-            await self.locker.execute(f"LOCK TABLE {await self.admin.fetchval(TABLES)} IN ACCESS EXCLUSIVE MODE")
+            try:
+                await self.locker.execute(f"LOCK TABLE {await self.admin.fetchval(TABLES)} IN ACCESS EXCLUSIVE MODE")
+            except asyncpg.LockNotAvailableError as error:
+                left = [tuple(row) for row in await self.admin.fetch(LEFT_BEHIND)]
+                raise AssertionError(f"a call of an earlier round holds a lock: {left}") from error
             round_.begin()
 
             async def all_wait() -> bool:
@@ -114,7 +121,9 @@ async def made(server: TemplateServer, settings: Settings, *, give_up_after: flo
     await server.clone(name)
     direct = server.url_of(name)
     proxy = FaultyProxy(make_url(direct).port or 5432, share=0)
-    admin, locker = await asyncpg.connect(direct), await asyncpg.connect(direct)
+    admin = await asyncpg.connect(direct)
+    # Else what is left behind would keep the test waiting without end.
+    locker = await asyncpg.connect(direct, server_settings={"lock_timeout": "30s"})
     try:
         async with proxy.running():
             through = make_url(direct).set(host="127.0.0.1", port=proxy.port)

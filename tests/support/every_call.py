@@ -369,7 +369,12 @@ class Round:
             for name, call in self.calls.items():
                 if call.written is not None:
                     self.stored[name] = await connection.fetchval("SELECT " + call.written, self._users[name])
-            assert await connection.fetchval(IN_TRANSACTION) == 0
+
+            # Others may be calling at the same time, so this is not said at once.
+            async def no_transaction_is_open() -> bool:
+                return bool(await connection.fetchval(IN_TRANSACTION) == 0)
+
+            await eventually(no_transaction_is_open, within_seconds=within_seconds)
         finally:
             await connection.close()
 

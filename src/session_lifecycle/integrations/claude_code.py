@@ -302,7 +302,8 @@ class ClaudeCodeReader:
                 self.state["tools"] = _latest(self.state["tools"]) | {call_id: (run_id, at.isoformat())}
                 told = given(name=block.get("name"), inputs=block.get("input") if self._content else None)
                 return [self._step(call_id, run_id, at.isoformat()) | told]
-        return []
+            case _:
+                return []
 
     def _error(self, line: Mapping[str, Any], message: Mapping[str, Any], at: datetime) -> list[Fields]:
         event = self._event(field(message, "id"), at.isoformat()) | {"errored": True}
@@ -327,7 +328,7 @@ class ClaudeCodeReader:
         message_id = message.get("id")
         message_id = message_id if isinstance(message_id, str) and message_id else field(line, "uuid")
         calls = self.state["calls"]
-        call = calls.get(message_id)
+        call: Fields | None = calls.get(message_id)
         if call is None:
             call = {"at": at.isoformat(), "key": message_id, "late": 0}
             awaits = self.state.get("awaits")

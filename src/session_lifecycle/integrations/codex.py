@@ -61,6 +61,8 @@ def origin_of(lines: Iterable[Mapping[str, Any]]) -> Origin:
                     continue
                 if total is not None and total not in totals[-1:]:
                     totals.append(total)
+            case _:
+                pass
     return Origin(frozenset(turns), totals)
 
 

@@ -146,7 +146,8 @@ def claude_code_items(  # noqa: PLR0911 - one answer for each event
                 and said.startswith(_REFUSED)
             ]
             return [step for call in refused for step in _steps(payload, call, user_id, now, content=content)]
-    return []
+        case _:
+            return []
 
 
 def given(**fields: Any) -> Fields:

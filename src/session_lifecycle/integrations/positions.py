@@ -52,7 +52,13 @@ class Positions:
 
     def keep(self, transcript: Path, file: BinaryIO, *, end: int, number: int, state: Fields) -> Fields:
         """The position as `save` takes it."""
-        found = {"reading": self._reading, "path": str(transcript), "end": end, "number": number, "state": state}
+        found: Fields = {
+            "reading": self._reading,
+            "path": str(transcript),
+            "end": end,
+            "number": number,
+            "state": state,
+        }
         found["head"] = _head(file, end)
         return json.loads(json.dumps(found))  # type: ignore[no-any-return]  # a copy: the reader goes on
 
