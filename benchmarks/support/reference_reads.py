@@ -132,7 +132,7 @@ class Reference:
         times = select(Record.started_at, Record.ended_at, Record.last_activity_at).where(*chosen)
         async with self._sessions() as session:
             count, *totals = (await session.execute(sums)).one()
-            by_status = dict(map(tuple, await session.execute(statuses)))
+            by_status = {row[0]: row[1] for row in await session.execute(statuses)}
             agent_time = timedelta()
             for started_at, ended_at, last_activity_at in await session.execute(times):
                 agent_time += max(timedelta(), (ended_at or last_activity_at) - started_at)
