@@ -103,10 +103,16 @@ async def test_R24_X30_opening_a_connection_to_a_silent_server_ends_and_wrote_no
             assert not raised.value.may_have_written
 
 
+async def used_twice_by_each_connection(db: SessionDatabase) -> None:
+    """Four tokens, by as many callers at once as the pool has connections: none of them has to wait for one."""
+    for _ in range(2):
+        await asyncio.gather(*(db.lifecycle.accumulate_usage("s", A, "m", 1) for _ in range(2)))
+
+
 async def test_R24_X30_many_callers_of_a_silent_pool_all_end(proxy: tuple[FaultyProxy, str]) -> None:
     wire, url = proxy
     async with SessionDatabase.connect(url, settings=SETTINGS) as db:
-        await asyncio.gather(*(db.lifecycle.accumulate_usage("s", A, "m", 1) for _ in range(4)))
+        await used_twice_by_each_connection(db)
         async with wire.silent():
             with ends_in_time():
                 answers = await asyncio.gather(
@@ -121,7 +127,7 @@ async def test_R24_X30_many_callers_of_a_silent_pool_all_end(proxy: tuple[Faulty
 async def test_R24_X30_closing_a_silent_database_ends(proxy: tuple[FaultyProxy, str]) -> None:
     wire, url = proxy
     db = SessionDatabase.connect(url, settings=SETTINGS)
-    await asyncio.gather(*(db.lifecycle.accumulate_usage("s", A, "m", 1) for _ in range(4)))
+    await used_twice_by_each_connection(db)
     async with wire.silent():
         with ends_in_time():
             await db.close()
