@@ -1,8 +1,8 @@
 """Codex's rollouts: lines in, items out.
 
-A session is a file, and a turn is a run. A line tells the total of the session so far, mostly twice. So a usage event
-is the difference of two totals. A fork or a sub-agent begins with a copy of its origin's lines, and its total goes on
-from there: what the origin has already is left out.
+A session is a file, and a turn is a run. A line has the total of the session so far. Most totals are written twice. So
+a usage event is the difference of two totals. A fork or a sub-agent begins with a copy of its origin's lines, and its
+total goes on from there. What the origin has already is left out.
 
 This module imports the standard library only.
 """

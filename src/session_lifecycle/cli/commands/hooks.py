@@ -17,7 +17,9 @@ from session_lifecycle.integrations.hook_command import COMMAND, EVENTS, default
 
 
 def claude_code(
-    install: Annotated[bool, typer.Option("--install", help="Write them, beside what is there.")] = False,
+    install: Annotated[
+        bool, typer.Option("--install", help="Write them into the settings, and keep all others.")
+    ] = False,
     settings: Annotated[
         Path | None,
         typer.Option(
@@ -32,9 +34,9 @@ def claude_code(
         bool, typer.Option("--no-content", help="Record no messages, and no input or output of tools.")
     ] = False,
 ) -> None:
-    """Print the settings of Claude Code that have it tell what it does, or write them.
+    """Print the settings that let Claude Code call the hook command, or write them.
 
-    What it tells goes into the spool of this user: `session-lifecycle spool drain --follow` delivers it.
+    The hook command writes items into the spool of this user. `session-lifecycle spool drain --follow` delivers them.
     """
     hooks = hooks_of(default_user() if user is None else str(user), no_content=no_content)
     if not install:
@@ -64,10 +66,10 @@ def hooks_of(user_id: str, *, no_content: bool = False) -> dict[str, Any]:
 
 
 def install_hooks(file: Path, hooks: dict[str, Any]) -> Path | None:
-    """Puts the hooks into the settings, in place of those that were put there before. Everything else stays.
+    """Writes the hooks into the settings, and replaces those of an earlier call. Everything else stays.
 
     Returns:
-        Where a copy of the file is as it was before; there is none where there was no file. None: nothing was to do.
+        The path of the backup, which exists if the file did. None: the settings had these hooks already.
 
     Raises:
         ValueError: The file is no JSON object, or its hooks are not lists by event.

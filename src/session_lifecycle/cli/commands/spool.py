@@ -60,7 +60,7 @@ def drain(
 
     async def work(db: SessionDatabase) -> None:
         if not follow:
-            await db.check()  # a wrong database is told also where the spool is empty
+            await db.check()  # so that a wrong database is refused even if the spool is empty
         with Spool(path) as spool, spool.draining():
             drainer = Drainer(spool, db, batch=batch)
             running = asyncio.ensure_future(drainer.run(follow=follow))
