@@ -1,5 +1,6 @@
 """`UsageEvent`, which goes in; its outcome and its receipt, which come out."""
 
+from datetime import datetime
 from decimal import Decimal
 from enum import StrEnum
 from typing import Literal, Self, TypedDict
@@ -191,6 +192,17 @@ class RareUse(TypedDict, total=False):
     billing: Literal["api", "plan"]
     kind: Literal["llm", "embedding"]
     partial: bool
+
+
+class UsageOptions(RareUse, total=False):
+    """The keywords of the calls that count usage. `SessionWriter.accumulate_usage` says what they mean."""
+
+    provider: str | None
+    cache_read_tokens: int
+    cache_write_tokens: int
+    reasoning_tokens: int
+    idempotency_key: str | None
+    at: datetime | None
 
 
 class UsageReceipt(Value):

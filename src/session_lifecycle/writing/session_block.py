@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from contextvars import ContextVar, Token
-from datetime import datetime, timedelta
+from datetime import timedelta
 from decimal import Decimal
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self, Unpack
@@ -11,7 +11,7 @@ from uuid import UUID
 
 from session_lifecycle.errors import SessionLifecycleError
 from session_lifecycle.models import EndOutcome, SessionStatus, Touch, TouchOutcome, UsageReceipt
-from session_lifecycle.models.usage import RareUse
+from session_lifecycle.models.usage import UsageOptions
 from session_lifecycle.writing.protocol import SessionWriter
 from session_lifecycle.writing.quiet import QuietWriter
 from session_lifecycle.writing.session_trace import SessionTrace
@@ -186,14 +186,7 @@ class SessionBlock(SessionTrace):
         tokens_out: int = 0,
         cost_usd: Decimal | float | str | None = None,
         errored: bool = False,
-        *,
-        provider: str | None = None,
-        cache_read_tokens: int = 0,
-        cache_write_tokens: int = 0,
-        reasoning_tokens: int = 0,
-        idempotency_key: str | None = None,
-        at: datetime | None = None,
-        **rare: Unpack[RareUse],
+        **options: Unpack[UsageOptions],
     ) -> UsageReceipt:
         """Counts usage of this session: `SessionWriter.accumulate_usage`, the same results and errors."""
         return await self._writer.accumulate_usage(
@@ -204,13 +197,7 @@ class SessionBlock(SessionTrace):
             tokens_out,
             cost_usd,
             errored,
-            provider=provider,
-            cache_read_tokens=cache_read_tokens,
-            cache_write_tokens=cache_write_tokens,
-            reasoning_tokens=reasoning_tokens,
-            idempotency_key=idempotency_key,
-            at=at,
-            **rare,
+            **options,
         )
 
     async def touch(self) -> TouchOutcome:

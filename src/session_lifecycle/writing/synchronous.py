@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import datetime, timedelta
 from decimal import Decimal
 from types import TracebackType
-from typing import Any, Literal, Self, TypeVar, overload
+from typing import Any, Literal, Self, TypeVar, Unpack, overload
 from uuid import UUID
 
 from session_lifecycle.errors import RecorderClosedError, SessionLifecycleError
@@ -28,6 +28,7 @@ from session_lifecycle.models import (
     UsageEvent,
     UsageReceipt,
 )
+from session_lifecycle.models.usage import UsageOptions
 from session_lifecycle.postgres.processes import forget_in_child
 from session_lifecycle.writing.quiet import QuietWriter
 from session_lifecycle.writing.recorder import SessionRecorder
@@ -128,13 +129,7 @@ class SynchronousRecorder:
         tokens_out: int = 0,
         cost_usd: Decimal | float | str | None = None,
         errored: bool = False,
-        *,
-        provider: str | None = None,
-        cache_read_tokens: int = 0,
-        cache_write_tokens: int = 0,
-        reasoning_tokens: int = 0,
-        idempotency_key: str | None = None,
-        at: datetime | None = None,
+        **options: Unpack[UsageOptions],
     ) -> UsageReceipt:
         """`SessionWriter.accumulate_usage`, which returns when the usage is committed."""
         return self._call(
@@ -146,12 +141,7 @@ class SynchronousRecorder:
                 tokens_out,
                 cost_usd,
                 errored,
-                provider=provider,
-                cache_read_tokens=cache_read_tokens,
-                cache_write_tokens=cache_write_tokens,
-                reasoning_tokens=reasoning_tokens,
-                idempotency_key=idempotency_key,
-                at=at,
+                **options,
             )
         )
 
@@ -390,13 +380,7 @@ class SynchronousSessionBlock(SessionTrace):
         tokens_out: int = 0,
         cost_usd: Decimal | float | str | None = None,
         errored: bool = False,
-        *,
-        provider: str | None = None,
-        cache_read_tokens: int = 0,
-        cache_write_tokens: int = 0,
-        reasoning_tokens: int = 0,
-        idempotency_key: str | None = None,
-        at: datetime | None = None,
+        **options: Unpack[UsageOptions],
     ) -> UsageReceipt:
         """Counts usage of this session: `SynchronousRecorder.accumulate_usage`."""
         return self._recorder.accumulate_usage(
@@ -407,12 +391,7 @@ class SynchronousSessionBlock(SessionTrace):
             tokens_out,
             cost_usd,
             errored,
-            provider=provider,
-            cache_read_tokens=cache_read_tokens,
-            cache_write_tokens=cache_write_tokens,
-            reasoning_tokens=reasoning_tokens,
-            idempotency_key=idempotency_key,
-            at=at,
+            **options,
         )
 
     def touch(self) -> TouchOutcome:
