@@ -11,6 +11,7 @@ from session_lifecycle.errors import InvalidValueError, SessionLifecycleError
 from session_lifecycle.models import (
     Lineage,
     Message,
+    RecentActivity,
     RunDetail,
     RunFilters,
     RunPage,
@@ -18,6 +19,7 @@ from session_lifecycle.models import (
     SessionSummary,
     SummaryFilters,
     SummaryPage,
+    Step,
     Thread,
     ThreadPage,
     UsageEventFilters,
@@ -27,7 +29,14 @@ from session_lifecycle.models import (
 from session_lifecycle.models.fields import model_key
 from session_lifecycle.models.pages import DEFAULT_LIMIT, MOST_PARTS, MOST_ROWS, MOST_TEXT_BYTES
 from session_lifecycle.models.run_filters import ModelPrefix, ToolCall
-from session_lifecycle.models.session_details import MOST_MESSAGES, MOST_RUNS, ChatHistory, OneDetail, ThreadsOfSession
+from session_lifecycle.models.session_details import (
+    MOST_MESSAGES,
+    MOST_RUNS,
+    ChatHistory,
+    OneDetail,
+    RecentlyOfSession,
+    ThreadsOfSession,
+)
 from session_lifecycle.pages import answered_page, read_position, whole_answer
 from session_lifecycle.postgres.driver_statements import AnySelect
 from session_lifecycle.postgres.execution import Execution
@@ -36,6 +45,7 @@ from session_lifecycle.statements.activity import (
     distinct_names,
     lineage,
     messages,
+    recent_activity,
     runs,
     session_detail,
     summaries,
@@ -46,6 +56,7 @@ from session_lifecycle.statements.sessions import records
 
 RUNS = TypeAdapter(list[RunDetail])
 MESSAGES = TypeAdapter(list[Message])
+STEPS = TypeAdapter(list[Step])
 THREADS = TypeAdapter(list[Thread])
 
 
@@ -125,6 +136,33 @@ class SessionActivityDb(Protocol):
         Raises:
             InvalidValueError: An argument is refused, or the answer would be larger than Postgres can build, which is
                 1 GB: ask with a lower `limit`, or without `payloads`.
+        """
+        ...
+
+    async def get_recent_activity(
+        self,
+        session_id: str,
+        viewer: Viewer | UUID | str,
+        *,
+        owner_id: UUID | str | None = None,
+        limit: int = 20,
+    ) -> RecentActivity | None:
+        """The session with its label, and its newest messages and tool calls; None if the viewer may see none.
+
+        Messages are ordered by the time of their creation, tool calls by their start and then by `seq`; those of one
+        moment are in the order of recording. The oldest comes first. If several users have a session with this id, the
+        call chooses as `get_session_detail` does.
+
+        Args:
+            session_id: The session's id.
+            viewer: The viewer, or the viewer's user id.
+            owner_id: Only the session of this owner; None: of any owner.
+            limit: The most messages, and the most tool calls, 1..500. Where the payloads of the tool calls are more
+                than 8 MiB as they are stored, they are left out, and `has_payloads` is false.
+
+        Raises:
+            InvalidValueError: An argument is refused, or the messages have more than 128 MiB in UTF-8: ask with a lower
+                `limit`.
         """
         ...
 
@@ -302,6 +340,30 @@ class SqlAlchemySessionActivityDb(SessionActivityDb):
             messages=said,
             has_more_runs=wanted.offset + len(found) < summary.runs_count,
             has_more_messages=wanted.offset + len(said) < summary.messages_count,
+            has_payloads=row.has_payloads,
+        )
+
+    async def get_recent_activity(
+        self,
+        session_id: str,
+        viewer: Viewer | UUID | str,
+        *,
+        owner_id: UUID | str | None = None,
+        limit: int = 20,
+    ) -> RecentActivity | None:
+        wanted = RecentlyOfSession.of_call(session_id=session_id, owner_id=owner_id, limit=limit)
+        statement = recent_activity.get_recent_activity(wanted, Viewer.of_caller(viewer), self._abandon_after)
+        rows = await self._page(statement, wanted.limit)
+        if not rows:
+            return None
+        [row] = rows
+        return RecentActivity(
+            session=records.row_of(row),
+            label=row.label,
+            messages_count=row.messages_count,
+            tool_calls_count=row.tool_calls_count,
+            messages=MESSAGES.validate_json(row.messages),
+            tool_calls=STEPS.validate_json(row.tool_calls),
             has_payloads=row.has_payloads,
         )
 

@@ -9,6 +9,7 @@ from uuid import UUID
 from session_lifecycle.errors import InvalidValueError
 from session_lifecycle.models import (
     CostByAgentRow,
+    CostByUserAgentRow,
     CostByUserRow,
     Durations,
     EffectiveStatus,
@@ -171,6 +172,16 @@ class SessionReportsDb(Protocol):
         """
         ...
 
+    async def cost_by_user_agent(
+        self, viewer: Viewer | UUID | str, *, since: datetime | None = None, until: datetime | None = None
+    ) -> list[CostByUserAgentRow]:
+        """The cost of each user's sessions with each type of agent, last active in the window: most expensive first.
+
+        Ties go by the user's id, then by the type. Sessions without a type have None, which comes last. The costs add
+        up to `total_spend_usd` of the same window. The list is empty if there are no sessions.
+        """
+        ...
+
     async def session_durations(
         self, viewer: Viewer | UUID | str, *, since: datetime | None = None, until: datetime | None = None
     ) -> SessionDurations:
@@ -330,6 +341,13 @@ class SqlAlchemySessionReportsDb(SessionReportsDb):
         window = Window.of_call(since=since, until=until)
         statement = costs.cost_by_user(Viewer.of_caller(viewer), window.since, window.until)
         return [CostByUserRow(**row._mapping) for row in await self._groups(statement, window.until)]
+
+    async def cost_by_user_agent(
+        self, viewer: Viewer | UUID | str, *, since: datetime | None = None, until: datetime | None = None
+    ) -> list[CostByUserAgentRow]:
+        window = Window.of_call(since=since, until=until)
+        statement = costs.cost_by_user_agent(Viewer.of_caller(viewer), window.since, window.until)
+        return [CostByUserAgentRow(**row._mapping) for row in await self._groups(statement, window.until)]
 
     async def session_durations(
         self, viewer: Viewer | UUID | str, *, since: datetime | None = None, until: datetime | None = None

@@ -16,6 +16,7 @@ from session_lifecycle.models.prices import PriceOverride
 from session_lifecycle.models.reports import (
     CostByAgentRow,
     CostByModelRow,
+    CostByUserAgentRow,
     CostByUserRow,
     SessionStats,
     Spend,
@@ -36,7 +37,7 @@ from session_lifecycle.models.run_telemetry import (
     TelemetrySummary,
 )
 from session_lifecycle.models.runs import ActivityOutcome, Run, RunStatus, Step
-from session_lifecycle.models.session_details import Action, SessionDetail, Thread, ThreadPage
+from session_lifecycle.models.session_details import Action, RecentActivity, SessionDetail, Thread, ThreadPage
 from session_lifecycle.models.session_filters import SessionListFilters, SessionListPage
 from session_lifecycle.models.sessions import (
     EffectiveStatus,
@@ -63,6 +64,7 @@ __all__ = [
     "ActivityOutcome",
     "CostByAgentRow",
     "CostByModelRow",
+    "CostByUserAgentRow",
     "CostByUserRow",
     "Durations",
     "EffectiveStatus",
@@ -79,6 +81,7 @@ __all__ = [
     "PriceOverride",
     "PruneReport",
     "Receipt",
+    "RecentActivity",
     "ReconcileReport",
     "ReopenOutcome",
     "RepriceReport",

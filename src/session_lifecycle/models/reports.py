@@ -464,3 +464,23 @@ class CostByUserRow(Value):
     cache_write_tokens: int
     reasoning_tokens: int
     unpriced_events: int
+
+
+class CostByUserAgentRow(Value):
+    """What the sessions of one user with one type of agent cost, of the sessions that a viewer sees, last active in a
+    window.
+
+    `cost_by_user_agent` returns a list of it. Money is USD.
+    """
+
+    user_id: UUID
+    agent_type: str | None
+    """See `SessionRecord.agent_type`."""
+    session_count: int
+    cost_usd: Decimal
+    tokens_in: int
+    tokens_out: int
+    cache_read_tokens: int
+    cache_write_tokens: int
+    reasoning_tokens: int
+    unpriced_events: int

@@ -12,12 +12,17 @@ from session_lifecycle.models.refusals import inconsistent
 from session_lifecycle.models.run_details import RunDetail
 from session_lifecycle.models.run_filters import OptionalProject
 from session_lifecycle.models.runs import Step
+from session_lifecycle.models.sessions import SessionRowWithStatus
 from session_lifecycle.models.summaries import SessionSummary
 
 MOST_RUNS = 1_000
 """The most runs, and the most messages, of one `SessionDetail`."""
 MOST_MESSAGES = 10_000
 """The most messages of one chat history."""
+LABEL_CHARACTERS = 120
+"""The most characters of the label of a session."""
+MOST_RECENT = 500
+"""The most messages, and the most tool calls, of one `RecentActivity`."""
 
 
 class OneDetail(Value):
@@ -55,6 +60,32 @@ class ChatHistory(Value):
     limit: Annotated[int, Strict(), Field(ge=1, le=MOST_MESSAGES)] | None = None
     max_characters: Annotated[int, Strict(), Field(ge=0)] | None = None
     exclude_run_id: OptionalExternalId = None
+
+
+class RecentlyOfSession(Value):
+    """The arguments of `get_recent_activity`, without the viewer."""
+
+    session_id: SessionId
+    owner_id: Id | None = None
+    limit: Annotated[int, Strict(), Field(ge=1, le=MOST_RECENT)] = 20
+
+
+class RecentActivity(Value):
+    """A session with its label, and what was said and called in it last. `get_recent_activity` returns it."""
+
+    session: SessionRowWithStatus
+    label: str | None
+    """The first 120 characters of the user's first message, else of the name of the first run; None without both."""
+    messages_count: int
+    """The number of all messages of the session."""
+    tool_calls_count: int
+    """The number of all tool calls in the runs of the session."""
+    messages: list[Message]
+    """The newest messages, oldest first."""
+    tool_calls: list[Step]
+    """The newest tool calls, oldest first."""
+    has_payloads: bool
+    """Whether the tool calls have their payloads. They are left out where they are too large."""
 
 
 class SessionDetail(Value):

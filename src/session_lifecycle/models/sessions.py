@@ -197,6 +197,10 @@ StatusFilter = Annotated[
 """An effective status that a list can be narrowed to, as member or text. A value holds the member."""
 
 
+CODING_AGENTS = ("claude-code", "codex")
+"""The types of agents that the ids of sessions begin with, followed by a hyphen."""
+
+
 class SessionRecord(Value):
     """A session as it is stored, with its totals. Part of what reads return. Times are UTC, money is USD."""
 
@@ -244,6 +248,17 @@ class SessionRecord(Value):
     audio_tokens_out: int = 0
     image_tokens_out: int = 0
     web_searches: int = 0
+
+    @property
+    def agent_type(self) -> str | None:
+        """The type of the agent: text under `agent_type` in the metadata, else the agent's name, else the coding agent
+        whose prefix the session's id has; None where none of them says so."""
+        told = self.metadata.get("agent_type")
+        if isinstance(told, str) and told:
+            return told
+        if self.agent_name is not None:
+            return self.agent_name
+        return next((agent for agent in CODING_AGENTS if self.session_id.startswith(f"{agent}-")), None)
 
 
 class SessionFigures(Value):

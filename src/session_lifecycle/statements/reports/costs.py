@@ -1,12 +1,13 @@
-"""Cost by model (rule R17), by agent and by user."""
+"""Cost by model (rule R17), by agent, by user, and by user and type of agent."""
 
 from datetime import datetime
 from functools import cache
 from typing import Any
 
-from sqlalchemy import BigInteger, ColumnElement, Numeric, Select, bindparam, func, select
+from sqlalchemy import BigInteger, ColumnElement, Numeric, Select, Text, bindparam, case, func, null, select
 
 from session_lifecycle.models import Viewer
+from session_lifecycle.models.sessions import CODING_AGENTS
 from session_lifecycle.statements import tables
 from session_lifecycle.statements.roll_ups.totals import MODEL_FIGURES, model_figures
 from session_lifecycle.statements.shared.further_totals import FURTHER_TOTALS, as_text
@@ -40,8 +41,28 @@ def cost_by_user(viewer: Viewer, since: datetime | None, until: datetime | None)
     return _cost_by(tables.sessions.user_id.label("user_id"), viewer, since, until)
 
 
+def cost_by_user_agent(viewer: Viewer, since: datetime | None, until: datetime | None) -> Select[*tuple[Any, ...]]:
+    """One row per user and type of agent, most expensive first, ties by id and then by type, null last."""
+    return _cost_by(tables.sessions.user_id.label("user_id"), viewer, since, until, _agent_type().label("agent_type"))
+
+
+def _agent_type() -> ColumnElement[str | None]:
+    """The expression of `SessionRecord.agent_type`."""
+    told = tables.sessions.session_metadata["agent_type"]
+    of_prefix = case(
+        *((func.starts_with(tables.sessions.session_id, f"{agent}-"), agent) for agent in CODING_AGENTS),
+        else_=null(),
+    )
+    of_metadata = case((func.jsonb_typeof(told) == "string", func.nullif(told.astext, "")))
+    return func.coalesce(of_metadata, tables.sessions.agent_name, of_prefix, type_=Text).collate("C")
+
+
 def _cost_by(
-    key: ColumnElement[Any], viewer: Viewer, since: datetime | None, until: datetime | None
+    key: ColumnElement[Any],
+    viewer: Viewer,
+    since: datetime | None,
+    until: datetime | None,
+    *further_keys: ColumnElement[Any],
 ) -> Select[*tuple[Any, ...]]:
     cost = func.sum(tables.sessions.cost_usd).cast(Numeric)
     tokens = [
@@ -50,6 +71,7 @@ def _cost_by(
     return (
         select(
             key,
+            *further_keys,
             func.count().label("session_count"),
             cost.label("cost_usd"),
             *tokens,
@@ -57,6 +79,6 @@ def _cost_by(
         )
         .select_from(tables.sessions)
         .where(visible(viewer), *active_within(since, until))
-        .group_by(key)
-        .order_by(cost.desc(), key)
+        .group_by(key, *further_keys)
+        .order_by(cost.desc(), key, *further_keys)
     )
