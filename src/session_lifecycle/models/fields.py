@@ -254,7 +254,7 @@ class Value(BaseModel):
         return made
 
     @classmethod
-    def of_call(cls, **arguments: Any) -> Self:
+    def of_call(cls, /, **arguments: Any) -> Self:
         """The arguments of a call as a checked value.
 
         Raises:

@@ -251,8 +251,11 @@ class SessionRecord(Value):
 
     @property
     def agent_type(self) -> str | None:
-        """The type of the agent: text under `agent_type` in the metadata, else the agent's name, else the coding agent
-        whose prefix the session's id has; None where none of them says so."""
+        """The type of the session's agent; None where nothing says so.
+
+        It is the text under `agent_type` in the metadata, else the agent's name, else the coding agent whose prefix the
+        session's id has.
+        """
         told = self.metadata.get("agent_type")
         if isinstance(told, str) and told:
             return told

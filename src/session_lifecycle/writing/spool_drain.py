@@ -31,7 +31,7 @@ MOST_ITEMS = 10_000
 
 Result = TypeVar("Result")
 _logger = logging.getLogger(__name__)
-_KINDS: dict[str, type[Item | Reopen]] = {
+ITEM_KINDS: dict[str, type[Item | Reopen]] = {
     "touch": Touch,
     "usage": UsageEvent,
     "end": End,
@@ -40,9 +40,9 @@ _KINDS: dict[str, type[Item | Reopen]] = {
     "step": Step,
     "message": Message,
 }
-_NAMES = {kind: name for name, kind in _KINDS.items()}
+_NAMES = {kind: name for name, kind in ITEM_KINDS.items()}
 # The fields that are called `kind` in the item, where the spool has the kind of the item.
-_OWN_KIND = {"usage": "usage_kind", "step": "step_kind"}
+OWN_KIND = {"usage": "usage_kind", "step": "step_kind"}
 _PASSING = (DatabaseUnavailableError, TransactionConflictError, RecorderFullError, RecorderClosedError, TimeoutError)
 _SET_UP = (SchemaError, ConfigurationError, SpoolError)
 
@@ -51,7 +51,7 @@ def spooled_fields(item: Item) -> dict[str, Any]:
     """The item as `Spool.append` takes it."""
     kind = _NAMES[type(item)]
     fields = {name: value for name, value in item.model_dump(mode="json").items() if value is not None}
-    if (own := _OWN_KIND.get(kind)) is not None:
+    if (own := OWN_KIND.get(kind)) is not None:
         fields[own] = fields["kind"]
     fields["kind"] = kind
     return fields
@@ -70,9 +70,9 @@ def item_of_fields(given: Mapping[str, Any]) -> Item | Reopen:
     """
     fields = dict(given)
     kind = fields.pop("kind")
-    if (own := _OWN_KIND.get(kind)) is not None and own in fields:
+    if (own := OWN_KIND.get(kind)) is not None and own in fields:
         fields["kind"] = fields.pop(own)
-    item = _KINDS[kind].of_call(**fields)
+    item = ITEM_KINDS[kind].of_call(**fields)
     if isinstance(item, UsageEvent) and item.idempotency_key is None:
         raise InvalidValueError("idempotency_key", None, "a key: without one a second delivery counts twice")
     return item

@@ -22,9 +22,9 @@ def get_recent_activity(
     wanted: RecentlyOfSession, viewer: Viewer, abandon_after: timedelta
 ) -> Select[*tuple[Any, ...]]:
     """At most one row: the session, its label, two counts, and its newest messages and tool calls as JSON."""
-    session = with_status(
-        preferred_session(wanted.session_id, viewer, owner_id=wanted.owner_id), abandon_after
-    ).cte("session")
+    session = with_status(preferred_session(wanted.session_id, viewer, owner_id=wanted.owner_id), abandon_after).cte(
+        "session"
+    )
     calls = _calls(session)
     newest_calls = calls.order_by(*(part.desc() for part in STEP_ORDER)).limit(wanted.limit).cte("newest_calls")
     is_newest_call = and_(same_run(tables.steps, newest_calls.c), tables.steps.step_id == newest_calls.c.step_id)

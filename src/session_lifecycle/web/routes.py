@@ -1,0 +1,57 @@
+"""`SessionRoute`: the class of our routes. Any session id fits into a path, and an error becomes a problem."""
+
+from collections.abc import Callable, Coroutine
+from typing import Any
+from urllib.parse import quote, unquote
+
+from session_lifecycle.errors import SessionLifecycleError
+from session_lifecycle.web.framework import APIRoute, Match, Request, RequestValidationError, Response, Scope
+from session_lifecycle.web.problems import RequestRefusedError, problem_of
+
+
+class SessionRoute(APIRoute):
+    """A route that is matched with the path as it was sent, and that answers our errors itself."""
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        """Whether the route answers the request, and with which parameters of the path.
+
+        A server decodes the path. There, the slash of an id looks like a slash between segments, so the path as it was
+        sent decides, and its parameters are decoded one by one.
+        """
+        if scope["type"] != "http":
+            return Match.NONE, {}
+        match, found = super().matches({**scope, "path": _sent_path(scope), "root_path": ""})
+        if match is not Match.NONE:
+            decoded = {
+                name: unquote(value) if isinstance(value, str) else value
+                for name, value in found["path_params"].items()
+                if name not in scope.get("path_params", {})
+            }
+            found["path_params"] = {**found["path_params"], **decoded}
+        return match, found
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """The handler of the route; its errors are answered here, so that a host need not install anything."""
+        handle = super().get_route_handler()
+
+        async def answer(request: Request) -> Response:
+            try:
+                return await handle(request)
+            except (SessionLifecycleError, RequestValidationError, RequestRefusedError) as error:
+                return problem_of(error)
+
+        return answer
+
+
+def _sent_path(scope: Scope) -> str:
+    """The path below the application's root, with its percent signs."""
+    path: str = scope["path"]
+    sent: str = scope.get("raw_path", b"").decode("latin-1")
+    if unquote(sent) != path:  # a server need not tell, and a middleware may have changed the path
+        sent = quote(path)
+    root: str = scope.get("root_path", "")
+    segments = sent.split("/")
+    below = 1 + root.count("/")
+    if not root or unquote("/".join(segments[:below])) != root:
+        return sent
+    return "/".join(["", *segments[below:]])
