@@ -8,7 +8,18 @@ from urllib.parse import quote
 import pytest
 import pytest_asyncio
 
-from session_lifecycle import End, Message, Run, SessionDatabase, Settings, Step, Touch, UsageEvent, Viewer
+from session_lifecycle import (
+    End,
+    Message,
+    Run,
+    SessionDatabase,
+    SessionStatus,
+    Settings,
+    Step,
+    Touch,
+    UsageEvent,
+    Viewer,
+)
 from session_lifecycle.models import SessionRecord
 from support.statements import noted
 from support.usage import A
@@ -90,11 +101,11 @@ async def test_W04_status_is_the_effective_status(host: Host, session_database: 
     db = session_database.lifecycle
     await db.record([Touch(session_id="running", user_id=A), Touch(session_id="waiting", user_id=A, waiting=True)])
     await db.record([Touch(session_id="abandoned", user_id=A, at=NOW - timedelta(hours=1))])
-    for status in ("completed", "failed"):
+    for status in (SessionStatus.COMPLETED, SessionStatus.FAILED):
         await db.ensure_and_touch_session(status, A)
-        await db.record([End(session_id=status, user_id=A, status=status)])  # type: ignore[arg-type] - both are statuses
-    for status in ("running", "waiting", "completed", "failed", "abandoned"):
-        assert await ids(host, status=status) == [status]
+        await db.record([End(session_id=status, user_id=A, status=status)])
+    for name in ("running", "waiting", "completed", "failed", "abandoned"):
+        assert await ids(host, status=name) == [name]
     problem = refuses(await host.get("/sessions", status="zombie"), 422, "status")
     assert problem["expected"] == "one of running, waiting, completed, failed, abandoned"
 

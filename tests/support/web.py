@@ -26,7 +26,7 @@ VIEWERS = {
 EMAILS = {A: "a@example.com"}
 
 
-def viewer(x_user: Annotated[str | None, Header()] = None) -> Viewer:
+def viewer(x_user: Annotated[str | None, Header(description="The caller.")] = None) -> Viewer:
     """The host's authentication."""
     if x_user not in VIEWERS:
         raise HTTPException(401, "who are you?")

@@ -20,6 +20,7 @@ CONTENT = {
 """Fields with text of people or models. An error names the type and size of their values, never the values."""
 
 _EXPECTED: dict[str, LiteralString] = {
+    "bool_parsing": "true or false",
     "bool_type": "true or false",
     "date_from_datetime_parsing": "a date",
     "datetime_naive": "a datetime with a time zone, or its ISO 8601 text",
@@ -37,6 +38,7 @@ _EXPECTED: dict[str, LiteralString] = {
     "id_bytes": "1 to {limit} bytes in UTF-8",
     "int_from_float": "a whole number{range_of}",
     "int_parsing": "a whole number{range_of}",
+    "int_parsing_size": "a whole number{range_of}",
     "int_type": "a whole number{range_of}",
     "invalid_key": "no field of that name",
     "is_instance_of": "a {class}",

@@ -10,7 +10,7 @@ from datetime import datetime
 from decimal import Decimal
 from functools import cache
 from hashlib import sha256
-from types import UnionType
+from types import GenericAlias, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from uuid import UUID
 
@@ -112,12 +112,24 @@ def documented(
         )
         for one, kind in types.items()
     }
-    doc = None if value is None else value.__doc__
-    return create_model(name or getattr(value, "__name__", ""), __doc__=doc, __module__=__name__, **fields)
+    shown = name or (value.__name__ if value is not None else "")
+    return create_model(shown, __doc__=None if value is None else value.__doc__, __module__=__name__, **fields)
 
 
-def page_of(page: type[BaseModel], name: str, **rows: Any) -> Any:
-    """The model of a page: its rows first, then the fields of every page in the reference's order."""
+def list_of(model: Any) -> Any:
+    """The type of a list of a model that is made at run time."""
+    return GenericAlias(list, (model,))
+
+
+def page_of(page: type[BaseModel], name: str, **row: Any) -> Any:
+    """The model of a page: its rows first, then the fields of every page in the reference's order.
+
+    Args:
+        page: The page.
+        name: The name that OpenAPI shows.
+        **row: The model of one row, by the name of the rows.
+    """
+    rows = {one: list_of(model) for one, model in row.items()}
     beside = ("total", "limit", "offset", "has_more", "next_cursor", "total_is_lower_bound")
     others = [one for one in page.model_fields if one not in {*beside, *rows}]
     types = {one: page.model_fields[one].annotation for one in (*beside, *others)}

@@ -177,8 +177,8 @@ async def _session_conditions(
     max_cost_usd: Annotated[Cost | None, Query(description="USD.")] = None,
     min_tokens: Annotated[int | None, Query(ge=0, description="Of the input and output together.")] = None,
     max_tokens: Annotated[int | None, Query(ge=0, description="Of the input and output together.")] = None,
-    min_errors: Annotated[int | None, Query(ge=0)] = None,
-    max_errors: Annotated[int | None, Query(ge=0)] = None,
+    min_errors: Annotated[int | None, Query(ge=0, description="Of the failed model calls.")] = None,
+    max_errors: Annotated[int | None, Query(ge=0, description="Of the failed model calls.")] = None,
     min_duration_s: Annotated[float | None, Query(ge=0, description="Seconds.")] = None,
     max_duration_s: Annotated[float | None, Query(ge=0, description="Seconds.")] = None,
     metadata: Annotated[
@@ -224,7 +224,7 @@ async def _session_conditions(
 
 async def _run_choice(
     project: Annotated[str | None, Query(description="Runs of this project; `default`: of none.")] = None,
-    provider: Annotated[str | None, Query(examples=["openai"])] = None,
+    provider: Annotated[str | None, Query(description="Runs of this provider.", examples=["openai"])] = None,
     model: Annotated[str | None, Query(description="In upper or lower case.", examples=["gpt-4o-mini"])] = None,
     client: Annotated[str | None, Query(description="`Unknown`: runs without a client.", examples=["Cursor"])] = None,
 ) -> dict[str, Any]:
@@ -296,13 +296,13 @@ async def asked_runs_of_session(
 
 
 async def _usage_choice(
-    run_id: Annotated[str | None, Query(examples=["run-1"])] = None,
+    run_id: Annotated[str | None, Query(description="Of this run.", examples=["run-1"])] = None,
     model: Annotated[str | None, Query(description="In upper or lower case; `unknown`: of none.")] = None,
     provider: Annotated[str | None, Query(description="`unknown`: of none.", examples=["openai"])] = None,
     client: Annotated[str | None, Query(description="Of the run; `Unknown`: of none.")] = None,
-    kind: Annotated[Literal["llm", "embedding"] | None, Query()] = None,
-    billing: Annotated[Literal["api", "plan"] | None, Query()] = None,
-    service_tier: Annotated[ServiceTier | None, Query()] = None,
+    kind: Annotated[Literal["llm", "embedding"] | None, Query(description="The kind of the model call.")] = None,
+    billing: Annotated[Literal["api", "plan"] | None, Query(description="`plan`: under a subscription.")] = None,
+    service_tier: Annotated[ServiceTier | None, Query(description="The tier that the response was billed in.")] = None,
     tags: Annotated[list[str] | None, _OfTags] = None,
 ) -> dict[str, Any]:
     """The parameters that choose usage events of a session, by the names of `UsageChoice`."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 from pydantic import BaseModel
 
@@ -10,7 +10,7 @@ from session_lifecycle.database import SessionDatabase
 from session_lifecycle.errors import InvalidValueError
 from session_lifecycle.models import Item, Receipt, UsageReceipt, Viewer
 from session_lifecycle.models.fields import Value
-from session_lifecycle.web.answers import documented, written
+from session_lifecycle.web.answers import documented, list_of, written
 from session_lifecycle.web.bodies import checked_body, documented_body, inlined, read_body
 from session_lifecycle.web.dependencies import Asker, Database, Dependency, bring, may_share_through, may_write_for
 from session_lifecycle.web.framework import APIRouter, Depends, Request, Response
@@ -118,7 +118,7 @@ async def _batch(request: Request) -> Batch:
 @_INGEST.post(
     "/ingest",
     tags=["ingest"],
-    response_model=documented(None, "IngestAnswer", last={"results": list[_Result], "refused": int}),
+    response_model=documented(None, "IngestAnswer", last={"results": list_of(_Result), "refused": int}),
     responses={
         401: {"description": "The host's authentication refuses the request."},
         **described(
@@ -163,7 +163,7 @@ def _item(given: Mapping[str, Any], writer: Viewer) -> Item:
         raise InvalidValueError("kind", kind, f"one of {', '.join(_KINDS)}")
     of_writer = {} if writer.user_id is None else {"user_id": writer.user_id}
     try:
-        item = item_of_fields(of_writer | given)
+        item = cast("Item", item_of_fields({**of_writer, **given}))
     except InvalidValueError as error:
         if error.field != "kind":
             raise

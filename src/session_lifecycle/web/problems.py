@@ -22,7 +22,7 @@ from session_lifecycle.errors import (
     SpoolFullError,
     TransactionConflictError,
 )
-from session_lifecycle.models.refusals import UNFORESEEN, expectation, shown
+from session_lifecycle.models.refusals import expectation, shown
 from session_lifecycle.web.framework import JSONResponse, Request, RequestValidationError
 
 MEDIA_TYPE = "application/problem+json"
@@ -63,11 +63,11 @@ def problem_of(error: Exception) -> JSONResponse:
             return _problem(HTTPStatus.SERVICE_UNAVAILABLE, "too much is written at once; try again", retry_after=1)
         case SessionLifecycleError() if isinstance(error, _AWAY):
             _logger.warning("the database cannot serve a request: %s", error)
-            members = {}
+            away: dict[str, Any] = {}
             if isinstance(error, DatabaseUnavailableError):
-                members["may_have_written"] = error.may_have_written
+                away["may_have_written"] = error.may_have_written
             detail = "the database cannot serve the request now; try again later"
-            return _problem(HTTPStatus.SERVICE_UNAVAILABLE, detail, members, retry_after=RETRY_AFTER_SECONDS)
+            return _problem(HTTPStatus.SERVICE_UNAVAILABLE, detail, away, retry_after=RETRY_AFTER_SECONDS)
         case _:
             _logger.error("a request failed", exc_info=error)
             return _problem(HTTPStatus.INTERNAL_SERVER_ERROR, "the server cannot answer; its log says why")
@@ -78,10 +78,7 @@ def _of_parameters(error: RequestValidationError) -> InvalidValueError:
     first = error.errors()[0]
     _source, *path = first["loc"]
     field = ".".join(map(str, path))
-    expected = expectation(first)
-    return InvalidValueError(
-        field, shown(field, first["input"]), first["msg"].lower() if expected == UNFORESEEN else expected
-    )
+    return InvalidValueError(field, shown(field, first["input"]), expectation(first))
 
 
 def _problem(

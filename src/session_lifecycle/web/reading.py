@@ -34,7 +34,7 @@ from session_lifecycle.models.pages import Page
 from session_lifecycle.models.reports import MOST_ROWS, OwnDimension
 from session_lifecycle.models.session_details import MOST_MESSAGES
 from session_lifecycle.models.sessions import SessionRecord
-from session_lifecycle.web.answers import NOT_MODIFIED, SESSION, answer, documented, page_of
+from session_lifecycle.web.answers import NOT_MODIFIED, SESSION, answer, documented, list_of, page_of
 from session_lifecycle.web.dependencies import (
     Asker,
     Database,
@@ -73,8 +73,8 @@ _ONE = _LIST | described(HTTPStatus.NOT_FOUND)
 _AGENT_INFO = ("agent_source", "agent_session_name", "origin_function")
 """What a session's metadata says of its agent, beside `agent_type`, by the names of the keys."""
 
-_Page = page_of(SessionListPage, "SessionPage", sessions=list[SESSION])
-_RunPage = page_of(RunPage, "RunPage", runs=list[RunDetail])
+_Page = page_of(SessionListPage, "SessionPage", sessions=SESSION)
+_RunPage = page_of(RunPage, "RunPage", runs=RunDetail)
 _WithAgent = documented(
     SessionRecord,
     "SessionWithAgentInfo",
@@ -172,7 +172,7 @@ async def list_sessions(
     "/sessions/with-agent-info",
     tags=["sessions"],
     responses=_LIST,
-    response_model=page_of(SessionListPage, "SessionWithAgentInfoPage", sessions=list[_WithAgent]),
+    response_model=page_of(SessionListPage, "SessionWithAgentInfoPage", sessions=_WithAgent),
 )
 async def list_sessions_with_agent_info(
     request: Request,
@@ -217,7 +217,7 @@ async def get_stats(request: Request, db: Database, viewer: Asker, period: Asked
     "/sessions/cost-by-model",
     tags=["figures"],
     responses=_LIST,
-    response_model=list[documented(CostByModelRow)],  # type: ignore[misc] - the model is made at run time
+    response_model=list_of(documented(CostByModelRow)),
 )
 async def list_cost_by_model(request: Request, db: Database, viewer: Asker, period: AskedPeriod) -> Response:
     """The cost of each model over the sessions last active in the window, the most expensive first."""
@@ -228,7 +228,7 @@ async def list_cost_by_model(request: Request, db: Database, viewer: Asker, peri
     "/sessions/cost-by-user-agent",
     tags=["figures"],
     responses=_LIST,
-    response_model=list[_CostByUserAgent],
+    response_model=list_of(_CostByUserAgent),
 )
 async def list_cost_by_user_agent(request: Request, db: Database, viewer: Asker, period: AskedPeriod) -> Response:
     """The cost of each user's sessions with each type of agent, last active in the window, the most expensive first.
@@ -349,7 +349,7 @@ async def list_runs_of_session(
     "/sessions/{session_id}/usage",
     tags=["sessions"],
     responses=_ONE,
-    response_model=page_of(UsageEventPage, "UsageEventPage", events=list[LedgerEvent]),
+    response_model=page_of(UsageEventPage, "UsageEventPage", events=LedgerEvent),
 )
 async def list_usage_of_session(
     request: Request,
@@ -368,7 +368,7 @@ async def list_usage_of_session(
     "/summaries",
     tags=["sessions"],
     responses=_LIST,
-    response_model=page_of(SummaryPage, "SummaryPage", sessions=list[SessionSummary]),
+    response_model=page_of(SummaryPage, "SummaryPage", sessions=SessionSummary),
 )
 async def list_summaries(
     request: Request,
@@ -459,7 +459,7 @@ async def get_telemetry(
     db: Database,
     viewer: Asker,
     period: AskedPeriod,
-    provider: Annotated[str | None, Query(examples=["openai"])] = None,
+    provider: Annotated[str | None, Query(description="Runs of this provider.", examples=["openai"])] = None,
     model: Annotated[str | None, Query(description="In upper or lower case.", examples=["gpt-4o-mini"])] = None,
     client: Annotated[str | None, Query(description="`Unknown`: runs without a client.")] = None,
 ) -> Response:

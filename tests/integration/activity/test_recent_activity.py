@@ -1,12 +1,13 @@
 """`get_recent_activity`: the label, the counts, and the newest messages and tool calls."""
 
 from datetime import UTC, datetime, timedelta
+from typing import Literal
 from uuid import UUID
 
 import pytest
 
 from session_lifecycle import InvalidValueError, Message, Run, SessionDatabase, Step, Viewer
-from session_lifecycle.models import RecentActivity
+from session_lifecycle.models import Item, RecentActivity
 from session_lifecycle.models.pages import MOST_STORED_BYTES
 from support.usage import A
 
@@ -14,12 +15,14 @@ AT = datetime(2026, 1, 1, tzinfo=UTC)
 B, DATASET = UUID(int=2), UUID(int=4)
 
 
-def message(number: int, role: str = "user", content: str = "", session_id: str = "s") -> Message:
+def message(
+    number: int, role: Literal["user", "assistant", "system"] = "user", content: str = "", session_id: str = "s"
+) -> Message:
     return Message(
         message_id=f"m{number}",
         user_id=A,
         session_id=session_id,
-        role=role,  # type: ignore[arg-type]
+        role=role,
         content=content or f"message {number}",
         created_at=AT + timedelta(seconds=number),
     )
@@ -34,24 +37,23 @@ def run(run_id: str = "r", name: str | None = None, second: int = 0) -> Run:
     return Run(run_id=run_id, user_id=A, session_id="s", name=name, started_at=AT + timedelta(seconds=second))
 
 
-async def recent(db: SessionDatabase, viewer: Viewer | UUID = A, **more: int) -> RecentActivity:
-    found = await db.activity.get_recent_activity("s", viewer, **more)
+async def recent(db: SessionDatabase, viewer: Viewer | UUID = A, limit: int = 20) -> RecentActivity:
+    found = await db.activity.get_recent_activity("s", viewer, limit=limit)
     assert found is not None
     return found
 
 
 async def test_the_newest_are_there_and_all_are_counted(session_database: SessionDatabase) -> None:
-    others = [message(99, session_id="other"), Step(**{**step(99).model_dump(), "run_id": "elsewhere"})]
-    await session_database.lifecycle.record(
-        [
-            run(),
-            run("r2", second=1),
-            *(message(number) for number in range(30)),
-            *(step(number, "r" if number % 2 else "r2") for number in range(25)),
-            *(step(100 + number, kind="task") for number in range(5)),
-            *others,
-        ]
-    )
+    others: list[Item] = [message(99, session_id="other"), Step(**{**step(99).model_dump(), "run_id": "elsewhere"})]
+    items: list[Item] = [
+        run(),
+        run("r2", second=1),
+        *(message(number) for number in range(30)),
+        *(step(number, "r" if number % 2 else "r2") for number in range(25)),
+        *(step(100 + number, kind="task") for number in range(5)),
+        *others,
+    ]
+    await session_database.lifecycle.record(items)
     found = await recent(session_database)
     assert (found.messages_count, found.tool_calls_count, found.has_payloads) == (30, 25, True)
     assert [one.message_id for one in found.messages] == [f"m{number}" for number in range(10, 30)]

@@ -46,7 +46,7 @@ def cost_by_user_agent(viewer: Viewer, since: datetime | None, until: datetime |
     return _cost_by(tables.sessions.user_id.label("user_id"), viewer, since, until, _agent_type().label("agent_type"))
 
 
-def _agent_type() -> ColumnElement[str | None]:
+def _agent_type() -> ColumnElement[Any]:
     """The expression of `SessionRecord.agent_type`."""
     told = tables.sessions.session_metadata["agent_type"]
     of_prefix = case(
