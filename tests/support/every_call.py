@@ -198,6 +198,7 @@ CALLS: dict[str, Call] = {
         lambda on, user: on.db.activity.list_session_summaries(SummaryFilters(user_id=user))
     ),
     "activity.get_session_detail": Call(lambda on, user: on.db.activity.get_session_detail("ended", user)),
+    "activity.get_recent_activity": Call(lambda on, user: on.db.activity.get_recent_activity("ended", user)),
     "activity.list_threads": Call(lambda on, user: on.db.activity.list_threads("ended", user)),
     "activity.list_runs": Call(lambda on, user: on.db.activity.list_runs(RunFilters(user_id=user))),
     "activity.list_usage_events": Call(
@@ -217,6 +218,7 @@ CALLS: dict[str, Call] = {
     "reports.tokens_by_class": Call(lambda on, user: on.db.reports.tokens_by_class(user)),
     "reports.cost_by_agent": Call(lambda on, user: on.db.reports.cost_by_agent(user)),
     "reports.cost_by_user": Call(lambda on, user: on.db.reports.cost_by_user(user)),
+    "reports.cost_by_user_agent": Call(lambda on, user: on.db.reports.cost_by_user_agent(user)),
     "reports.session_durations": Call(lambda on, user: on.db.reports.session_durations(user)),
     "reports.run_durations": Call(lambda on, user: on.db.reports.run_durations(user)),
     "reports.telemetry": Call(lambda on, user: on.db.reports.telemetry(user)),

@@ -36,6 +36,7 @@ from session_lifecycle.maintenance.background import BackgroundRollUp, RollUpSna
 from session_lifecycle.models import (
     CostByAgentRow,
     CostByModelRow,
+    CostByUserAgentRow,
     CostByUserRow,
     Durations,
     EffectiveStatus,
@@ -45,6 +46,7 @@ from session_lifecycle.models import (
     Lineage,
     PruneReport,
     Receipt,
+    RecentActivity,
     ReconcileReport,
     RollUpReport,
     RunDurations,
@@ -137,6 +139,7 @@ async def look_into(activity: SessionActivityDb, user: UUID, since: datetime) ->
     events = await activity.list_usage_events(UsageEventFilters(viewer=viewer, kind="llm", model="m", since=since))
     assert_type(events, UsageEventPage)
     assert_type(events.events[0].unit_prices, dict[str, str] | None)
+    assert_type(await activity.get_recent_activity("s", viewer, owner_id=user, limit=5), RecentActivity | None)
     assert_type(await activity.list_models(user, "gpt-"), list[str])
     assert_type(await activity.list_clients(viewer), list[str])
     assert_type(await activity.list_agents(Viewer.auditor()), list[str])
@@ -163,6 +166,7 @@ async def report(reports: SessionReportsDb, user: UUID, since: datetime) -> None
     assert_type(usage.total.details, dict[str, int])
     assert_type(await reports.cost_by_agent(Viewer.auditor(), since=since, until=since), list[CostByAgentRow])
     assert_type(await reports.cost_by_user(user), list[CostByUserRow])
+    assert_type(await reports.cost_by_user_agent(user, since=since), list[CostByUserAgentRow])
     tokens = await reports.tokens_by_class(user, since=since)
     assert_type(tokens, TokensByClass)
     assert_type(tokens.by_model["m"].uncached_input_tokens, int)

@@ -36,7 +36,7 @@ from session_lifecycle.models.refusals import CONTENT, UNFORESEEN, refusal
 from session_lifecycle.models.reports import Series, UsageQuestion
 from session_lifecycle.models.run_filters import ModelPrefix, ToolCall
 from session_lifecycle.models.run_telemetry import TelemetryFilters
-from session_lifecycle.models.session_details import ChatHistory, OneDetail, ThreadsOfSession
+from session_lifecycle.models.session_details import ChatHistory, OneDetail, RecentlyOfSession, ThreadsOfSession
 from session_lifecycle.models.session_filters import OneSession, Window
 from session_lifecycle.models.sessions import Reopen, SessionUpdate
 from session_lifecycle.models.usage_filters import UsageEventFilters, UsageFilters
@@ -67,6 +67,7 @@ VALID: dict[type[Value], dict[str, Any]] = {
     OneSession: {"session_id": "s"},
     AnnotationsOfSession: {"session_id": "s"},
     OneDetail: {"session_id": "s"},
+    RecentlyOfSession: {"session_id": "s"},
     ThreadsOfSession: {"session_id": "s"},
     ChatHistory: {"session_id": "s"},
     ModelPrefix: {},

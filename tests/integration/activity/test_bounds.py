@@ -52,6 +52,7 @@ LIMITED: dict[str, Ask] = {
         UsageEventFilters.of_call(viewer=AUDITOR, limit=n)
     ),
     "get_session_detail": lambda db, n: db.activity.get_session_detail("s", A, limit=n),
+    "get_recent_activity": lambda db, n: db.activity.get_recent_activity("s", A, limit=n),
     "list_threads": lambda db, n: db.activity.list_threads("s", A, limit=n),
     "chat_history": lambda db, n: db.activity.chat_history("s", A, limit=n),
     "list_annotations": lambda db, n: db.lifecycle.list_annotations("s", A, limit=n),
@@ -69,6 +70,7 @@ WHOLE: dict[str, Ask] = {
     "tokens_by_class": lambda db, _: db.reports.tokens_by_class(AUDITOR),
     "cost_by_agent": lambda db, _: db.reports.cost_by_agent(AUDITOR),
     "cost_by_user": lambda db, _: db.reports.cost_by_user(AUDITOR),
+    "cost_by_user_agent": lambda db, _: db.reports.cost_by_user_agent(AUDITOR),
     "run_durations": lambda db, _: db.reports.run_durations(AUDITOR),
     "list_telemetry_keys": lambda db, _: db.reports.list_telemetry_keys(AUDITOR),
 }
@@ -244,6 +246,7 @@ TEXTS: dict[str, tuple[int, Callable[[SessionDatabase], Awaitable[Any]]]] = {
     # The prompts, and the thoughts.
     "list_threads": (50 + 5, lambda db: db.activity.list_threads("s", A)),
     "chat_history": (50 + 5, lambda db: db.activity.chat_history("s", A)),
+    "get_recent_activity": (50, lambda db: db.activity.get_recent_activity("s", A)),
 }
 
 

@@ -67,6 +67,7 @@ ON_THE_REPLICA: dict[str, Call] = {
     "get_family_figures": lambda db: db.lifecycle.get_family_figures("s", A),
     "list_session_summaries": lambda db: db.activity.list_session_summaries(SummaryFilters(user_id=A)),
     "get_session_detail": lambda db: db.activity.get_session_detail("s", A),
+    "get_recent_activity": lambda db: db.activity.get_recent_activity("s", A),
     "list_threads": lambda db: db.activity.list_threads("s", A),
     "list_runs": lambda db: db.activity.list_runs(RunFilters(user_id=A)),
     "list_usage_events": lambda db: db.activity.list_usage_events(UsageEventFilters(user_id=A)),
@@ -81,6 +82,7 @@ ON_THE_REPLICA: dict[str, Call] = {
     "run_durations": lambda db: db.reports.run_durations(A),
     "cost_by_agent": lambda db: db.reports.cost_by_agent(A),
     "cost_by_user": lambda db: db.reports.cost_by_user(A),
+    "cost_by_user_agent": lambda db: db.reports.cost_by_user_agent(A),
     "telemetry": lambda db: db.reports.telemetry(A),
     "list_telemetry_keys": lambda db: db.reports.list_telemetry_keys(A),
 }

@@ -318,8 +318,8 @@ CALLS: dict[str, Callable[[SessionDatabase], Any]] = {
     **{
         name: cast("Callable[[SessionDatabase], Any]", lambda db, name=name: getattr(db.reports, name)(A, **WINDOW))
         for name in (
-            "spend", "usage_timeseries", "tokens_by_class", "cost_by_agent", "cost_by_user", "session_durations",
-            "run_durations", "telemetry", "list_telemetry_keys",
+            "spend", "usage_timeseries", "tokens_by_class", "cost_by_agent", "cost_by_user", "cost_by_user_agent",
+            "session_durations", "run_durations", "telemetry", "list_telemetry_keys",
         )
     },
     "reprice": lambda db: db.maintenance.reprice(**WINDOW),
