@@ -5,8 +5,10 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import quote
 
+import httpx
 import pytest
 import pytest_asyncio
+from fastapi import FastAPI
 
 from session_lifecycle import (
     End,
@@ -222,6 +224,19 @@ async def test_W11_any_id_fits_into_a_path(host: Host, session_database: Session
     assert (await host.found(f"{path}/usage"))["events"][0]["session_id"] == session_id
     ended = await host.ask("POST", f"{path}/end")
     assert (ended.status_code, ended.json()["session_id"]) == (200, session_id)
+
+
+async def test_W11_any_id_is_found_below_a_mounted_app(host: Host, session_database: SessionDatabase) -> None:
+    outer = FastAPI()
+    outer.mount("/deep/er", host.app)
+    for session_id in ("a/b ä?#%2F", "stats"):
+        await session_database.lifecycle.ensure_and_touch_session(session_id, A)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=outer), base_url="http://host") as client:
+        for sent, session_id in (("a%2Fb%20%C3%A4%3F%23%252F", "a/b ä?#%2F"), ("%73tats", "stats")):
+            answer = await client.get(f"/deep/er/api/v1/sessions/{sent}", headers={"X-User": "a"})
+            assert (answer.status_code, answer.json()["session_id"]) == (200, session_id)
+        slash = await client.get("/deep/er/api/v1/sessions/", headers={"X-User": "a"})
+        assert (slash.status_code, slash.headers["location"]) == (307, "http://host/deep/er/api/v1/sessions")
 
 
 async def test_W12_a_shared_session_shows_its_owner_s_content(host: Host, session_database: SessionDatabase) -> None:

@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from datetime import datetime
 from decimal import Decimal
-from functools import cache
+from functools import cache, reduce
 from hashlib import sha256
+from operator import or_
 from types import GenericAlias, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from uuid import UUID
@@ -151,7 +152,7 @@ def _in_json(annotation: Any) -> Any:
     if origin is Annotated:
         return _in_json(parts[0])
     inner = tuple(map(_in_json, parts))
-    return Union[inner] if origin in {Union, UnionType} else origin[inner]  # noqa: UP007 - the members are computed
+    return reduce(or_, inner) if origin in {Union, UnionType} else origin[inner]
 
 
 SESSION = documented(SessionRecord, "Session", last={"effective_status": EffectiveStatus})

@@ -54,7 +54,9 @@ OwnerId = Annotated[
 ]
 
 
-async def _found(db: Database, asker: Asker, session_id: SessionIdOfPath, owner_id: OwnerId = None) -> Any:
+async def _found(
+    db: Database, asker: Asker, session_id: SessionIdOfPath, owner_id: OwnerId = None
+) -> SessionRowWithStatus:
     row = await db.lifecycle.get_session_row(session_id, asker, owner_id=owner_id)
     if row is None:
         raise no_session()

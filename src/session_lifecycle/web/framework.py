@@ -5,7 +5,6 @@ try:
     from fastapi.exceptions import RequestValidationError
     from fastapi.responses import JSONResponse
     from fastapi.routing import APIRoute
-    from starlette.requests import ClientDisconnect
     from starlette.routing import Match
     from starlette.types import Scope
 except ModuleNotFoundError as missing:
@@ -18,7 +17,6 @@ except ModuleNotFoundError as missing:
 __all__ = [
     "APIRoute",
     "APIRouter",
-    "ClientDisconnect",
     "Depends",
     "JSONResponse",
     "Match",

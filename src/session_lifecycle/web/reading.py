@@ -11,6 +11,7 @@ from session_lifecycle.errors import SessionLifecycleError
 from session_lifecycle.models import (
     CostByModelRow,
     CostByUserAgentRow,
+    EffectiveStatus,
     LedgerEvent,
     Message,
     RunDetail,
@@ -78,13 +79,13 @@ _RunPage = page_of(RunPage, "RunPage", runs=RunDetail)
 _WithAgent = documented(
     SessionRecord,
     "SessionWithAgentInfo",
-    last={"effective_status": str, "agent_type": str | None, **dict.fromkeys(_AGENT_INFO, str | None)},
+    last={"effective_status": EffectiveStatus, "agent_type": str | None, **dict.fromkeys(_AGENT_INFO, str | None)},
 )
 _Recent = documented(
     SessionRecord,
     "SessionWithRecentActivity",
     last={
-        "effective_status": str,
+        "effective_status": EffectiveStatus,
         "label": str | None,
         "msg_count": int,
         "tool_calls": int,

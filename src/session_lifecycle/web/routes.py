@@ -20,7 +20,7 @@ class SessionRoute(APIRoute):
         """
         if scope["type"] != "http":
             return Match.NONE, {}
-        match, found = super().matches({**scope, "path": _sent_path(scope), "root_path": ""})
+        match, found = super().matches({**scope, "path": sent_path(scope), "root_path": ""})
         if match is not Match.NONE:
             decoded = {
                 name: unquote(value) if isinstance(value, str) else value
@@ -43,7 +43,7 @@ class SessionRoute(APIRoute):
         return answer
 
 
-def _sent_path(scope: Scope) -> str:
+def sent_path(scope: Scope) -> str:
     """The path below the application's root, with its percent signs."""
     path: str = scope["path"]
     sent: str = scope.get("raw_path", b"").decode("latin-1")

@@ -133,3 +133,23 @@ async def test_a_refusal_of_the_database_is_found_among_many(host: Host) -> None
     assert {one["field"] for one in results if one["outcome"] == "refused"} == {"at"}
     assert (await host.found("/sessions"))["total"] == 17
     assert UUID((await host.found("/sessions"))["sessions"][0]["user_id"]) == A
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ('"kind": "usage", "idempotency_key": "k", "cost_usd": NaN', "cost_usd"),
+        ('"kind": "usage", "idempotency_key": "k", "tokens_in": 1' + "0" * 5_000, "tokens_in"),
+        ('"kind": "usage", "idempotency_key": "k", "tokens_in": 1e3', "tokens_in"),
+        ('"kind": "touch", "metadata": {"a": 1' + "0" * 5_000 + "}", "metadata"),
+        ('"kind": "touch", "metadata": {"a": Infinity}', "metadata"),
+        ('"kind": "touch", "metadata": ' + '{"a": ' * 100 + "1" + "}" * 100, "metadata"),
+    ],
+)
+async def test_numbers_and_nesting_that_json_allows_are_refused_by_field(host: Host, fields: str, field: str) -> None:
+    content = '{"items": [{"session_id": "s", ' + fields + "}]}"
+    answer = await host.ask("POST", "/ingest", content=content, headers={"Content-Type": "application/json"})
+    if answer.status_code != 422:  # the reader of JSON may refuse the whole
+        [result] = answer.json()["results"]
+        assert (result["outcome"], result["field"]) == ("refused", field)
+    assert (await host.found("/sessions"))["total"] == 0
