@@ -1,14 +1,43 @@
-"""The path as it was sent, and the extra that the routes need."""
+"""The path as it was sent, errors as problems, and the extra that the routes need."""
 
+import json
 import subprocess
 import sys
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fastapi import Request
 
+from session_lifecycle import (
+    ConfigurationError,
+    DatabaseUnavailableError,
+    InvalidValueError,
+    RecorderClosedError,
+    RecorderFullError,
+    SchemaError,
+    SessionLifecycleError,
+    SpoolError,
+    SpoolFullError,
+    TransactionConflictError,
+)
+from session_lifecycle.web.problems import RequestRefusedError, problem_handler
 from session_lifecycle.web.routes import sent_path
 
+STATUSES: dict[Exception, tuple[int, str | None]] = {
+    InvalidValueError("range", "90d", "one of 24h"): (422, None),
+    ConfigurationError("secret"): (500, None),
+    SchemaError("secret"): (503, "5"),
+    DatabaseUnavailableError("secret", may_have_written=True): (503, "5"),
+    TransactionConflictError("secret"): (503, "1"),
+    RecorderFullError("secret"): (503, "1"),
+    RecorderClosedError("secret"): (503, "5"),
+    SpoolError("secret"): (500, None),
+    SpoolFullError("secret"): (503, "1"),
+    SessionLifecycleError("secret"): (500, None),
+    RequestRefusedError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "too large"): (413, None),
+}
 WEB = Path(__file__).parents[2] / "src" / "session_lifecycle" / "web"
 
 
@@ -31,6 +60,16 @@ WEB = Path(__file__).parents[2] / "src" / "session_lifecycle" / "web"
 )
 def test_the_path_as_it_was_sent(scope: dict[str, Any], expected: str) -> None:
     assert sent_path(scope) == expected
+
+
+@pytest.mark.parametrize("error", STATUSES, ids=lambda error: type(error).__name__)
+async def test_an_error_is_a_problem_without_its_text(error: Exception) -> None:
+    status, retry_after = STATUSES[error]
+    answer = await problem_handler(Request({"type": "http"}), error)
+    problem = json.loads(bytes(answer.body))
+    assert (answer.status_code, problem["status"], answer.headers.get("retry-after")) == (status, status, retry_after)
+    assert "secret" not in bytes(answer.body).decode()
+    assert problem.get("may_have_written", False) is isinstance(error, DatabaseUnavailableError)
 
 
 @pytest.mark.parametrize("module", ["reading", "writing", "ingest", "filters", "problems"])

@@ -53,7 +53,10 @@ def problem_of(error: Exception) -> JSONResponse:
     """The answer to an error, as `application/problem+json`. It has no text of the driver and no stack trace."""
     match error:
         case RequestRefusedError():
-            return _problem(error.status, error.detail, error.members)
+            is_away = error.status is HTTPStatus.SERVICE_UNAVAILABLE
+            return _problem(
+                error.status, error.detail, error.members, retry_after=RETRY_AFTER_SECONDS if is_away else None
+            )
         case RequestValidationError():
             return problem_of(_of_parameters(error))
         case InvalidValueError():
@@ -84,14 +87,19 @@ def _of_parameters(error: RequestValidationError) -> InvalidValueError:
 def _problem(
     status: HTTPStatus, detail: str, members: Mapping[str, Any] | None = None, *, retry_after: int | None = None
 ) -> JSONResponse:
-    body = {"type": "about:blank", "title": status.phrase, "status": status.value, "detail": detail}
+    body = {"type": "about:blank", "title": title(status), "status": status.value, "detail": detail}
     headers = {"Cache-Control": "no-store"} | ({} if retry_after is None else {"Retry-After": str(retry_after)})
     return JSONResponse(body | dict(members or {}), status.value, headers=headers, media_type=MEDIA_TYPE)
 
 
+def title(status: HTTPStatus) -> str:
+    """The name of a status in RFC 9110, in every version of Python."""
+    return {413: "Content Too Large", 422: "Unprocessable Content"}.get(status, status.phrase)
+
+
 def described(*statuses: HTTPStatus) -> dict[int | str, dict[str, Any]]:
     """What OpenAPI says of a route's problems."""
-    return {status.value: {"description": status.phrase, "content": {MEDIA_TYPE: _CONTENT}} for status in statuses}
+    return {status.value: {"description": title(status), "content": {MEDIA_TYPE: _CONTENT}} for status in statuses}
 
 
 _CONTENT: dict[str, Any] = {
@@ -111,7 +119,7 @@ _CONTENT: dict[str, Any] = {
     },
     "example": {
         "type": "about:blank",
-        "title": "Unprocessable Entity",
+        "title": "Unprocessable Content",
         "status": 422,
         "detail": "range: got '90d', expected one of 24h, 7d, 30d, all",
         "field": "range",

@@ -1,5 +1,6 @@
 """The routes that read: sessions, summaries, threads, messages, runs, usage, figures, and the health of the service."""
 
+import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from http import HTTPStatus
@@ -60,6 +61,8 @@ from session_lifecycle.web.filters import (
 from session_lifecycle.web.framework import APIRouter, Depends, Query, Request, Response
 from session_lifecycle.web.problems import RequestRefusedError, described
 from session_lifecycle.web.routes import SessionRoute
+
+_logger = logging.getLogger(__name__)
 
 UserEmails = Callable[[Sequence[UUID]], Awaitable[Mapping[UUID, str]]]
 UNKNOWN_EMAIL = "unknown"
@@ -490,5 +493,6 @@ async def get_ready(db: Database) -> dict[str, str]:
     try:
         await db.check()
     except SessionLifecycleError as error:
+        _logger.warning("not ready: %s", error)
         raise RequestRefusedError(HTTPStatus.SERVICE_UNAVAILABLE, "not ready") from error
     return {"status": "ready"}
