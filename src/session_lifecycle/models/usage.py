@@ -193,6 +193,15 @@ class RareUse(TypedDict, total=False):
     partial: bool
 
 
+class EstimatedUse(RareUse, total=False):
+    """The fields of `UsageEvent` that an estimate may have beside model, tokens and cost."""
+
+    provider: str | None
+    cache_read_tokens: int
+    cache_write_tokens: int
+    reasoning_tokens: int
+
+
 class UsageReceipt(Value):
     """The receipt of a usage event: its outcome, and the session's totals after the call.
 
