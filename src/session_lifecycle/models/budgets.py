@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import Annotated, Any, Literal, Self, get_args
 from uuid import UUID
 
-from pydantic import BeforeValidator, Field, PlainValidator, Strict, TypeAdapter, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, Strict, TypeAdapter, ValidationError, model_validator
 
 from session_lifecycle.errors import BudgetExceededError
 from session_lifecycle.models.fields import (
@@ -77,7 +77,7 @@ class Budget(Value):
     """USD. What reaches the limit exactly is within it."""
     limit_tokens: Annotated[int, Strict(), Field(ge=0, le=MOST_LIMIT_TOKENS)] | None = None
     """Tokens in and out together."""
-    window: Annotated[BudgetWindow, PlainValidator(_window, json_schema_input_type=BudgetWindow)] = "total"
+    window: Annotated[BudgetWindow, BeforeValidator(_window)] = "total"
     """`total`: all time. `hour`, `day`, `week` (from Monday) and `month`: the current one, by the clocks of the time
     zone. A timedelta: so long, up to now."""
     timezone: Annotated[str, BeforeValidator(_zone_name)] = "UTC"
