@@ -359,11 +359,11 @@ class Round:
         async with SessionDatabase.connect(self._url) as db:
             users = [(name, user) for name, user in self._users.items() if name != later]
             await db.lifecycle.record([item for name, user in users for item in _things(name, user)])
-            for name, user in users:
+            for name, owner in users:
                 if name.endswith(("_budget", "_budgets", ".would_exceed", ".reserve", ".release")):
-                    await db.budgets.set_budget(_budget(user, 10))
+                    await db.budgets.set_budget(_budget(owner, 10))
                 if name.endswith(".release"):
-                    await db.budgets.reserve("new", user, cost_usd=1, idempotency_key="held")
+                    await db.budgets.reserve("new", owner, cost_usd=1, idempotency_key="held")
             # A job skips what another one has locked, so the sessions of the other calls are rolled up before.
             await db.maintenance.roll_up()
             if later in self._users:
