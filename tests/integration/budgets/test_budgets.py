@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import text
 
 from session_lifecycle import BudgetExceededError, InvalidValueError, SessionDatabase, Touch, UsageEvent, Viewer
-from session_lifecycle.models import Budget, PriceOverride, budgets
+from session_lifecycle.models import Budget, Item, PriceOverride, budgets
 from session_lifecycle.models.reports import Series
 from session_lifecycle.testing import SessionClock
 from support.budgets import AUDITOR, limit, reserved, spent, used
@@ -180,6 +180,40 @@ async def test_R28_the_price_is_that_of_recording(session_database_url: str) -> 
         assert receipt.cost_usd == answer.cost_usd
         refused = await db.budgets.reserve("s", A, "own", 1, 0, idempotency_key="l")
         assert [one.over_usd for one in refused.refused_by] == [1]
+
+
+async def test_R28_the_redaction_of_the_host_sees_what_is_reserved(session_database_url: str) -> None:
+    def redact(item: Item) -> Item:
+        return item.model_copy(update={"agent_name": "hidden"}) if isinstance(item, Touch) and item.agent_name else item
+
+    async with SessionDatabase.connect(session_database_url, redact=redact) as db:
+        await limit(db, user_id=None, agent_name="hidden")
+        assert (
+            await db.budgets.reserve("s", A, cost_usd=9, idempotency_key="k", agent_name="Eve")
+        ).outcome == "reserved"
+        await db.lifecycle.ensure_and_touch_session("s", A, agent_name="Eve")
+        assert await reserved(db) == 9
+        async with db.engine.connect() as connection:
+            found = await connection.execute(text("SELECT agent_name FROM session_lifecycle.session_reservations"))
+            assert found.scalar_one() == "hidden"
+
+
+async def test_R28_a_schema_of_any_name_has_budgets_of_its_own(
+    session_database: SessionDatabase, session_database_url: str
+) -> None:
+    await limit(session_database, limit_usd=0)
+    async with SessionDatabase.connect(session_database_url, schema='we"ird: %s $body$ Schema') as db:
+        await db.migrate()
+        await limit(db, limit_usd=5)
+        assert [(await db.budgets.reserve("s", A, cost_usd=3, idempotency_key=key)).admitted for key in "12"] == [
+            True,
+            False,
+        ]
+        await db.lifecycle.record([usage(cost_usd=3, idempotency_key="1")])
+        assert len(await db.budgets.would_exceed("s", A, cost_usd=3)) == 1
+        await db.maintenance.erase_user(A)
+        assert await db.budgets.list_budgets(AUDITOR) == []
+    assert len(await session_database.budgets.would_exceed("s", A, cost_usd=1)) == 1
 
 
 async def test_R28_a_model_without_a_price_is_refused_or_admitted_as_the_budget_says(
