@@ -455,6 +455,8 @@ CREATE FUNCTION session_lifecycle.budget_use_v1(ids text[], own_user uuid, own_s
 
 CREATE FUNCTION session_lifecycle.compact_roll_ups_v1(most integer) RETURNS bigint LANGUAGE plpgsql SET enable_hashjoin=off SET enable_mergejoin=off SET jit=off SET search_path=pg_catalog, pg_temp SET work_mem=64MB;
 
+CREATE FUNCTION session_lifecycle.create_sessions(wave jsonb, now_at timestamp with time zone) RETURNS integer[] LANGUAGE plpgsql SET enable_hashjoin=off SET enable_mergejoin=off SET enable_seqscan=off SET jit=off SET search_path=pg_catalog, pg_temp;
+
 CREATE FUNCTION session_lifecycle.delete_activity(of_users uuid[], of_sessions text[], OUT runs bigint, OUT steps bigint, OUT messages bigint, OUT named_users uuid[], OUT named_runs text[], OUT left_users uuid[], OUT left_runs text[]) RETURNS record LANGUAGE plpgsql SET enable_hashjoin=off SET enable_material=off SET enable_mergejoin=off SET enable_seqscan=off SET jit=off SET search_path=pg_catalog, pg_temp;
 
 CREATE FUNCTION session_lifecycle.delete_locked(keys jsonb, others jsonb, idle_before timestamp with time zone, OUT sessions bigint, OUT runs bigint, OUT steps bigint, OUT messages bigint, OUT events bigint, OUT model_rows bigint, OUT session_keys jsonb) RETURNS record LANGUAGE plpgsql SET enable_hashjoin=off SET enable_material=off SET enable_mergejoin=off SET enable_seqscan=off SET jit=off SET search_path=pg_catalog, pg_temp;

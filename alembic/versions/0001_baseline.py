@@ -67,6 +67,7 @@ FUNCTIONS = (
     "refuse_parent_cycles",
     "replaces_run_events",
     "record_locked",
+    "create_sessions",
     "record_plain",
     "record_v1",
     "lock_items_v1",

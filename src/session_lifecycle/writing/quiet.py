@@ -55,11 +55,15 @@ class QuietWriter:
             failure.__cause__ = error
         else:
             return None
+        self.fail(failure, items)
+        return failure
+
+    def fail(self, failure: SessionLifecycleError, items: Sequence[Item] = ()) -> None:
+        """Counts and tells what is not recorded. There is no item where none could be made."""
         try:
             self._lose(items, failure)
         except Exception:
             _logger.exception("a loss could not be told")
-        return failure
 
     def opened(self, attempt: Abandonable) -> None:
         """Remembers an open attempt."""

@@ -1,32 +1,19 @@
 """RunBlock: a run of an agent as a block of code, with its steps, messages, usage, attempts and nested runs."""
 
-from collections.abc import Generator
-from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import datetime
 from decimal import Decimal
-from types import TracebackType
-from typing import Any, Literal, Self, Unpack
+from typing import Any, ClassVar, Literal, Self, Unpack
 from uuid import uuid4
 
 from session_lifecycle.models import Message, MessageRole, Run, RunStatus
-from session_lifecycle.models.usage import RareUse
+from session_lifecycle.models.usage import UsageOptions
 from session_lifecycle.writing.attempt import OpensAttempts, Scope, ends_as_cancelled, now
+from session_lifecycle.writing.code_block import CodeBlock
 from session_lifecycle.writing.step_block import StepBlock, error_fields
 
-_current: ContextVar["RunBlock | None"] = ContextVar("session_lifecycle_run", default=None)
 
-
-def current_run() -> "RunBlock | None":
-    """The innermost run block around this code; None outside.
-
-    Tasks that are started inside a run find it too, and so do threads that run in a copy of the context
-    (`contextvars.copy_context().run`, `asyncio.to_thread`).
-    """
-    return _current.get()
-
-
-class RunBlock(OpensAttempts):
+class RunBlock(CodeBlock, OpensAttempts):
     """A run of an agent. Made by `run` of a session block or of another run. A block for `with` and `async with`.
 
     Entering records its beginning, and leaving its end: `completed`, `failed` if an exception leaves the block, or
@@ -43,6 +30,8 @@ class RunBlock(OpensAttempts):
         output: What is recorded as its output when it ends; any JSON, or None.
     """
 
+    innermost: ClassVar[ContextVar["RunBlock | None"]] = ContextVar("session_lifecycle_run", default=None)
+
     def __init__(self, scope: Scope, fields: dict[str, Any]) -> None:
         """Use `SessionTrace.run` or `RunBlock.run` instead."""
         self.run_id: str = fields.pop("run_id") or str(uuid4())
@@ -53,7 +42,6 @@ class RunBlock(OpensAttempts):
         self._fields = {**fields, **ids}
         if self._fields["agent_name"] is None:
             self._fields["agent_name"] = scope.agent_name
-        self._outer: RunBlock | None = None
         self._is_finished = False
 
     def begin(self, *, at: datetime | None = None) -> Self:
@@ -63,7 +51,7 @@ class RunBlock(OpensAttempts):
             at: When it began; None: now.
         """
         if "started_at" not in self._fields:
-            outer = _current.get()
+            outer = self.innermost.get()
             if self._fields["parent_run_id"] is None and outer is not None and self._is_in_session_of(outer):
                 self._fields["parent_run_id"] = outer.run_id
             self._fields["started_at"] = at or now()
@@ -217,67 +205,32 @@ class RunBlock(OpensAttempts):
         tokens_out: int = 0,
         cost_usd: Decimal | float | str | None = None,
         errored: bool = False,
-        *,
-        provider: str | None = None,
-        cache_read_tokens: int = 0,
-        cache_write_tokens: int = 0,
-        reasoning_tokens: int = 0,
-        idempotency_key: str | None = None,
-        at: datetime | None = None,
-        **rare: Unpack[RareUse],
+        **options: Unpack[UsageOptions],
     ) -> None:
         """Records the usage of a response of this run: an attempt that is opened and closed here. See `Attempt.usage`.
 
         Without any count it is recorded without usage (`measured=False`).
         """
-        self.attempt(model, provider).usage(
+        self.attempt(model, options.get("provider")).usage(
             model,
             tokens_in,
             tokens_out,
             cost_usd,
             errored,
-            provider=provider,
-            cache_read_tokens=cache_read_tokens,
-            cache_write_tokens=cache_write_tokens,
-            reasoning_tokens=reasoning_tokens,
-            idempotency_key=idempotency_key,
-            at=at,
-            **rare,
+            **options,
         )
-
-    @contextmanager
-    def active(self) -> Generator[None]:
-        """Makes this the current run inside the block, without beginning or ending it: for callbacks and generators."""
-        outer = _current.get()
-        _current.set(self)
-        try:
-            yield
-        finally:
-            _current.set(outer)
-
-    def __enter__(self) -> Self:
-        self.begin()
-        self._outer = _current.get()
-        _current.set(self)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        # Not by a token: a generator may be closed in another context, and a token would raise there.
-        _current.set(self._outer)
-        self.finish(error)
-
-    async def __aenter__(self) -> Self:
-        return self.__enter__()
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.__exit__(kind, error, traceback)
 
     def _is_in_session_of(self, other: "RunBlock") -> bool:
         return (self.session_id, str(self.user_id)) == (other.session_id, str(other.user_id)) and other is not self
+
+
+def current_run() -> "RunBlock | None":
+    """The innermost run block around this code; None outside.
+
+    Tasks that are started inside a run find it too, and so do threads that run in a copy of the context
+    (`contextvars.copy_context().run`, `asyncio.to_thread`).
+    """
+    return RunBlock.innermost.get()
 
 
 def write_message(

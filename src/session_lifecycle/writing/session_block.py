@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from contextvars import ContextVar, Token
-from datetime import datetime, timedelta
+from datetime import timedelta
 from decimal import Decimal
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self, Unpack
@@ -20,7 +20,7 @@ from session_lifecycle.models import (
     UsageReceipt,
 )
 from session_lifecycle.models.budgets import DEFAULT_LEASE
-from session_lifecycle.models.usage import EstimatedUse, RareUse
+from session_lifecycle.models.usage import EstimatedUse, UsageOptions
 from session_lifecycle.writing.protocol import SessionReserver, SessionWriter
 from session_lifecycle.writing.quiet import QuietWriter
 from session_lifecycle.writing.session_trace import SessionTrace
@@ -199,14 +199,7 @@ class SessionBlock(SessionTrace):
         tokens_out: int = 0,
         cost_usd: Decimal | float | str | None = None,
         errored: bool = False,
-        *,
-        provider: str | None = None,
-        cache_read_tokens: int = 0,
-        cache_write_tokens: int = 0,
-        reasoning_tokens: int = 0,
-        idempotency_key: str | None = None,
-        at: datetime | None = None,
-        **rare: Unpack[RareUse],
+        **options: Unpack[UsageOptions],
     ) -> UsageReceipt:
         """Counts usage of this session: `SessionWriter.accumulate_usage`, the same results and errors."""
         return await self._writer.accumulate_usage(
@@ -217,13 +210,7 @@ class SessionBlock(SessionTrace):
             tokens_out,
             cost_usd,
             errored,
-            provider=provider,
-            cache_read_tokens=cache_read_tokens,
-            cache_write_tokens=cache_write_tokens,
-            reasoning_tokens=reasoning_tokens,
-            idempotency_key=idempotency_key,
-            at=at,
-            **rare,
+            **options,
         )
 
     async def would_exceed(

@@ -31,7 +31,7 @@ from session_lifecycle.models import (
     UsageReceipt,
 )
 from session_lifecycle.models.budgets import DEFAULT_LEASE
-from session_lifecycle.models.usage import EstimatedUse
+from session_lifecycle.models.usage import EstimatedUse, UsageOptions
 from session_lifecycle.postgres.processes import forget_in_child
 from session_lifecycle.writing.protocol import SessionReserver
 from session_lifecycle.writing.quiet import QuietWriter
@@ -133,13 +133,7 @@ class SynchronousRecorder:
         tokens_out: int = 0,
         cost_usd: Decimal | float | str | None = None,
         errored: bool = False,
-        *,
-        provider: str | None = None,
-        cache_read_tokens: int = 0,
-        cache_write_tokens: int = 0,
-        reasoning_tokens: int = 0,
-        idempotency_key: str | None = None,
-        at: datetime | None = None,
+        **options: Unpack[UsageOptions],
     ) -> UsageReceipt:
         """`SessionWriter.accumulate_usage`, which returns when the usage is committed."""
         return self._call(
@@ -151,12 +145,7 @@ class SynchronousRecorder:
                 tokens_out,
                 cost_usd,
                 errored,
-                provider=provider,
-                cache_read_tokens=cache_read_tokens,
-                cache_write_tokens=cache_write_tokens,
-                reasoning_tokens=reasoning_tokens,
-                idempotency_key=idempotency_key,
-                at=at,
+                **options,
             )
         )
 
@@ -399,13 +388,7 @@ class SynchronousSessionBlock(SessionTrace):
         tokens_out: int = 0,
         cost_usd: Decimal | float | str | None = None,
         errored: bool = False,
-        *,
-        provider: str | None = None,
-        cache_read_tokens: int = 0,
-        cache_write_tokens: int = 0,
-        reasoning_tokens: int = 0,
-        idempotency_key: str | None = None,
-        at: datetime | None = None,
+        **options: Unpack[UsageOptions],
     ) -> UsageReceipt:
         """Counts usage of this session: `SynchronousRecorder.accumulate_usage`."""
         return self._recorder.accumulate_usage(
@@ -416,12 +399,7 @@ class SynchronousSessionBlock(SessionTrace):
             tokens_out,
             cost_usd,
             errored,
-            provider=provider,
-            cache_read_tokens=cache_read_tokens,
-            cache_write_tokens=cache_write_tokens,
-            reasoning_tokens=reasoning_tokens,
-            idempotency_key=idempotency_key,
-            at=at,
+            **options,
         )
 
     def would_exceed(

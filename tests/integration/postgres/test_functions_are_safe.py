@@ -212,6 +212,7 @@ DIRECTLY: dict[str, tuple[str, tuple[Any, ...]]] = {
     "update_session_v1": ("$2, 's', j", ({"title": "x"}, A)),
     "annotate_session_v1": ("$1, 's', 'quality', '', 1, 'a', 'b', $2", (A, AT)),
     "delete_runs": ("$1, $2", ([A], ["nobody"])),
+    "create_sessions": ("j, $2", ([{"position": 0, "kind": "touch", "user_id": A, "session_id": "new"}], AT)),
     "record_plain": ("j, $2", ([{"position": 0, "kind": "touch", "user_id": A, "session_id": "s"}], AT)),
     "record_wave": ("j, $2", ([{"position": 0, "kind": "touch", "user_id": A, "session_id": "s"}], AT)),
     "lock_sessions": (

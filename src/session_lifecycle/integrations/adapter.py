@@ -1,0 +1,199 @@
+"""What all adapters share: the session of a run, the parts that are open, and callbacks that never raise.
+
+An adapter hands over what a runtime tells to a recorder, and waits for nothing. A *part* is a run, a step or an
+attempt that the runtime has told the beginning of.
+"""
+
+import inspect
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Mapping
+from datetime import timedelta
+from functools import wraps
+from typing import Any, Generic, ParamSpec, Protocol, TypeVar, cast
+from uuid import UUID
+
+from session_lifecycle.errors import ConfigurationError, SessionLifecycleError
+from session_lifecycle.writing.quiet import QuietWriter
+from session_lifecycle.writing.session_trace import SessionTrace, current_trace
+
+MOST_OPEN = 10_000
+"""How many parts of one kind an adapter keeps open. A runtime that never tells an end must not fill the memory."""
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+Key = TypeVar("Key", bound=Hashable)
+Part = TypeVar("Part")
+
+
+class TakesQuietly(Protocol):
+    """A recorder: that of an event loop (`db.recorder()`) or of threads (`db.synchronous_recorder()`)."""
+
+    @property
+    def quiet(self) -> QuietWriter:
+        """Takes items from any thread, at once, and raises nothing."""
+        ...
+
+
+class Adapter:
+    """The base of adapters: whose sessions they record, and where a failure of theirs goes.
+
+    Attributes:
+        content: Whether messages, and the inputs and outputs of runs and steps, are recorded.
+    """
+
+    def __init__(
+        self,
+        recorder: TakesQuietly,
+        *,
+        user_id: UUID | str | Callable[[], UUID | str | None] | None = None,
+        session_id: str | None = None,
+        content: bool = False,
+        attempt_timeout: timedelta | float | None = None,
+    ) -> None:
+        """Makes an adapter. It needs no event loop.
+
+        Args:
+            recorder: What it hands its items to.
+            user_id: The owner of its sessions, or a function that finds the owner when a run begins, in the context of
+                that run. None: the owner of the session block around the run.
+            session_id: The session of runs whose runtime names none. None: that of the session block around the run,
+                else a session of its own for each run, with the run's id.
+            content: Whether messages, and the inputs and outputs of runs and steps, are recorded. The host's `redact`
+                sees them first.
+            attempt_timeout: How long a model call may be open before it is recorded without usage, a timedelta or
+                seconds; None: 15 minutes.
+        """
+        self.content = content
+        self._quiet = recorder.quiet
+        self._user_id = user_id
+        self._session_id = session_id
+        self._attempt_timeout = attempt_timeout
+
+    def session_of(
+        self,
+        session_id: str | None,
+        run_id: str,
+        *,
+        agent_name: str | None = None,
+        parent_session_id: str | None = None,
+    ) -> SessionTrace:
+        """The session of a run.
+
+        Args:
+            session_id: The session that the runtime names; None: it names none.
+            run_id: The run's id.
+            agent_name: The agent of the session's runs.
+            parent_session_id: The session above it.
+
+        Raises:
+            ConfigurationError: No owner is known. `recorded` turns it into a loss that is told.
+        """
+        around = current_trace()
+        user_id = self._user_id() if callable(self._user_id) else self._user_id
+        if user_id is None and around is not None:
+            user_id = around.user_id
+        if user_id is None:
+            raise ConfigurationError(
+                "user_id: got None, expected the session's owner, or a session block around the run"
+            )
+        found = session_id or self._session_id
+        if found is None:
+            found = run_id if around is None else around.session_id
+        return SessionTrace(
+            self._quiet,
+            found,
+            user_id,
+            agent_name=agent_name,
+            parent_session_id=parent_session_id,
+            attempt_timeout=self._attempt_timeout,
+        )
+
+    def shown(self, content: Any) -> Any:
+        """The content, where content is recorded; else None."""
+        return content if self.content else None
+
+    def fail(self, error: Exception) -> None:
+        """Counts and tells a failure of the adapter itself: what it stood for is not recorded."""
+        failure = error
+        if not isinstance(failure, SessionLifecycleError):
+            failure = SessionLifecycleError(f"{type(self).__name__} failed ({type(error).__name__})")
+            failure.__cause__ = error
+        self._quiet.fail(failure)
+
+
+def recorded(callback: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Decorates a callback of an adapter, with or without `async`: its failure is told, and never raised.
+
+    The callback returns None then. A runtime whose callback returns a value that goes on is not decorated with this.
+    """
+    if inspect.iscoroutinefunction(callback):
+
+        @wraps(callback)
+        async def asynchronous(self: Adapter, *args: Any, **kwargs: Any) -> Any:
+            try:
+                return await cast(Any, callback)(self, *args, **kwargs)
+            except Exception as error:  # noqa: BLE001 - a failure of the adapter must not end the host's work
+                self.fail(error)
+
+        return cast(Callable[Arguments, Result], asynchronous)
+
+    @wraps(callback)
+    def synchronous(self: Adapter, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return cast(Any, callback)(self, *args, **kwargs)
+        except Exception as error:  # noqa: BLE001 - a failure of the adapter must not end the host's work
+            self.fail(error)
+
+    return cast(Callable[Arguments, Result], synchronous)
+
+
+class OpenParts(Generic[Key, Part]):
+    """The parts of one kind that are open, by the runtime's id. Beyond `MOST_OPEN`, the oldest is given up.
+
+    May be used from any thread.
+    """
+
+    def __init__(self, give_up: Callable[[Part], object], *, most: int = MOST_OPEN) -> None:
+        """Makes an empty collection.
+
+        Args:
+            give_up: Closes a part whose end is not waited for any more.
+            most: How many are kept.
+        """
+        self._give_up = give_up
+        self._most = most
+        self._parts: OrderedDict[Key, Part] = OrderedDict()
+        self._changing = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    def put(self, key: Key, part: Part) -> Part:
+        """Keeps a part, and returns it."""
+        oldest: list[Part] = []
+        with self._changing:
+            self._parts[key] = part
+            while len(self._parts) > self._most:
+                oldest.append(self._parts.popitem(last=False)[1])
+        for left in oldest:
+            self._give_up(left)
+        return part
+
+    def get(self, key: Key) -> Part | None:
+        """The part, which stays open; None where there is none."""
+        return self._parts.get(key)
+
+    def take(self, key: Key) -> Part | None:
+        """The part, which is open no more; None where there is none."""
+        with self._changing:
+            return self._parts.pop(key, None)
+
+
+def value_at(source: Any, *path: str) -> Any:
+    """The value at a path of keys or attributes; None where the path ends early. Runtimes give objects and dicts."""
+    for name in path:
+        if source is None:
+            return None
+        source = source.get(name) if isinstance(source, Mapping) else getattr(source, name, None)
+    return source
