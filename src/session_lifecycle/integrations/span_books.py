@@ -120,31 +120,50 @@ def counted(node: Node, event: Fields, above: Iterable[Node]) -> list[Entry]:
         event: Its event.
         above: The spans above it that are known, the nearest first.
     """
-    has_usage = event["measured"] and not event["errored"]
-    above = list(above)
+    has_usage = _has_usage(event)
     if node.has_usage_below or (node.has_events_below and not has_usage):
         return []
-    if not has_usage and any(outer.event is not None and outer.event["measured"] for outer in above):
+    above = list(above)
+    if not has_usage and any(_counts(outer) for outer in above):
         return []  # the call around it has ended before it, and has counted it
     node.event = event
-    entries = [event]
-    if has_usage:
-        entries += [_taken_back(inner) for inner in node.unmeasured_below if not _is_same(inner, event)]
+    taken_back = [inner for inner in node.unmeasured_below if has_usage and not _is_same(inner, event)]
+    return [*_events([event]), *_events(map(_taken_back, taken_back)), *told_above(event, above)]
+
+
+def told_above(event: Fields, above: Iterable[Node]) -> list[Entry]:
+    """Tells the spans above a call what it counted. Returns what takes the place of events that counted it too."""
+    above = list(above)
+    has_usage = _has_usage(event)
+    if not has_usage and any(_counts(outer) and not _is_same(outer.event, event) for outer in above):
+        return _events([_taken_back(event)])
+    entries: list[Entry] = []
     for outer in above:
         outer.has_events_below = True
-        if not has_usage:
-            if not event["errored"]:
-                outer.unmeasured_below.append(event)
-            continue
-        outer.has_usage_below = True
-        if outer.event is not None and not _is_same(outer.event, event):
-            entries.append(_taken_back(outer.event))
-        outer.event = None
-    return [(UsageEvent, fields) for fields in entries]
+        if has_usage:
+            outer.has_usage_below = True
+            if outer.event is not None and not _is_same(outer.event, event):
+                entries += _events([_taken_back(outer.event)])
+            outer.event = None
+        elif not event["errored"]:
+            outer.unmeasured_below.append(event)
+    return entries
 
 
-def _is_same(one: Fields, other: Fields) -> bool:
-    return all(one[name] == other[name] for name in ("user_id", "idempotency_key", "key_scope"))
+def _events(events: Iterable[Fields]) -> list[Entry]:
+    return [(UsageEvent, event) for event in events]
+
+
+def _has_usage(event: Fields) -> bool:
+    return bool(event["measured"] and not event["errored"])
+
+
+def _counts(node: Node) -> bool:
+    return node.event is not None and _has_usage(node.event)
+
+
+def _is_same(one: Fields | None, other: Fields) -> bool:
+    return one is not None and all(one[name] == other[name] for name in ("user_id", "idempotency_key", "key_scope"))
 
 
 def messages(span: Span, place: Place) -> Iterator[Entry]:
@@ -222,6 +241,8 @@ class SpanBatches:
         self._input_without_cache = input_without_cache
         self._known: OpenParts[Hashable, tuple[str | None, Node]] = OpenParts(lambda _: None)
         self._traces: OpenParts[Hashable, bool] = OpenParts(lambda _: None)
+        self._waiting: OpenParts[Hashable, list[Fields]] = OpenParts(lambda _: None)
+        """The events of calls by the first span above them that has not come."""
 
     def traces(self, spans: Iterable[Span]) -> dict[str, list[Span]]:
         """The spans by trace."""
@@ -230,29 +251,33 @@ class SpanBatches:
             found.setdefault(span.trace_id, []).append(span)
         return found
 
-    def entries(self, trace: Sequence[Span], user_of: Callable[[], UUID | str]) -> list[Entry]:
+    def entries(self, trace: Sequence[Span], user_of: Callable[[], UUID | str], sender: str = "") -> list[Entry]:
         """The items of spans of one trace. Empty: none of them is of an agent.
 
         Args:
             trace: Spans of one trace that have ended, in any order.
-            user_of: Finds the owner. It is called if there are items.
+            user_of: Finds the owner. It is called if there may be items.
+            sender: Who sent them. Traces of different senders have nothing to do with each other.
         """
         kinds = {span.span_id: kind_of(span.attributes) for span in trace}
         trace_id = trace[0].trace_id
         of_agents = [span for span in trace if kinds[span.span_id] is not None]
         roots = [span for span in trace if span.is_local_root]
-        if not of_agents and not roots:
-            return []
-        user_id = user_of()
-        whose = (str(user_id), trace_id)
+        whose = (sender, trace_id)
+        # Other traces are not remembered: they are far more.
         if not of_agents and self._traces.get(whose) is None:
             return []
+        user_id = user_of()
         self._traces.put(whose, True)
         by_start = sorted(trace, key=lambda span: span.started_at)
         named = next((name for span in by_start if (name := session_of(span.attributes))), self._session_id)
         place = Place(user_id, named or trace_id, trace_id)
         nodes = self._nodes(whose, trace)
         entries: list[Entry] = []
+        for span in trace:
+            for event in self._waiting.take((*whose, span.span_id)) or ():
+                above = [nodes[span.span_id], *self._above(whose, span, event)]
+                entries += told_above(event, above)
         # Inner spans end before outer ones, or with them.
         for span in sorted(
             of_agents, key=lambda span: (span.ended_at or span.started_at, -span.started_at.timestamp())
@@ -260,14 +285,15 @@ class SpanBatches:
             kind = kinds[span.span_id]
             if kind in MODEL_CALLS:
                 event = event_of(span, place, key_scope=self._key_scope, input_without_cache=self._input_without_cache)
-                entries += counted(nodes[span.span_id], event, self._above(whose, span))
+                entries += counted(nodes[span.span_id], event, self._above(whose, span, event))
                 entries += messages(span, place) if self._content else ()
             elif kind is not None and span.parent_id is not None:
                 parent = span.parent_id if kinds.get(span.parent_id) in {Kind.AGENT, Kind.TOOL, Kind.TASK} else None
                 if parent is not None and any(root.span_id == parent and root.parent_id is None for root in roots):
                     parent = None  # that span is the run
                 entries.append(step_of(span, kind, place, parent_step_id=parent, content=self._content))
-        return [*self._run(by_start, of_agents, roots, kinds, place, named), *entries]
+        run = self._run(by_start, of_agents, roots, kinds, place, named) if of_agents or roots else ()
+        return [*run, *entries]
 
     def _nodes(self, whose: tuple[str, str], trace: Sequence[Span]) -> dict[str, Node]:
         nodes: dict[str, Node] = {}
@@ -277,12 +303,16 @@ class SpanBatches:
             self._known.put((*whose, span.span_id), (span.parent_id, nodes[span.span_id]))
         return nodes
 
-    def _above(self, whose: tuple[str, str], span: Span) -> Iterator[Node]:
+    def _above(self, whose: tuple[str, str], span: Span, event: Fields) -> Iterator[Node]:
+        """The spans above a span that have come, the nearest first. The event waits for the next one, which has not."""
         parent_id, seen = span.parent_id, {span.span_id}
         while parent_id is not None and parent_id not in seen:
             seen.add(parent_id)
             known = self._known.get((*whose, parent_id))
             if known is None:
+                waiting = self._waiting.get((*whose, parent_id)) or []
+                if event not in waiting:
+                    self._waiting.put((*whose, parent_id), [*waiting, event])
                 return
             parent_id, node = known
             yield node
