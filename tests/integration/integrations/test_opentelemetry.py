@@ -483,21 +483,23 @@ async def test_H40_the_processor_knows_runs_and_sessions_from_the_spans_above(
     session_database: SessionDatabase,
 ) -> None:
     async with session_database.recorder() as recorder:
-        with processed(recorder) as tracer:
-            with tracer.start_as_current_span("POST /ask", attributes={"session.id": "trip-1"}) as root:
-                trace_id = f"{root.get_span_context().trace_id:032x}"
-                with tracer.start_as_current_span("invoke_agent", attributes=AGENT) as agent:
-                    agent_id = f"{trace_id}:{agent.get_span_context().span_id:016x}"
-                    agent.set_attributes(USAGE)
-                    call(tracer, "resp-1")
-                    with tracer.start_as_current_span("execute_tool", attributes=TOOL) as tool:
-                        tool_id = f"{tool.get_span_context().span_id:016x}"
-                        with tracer.start_as_current_span("below") as below:
-                            # OpenLLMetry says what a span is after it has begun.
-                            below.set_attributes({"traceloop.span.kind": "agent", "traceloop.entity.name": "helper"})
-                            below_id = f"{trace_id}:{below.get_span_context().span_id:016x}"
-                            call(tracer, "resp-2")
-                call(tracer, "resp-3")
+        with (
+            processed(recorder) as tracer,
+            tracer.start_as_current_span("POST /ask", attributes={"session.id": "trip-1"}) as root,
+        ):
+            trace_id = f"{root.get_span_context().trace_id:032x}"
+            with tracer.start_as_current_span("invoke_agent", attributes=AGENT) as agent:
+                agent_id = f"{trace_id}:{agent.get_span_context().span_id:016x}"
+                agent.set_attributes(USAGE)
+                call(tracer, "resp-1")
+                with tracer.start_as_current_span("execute_tool", attributes=TOOL) as tool:
+                    tool_id = f"{tool.get_span_context().span_id:016x}"
+                    with tracer.start_as_current_span("below") as below:
+                        # OpenLLMetry says what a span is after it has begun.
+                        below.set_attributes({"traceloop.span.kind": "agent", "traceloop.entity.name": "helper"})
+                        below_id = f"{trace_id}:{below.get_span_context().span_id:016x}"
+                        call(tracer, "resp-2")
+            call(tracer, "resp-3")
         await recorder.flush()
         assert recorder.snapshot().failures == 0
     assert await events(session_database, "run_id, session_id, tokens_in") == {
@@ -642,9 +644,9 @@ async def test_two_traces_at_once_stay_apart(session_database: SessionDatabase) 
     async def ask(tracer: Tracer, number: int) -> None:
         with tracer.start_as_current_span("invoke_agent", attributes=AGENT | {"session.id": f"trip-{number}"}):
             for turn in range(3):
-                with tracer.start_as_current_span("chat", attributes=CHAT) as call:
+                with tracer.start_as_current_span("chat", attributes=CHAT) as asked:
                     await asyncio.sleep(0)
-                    call.set_attributes(USAGE | {"gen_ai.response.id": f"resp-{number}-{turn}"})
+                    asked.set_attributes(USAGE | {"gen_ai.response.id": f"resp-{number}-{turn}"})
 
     def owner(attributes: Any) -> str | None:
         return {"trip-0": f"{1:032x}", "trip-1": f"{2:032x}"}.get(str(attributes.get("session.id")))
