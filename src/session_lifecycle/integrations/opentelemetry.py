@@ -30,6 +30,7 @@ from session_lifecycle.integrations.span_reader import (
     Kind,
     Span,
     agent_of,
+    error_of,
     kind_of,
     model_of,
     moment,
@@ -366,13 +367,9 @@ def _spans(spans: Sequence[ReadableSpan]) -> list[Span]:
 def _span(span: ReadableSpan) -> Span:
     attributes = dict(span.attributes or {})
     trace_id, span_id = _id(span.get_span_context()).split(":")
-    error = error_text = None
-    if span.status.status_code is StatusCode.ERROR or "error.type" in attributes:
-        told = [event.attributes or {} for event in span.events if event.name == "exception"]
-        kinds = [attributes.get("error.type"), *(one.get("exception.type") for one in reversed(told)), "error"]
-        error = next(str(kind) for kind in kinds if kind)
-        texts = [span.status.description, *(one.get("exception.message") for one in reversed(told))]
-        error_text = next((str(text) for text in texts if text), None)
+    exceptions = [event.attributes or {} for event in span.events if event.name == "exception"]
+    has_failed = span.status.status_code is StatusCode.ERROR
+    error, error_text = error_of(attributes, exceptions, span.status.description, has_failed=has_failed)
     return Span(
         trace_id=trace_id,
         span_id=span_id,

@@ -338,7 +338,7 @@ class SpanBatches:
             "started_at": by_start[0].started_at,
             "ended_at": ended_at,
             # A later end takes the place of an earlier one, and a root's that of another span at the same second.
-            "revision": max(0, 2 * int((ended_at - _RUNS_COUNT_FROM).total_seconds())) + bool(roots),
+            "revision": 2 * max(0, min(int((ended_at - _RUNS_COUNT_FROM).total_seconds()), 2**30 - 1)) + bool(roots),
             **end_of(last, kind, content=self._content),
         }
         # The outermost agent ends last.

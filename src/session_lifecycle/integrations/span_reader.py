@@ -7,7 +7,7 @@ https://arize-ai.github.io/openinference/spec/, `opentelemetry.semconv_ai` 0.5.1
 """
 
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -310,6 +310,30 @@ def _whole(value: Any) -> Any:
 
 _GIVEN_UP = ("cancel", "generatorexit", "keyboardinterrupt", "abort")
 _NO_ANSWER = ("timeout", "connect", "deadline", "incompleteread", "protocolerror")
+
+
+def error_of(
+    attributes: Mapping[str, Any],
+    exceptions: Sequence[Mapping[str, Any]],
+    description: str | None,
+    *,
+    has_failed: bool,
+) -> tuple[str | None, str | None]:
+    """The type and the text of a span's error; None: it has none.
+
+    Args:
+        attributes: The span's.
+        exceptions: The attributes of the exceptions among its events.
+        description: What its status says.
+        has_failed: Whether its status is an error.
+    """
+    if not has_failed and "error.type" not in attributes:
+        return None, None
+    told = list(reversed(exceptions))
+    kinds = [attributes.get("error.type"), *(one.get("exception.type") for one in told)]
+    texts = [description, *(one.get("exception.message") for one in told)]
+    kind, text = (next((str(value) for value in values if value), None) for values in (kinds, texts))
+    return kind or "error", text
 
 
 def is_given_up(error: str | None) -> bool:
