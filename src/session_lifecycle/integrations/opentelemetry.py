@@ -318,7 +318,8 @@ class SessionSpanProcessor(_SpanAdapter, SpanProcessor):
             user_id = self._owner(spans, node.session)
             session_id = session_id or self._session_id or (None if node.session is None else node.session.session_id)
         made = SessionTrace(self._quiet, session_id or trace_id, user_id, attempt_timeout=self._attempt_timeout).run(
-            node.span.name,
+            # The process that has the root of the trace names its run.
+            None if parent is not None and run_id == trace_id else node.span.name,
             run_id=run_id,
             agent_name=agent_of(node.attributes),
             parent_run_id=around.run_id if around is not None else trace_id if is_below else None,

@@ -88,8 +88,10 @@ def _span(span: OtlpSpan, scope: str) -> Span | None:
     is_whole = len(span.trace_id) == _TRACE_BYTES and any(span.trace_id)
     is_whole = is_whole and len(span.span_id) == _SPAN_BYTES and any(span.span_id)
     is_whole = is_whole and len(span.parent_span_id) in {0, _SPAN_BYTES}
-    ended_ns = span.end_time_unix_nano or span.start_time_unix_nano
-    if not is_whole or not 0 < span.start_time_unix_nano <= ended_ns < _YEAR_10000_NS:
+    # Clocks that are set back make spans that end before they begin.
+    started_ns = span.start_time_unix_nano or span.end_time_unix_nano
+    ended_ns = max(started_ns, span.end_time_unix_nano)
+    if not is_whole or not 0 < started_ns <= ended_ns < _YEAR_10000_NS:
         return None
     attributes = _attributes(span.attributes)
     exceptions = [_attributes(event.attributes) for event in span.events if event.name == "exception"]
@@ -103,7 +105,7 @@ def _span(span: OtlpSpan, scope: str) -> Span | None:
         is_parent_remote=bool(span.flags & known and span.flags & remote),
         name=span.name,
         scope=scope,
-        started_at=moment(span.start_time_unix_nano),
+        started_at=moment(started_ns),
         ended_at=moment(ended_ns),
         attributes=attributes,
         error=error,

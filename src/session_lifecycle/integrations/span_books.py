@@ -4,6 +4,7 @@ A trace is a run, a span of an agent's work a step of it, and a call of a model 
 count, and of calls inside each other the innermost that has usage: the others give its sum again.
 """
 
+import threading
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -243,6 +244,7 @@ class SpanBatches:
         self._traces: OpenParts[Hashable, bool] = OpenParts(lambda _: None)
         self._waiting: OpenParts[Hashable, list[Fields]] = OpenParts(lambda _: None)
         """The events of calls by the first span above them that has not come."""
+        self._reading = threading.Lock()
 
     def traces(self, spans: Iterable[Span]) -> dict[str, list[Span]]:
         """The spans by trace."""
@@ -260,14 +262,26 @@ class SpanBatches:
             sender: Who sent them. Traces of different senders have nothing to do with each other.
         """
         kinds = {span.span_id: kind_of(span.attributes) for span in trace}
-        trace_id = trace[0].trace_id
         of_agents = [span for span in trace if kinds[span.span_id] is not None]
         roots = [span for span in trace if span.is_local_root]
-        whose = (sender, trace_id)
+        whose = (sender, trace[0].trace_id)
         # Other traces are not remembered: they are far more.
         if not of_agents and self._traces.get(whose) is None:
             return []
         user_id = user_of()
+        with self._reading:
+            return self._entries(trace, kinds, of_agents, roots, user_id, whose)
+
+    def _entries(
+        self,
+        trace: Sequence[Span],
+        kinds: Mapping[str, Kind | None],
+        of_agents: Sequence[Span],
+        roots: Sequence[Span],
+        user_id: UUID | str,
+        whose: tuple[str, str],
+    ) -> list[Entry]:
+        trace_id = whose[1]
         self._traces.put(whose, True)
         by_start = sorted(trace, key=lambda span: span.started_at)
         named = next((name for span in by_start if (name := session_of(span.attributes))), self._session_id)

@@ -216,8 +216,7 @@ async def test_an_empty_request_and_spans_of_no_agent_are_taken(session_database
         {"span_id": b"\0" * 8},
         {"span_id": b""},
         {"parent_span_id": b"\1"},
-        {"start_time_unix_nano": 0},
-        {"end_time_unix_nano": 5},
+        {"start_time_unix_nano": 0, "end_time_unix_nano": 0},
     ],
     ids=str,
 )
@@ -228,6 +227,15 @@ async def test_a_malformed_span_is_rejected_and_others_are_recorded(
         told = (await send(client, [span(5, CHAT, trace=2, **broken), *TREE])).partial_success
     assert (told.rejected_spans, told.error_message) == (1, "a span has no valid ids or times")
     assert list(await events(session_database)) == ["resp-1"]
+
+
+async def test_times_of_a_clock_that_was_set_back_are_no_reason_to_lose_usage(
+    session_database: SessionDatabase,
+) -> None:
+    spans = [span(1, CHAT | USAGE, end_time_unix_nano=5), span(2, CHAT | USAGE, trace=2, start_time_unix_nano=0)]
+    async with receiver(session_database) as client:
+        assert await send(client, spans) == ExportTraceServiceResponse()
+    assert len(await events(session_database)) == 2
 
 
 async def test_a_trace_that_is_refused_takes_no_other_with_it(session_database: SessionDatabase) -> None:
