@@ -158,7 +158,7 @@ class SessionSpanExporter(_SpanAdapter, SpanExporter):
 class _Live(Node):
     """A span that has begun here."""
 
-    __slots__ = ("attempt", "block", "parent", "run", "session", "span")
+    __slots__ = ("attempt", "block", "inner", "parent", "run", "session", "span")
 
     def __init__(self, span: ReadableSpan, parent: "_Live | None", block: RunBlock | None) -> None:
         super().__init__()
@@ -170,6 +170,13 @@ class _Live(Node):
         self.run: RunBlock | None = None
         """The run that the span is."""
         self.attempt: Attempt | None = None
+        self.inner: list[_Live] = []
+        """The calls of models inside it, where it is one."""
+
+    def drop_attempt(self) -> None:
+        """Closes the attempt of a call that another one stands for, unless it has been recorded."""
+        if self.attempt is not None and self.attempt.discard():
+            self.attempt = None
 
     @property
     def attributes(self) -> Attributes:
@@ -224,8 +231,9 @@ class SessionSpanProcessor(_SpanAdapter, SpanProcessor):
     def _open_attempt(self, node: _Live, kind: Kind) -> None:
         run = self._run_around(node)
         for outer in node.above():
-            if outer.attempt is not None:
-                outer.attempt.discard()  # this call stands for it
+            if kind_of(outer.attributes) in MODEL_CALLS:
+                outer.inner.append(node)
+                outer.drop_attempt()  # this call stands for it
         node.attempt = run.attempt(
             model_of(node.attributes),
             provider_of(node.attributes),
@@ -259,9 +267,8 @@ class SessionSpanProcessor(_SpanAdapter, SpanProcessor):
 
     def _end_call(self, node: _Live, span: Span) -> None:
         run = self._run_around(node)
-        recorded_key = None
-        if node.attempt is not None and not node.attempt.discard():
-            recorded_key = node.attempt.idempotency_key
+        node.drop_attempt()
+        recorded_key = None if node.attempt is None else node.attempt.idempotency_key
         event = event_of(
             span,
             _place(run),
@@ -269,7 +276,11 @@ class SessionSpanProcessor(_SpanAdapter, SpanProcessor):
             recorded_key=recorded_key,
             input_without_cache=self._input_without_cache,
         )
-        self._write(counted(node, event, node.above()))
+        entries = counted(node, event, node.above())
+        if entries:
+            for inner in node.inner:
+                inner.drop_attempt()  # a call that is open, or never ends, is in this event
+        self._write(entries)
         if self.content:
             self._write(list(messages(span, _place(run))))
 

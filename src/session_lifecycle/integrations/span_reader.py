@@ -7,6 +7,7 @@ https://arize-ai.github.io/openinference/spec/, `opentelemetry.semconv_ai` 0.5.1
 """
 
 import json
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -308,6 +309,7 @@ def _whole(value: Any) -> Any:
 
 # Errors
 
+_EXCEPTION = re.compile(r"([A-Za-z_][\w.]*(?:Error|Exception|Exit|Interrupt|Timeout|Cancelled|Canceled))(?::|$)")
 _GIVEN_UP = ("cancel", "generatorexit", "keyboardinterrupt", "abort")
 _NO_ANSWER = ("timeout", "connect", "deadline", "incompleteread", "protocolerror")
 
@@ -330,7 +332,13 @@ def error_of(
     if not has_failed and "error.type" not in attributes:
         return None, None
     told = list(reversed(exceptions))
-    kinds = [attributes.get("error.type"), *(one.get("exception.type") for one in told)]
+    # OpenTelemetry's API describes an exception as `Type: text`. Another first word may be content.
+    described = _EXCEPTION.match(description or "")
+    kinds = [
+        attributes.get("error.type"),
+        *(one.get("exception.type") for one in told),
+        described and described[1],
+    ]
     texts = [description, *(one.get("exception.message") for one in told)]
     kind, text = (next((str(value) for value in values if value), None) for values in (kinds, texts))
     return kind or "error", text

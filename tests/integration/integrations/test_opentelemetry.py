@@ -57,18 +57,22 @@ def made_span(
     begin: float = 0,
     seconds: float = 1,
     error: str | None = None,
+    description: str | None = None,
     scope: str = "made",
     remote: bool = False,
 ) -> ReadableSpan:
     """A span that has ended."""
     flags = TraceFlags(TraceFlags.SAMPLED)
     start = BEGAN + round(begin * 1e9)
+    if error is not None:
+        attributes, description = attributes | {"error.type": error}, "secret"
+    status = Status(StatusCode.UNSET) if description is None else Status(StatusCode.ERROR, description)
     return ReadableSpan(
         name=f"span {number}",
         context=SpanContext(trace, number, is_remote=False, trace_flags=flags),
         parent=None if parent is None else SpanContext(trace, parent, is_remote=remote, trace_flags=flags),
-        attributes=attributes | ({} if error is None else {"error.type": error}),
-        status=Status(StatusCode.UNSET if error is None else StatusCode.ERROR, None if error is None else "secret"),
+        attributes=attributes,
+        status=status,
         instrumentation_scope=InstrumentationScope(scope),
         start_time=start,
         end_time=start + round(seconds * 1e9),
@@ -334,6 +338,25 @@ async def test_H42_errors(
 ) -> None:
     await exported(session_database, [made_span(2, CHAT, parent=9, error=error)])
     assert await events(session_database, "measured, errored") == {key(2): (measured, errored)}
+    assert await runs(session_database, "status, error") == {TRACE_ID: (status, error)}
+
+
+@pytest.mark.parametrize(
+    ("description", "error", "errored", "status"),
+    [
+        ("CancelledError: ", "CancelledError", False, "cancelled"),
+        ("CancelledError", "CancelledError", False, "cancelled"),
+        ("InternalServerError: Error code: 500", "InternalServerError", True, "failed"),
+        ("Error code: 500", "error", True, "failed"),
+        ("Tartu: is a secret", "error", True, "failed"),
+        ("", "error", True, "failed"),
+    ],
+)
+async def test_H45_an_error_that_only_the_status_tells(
+    session_database: SessionDatabase, description: str, error: str, errored: bool, status: str
+) -> None:
+    await exported(session_database, [made_span(2, CHAT, parent=9, description=description)])
+    assert await events(session_database, "measured, errored") == {key(2): (errored, errored)}
     assert await runs(session_database, "status, error") == {TRACE_ID: (status, error)}
 
 
@@ -607,6 +630,12 @@ async def test_calls_inside_calls_are_one_attempt_and_one_event(session_database
                 inner = tracer.start_span("chat", attributes=CHAT | {"session.id": "late"})
             inner.set_attributes(USAGE)
             inner.end()
+            # An inner call never ends, and the outer one has counted it.
+            with tracer.start_as_current_span("left", attributes=CHAT | {"session.id": "left"}) as outer:
+                tracer.start_span("chat", attributes=CHAT | {"session.id": "left"})
+                outer.set_attributes(USAGE | {"gen_ai.response.id": "resp-left"})
+            with tracer.start_as_current_span("chat", attributes=CHAT | {"session.id": "lost"}):
+                tracer.start_span("chat", attributes=CHAT | {"session.id": "lost"})
             # Neither ends.
             with tracer.start_as_current_span("POST", attributes={"session.id": "never"}):
                 outer = tracer.start_span("chat", attributes=CHAT)
@@ -618,8 +647,11 @@ async def test_calls_inside_calls_are_one_attempt_and_one_event(session_database
         "the inner": (1200, 80, 0, 0),
         "the outer": (1200, 80, 0, 0),
         "late": (1200, 80, 0, 0),
+        "left": (1200, 80, 0, 0),
+        "lost": (0, 0, 1, 0),
         "never": (0, 0, 1, 0),
     }
+    assert "resp-left" in await events(session_database)
 
 
 async def test_calls_in_a_run_of_the_host_are_in_that_run(session_database: SessionDatabase) -> None:
@@ -646,6 +678,19 @@ async def test_calls_in_a_run_of_the_host_are_in_that_run(session_database: Sess
         trace_id: ("run-1", "guide"),
         "run-2": ("run-1", None),
     }
+
+
+async def test_an_attempt_that_is_discarded_records_nothing_unless_it_has(session_database: SessionDatabase) -> None:
+    async with session_database.recorder() as recorder:
+        async with recorder.session("task-1", A, quiet=True) as session:
+            with session.run() as run:
+                first, second = run.attempt("gpt-5"), run.attempt("gpt-5")
+                assert first.discard()
+                assert not first.discard()
+                second.cancel()
+                assert not second.discard()
+        await recorder.flush()
+    assert len(await events(session_database)) == 1
 
 
 async def test_two_traces_at_once_stay_apart(session_database: SessionDatabase) -> None:

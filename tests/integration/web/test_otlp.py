@@ -3,6 +3,8 @@
 import base64
 import gzip
 import json
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
@@ -342,3 +344,25 @@ async def test_content_is_recorded_by_choice_only(session_database: SessionDatab
         client.headers["authorization"] = "77"
         await send(client, spans)
     assert await rows(session_database, "SELECT content FROM session_lifecycle.session_messages") == [("Where?",)]
+
+
+WITHOUT = """
+import sys
+sys.modules[{missing!r}] = None
+try:
+    import session_lifecycle.web.otlp
+except ImportError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("missing", "named"),
+    [("fastapi", "FastAPI"), ("opentelemetry.proto", "opentelemetry-proto"), ("google.protobuf", "")],
+)
+def test_without_the_extra(missing: str, named: str) -> None:
+    program = WITHOUT.format(missing=missing)
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert ran.stdout.startswith(named)
+    assert ran.stdout.endswith("is missing: pip install 'session-lifecycle[web]'\n")
