@@ -90,6 +90,10 @@ class _SpanAdapter(Adapter):
         )
         self._user_of = user_of
         self._input_without_cache = input_without_cache
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """What a subclass needs besides. Its `__init__` stays this one, with these arguments."""
 
     def _owner(self, spans: Sequence[Attributes], around: SessionTrace | None) -> UUID | str:
         found: UUID | str | None = None
@@ -117,16 +121,14 @@ class _SpanAdapter(Adapter):
 
 
 class SessionSpanExporter(_SpanAdapter, SpanExporter):
-    """An exporter of spans, for a `BatchSpanProcessor` of the host. Arguments: see `SessionSpanProcessor`.
+    """An exporter of spans, for a `BatchSpanProcessor` of the host.
 
     A trace is a run; agents below its root are steps of it. Every span of a trace that names a session must name it
     itself where a trace may be exported in several batches: usage that comes before its session is named stays in a
     session with the trace's id. It does not know calls that never end, and spans that are not sampled.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """See `SessionSpanProcessor`."""
-        super().__init__(*args, **kwargs)
+    def _prepare(self) -> None:
         self._batches = SpanBatches(
             key_scope="session",
             content=self.content,
@@ -208,9 +210,7 @@ class SessionSpanProcessor(_SpanAdapter, SpanProcessor):
         provider.add_span_processor(SessionSpanProcessor(recorder, user_id=user_id))
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """See `SessionSpanExporter`."""
-        super().__init__(*args, **kwargs)
+    def _prepare(self) -> None:
         self._open: OpenParts[tuple[int, int], _Live] = OpenParts(_give_up)
         self._beginning = threading.Lock()
 
@@ -256,7 +256,7 @@ class SessionSpanProcessor(_SpanAdapter, SpanProcessor):
                 self._end_call(node, ended)
             elif kind is Kind.AGENT:
                 self._end_agent(node, ended)
-            elif kind is not None and node.parent is not None:
+            elif kind is not None and span.parent is not None:
                 run = self._run_around(node)
                 step = step_of(ended, kind, _place(run), parent_step_id=_step_above(node), content=self.content)
                 self._write([step])

@@ -546,6 +546,14 @@ async def test_H40_the_processor_knows_runs_and_sessions_from_the_spans_above(
     assert await steps(session_database) == {(agent_id, tool_id): ("weather", "completed")}
 
 
+async def test_a_tool_whose_parent_was_not_seen_to_begin_is_a_step(session_database: SessionDatabase) -> None:
+    async with session_database.recorder() as recorder:
+        SessionSpanProcessor(recorder, user_id=A).on_end(made_span(2, TOOL, parent=9))
+        await recorder.flush()
+    assert await steps(session_database) == {(TRACE_ID, f"{2:016x}"): ("weather", "completed")}
+    assert await runs(session_database) == {TRACE_ID: "completed"}
+
+
 async def test_an_agent_at_the_root_is_the_run_of_the_trace(session_database: SessionDatabase) -> None:
     async with session_database.recorder() as recorder:
         with (
