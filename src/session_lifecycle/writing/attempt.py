@@ -168,6 +168,14 @@ class Attempt:
         self._forget()
         self._write(**self._named, measured=False, at=self.started_at)
 
+    def discard(self) -> bool:
+        """Closes the attempt and records nothing: the caller records the call itself. False: it is recorded already."""
+        with self._closing:
+            was_open, self.is_open = self.is_open, False
+        if was_open:
+            self._forget()
+        return was_open
+
     def _close(self, idempotency_key: str | None) -> None:
         with self._closing:
             if self._is_unknown:

@@ -1,11 +1,13 @@
 """RunBlock: a run of an agent as a block of code, with its steps, messages, usage, attempts and nested runs."""
 
+import sys
 from contextvars import ContextVar
 from datetime import datetime
 from decimal import Decimal
 from typing import Any, ClassVar, Literal, Self, Unpack
 from uuid import uuid4
 
+from session_lifecycle.errors import SessionLifecycleError
 from session_lifecycle.models import Message, MessageRole, Run, RunStatus
 from session_lifecycle.models.usage import UsageOptions
 from session_lifecycle.writing.attempt import OpensAttempts, Scope, ends_as_cancelled, now
@@ -20,6 +22,9 @@ class RunBlock(CodeBlock, OpensAttempts):
     `cancelled` if that exception is no `Exception`, as `asyncio.CancelledError` is none. The exception goes on to the
     caller as it is. A run that begins inside a run of the same session has that run as its parent. Attempts that are
     open when it ends are recorded without usage.
+
+    Where the host uses OpenTelemetry, entering sets `gen_ai.conversation.id`, `gen_ai.agent.name` and
+    `session_lifecycle.run.id` on the current span.
 
     Callbacks of a runtime call `begin` and `finish` instead of using a block. Every method may be called from any
     thread, returns at once, and raises nothing for trouble of this library: failures are counted, logged, and told to
@@ -219,6 +224,29 @@ class RunBlock(CodeBlock, OpensAttempts):
             errored,
             **options,
         )
+
+    def __enter__(self) -> Self:
+        super().__enter__()
+        self._tell_span()
+        return self
+
+    def _tell_span(self) -> None:
+        """Tells the span of OpenTelemetry around the block what it is a span of."""
+        # A host that has not imported OpenTelemetry has no span, and does not pay for the import.
+        current = getattr(sys.modules.get("opentelemetry.trace"), "get_current_span", None)
+        if current is None:
+            return
+        try:
+            span = current()
+            if span.is_recording():
+                span.set_attribute("gen_ai.conversation.id", self.session_id)
+                span.set_attribute("session_lifecycle.run.id", self.run_id)
+                if self._fields["agent_name"] is not None:
+                    span.set_attribute("gen_ai.agent.name", self._fields["agent_name"])
+        except Exception as error:  # noqa: BLE001 - a span of the host must not end the host's work
+            failure = SessionLifecycleError(f"the current span took no attributes ({type(error).__name__})")
+            failure.__cause__ = error
+            self._scope.quiet.fail(failure)
 
     def _is_in_session_of(self, other: "RunBlock") -> bool:
         return (self.session_id, str(self.user_id)) == (other.session_id, str(other.user_id)) and other is not self
