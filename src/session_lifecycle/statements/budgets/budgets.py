@@ -6,7 +6,7 @@ from uuid import UUID
 
 from sqlalchemy import BigInteger, ColumnElement, Numeric, Select, Text, bindparam, delete, or_, select, true
 from sqlalchemy.sql.dml import ReturningDelete
-from sqlalchemy.types import Uuid
+from sqlalchemy.types import TypeEngine, Uuid
 
 from session_lifecycle.models import Viewer
 from session_lifecycle.statements import tables
@@ -28,7 +28,7 @@ COLUMNS = (
     "on_unpriced",
 )
 """The columns of a budget, in the order of the arguments of `set_budget_v1`."""
-_TYPES = {
+_TYPES: dict[str, type[TypeEngine[Any]]] = {
     "user_id": Uuid,
     "dataset_id": Uuid,
     "limit_usd": Numeric,
@@ -40,7 +40,7 @@ _TYPES = {
 @lru_cache(maxsize=MOST_KEPT)
 def set_budget(schema: str) -> Select[bool]:
     """Sets a budget. One row: whether it is new. Binds `COLUMNS`."""
-    values = [bindparam(name, type_=_TYPES.get(name, Text)) for name in COLUMNS]
+    values: list[ColumnElement[Any]] = [bindparam(name, type_=_TYPES.get(name, Text)) for name in COLUMNS]
     return select(database_function(schema, "set_budget_v1", *values))
 
 

@@ -7,6 +7,7 @@ from uuid import UUID
 from sqlalchemy import (
     BigInteger,
     Boolean,
+    ColumnClause,
     ColumnElement,
     Numeric,
     Select,
@@ -83,8 +84,9 @@ def reserve(schema: str) -> Select[*tuple[Any, ...]]:
         *_ASKED,
         bindparam("lease_us", type_=BigInteger),
     )
-    outcome = [column("outcome", Text), column("ends_at", TIMESTAMPTZ)]
-    return select(reserved.table_valued(*outcome, *_BUDGET, *_FIGURES, name="reserved"))
+    outcome: list[ColumnClause[Any]] = [column("outcome", Text), column("ends_at", TIMESTAMPTZ)]
+    answer = reserved.table_valued(*outcome, *_BUDGET, *_FIGURES, name="reserved")
+    return select(*answer.c)
 
 
 def budget_use(schema: str, budget_id: str, viewer: Viewer) -> Select[*tuple[Any, ...]]:
