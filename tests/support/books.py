@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple
 
 from session_lifecycle import SessionDatabase
+from support.model_server import ModelServer
 from support.transcripts import rows
 
 
@@ -83,3 +84,20 @@ async def texts(db: SessionDatabase) -> str:
     names = ("session_records", "session_runs", "session_steps", "session_messages", "session_usage_events")
     found = [await rows(db, f"SELECT to_jsonb(t)::text FROM session_lifecycle.{name} t") for name in names]
     return "\n".join(str(row) for table in found for row in table)
+
+
+def served(server: ModelServer) -> dict[str, tuple[str, tuple[int, int], tuple[int, int, int, int]]]:
+    """What the stand-in answered whole and with usage: served model, counts and parts, by the response's id."""
+    return {
+        one.response_id: (
+            one.served_model,
+            (one.tokens_in, one.tokens_out),
+            (one.cache_read_tokens, one.cache_write_tokens, one.cache_write_1h_tokens, one.reasoning_tokens),
+        )
+        for one in server.answered
+    }
+
+
+async def measured(db: SessionDatabase) -> dict[str, tuple[str | None, tuple[int, int], tuple[int, int, int, int]]]:
+    """The same of the events that have usage, by key."""
+    return {key: (one.model, one.counts, one.parts) for key, one in (await events(db)).items() if any(one.counts)}
