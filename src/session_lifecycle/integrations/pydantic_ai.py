@@ -6,6 +6,7 @@ A run is recorded in the session of the run around it, else in that of the sessi
 adapter's `session_id`, else in the run's `conversation_id`.
 """
 
+from collections import Counter
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -74,6 +75,7 @@ class _OpenRun:
         self.request_step = 0
         self.requests = 0
         self.keys: set[str] = set()
+        self.tool_calls: Counter[str] = Counter()
         self.told_attempts = 0
         """How many of the request's attempts that failed are recorded."""
         self.rejected: list[tuple[int, int]] = []
@@ -346,10 +348,13 @@ class SessionCapability(Adapter, AbstractCapability[Any]):
             place is not None and (place.run_id, place.tool_call_id) == (run.block.run_id, call.tool_call_id)
         ):
             return None
+        run.tool_calls[call.tool_call_id] += 1
+        # A model that repeats an id makes another call all the same.
+        again = run.tool_calls[call.tool_call_id]
         return run.block.step(
             "tool",
             call.tool_name,
-            step_id=call.tool_call_id,
+            step_id=call.tool_call_id if again == 1 else f"{call.tool_call_id}:{again}",
             tool_call_id=call.tool_call_id,
             inputs=self.shown(args),
         ).begin()
