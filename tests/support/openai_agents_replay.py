@@ -8,13 +8,14 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from agents.tracing.scope import Scope
 
 from session_lifecycle.integrations.openai_agents import SessionHooks
 
 Line = dict[str, Any]
+Spans = Literal["all", "ends", "none"]
 MODEL_SPANS = {"response", "generation"}
 
 
@@ -23,22 +24,24 @@ def read(file: Path) -> list[Line]:
     return [json.loads(line) for line in file.read_text("utf-8").splitlines()]
 
 
-async def play(hooks: SessionHooks, lines: Sequence[Line], *, spans: bool = True) -> None:
+async def play(hooks: SessionHooks, lines: Sequence[Line], *, spans: Spans = "all") -> None:
     """Calls the hooks of the lines, in their order.
 
     Args:
         hooks: The adapter.
         lines: The log.
-        spans: Whether spans are told, as when `add_trace_processor` was called.
+        spans: What is told of spans: all, as when `add_trace_processor` was called; only what has a line, which is
+            less than the runtime tells; nothing.
     """
     await _Replay(hooks, lines, spans).play()
 
 
 class _Replay:
-    def __init__(self, hooks: SessionHooks, lines: Sequence[Line], spans: bool) -> None:
+    def __init__(self, hooks: SessionHooks, lines: Sequence[Line], spans: Spans) -> None:
         self.hooks = hooks
         self.lines = list(lines)
-        self.has_spans = spans
+        self.has_spans = spans != "none"
+        self.has_beginnings = spans == "all"
         self.position = 0
         self.trace: Any = None
         self.spans: dict[str, Any] = {}
@@ -71,7 +74,8 @@ class _Replay:
         elif method == "on_span_end" and self.has_spans:
             self._begin(line["id"])
             span = self.spans[line["id"]]
-            Scope.set_current_span(span)
+            if self.has_beginnings:
+                Scope.set_current_span(span)
             self.hooks.on_span_end(span)
         elif "ctx" in line:
             await self._hook(line)
@@ -104,7 +108,7 @@ class _Replay:
 
     def _stand_in(self, span_id: str | None) -> None:
         """Makes this the span around the hook."""
-        if span_id is not None and self.has_spans:
+        if span_id is not None and self.has_beginnings:
             self._begin(span_id)
             Scope.set_current_span(self.spans[span_id])
 
@@ -149,7 +153,7 @@ class _Replay:
 
     def _begin(self, span_id: str) -> None:
         span = self.spans[span_id]
-        if span_id in self.begun:
+        if span_id in self.begun or not self.has_beginnings:
             return
         self.begun.add(span_id)
         if span.parent_id is not None:

@@ -256,10 +256,9 @@ class SessionHooks(Adapter, RunHooks[Any], TracingProcessor):
         call.usage = response.usage
         ids = (response.response_id, response.request_id)
         call.response_id = next((one for one in ids if one not in _NO_IDS and one not in unit.keys), None)
-        family = self._family_of(context)
         for item in response.output:
-            if family is not None and (tool_call_id := value_at(item, "call_id")) is not None:
-                family.units_of_tool_calls[tool_call_id] = unit
+            if (tool_call_id := value_at(item, "call_id")) is not None:
+                unit.family.units_of_tool_calls[tool_call_id] = unit
         self._close(unit, call)
         self._show_answer(unit, call, response.output)
 
@@ -294,6 +293,8 @@ class SessionHooks(Adapter, RunHooks[Any], TracingProcessor):
         if unit is None:
             return
         tool_call_id = _tool_call_id(context, tool)
+        if tool_call_id is not None:
+            unit.family.units_of_tool_calls[tool_call_id] = unit
         span = self._current_span()
         step_id = tool_call_id or (None if span is None else span.span_id)
         if step_id is not None:

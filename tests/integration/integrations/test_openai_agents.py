@@ -1,12 +1,36 @@
 """OpenAI Agents' runs in the books: logs of hooks and spans played again, and agents run against a stand-in."""
 
-import pytest
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any, Literal
 
-from session_lifecycle import SessionDatabase
+import pytest
+from agents import (
+    Agent,
+    Model,
+    ModelRetrySettings,
+    ModelSettings,
+    OpenAIChatCompletionsModel,
+    OpenAIResponsesModel,
+    RunConfig,
+    Runner,
+    add_trace_processor,
+    function_tool,
+    retry_policies,
+    set_trace_processors,
+    set_tracing_disabled,
+)
+from agents.tracing import Span, Trace, TracingProcessor
+from openai import APIStatusError, AsyncOpenAI
+
+from session_lifecycle import SessionDatabase, SessionRecorder
 from session_lifecycle.integrations.openai_agents import SessionHooks
 from support import books
 from support.books import Event, RunRow
-from support.openai_agents_replay import play, read
+from support.eventually import eventually
+from support.model_server import ModelServer
+from support.openai_agents_replay import Spans, play, read
 from support.transcripts import SHARED
 from support.usage import A
 
@@ -15,13 +39,13 @@ GPT, ASKED = ("openai", "gpt-5-2025-08-07"), ("openai", "gpt-5")
 PARTS, NOTHING = (1024, 64, 0, 48), ((0, 0), (0, 0, 0, 0))
 
 
-async def replay(db: SessionDatabase, name: str) -> None:
+async def replay(db: SessionDatabase, name: str, spans: Spans = "all") -> None:
     """Plays a log that is kept beside the project, twice: the second time adds nothing."""
     lines = read(SHARED / "payloads" / f"openai-agents-{name}.jsonl")
     seen = []
     for _ in range(2):
         async with db.recorder() as recorder:
-            await play(SessionHooks(recorder, user_id=A), lines)
+            await play(SessionHooks(recorder, user_id=A), lines, spans=spans)
         assert recorder.snapshot().failures == 0
         seen.append((await books.events(db), await books.runs(db), await books.steps(db)))
     assert seen[0] == seen[1]
@@ -134,3 +158,367 @@ async def test_H09_three_responses_without_usage(session_database: SessionDataba
         (run, "call_local0078"): ("get_weather", "completed"),
         (run, "call_local0079"): ("get_time", "completed"),
     }
+
+
+@LOGS
+@pytest.mark.parametrize("spans", ["ends", "none"])
+@pytest.mark.parametrize(
+    ("log", "count"),
+    [
+        ("responses-tools", 3),
+        ("responses-agent-as-tool", 5),
+        ("responses-rawusage", 1),
+        ("chat-stream-include-usage", 1),
+    ],
+)
+async def test_H01_H02_H03_H08_less_is_told_of_spans(
+    session_database: SessionDatabase, log: str, count: int, spans: Spans
+) -> None:
+    await replay(session_database, log, spans)
+    events = (await books.events(session_database)).values()
+    assert len(events) == count
+    assert {one.parts for one in events} == {PARTS}
+    expected = ASKED if spans == "none" or log.startswith("chat") else GPT
+    assert {(one.provider, one.model) for one in events} == {expected}
+    assert {one.status for one in (await books.runs(session_database)).values()} == {"completed"}
+    assert {end for _, end in (await books.steps(session_database)).values()} <= {"completed"}
+    agents = sorted(one.agent or "" for one in events)
+    assert agents == (["main"] * count if count != 5 else [*["child"] * 3, *["parent"] * 2])
+
+
+@LOGS
+@pytest.mark.parametrize(
+    ("log", "status", "flags"),
+    [
+        ("responses-err500", "failed", (True, True)),
+        ("responses-cancel-stream", "cancelled", (False, False)),
+        ("chat-cancel-stream", "cancelled", (False, False)),
+    ],
+)
+async def test_H05_H06_H07_only_ends_of_spans_are_told(
+    session_database: SessionDatabase, log: str, status: str, flags: tuple[bool, bool]
+) -> None:
+    await replay(session_database, log, "ends")
+    [event] = (await books.events(session_database)).values()
+    assert (event.measured, event.errored) == flags
+    assert [one.status for one in (await books.runs(session_database)).values()] == [status]
+
+
+# Runs against the stand-in
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[ModelServer]:
+    with ModelServer() as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def _nothing_served(server: ModelServer) -> None:
+    server.served.clear()
+
+
+@pytest.fixture(autouse=True)
+def _processors() -> Iterator[None]:
+    """Processors are the process's: no test leaves its own behind, and nothing is exported."""
+    set_trace_processors([])
+    yield
+    set_trace_processors([])
+    set_tracing_disabled(False)
+
+
+@function_tool
+def get_weather(city: str) -> str:
+    """The weather of a city."""
+    return f"7 degrees in {city}"
+
+
+@function_tool
+def get_time(city: str) -> str:
+    """The time in a city."""
+    return f"12:00 in {city}"
+
+
+Kind = Literal["responses", "chat"]
+MakeModel = Callable[[Kind], Model]
+KINDS = pytest.mark.parametrize("kind", ["responses", "chat"])
+
+
+@pytest.fixture
+async def make_model(server: ModelServer) -> AsyncIterator[MakeModel]:
+    client = AsyncOpenAI(base_url=server.openai, api_key="none")
+
+    def made(kind: Kind) -> Model:
+        if kind == "responses":
+            return OpenAIResponsesModel("gpt-5", openai_client=client)
+        return OpenAIChatCompletionsModel("gpt-5", openai_client=client)
+
+    yield made
+    await client.close()
+
+
+class ListProcessor(TracingProcessor):
+    """A processor of the host's."""
+
+    def __init__(self) -> None:
+        self.traces: list[str] = []
+
+    def on_trace_start(self, trace: Trace) -> None:
+        self.traces.append(trace.trace_id)
+
+    def on_trace_end(self, trace: Trace) -> None: ...
+
+    def on_span_start(self, span: Span[Any]) -> None: ...
+
+    def on_span_end(self, span: Span[Any]) -> None: ...
+
+    def shutdown(self) -> None: ...
+
+    def force_flush(self) -> None: ...
+
+
+def hooks_of(recorder: SessionRecorder, **more: Any) -> SessionHooks:
+    """The adapter, registered."""
+    hooks = SessionHooks(recorder, **{"user_id": A, **more})
+    add_trace_processor(hooks)
+    return hooks
+
+
+def agent_of(model: Model, name: str = "main", **more: Any) -> Agent[Any]:
+    settings = ModelSettings(include_usage=True)
+    return Agent(**{"name": name, "model": model, "tools": [get_weather, get_time], "model_settings": settings, **more})
+
+
+async def run(agent: Agent[Any], prompt: str, hooks: SessionHooks | None, *, streams: bool = False, **more: Any) -> Any:
+    config = RunConfig(**{"group_id": "chat-1", **more})
+    if not streams:
+        return await Runner.run(agent, prompt, hooks=hooks, run_config=config)
+    result = Runner.run_streamed(agent, prompt, hooks=hooks, run_config=config)
+    async for _ in result.stream_events():
+        pass
+    return result
+
+
+STREAMS = pytest.mark.parametrize("streams", [False, True])
+
+
+@KINDS
+@STREAMS
+async def test_a_plain_run_and_one_with_tools(
+    session_database: SessionDatabase, server: ModelServer, make_model: MakeModel, kind: Kind, streams: bool
+) -> None:
+    async with session_database.recorder() as recorder:
+        hooks, agent = hooks_of(recorder), agent_of(make_model(kind))
+        await run(agent, "Hello", hooks, streams=streams)
+        await run(agent, "[[tools]] weather", hooks, streams=streams)
+    assert recorder.snapshot().failures == 0
+    assert [one.counts for one in (await books.events(session_database)).values()] == [
+        (one.tokens_in, one.tokens_out) for one in server.answered
+    ]
+    if kind == "responses":
+        assert await books.measured(session_database) == books.served(server)
+    else:
+        # Chat tells no model that answered; the key is the response's id, or the request's where streaming.
+        ids = {(one.request_id, one.response_id)[0] for one in server.answered}
+        assert set(await books.measured(session_database)) == ids
+    first, second = await books.runs(session_database)
+    assert set((await books.runs(session_database)).values()) == {RunRow("chat-1", "main", "completed")}
+    calls = [call for one in server.served for call in one.tool_calls]
+    assert await books.steps(session_database) == {(second, call_id): (name, "completed") for call_id, name in calls}
+    assert {one.run for one in (await books.events(session_database)).values()} == {first, second}
+
+
+@pytest.mark.parametrize("with_hooks", [True, False])
+@STREAMS
+async def test_an_agent_as_a_tool_is_counted_once(
+    session_database: SessionDatabase, server: ModelServer, make_model: MakeModel, with_hooks: bool, streams: bool
+) -> None:
+    async with session_database.recorder() as recorder:
+        hooks, model = hooks_of(recorder), make_model("responses")
+        add_trace_processor(hooks)  # twice is once
+        child = agent_of(model, "child")
+        tool = child.as_tool("ask_child", "Asks the child.", hooks=hooks if with_hooks else None)
+        await run(agent_of(model, "parent", tools=[tool]), "[[tools:ask_child]] {{tools}} x", hooks, streams=streams)
+    assert recorder.snapshot().failures == 0
+    assert await books.measured(session_database) == books.served(server)
+    assert len(server.answered) == 5
+    [called] = [call_id for one in server.served for call_id, name in one.tool_calls if name == "ask_child"]
+    runs = await books.runs(session_database)
+    [parent_run] = [run_id for run_id, one in runs.items() if one.agent == "parent"]
+    [child_run] = [run_id for run_id, one in runs.items() if one.agent == "child"]
+    assert runs == {
+        parent_run: RunRow("chat-1", "parent", "completed"),
+        child_run: RunRow("chat-1", "child", "completed", parent_run, called),
+    }
+    assert child_run.startswith("span_")
+    events = (await books.events(session_database)).values()
+    assert Counter(one.agent for one in events) == {"child": 3, "parent": 2}
+
+
+@pytest.mark.parametrize("with_hooks", [True, False])
+@pytest.mark.parametrize("off", ["everywhere", "in the run", "processor"])
+async def test_without_spans(
+    session_database: SessionDatabase, server: ModelServer, make_model: MakeModel, with_hooks: bool, off: str
+) -> None:
+    async with session_database.recorder() as recorder:
+        hooks, model = SessionHooks(recorder, user_id=A), make_model("responses")
+        if off != "processor":
+            add_trace_processor(hooks)
+            set_tracing_disabled(off == "everywhere")
+        child = agent_of(model, "child")
+        tool = child.as_tool("ask_child", "Asks the child.", hooks=hooks if with_hooks else None)
+        parent = agent_of(model, "parent", tools=[tool])
+        await asyncio.gather(
+            *(
+                run(parent, "[[tools:ask_child]] {{tools}} x", hooks, tracing_disabled=off == "in the run")
+                for _ in range(2)
+            )
+        )
+    assert recorder.snapshot().failures == 0
+    assert len(server.answered) == 10
+    events = (await books.events(session_database)).values()
+    for counted in (0, 1):
+        expected = sum((one.tokens_in, one.tokens_out)[counted] for one in server.answered)
+        assert sum(one.counts[counted] for one in events) == expected
+    assert sum(one.parts[0] for one in events) == sum(one.cache_read_tokens for one in server.answered)
+    runs = await books.runs(session_database)
+    assert Counter((one.agent, one.status, one.parent is not None) for one in runs.values()) == Counter(
+        {("parent", "completed", False): 2} | ({("child", "completed", True): 2} if with_hooks else {})
+    )
+    # Without hooks the child's three responses are one event, of which only the sum is known.
+    assert len(events) == (10 if with_hooks else 6)
+    assert {end for _, end in (await books.steps(session_database)).values()} == {"completed"}
+
+
+async def test_two_adapters_in_one_process(
+    session_database: SessionDatabase, server: ModelServer, make_model: MakeModel
+) -> None:
+    async with session_database.recorder() as recorder:
+        model = make_model("responses")
+        one, other, all_runs = hooks_of(recorder), hooks_of(recorder), hooks_of(recorder, every_run=True)
+        hidden = agent_of(model, "hidden").as_tool("ask_hidden", "Asks.", hooks=None)
+        child = agent_of(model, "child", tools=[hidden]).as_tool("ask_child", "Asks.", hooks=other)
+        parent = agent_of(model, "parent", tools=[child])
+        await run(parent, "[[tools:ask_child]] [[tools:ask_hidden@9]] {{tools}} x", one)
+        await run(agent_of(model, "unhooked"), "[[tools]] x", None)
+    assert all_runs is not one
+    assert recorder.snapshot().failures == 0
+    assert await books.measured(session_database) == books.served(server)
+    agents = Counter(one.agent for one in (await books.events(session_database)).values())
+    assert agents["unhooked"] == 3
+    assert {one.status for one in (await books.runs(session_database)).values()} == {"completed"}
+
+
+async def test_runs_of_others_are_not_recorded(
+    session_database: SessionDatabase, server: ModelServer, make_model: MakeModel
+) -> None:
+    kept = ListProcessor()
+    add_trace_processor(kept)
+    async with session_database.recorder() as recorder:
+        hooks_of(recorder)
+        await run(agent_of(make_model("responses")), "Hello", None)
+        await run(agent_of(make_model("responses")), "Hello", SessionHooks(recorder, user_id=A))
+    assert len(server.answered) == 2
+    assert len(await books.events(session_database)) == 1
+    assert len(kept.traces) == 2
+
+
+async def test_a_handoff_stays_in_the_run(
+    session_database: SessionDatabase, server: ModelServer, make_model: MakeModel
+) -> None:
+    async with session_database.recorder() as recorder:
+        model = make_model("responses")
+        other = agent_of(model, "other")
+        await run(agent_of(model, "triage", tools=[], handoffs=[other]), "[[tools]] x", hooks_of(recorder))
+    assert await books.measured(session_database) == books.served(server)
+    assert [(one.agent, one.status) for one in (await books.runs(session_database)).values()] == [
+        ("triage", "completed")
+    ]
+    assert list((await books.steps(session_database, "handoff")).values()) == [("other", "completed")]
+
+
+@KINDS
+@pytest.mark.parametrize("word", ["once429:a", "once500:b"])
+async def test_a_request_that_is_tried_again_is_one_event(
+    session_database: SessionDatabase, server: ModelServer, make_model: MakeModel, kind: Kind, word: str
+) -> None:
+    retry = ModelRetrySettings(max_retries=2, policy=retry_policies.http_status([429, 500]))
+    async with session_database.recorder() as recorder:
+        hooks = hooks_of(recorder)
+        await run(agent_of(make_model(kind)), f"[[{word}{kind}]] Hello", hooks)
+        settings = ModelSettings(include_usage=True, retry=retry)
+        await run(agent_of(make_model(kind), model_settings=settings), f"[[{word}{kind}2]] Hello", hooks)
+    assert [one.status for one in server.served] == [int(word[4:7]), 200] * 2
+    events = await books.events(session_database)
+    assert [(one.counts, one.measured, one.errored) for one in events.values()] == [((1200, 80), True, False)] * 2
+    assert {one.status for one in (await books.runs(session_database)).values()} == {"completed"}
+
+
+@KINDS
+@STREAMS
+async def test_no_usage(
+    session_database: SessionDatabase, server: ModelServer, make_model: MakeModel, kind: Kind, streams: bool
+) -> None:
+    async with session_database.recorder() as recorder:
+        await run(agent_of(make_model(kind)), "[[nousage]] Hello", hooks_of(recorder), streams=streams)
+    [event] = (await books.events(session_database)).values()
+    assert (event.measured, event.errored, event.counts) == (False, False, (0, 0))
+
+
+@KINDS
+@STREAMS
+async def test_an_error(
+    session_database: SessionDatabase, server: ModelServer, make_model: MakeModel, kind: Kind, streams: bool
+) -> None:
+    async with session_database.recorder() as recorder:
+        hooks = hooks_of(recorder)
+        with pytest.raises(APIStatusError):
+            await run(agent_of(make_model(kind)), "[[err500]] Hello", hooks, streams=streams)
+        with pytest.raises(APIStatusError):
+            hidden = agent_of(make_model(kind)).as_tool("ask", "Asks.", failure_error_function=None)
+            await run(
+                agent_of(make_model(kind), tools=[hidden], name="parent"),
+                "[[tools:ask]] {{err500}} Hello",
+                hooks,
+                streams=streams,
+                trace_include_sensitive_data=False,
+            )
+    events = (await books.events(session_database)).values()
+    assert Counter((one.agent, one.errored, one.counts[0]) for one in events) == {
+        ("main", True, 0): 2,
+        ("parent", False, 1200): 1,
+    }
+    assert {one.measured for one in events} == {True}
+    assert {one.status for one in (await books.runs(session_database)).values()} == {"failed"}
+    assert {end for _, end in (await books.steps(session_database)).values()} == {"failed"}
+
+
+@KINDS
+@pytest.mark.parametrize("how", ["task", "cancel", "break"])
+async def test_a_cancelled_call(
+    session_database: SessionDatabase, server: ModelServer, make_model: MakeModel, kind: Kind, how: str
+) -> None:
+    async with session_database.recorder() as recorder:
+        agent, hooks = agent_of(make_model(kind)), hooks_of(recorder)
+
+        async def work() -> None:
+            if how == "task":
+                await run(agent, "[[slow]] Hello", hooks)
+                return
+            result = Runner.run_streamed(agent, "[[slow]] Hello", hooks=hooks)
+            async for event in result.stream_events():
+                if event.type == "raw_response_event":
+                    break
+            result.cancel()
+
+        task = asyncio.create_task(work())
+        if how == "task":
+            await eventually(lambda: server.served)
+            task.cancel()
+        await asyncio.wait({task})
+        await eventually(lambda: not recorder.snapshot().pending)
+        await asyncio.sleep(0.1)
+    assert recorder.snapshot().failures == 0
+    [event] = (await books.events(session_database)).values()
+    assert (event.measured, event.errored, event.counts) == (False, False, (0, 0))
+    assert [one.status for one in (await books.runs(session_database)).values()] == ["cancelled"]
