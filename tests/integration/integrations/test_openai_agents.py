@@ -1,26 +1,37 @@
 """OpenAI Agents' runs in the books: logs of hooks and spans played again, and agents run against a stand-in."""
 
 import asyncio
+import subprocess
+import sys
+import textwrap
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Any, Literal
+from contextvars import ContextVar
+from typing import Any, Literal, cast
+from uuid import UUID, uuid4
 
 import pytest
 from agents import (
     Agent,
+    MaxTurnsExceeded,
     Model,
+    ModelResponse,
     ModelRetrySettings,
     ModelSettings,
     OpenAIChatCompletionsModel,
     OpenAIResponsesModel,
     RunConfig,
     Runner,
+    Usage,
+    UserError,
     add_trace_processor,
     function_tool,
     retry_policies,
     set_trace_processors,
     set_tracing_disabled,
+    trace,
 )
+from agents.testing import ScriptedModel, assistant_message, function_call
 from agents.tracing import Span, Trace, TracingProcessor
 from openai import APIStatusError, AsyncOpenAI
 
@@ -29,9 +40,9 @@ from session_lifecycle.integrations.openai_agents import SessionHooks
 from support import books
 from support.books import Event, RunRow
 from support.eventually import eventually
-from support.model_server import ModelServer
+from support.model_server import ANSWER, ModelServer
 from support.openai_agents_replay import Spans, play, read
-from support.transcripts import SHARED
+from support.transcripts import SHARED, rows
 from support.usage import A
 
 LOGS = pytest.mark.skipif(not SHARED.is_dir(), reason="the logs are not beside the project")
@@ -399,13 +410,13 @@ async def test_two_adapters_in_one_process(
         hidden = agent_of(model, "hidden").as_tool("ask_hidden", "Asks.", hooks=None)
         child = agent_of(model, "child", tools=[hidden]).as_tool("ask_child", "Asks.", hooks=other)
         parent = agent_of(model, "parent", tools=[child])
-        await run(parent, "[[tools:ask_child]] [[tools:ask_hidden@9]] {{tools}} x", one)
+        await run(parent, "[[tools:ask_child]] {{tools:ask_hidden}} x", one)
         await run(agent_of(model, "unhooked"), "[[tools]] x", None)
     assert all_runs is not one
     assert recorder.snapshot().failures == 0
     assert await books.measured(session_database) == books.served(server)
     agents = Counter(one.agent for one in (await books.events(session_database)).values())
-    assert agents["unhooked"] == 3
+    assert agents == {"parent": 2, "child": 2, "hidden": 1, "unhooked": 3}
     assert {one.status for one in (await books.runs(session_database)).values()} == {"completed"}
 
 
@@ -474,7 +485,7 @@ async def test_an_error(
         hooks = hooks_of(recorder)
         with pytest.raises(APIStatusError):
             await run(agent_of(make_model(kind)), "[[err500]] Hello", hooks, streams=streams)
-        with pytest.raises(APIStatusError):
+        with pytest.raises(UserError, match="Error running tool ask"):
             hidden = agent_of(make_model(kind)).as_tool("ask", "Asks.", failure_error_function=None)
             await run(
                 agent_of(make_model(kind), tools=[hidden], name="parent"),
@@ -522,3 +533,259 @@ async def test_a_cancelled_call(
     [event] = (await books.events(session_database)).values()
     assert (event.measured, event.errored, event.counts) == (False, False, (0, 0))
     assert [one.status for one in (await books.runs(session_database)).values()] == ["cancelled"]
+
+
+async def test_runs_inside_a_session_block_and_many_at_once(
+    session_database: SessionDatabase, server: ModelServer, make_model: MakeModel
+) -> None:
+    owner: ContextVar[UUID] = ContextVar("owner")
+    users = {name: uuid4() for name in "abc"}
+    guest = uuid4()
+    async with session_database.recorder() as recorder:
+        hooks = hooks_of(recorder, user_id=owner.get)
+        agent = agent_of(make_model("responses"))
+
+        async def visit(name: str) -> None:
+            owner.set(users[name])
+            await run(agent, "[[tools]] weather", hooks, group_id=name, streams=name == "a")
+
+        await asyncio.gather(*(visit(name) for name in users))
+        async with recorder.session("visit", guest):
+            await run(agent, "Hello", hooks_of(recorder, user_id=None), group_id=None)
+        found = hooks_of(recorder, user_id=guest, find_session=lambda context: context and context["chat"])
+        await Runner.run(agent, "Hello", hooks=found, context={"chat": "found"}, run_config=RunConfig(group_id="not"))
+        alone = await run(agent, "Hello", hooks_of(recorder, user_id=guest), group_id=None)
+    assert alone.final_output == ANSWER
+    assert recorder.snapshot().failures == 0
+    assert await books.measured(session_database) == books.served(server)
+    rows_of = await rows(session_database, "SELECT session_id, user_id FROM session_lifecycle.session_records")
+    sessions = dict(rows_of)
+    [own] = [name for name in sessions if name.startswith("trace_")]
+    assert sessions == users | {"visit": guest, "found": guest, own: guest}
+    events = (await books.events(session_database)).values()
+    assert Counter(one.session for one in events) == Counter({"a": 3, "b": 3, "c": 3, "visit": 1, "found": 1, own: 1})
+
+
+@pytest.mark.parametrize("with_hooks", [True, False])
+async def test_the_runtime_makes_no_spans_of_tasks(
+    session_database: SessionDatabase, server: ModelServer, make_model: MakeModel, with_hooks: bool
+) -> None:
+    async with session_database.recorder() as recorder:
+        hooks, model = hooks_of(recorder), make_model("responses")
+        tool = agent_of(model, "child").as_tool("ask_child", "Asks.", hooks=hooks if with_hooks else None)
+        parent = agent_of(model, "parent", tools=[tool])
+        await run(parent, "[[tools:ask_child]] {{tools}} x", hooks, tracing={"include_task_and_turn_spans": False})
+    assert await books.measured(session_database) == books.served(server)
+    runs = await books.runs(session_database)
+    assert [(one.agent, one.status, one.parent is not None) for one in runs.values()] == [
+        ("parent", "completed", False),
+        ("child", "completed", True),
+    ]
+    events = (await books.events(session_database)).values()
+    assert Counter(one.agent for one in events) == {"child": 3, "parent": 2}
+
+
+async def test_many_runs_of_one_trace_are_one_run(
+    session_database: SessionDatabase, server: ModelServer, make_model: MakeModel
+) -> None:
+    async with session_database.recorder() as recorder:
+        hooks, agent = hooks_of(recorder), agent_of(make_model("chat"))
+        with trace("day", group_id="chat-2") as day:
+            with pytest.raises(APIStatusError):
+                await run(agent, "[[err500]] x", hooks)
+            await asyncio.gather(*(run(agent, "[[tools]] x", hooks, streams=streams) for streams in (True, False)))
+        with pytest.raises(APIStatusError), trace("night", group_id="chat-2"):
+            await run(agent, "Hello", hooks)
+            await run(agent, "[[err500]] x", hooks)
+    assert recorder.snapshot().failures == 0
+    runs = await books.runs(session_database)
+    assert runs[day.trace_id] == RunRow("chat-2", "main", "completed")
+    assert [one.status for one in runs.values()] == ["completed", "failed"]
+    events = (await books.events(session_database)).values()
+    assert sorted(one.counts[0] for one in events) == [0, 0, 1200, 1200, 1200, 1300, 1300, 1400, 1400]
+    assert sum(one.errored for one in events) == 2
+    assert Counter(end for _, end in (await books.steps(session_database)).values()) == {"completed": 4}
+
+
+async def test_a_run_in_a_tool_of_the_host(
+    session_database: SessionDatabase, server: ModelServer, make_model: MakeModel
+) -> None:
+    async with session_database.recorder() as recorder:
+        hooks, model = hooks_of(recorder), make_model("responses")
+        child = agent_of(model, "child")
+
+        @function_tool
+        async def ask(request: str) -> str:
+            """Asks."""
+            return str((await Runner.run(child, request, hooks=hooks)).final_output)
+
+        await run(agent_of(model, "parent", tools=[ask]), "[[tools:ask]] {{tools}} x", hooks)
+    assert await books.measured(session_database) == books.served(server)
+    parent_run, child_run = await books.runs(session_database)
+    [called] = [call_id for one in server.served for call_id, name in one.tool_calls if name == "ask"]
+    assert await books.runs(session_database) == {
+        parent_run: RunRow("chat-1", "parent", "completed"),
+        child_run: RunRow("chat-1", "child", "completed", parent_run, called),
+    }
+
+
+@function_tool
+def breaks(city: str) -> str:
+    """Breaks, and the model is told."""
+    raise ValueError(f"secret-3 of {city}")
+
+
+@function_tool(failure_error_function=None)
+def breaks_all(city: str) -> str:
+    """Breaks, and the run ends."""
+    raise ValueError(f"secret-3 of {city}")
+
+
+@pytest.mark.parametrize("content", [True, False])
+async def test_tools_that_fail_and_content_by_choice(
+    session_database: SessionDatabase, server: ModelServer, make_model: MakeModel, content: bool
+) -> None:
+    async with session_database.recorder() as recorder:
+        hooks, model = hooks_of(recorder, content=content), make_model("responses")
+        done = await run(agent_of(model), "secret-1 [[tools:get_time]]", hooks)
+        await run(agent_of(model, tools=[breaks]), "secret-1 [[tools]]", hooks)
+        with pytest.raises(UserError):
+            await run(agent_of(model, tools=[breaks_all]), "secret-1 [[tools]]", hooks)
+        hidden = agent_of(model, "child").as_tool("ask", "Asks.")
+        await run(agent_of(model, "parent", tools=[hidden]), "secret-1 [[tools:ask]] {{x}}", hooks)
+        with pytest.raises(MaxTurnsExceeded):
+            await Runner.run(agent_of(model), "secret-1 [[tools]]", hooks=hooks, max_turns=1)
+    assert done.final_output == ANSWER
+    assert recorder.snapshot().failures == 0
+    assert await books.measured(session_database) == books.served(server)
+    said = await books.texts(session_database)
+    assert [word in said for word in ("secret-1", "12:00 in Tartu", ANSWER, "Tartu", "secret-3", "[[x]]")] == [
+        content
+    ] * 6
+    steps = (await books.steps(session_database)).values()
+    assert Counter(steps) == {
+        ("get_time", "completed"): 1,
+        ("breaks", "failed"): 1,
+        ("breaks_all", "failed"): 1,
+        ("ask", "completed"): 1,
+        ("get_weather", "completed"): 1,
+    }
+    statuses = Counter((one.agent, one.status) for one in (await books.runs(session_database)).values())
+    assert statuses == {
+        ("main", "completed"): 2,
+        ("main", "failed"): 2,
+        ("parent", "completed"): 1,
+        ("child", "completed"): 1,
+    }
+    if content:
+        first = next(iter(await books.runs(session_database)))
+        assert [one for one in await books.messages(session_database) if one[0] == first] == [
+            (first, "user", "secret-1 [[tools:get_time]]"),
+            (first, "assistant", ANSWER),
+        ]
+
+
+async def test_a_model_without_ids_has_keys_of_its_own(session_database: SessionDatabase) -> None:
+    usage = Usage(requests=1, input_tokens=7, output_tokens=2, total_tokens=9)
+
+    def answers(response_id: str | None) -> ScriptedModel:
+        call = ModelResponse([function_call("get_time", {"city": "x"}, call_id="c")], usage, response_id)
+        return ScriptedModel([call, ModelResponse([assistant_message("ok")], usage, response_id)])
+
+    async with session_database.recorder() as recorder:
+        hooks = hooks_of(recorder)
+        for response_id in (None, "always"):
+            await run(agent_of(answers(response_id)), "Hello", hooks)
+        set_tracing_disabled(True)
+        await run(agent_of(answers(None)), "Hello", hooks)
+    events = await books.events(session_database)
+    assert len(events) == 6
+    assert {one.counts for one in events.values()} == {(7, 2)}
+    assert "always" in events
+    assert "no-op" not in await books.texts(session_database)
+
+
+async def test_an_approval_and_the_run_that_goes_on(
+    session_database: SessionDatabase, server: ModelServer, make_model: MakeModel
+) -> None:
+    @function_tool(needs_approval=True)
+    def launch(city: str) -> str:
+        """Launches."""
+        return city
+
+    async with session_database.recorder() as recorder:
+        hooks, agent = hooks_of(recorder), agent_of(make_model("responses"), tools=[launch])
+        paused = await run(agent, "[[tools]] x", hooks)
+        state = paused.to_state()
+        state.approve(paused.interruptions[0])
+        await Runner.run(agent, state, hooks=hooks, run_config=RunConfig(group_id="chat-1"))
+    assert recorder.snapshot().failures == 0
+    assert await books.measured(session_database) == books.served(server)
+    assert {one.status for one in (await books.runs(session_database)).values()} == {"completed"}
+    assert set((await books.steps(session_database)).values()) == {("launch", "completed")}
+    assert len(hooks._spans) == len(hooks._families) == 0
+
+
+async def test_no_owner_is_a_loss_that_is_told_once(
+    session_database: SessionDatabase, server: ModelServer, make_model: MakeModel
+) -> None:
+    lost: list[str] = []
+    async with session_database.recorder(on_lost=lambda _, error: lost.append(str(error))) as recorder:
+        result = await run(agent_of(make_model("chat")), "[[tools]] x", hooks_of(recorder, user_id=None))
+    assert result.final_output == ANSWER
+    assert len(lost) == recorder.snapshot().failures == 1
+    assert "user_id: got None" in lost[0]
+    assert await books.events(session_database) == {}
+
+
+class _Broken:
+    """A value of the runtime that raises, whatever is asked of it."""
+
+    def __getattribute__(self, name: str) -> Any:
+        raise RuntimeError(f"the runtime has no {name} any more")
+
+
+async def test_a_broken_value_of_the_runtime_disturbs_nobody(session_database: SessionDatabase) -> None:
+    lost: list[str] = []
+    async with session_database.recorder(on_lost=lambda _, error: lost.append(str(error))) as recorder:
+        hooks, broken = hooks_of(recorder), cast(Any, _Broken())
+        await hooks.on_agent_start(broken, broken)
+        await hooks.on_llm_start(broken, broken, None, broken)
+        await hooks.on_llm_end(broken, broken, broken)
+        await hooks.on_tool_start(broken, broken, broken)
+        await hooks.on_tool_end(broken, broken, broken, broken)
+        await hooks.on_handoff(broken, broken, broken)
+        await hooks.on_agent_end(broken, broken, broken)
+        for told in (hooks.on_trace_start, hooks.on_trace_end, hooks.on_span_start, hooks.on_span_end):
+            told(broken)
+        await eventually(lambda: len(lost) >= 10)
+    assert recorder.snapshot().failures == len(lost)
+    assert all(text == "SessionHooks failed (RuntimeError)" for text in lost)
+
+
+async def test_a_database_that_does_not_answer_holds_up_no_agent() -> None:
+    async with (
+        SessionDatabase.connect("postgresql://nobody@127.0.0.1:1/none") as db,
+        db.recorder(drain_within=0) as recorder,
+    ):
+        async with asyncio.timeout(20):
+            model = ScriptedModel([[assistant_message("ok")]])
+            result = await run(agent_of(model), "Hello", hooks_of(recorder))
+        assert result.final_output == "ok"
+        snapshot = recorder.snapshot()
+        assert (snapshot.failures, snapshot.items) == (0, 0)
+        assert snapshot.pending > 0
+
+
+def test_without_openai_agents_the_import_names_the_extra() -> None:
+    program = """
+        import sys
+        sys.modules["agents"] = None
+        import session_lifecycle, session_lifecycle.integrations.adapter
+        try:
+            import session_lifecycle.integrations.openai_agents
+        except ImportError as error:
+            print(error)
+    """
+    ran = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=True)
+    assert "pip install 'session-lifecycle[openai-agents]'" in ran.stdout
