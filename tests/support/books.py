@@ -45,11 +45,7 @@ async def events(db: SessionDatabase) -> dict[str, Event]:
         LEFT JOIN session_lifecycle.session_runs r ON r.user_id = e.user_id AND r.run_id = e.run_id
         ORDER BY e.at, e.idempotency_key
     """
-    return {
-        key: Event(*named, (tokens_in, tokens_out), (read, write, hour, reasoning), *flags)
-        for key, *named, tokens_in, tokens_out, read, write, hour, reasoning, m, e, p in await rows(db, sql)
-        for flags in [(m, e, p)]
-    }
+    return {key: Event(*row[:5], tuple(row[5:7]), tuple(row[7:11]), *row[11:]) for key, *row in await rows(db, sql)}
 
 
 async def runs(db: SessionDatabase) -> dict[str, RunRow]:

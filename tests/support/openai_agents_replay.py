@@ -57,7 +57,8 @@ class _Replay:
         self._make_spans()
         before = Scope.get_current_trace(), Scope.get_current_span()
         try:
-            for self.position, line in enumerate(self.lines):
+            for position, line in enumerate(self.lines):
+                self.position = position
                 Scope.set_current_trace(self.trace)
                 Scope.set_current_span(None)
                 await self._call(line)

@@ -50,70 +50,85 @@ def read(file: Path) -> list[Line]:
 
 async def play(capability: SessionCapability, lines: Sequence[Line]) -> None:
     """Calls the hooks of the lines, in their order."""
-    runs: dict[str, _Run] = {}
-    current: list[str] = []
+    await _Replay(capability, lines).play()
 
-    def run_of(line: Line) -> _Run:
-        return runs[line["ctx"]["run_id"]]
 
-    def tool_around() -> contextvars.Context | None:
+class _Replay:
+    def __init__(self, capability: SessionCapability, lines: Sequence[Line]) -> None:
+        self.capability = capability
+        self.lines = lines
+        self.runs: dict[str, _Run] = {}
+        self.current: list[str] = []
+
+    async def play(self) -> None:
+        for position, line in enumerate(self.lines):
+            method = line["method"]
+            if method == "before_model_request":
+                await self._begin_request(self.runs[_run_of_request(self.lines[position:], self.current)], line)
+            elif method.startswith("wrap_run"):
+                await self._run(method, line)
+            elif "ctx" in line:
+                await self._in_run(method, line, self.runs[line["ctx"]["run_id"]])
+
+    async def _run(self, method: str, line: Line) -> None:
+        ctx = _context(line["ctx"])
+        if method == "wrap_run>":
+
+            async def call(handler: Any) -> Any:
+                return await self.capability.wrap_run(ctx, handler=handler)
+
+            self.runs[ctx.run_id] = _Run(await _enter(call, self._tool_around()), ctx)
+            self.current.append(ctx.run_id)
+        elif method == "wrap_run!":
+            await _leave(self.runs[ctx.run_id].opened, error=_error(line["exc"]))
+        else:
+            if not self.runs[ctx.run_id].opened.task.done():
+                await _leave(self.runs[ctx.run_id].opened, SimpleNamespace(output="It is 7 degrees."))
+            self.current.remove(ctx.run_id)
+
+    def _tool_around(self) -> contextvars.Context | None:
         """The context of the tool call that a run begins in."""
-        for run_id in reversed(current):
-            for opened in reversed(runs[run_id].tools.values()):
+        for run_id in reversed(self.current):
+            for opened in reversed(self.runs[run_id].tools.values()):
                 return opened.context
         return None
 
-    for position, line in enumerate(lines):
-        method = line["method"]
-        if method == "wrap_run>":
-            ctx = _context(line["ctx"])
-            opened = await _enter(lambda handler, c=ctx: capability.wrap_run(c, handler=handler), tool_around())
-            runs[ctx.run_id] = _Run(opened, ctx)
-            current.append(ctx.run_id)
-        elif method == "before_model_request":
-            run = runs[_run_of_request(lines[position:], current)]
-            run.ctx = _context({**vars(run.ctx), "run_step": run.ctx.run_step + 1})
-            request = _request(line["rc"])
-            run.request = await _enter(
-                lambda handler, r=run, q=request: capability.wrap_model_request(
-                    r.ctx, request_context=q, handler=handler
-                ),
-                run.opened.context,
-            )
-            await _within(run.request, capability.before_model_request(run.ctx, request))
-            await _within(run.request, capability.prepare_model_request(run.ctx, request))
-        elif method == "after_model_request":
-            run, response = run_of(line), _response(line["response"])
-            request = _request({})
-            assert run.request is not None
-            after = capability.after_model_request(_context(line["ctx"]), request_context=request, response=response)
+    async def _begin_request(self, run: _Run, line: Line) -> None:
+        run.ctx = ctx = _context({**vars(run.ctx), "run_step": run.ctx.run_step + 1})
+        request = _request(line["rc"])
+
+        async def call(handler: Any) -> Any:
+            return await self.capability.wrap_model_request(ctx, request_context=request, handler=handler)
+
+        run.request = await _enter(call, run.opened.context)
+        await _within(run.request, self.capability.before_model_request(ctx, request))
+        await _within(run.request, self.capability.prepare_model_request(ctx, request))
+
+    async def _in_run(self, method: str, line: Line, run: _Run) -> None:
+        if method == "after_model_request" and run.request is not None:
+            ctx, response = _context(line["ctx"]), _response(line["response"])
+            after = self.capability.after_model_request(ctx, request_context=_request({}), response=response)
             assert await _within(run.request, after) is response
             await _leave(run.request, response)
             run.request = None
-        elif method == "wrap_model_request!":
-            run = run_of(line)
-            if run.request is not None:
-                await _leave(run.request, error=_error(line["exc"]))
+        elif method == "wrap_model_request!" and run.request is not None:
+            await _leave(run.request, error=_error(line["exc"]))
         elif method == "before_tool_execute":
-            run, call = run_of(line), SimpleNamespace(**line["call"])
-            ctx, args = _context(line["ctx"]), line.get("args_", {})
-            run.tools[call.tool_call_id] = await _enter(
-                lambda handler, c=ctx, a=args, t=call: capability.wrap_tool_execute(
-                    c, call=cast(Any, t), tool_def=cast(Any, None), args=a, handler=handler
-                ),
-                run.opened.context,
-            )
+            await self._begin_tool(line, run)
         elif method == "after_tool_execute":
-            await _leave(run_of(line).tools.pop(line["call_id"]), line.get("result"))
+            await _leave(run.tools.pop(line["call_id"]), line.get("result"))
         elif method == "on_tool_execute_error":
-            await _leave(run_of(line).tools.pop(line["call_id"]), error=_error(line["error"]))
-        elif method == "wrap_run!":
-            await _leave(run_of(line).opened, error=_error(line["exc"]))
-        elif method == "wrap_run<":
-            run = run_of(line)
-            if not run.opened.task.done():
-                await _leave(run.opened, SimpleNamespace(output="It is 7 degrees."))
-            current.remove(run.ctx.run_id)
+            await _leave(run.tools.pop(line["call_id"]), error=_error(line["error"]))
+
+    async def _begin_tool(self, line: Line, run: _Run) -> None:
+        ctx, args, tool_call = _context(line["ctx"]), line.get("args_", {}), cast(Any, SimpleNamespace(**line["call"]))
+
+        async def call(handler: Any) -> Any:
+            return await self.capability.wrap_tool_execute(
+                ctx, call=tool_call, tool_def=cast(Any, None), args=args, handler=handler
+            )
+
+        run.tools[tool_call.tool_call_id] = await _enter(call, run.opened.context)
 
 
 def _run_of_request(lines: Sequence[Line], current: Sequence[str]) -> str:

@@ -1,7 +1,6 @@
 """OpenAI Agents: hooks and a trace processor in one, which record runs, their model calls, and their tool calls.
 
-    hooks = SessionHooks(recorder, user_id=user_id)
-    add_trace_processor(hooks)
+    hooks = SessionHooks(recorder, user_id=user_id).install()
     result = await Runner.run(agent, "…", hooks=hooks, run_config=RunConfig(group_id="chat-1"))
 
 Hooks tell the agent and the usage of a response. Spans tell the model that answered, errors, and which run is below
@@ -14,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable
 from datetime import timedelta
 from json import loads
-from typing import Any, NamedTuple, TypedDict, get_args
+from typing import Any, NamedTuple, Self, TypedDict, get_args
 from uuid import UUID, uuid4
 
 from session_lifecycle.integrations.adapter import Adapter, OpenParts, TakesQuietly, recorded, value_at
@@ -28,7 +27,7 @@ from session_lifecycle.writing.step_block import StepBlock
 
 try:
     from agents import Agent, AgentHookContext, ModelResponse, RunContextWrapper, RunHooks, Tool, TResponseInputItem
-    from agents.tracing import Span, Trace, TracingProcessor, get_current_span, get_current_trace
+    from agents.tracing import Span, Trace, TracingProcessor, add_trace_processor, get_current_span, get_current_trace
 except ImportError as missing:
     raise ImportError("OpenAI Agents is not installed: pip install 'session-lifecycle[openai-agents]'") from missing
 
@@ -169,10 +168,10 @@ _claimed: OpenParts[str, Adapter] = OpenParts(lambda _: None)
 class SessionHooks(Adapter, RunHooks[Any], TracingProcessor):
     """Records the runs that have these hooks. One may serve many agents, and many runs at once.
 
-    Give it to `Runner.run(…, hooks=…)`, and once to `add_trace_processor`. A run is recorded in the session that its
-    `group_id` names, else in the adapter's `session_id`, else in that of the session block around it, else in a session
-    of its own. An agent that is a tool is a run below the run that calls it, with `as_tool(…, hooks=…)` or without.
-    To have hooks of your own, derive a class and call `super()`.
+    Install it once, and give it to `Runner.run(…, hooks=…)`. A run is recorded in the session that its `group_id`
+    names, else in the adapter's `session_id`, else in that of the session block around it, else in a session of its
+    own. An agent that is a tool is a run below the run that calls it, with `as_tool(…, hooks=…)` or without. To have
+    hooks of your own, derive a class and call `super()`.
 
     Attributes:
         content: Whether messages, and the inputs and outputs of runs and steps, are recorded.
@@ -208,11 +207,22 @@ class SessionHooks(Adapter, RunHooks[Any], TracingProcessor):
         super().__init__(
             recorder, user_id=user_id, session_id=session_id, content=content, attempt_timeout=attempt_timeout
         )
+        self._is_installed = False
         self._find_session = find_session
         self._provider = provider
         self._every_run = every_run
         self._spans: OpenParts[str, _KnownSpan] = OpenParts(lambda _: None)
         self._families: OpenParts[str | int, _Family] = OpenParts(self._finish_family)
+
+    def install(self) -> Self:
+        """Adds it to the runtime's trace processors, beside those that are there. Without this no span is told to it.
+
+        `set_trace_processors` of the runtime removes it again.
+        """
+        if not self._is_installed:
+            self._is_installed = True
+            add_trace_processor(self)
+        return self
 
     # Hooks
 

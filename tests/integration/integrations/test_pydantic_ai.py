@@ -1,4 +1,4 @@
-"""Pydantic AI's runs in the books: logs of its hooks played again, and agents run against a stand-in of their models."""
+"""Pydantic AI's runs in the books: logs of its hooks played again, and agents run against a stand-in."""
 
 import asyncio
 import subprocess
@@ -294,12 +294,16 @@ async def test_an_error(
 ) -> None:
     async with session_database.recorder() as recorder:
         agent = agent_of(SessionCapability(recorder, user_id=A), make_model(kind))
-        with pytest.raises(exceptions.ModelHTTPError):
-            if streams:
-                async with agent.run_stream("[[err500]] Hello") as stream:
-                    await stream.get_output()
-            else:
+
+        async def work() -> None:
+            if not streams:
                 await agent.run("[[err500]] Hello")
+                return
+            async with agent.run_stream("[[err500]] Hello") as stream:
+                await stream.get_output()
+
+        with pytest.raises(exceptions.ModelHTTPError):
+            await work()
     [event] = (await books.events(session_database)).values()
     assert (event.measured, event.errored, event.counts) == (True, True, (0, 0))
     assert [one.status for one in (await books.runs(session_database)).values()] == ["failed"]
@@ -426,7 +430,7 @@ async def test_many_runs_at_once(session_database: SessionDatabase, server: Mode
     owner: ContextVar[UUID] = ContextVar("owner")
     users = {name: uuid4() for name in "abcd"}
     async with session_database.recorder() as recorder:
-        agent = agent_of(SessionCapability(recorder, user_id=lambda: owner.get()), make_model("responses"))
+        agent = agent_of(SessionCapability(recorder, user_id=owner.get), make_model("responses"))
 
         async def visit(name: str) -> None:
             owner.set(users[name])
@@ -437,7 +441,7 @@ async def test_many_runs_at_once(session_database: SessionDatabase, server: Mode
     events = (await books.events(session_database)).values()
     assert sorted(one.session for one in events) == sorted("abcd" * 3)
     found = await rows(session_database, "SELECT session_id, user_id FROM session_lifecycle.session_records")
-    assert {name: user for name, user in found} == users
+    assert dict(found) == users
 
 
 async def test_no_owner_is_a_loss_that_is_told(server: ModelServer, session_database: SessionDatabase) -> None:
@@ -473,8 +477,8 @@ async def test_a_broken_value_of_the_runtime_disturbs_nobody(session_database: S
             )
             return "the answer"
 
-        assert await capability.wrap_run(broken, handler=answer) == "the answer"
-        assert await capability.wrap_run(cast(Any, context), handler=answer) == "the answer"
+        answers: list[Any] = [await capability.wrap_run(one, handler=answer) for one in (broken, cast(Any, context))]
+        assert answers == ["the answer", "the answer"]
     assert recorder.snapshot().failures == len(lost) >= 3
     assert all(text.startswith("SessionCapability failed (") for text in lost)
 
