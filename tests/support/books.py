@@ -45,7 +45,9 @@ async def events(db: SessionDatabase) -> dict[str, Event]:
         LEFT JOIN session_lifecycle.session_runs r ON r.user_id = e.user_id AND r.run_id = e.run_id
         ORDER BY e.at, e.idempotency_key
     """
-    return {key: Event(*row[:5], tuple(row[5:7]), tuple(row[7:11]), *row[11:]) for key, *row in await rows(db, sql)}
+    return {
+        key: Event._make([*row[:5], tuple(row[5:7]), tuple(row[7:11]), *row[11:]]) for key, *row in await rows(db, sql)
+    }
 
 
 async def runs(db: SessionDatabase) -> dict[str, RunRow]:
