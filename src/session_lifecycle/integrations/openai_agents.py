@@ -98,6 +98,8 @@ class _KnownSpan:
         self.call: _Call | None = None
         self.step: StepBlock | None = None
         self.tool_call_id: str | None = None
+        self.is_paused = False
+        """Whether an agent in this tool waits for an approval."""
 
 
 class _Place(NamedTuple):
@@ -114,11 +116,19 @@ class _Place(NamedTuple):
 class _Unit:
     """One call of `Runner.run` that is open."""
 
-    def __init__(self, family: "_Family", block: RunBlock, agent_name: str | None, *, is_outermost: bool) -> None:
+    def __init__(
+        self,
+        family: "_Family",
+        place: _Place,
+        block: RunBlock,
+        agent_name: str | None,
+        caller: "_Unit | None",
+    ) -> None:
         self.family = family
+        self.caller = caller
+        self.place = place
         self.block = block
         self.agent_name = agent_name
-        self.is_outermost = is_outermost
         self.calls: list[_Call] = []
         self.steps: dict[str, StepBlock] = {}
         self.keys: set[str] = set()
@@ -142,6 +152,8 @@ class _Family:
         """Whether spans of the trace are told to this adapter."""
         self.will_end = will_end
         """Whether the end of the trace is told."""
+        self.knows_spans = False
+        """Whether beginnings of its spans are told."""
         self.is_refused = False
         self.session: SessionTrace | None = None
         self.block: RunBlock | None = None
@@ -319,7 +331,11 @@ class SessionHooks(Adapter, RunHooks[Any], TracingProcessor):
     async def on_tool_end(self, context: RunContextWrapper[Any], agent: Agent[Any], tool: Tool, result: Any) -> None:
         """Ends the step."""
         unit = self._unit_of_tool(context, agent, tool)
-        step = None if unit is None else unit.steps.pop(_tool_call_id(context, tool) or tool.name, None)
+        tool_call_id = _tool_call_id(context, tool)
+        step = None if unit is None else unit.steps.pop(tool_call_id or tool.name, None)
+        if unit is not None and step is None and tool_call_id is not None:
+            # An agent in the tool waited for an approval: the step began in the run before this one.
+            step = unit.block.step("tool", tool.name, step_id=tool_call_id, tool_call_id=tool_call_id).begin()
         if step is not None:
             span = self._current_span()
             # A tool whose failure is told to the model has a result as well.
@@ -347,6 +363,8 @@ class SessionHooks(Adapter, RunHooks[Any], TracingProcessor):
         if self._spans.get(span.span_id) is not None:
             return
         known = self._spans.put(span.span_id, _KnownSpan(span))
+        if (family := self._families.get(span.trace_id)) is not None:
+            family.knows_spans = True
         if known.kind in _MODEL_SPANS:
             known.call = self._call_of(span, known)
 
@@ -356,14 +374,15 @@ class SessionHooks(Adapter, RunHooks[Any], TracingProcessor):
         known = self._spans.take(span.span_id)
         _claimed.take(span.span_id)
         family = self._families.get(span.trace_id)
-        if family is None:
+        if family is None or (known is None and family.knows_spans):
+            # A processor that was added twice is told everything twice.
             return
         kind = _kind_of(span)
         unit = None if known is None else family.units.get(self._place_of(known).key)
         if kind in _MODEL_SPANS:
             self._answer_of(family, unit, known, span)
         elif kind == "function":
-            self._end_tool(known, span)
+            self._end_tool(unit, known, span)
             unit = family.units.get(span.span_id)
         elif kind in {"agent", "turn", "task"} and span.error is not None:
             failed = unit if known is not None else family.latest(value_at(span.span_data, "name"))
@@ -450,28 +469,27 @@ class SessionHooks(Adapter, RunHooks[Any], TracingProcessor):
             named = self._find_session(value_at(context, "context")) if self._find_session is not None else None
             family.session = self.session_of(named or family.group_id, outermost_id, agent_name=agent_name).begin()
             family.is_refused = False
-        is_outermost = place.run_id is None
-        if is_outermost:
+        if place.run_id is None:
             if family.block is None:
                 name = family.name or agent_name
                 family.block = family.session.run(name, run_id=outermost_id, agent_name=agent_name).begin()
-            block = family.block
+            block, caller = family.block, None
         else:
             above = None if place.above is None else self._spans.get(place.above)
             caller = None if place.tool_call_id is None else family.units_of_tool_calls.get(place.tool_call_id)
-            parent_id = outermost_id
+            parent_id = None if caller is None else caller.block.run_id
             if above is not None:
-                parent_id = self._place_of(above).run_id or outermost_id
-            elif caller is not None:
-                parent_id = caller.block.run_id
+                # The run above may be recorded by another adapter.
+                above_it = self._place_of(above)
+                parent_id, caller = above_it.run_id, family.units.get(above_it.key)
             block = family.session.run(
                 agent_name,
                 run_id=place.run_id,
                 agent_name=agent_name,
-                parent_run_id=parent_id,
+                parent_run_id=parent_id or outermost_id,
                 parent_tool_call_id=place.tool_call_id,
             ).begin()
-        unit = _Unit(family, block, agent_name, is_outermost=is_outermost)
+        unit = _Unit(family, place, block, agent_name, caller)
         family.units[place.key] = unit
         return unit
 
@@ -541,6 +559,9 @@ class SessionHooks(Adapter, RunHooks[Any], TracingProcessor):
         if known is None:
             unit = next((one for one in reversed(family.units.values()) if one.calls), None)
             call = None if unit is None else unit.calls[-1]
+        if call is None and known is None and (unit := family.latest()) is not None:
+            # A call without a hook, in a span whose beginning was not told.
+            call = self._open(unit, None, None, None, is_hooked=False)
         if call is None:
             return
         data = span.span_data
@@ -567,39 +588,53 @@ class SessionHooks(Adapter, RunHooks[Any], TracingProcessor):
             else:
                 call.attempt.cancel()
             return
-        if call.response_id is not None:
-            unit.keys.add(call.response_id)
+        # An id that comes again is no id: it must not hide a call.
+        key = None if call.response_id in unit.keys else call.response_id
+        if key is not None:
+            unit.keys.add(key)
         counts: RareUse = {}
         if (tier := _TIERS.get(call.tier)) is not None:
             counts["service_tier"] = tier
         totals = _totals(usage)
         unit.family.in_books += totals
-        call.attempt.usage(call.model, idempotency_key=call.response_id, **_counts_of(totals), **counts)
+        call.attempt.usage(call.model, idempotency_key=key, **_counts_of(totals), **counts)
 
     # Ends
 
-    def _end_tool(self, known: _KnownSpan | None, span: Span[Any]) -> None:
+    def _end_tool(self, unit: _Unit | None, known: _KnownSpan | None, span: Span[Any]) -> None:
         """Ends the step of a tool that failed or was cancelled; the end of others is known."""
-        if known is not None and known.step is not None:
-            known.step.finish(CancelledError() if span.error is None else self._told(span.error))
+        step = None if known is None else known.step
+        if unit is None or known is None or step is None:
+            return
+        if known.is_paused:
+            unit.steps = {name: one for name, one in unit.steps.items() if one is not step}
+        elif span.error is not None:
+            step.finish(self._told(span.error))
+        elif step in unit.steps.values():
+            step.finish(CancelledError())
 
     def _end(self, family: _Family, unit: _Unit) -> None:
         """Ends a run. The outermost one lasts as long as its trace, in which more of them may come."""
         if unit.has_ended:
             return
         unit.has_ended = True
-        is_cut = bool([call for call in unit.calls if call.usage is None])
+        family.units.pop(unit.place.key, None)
+        caller = None if unit.place.above is None else self._spans.get(unit.place.above)
+        # Only a cancellation ends a run before a run below it.
+        is_orphan = unit.caller is not None and unit.caller.has_ended
+        is_cut = is_orphan or any(call.usage is None for call in unit.calls) or bool(unit.steps)
         for call in unit.calls:
             self._close(unit, call)
         for step in unit.steps.values():
-            is_cut = True
             step.finish(CancelledError())
         ending: dict[str, Any] = {"output": unit.output}
         if unit.error is not None:
             ending |= {"error": unit.error if self.content else "error", "status": RunStatus.FAILED}
         elif is_cut and not unit.has_output:
             ending |= {"status": RunStatus.CANCELLED}
-        if not unit.is_outermost:
+        elif caller is not None:
+            caller.is_paused = not unit.has_output
+        if unit.place.run_id is not None:
             unit.block.finish(**ending)
             return
         family.ending = ending

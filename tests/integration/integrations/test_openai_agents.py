@@ -215,6 +215,26 @@ async def test_H05_H06_H07_only_ends_of_spans_are_told(
     assert [one.status for one in (await books.runs(session_database)).values()] == [status]
 
 
+@LOGS
+@pytest.mark.parametrize("spans", ["all", "ends"])
+async def test_H02_the_hooks_of_the_child_are_not_called(session_database: SessionDatabase, spans: Spans) -> None:
+    lines = read(SHARED / "payloads" / "openai-agents-responses-agent-as-tool.jsonl")
+    lines = [line for line in lines if line.get("agent") != "child"]
+    async with session_database.recorder() as recorder:
+        await play(SessionHooks(recorder, user_id=A), lines, spans=spans)
+    assert recorder.snapshot().failures == 0
+    events = await books.events(session_database)
+    counts = [(1200, 80), (1200, 80), (1300, 81), (1400, 82), (1300, 81)]
+    assert {key: (one.counts, one.parts) for key, one in events.items()} == {
+        f"resp_local00{number}": (one, PARTS) for number, one in enumerate(counts, 62)
+    }
+    if spans == "all":
+        run, child = await books.runs(session_database)
+        assert (await books.runs(session_database))[child] == RunRow(
+            "thread-1", "child", "completed", run, "call_local0062"
+        )
+
+
 # Runs against the stand-in
 
 
@@ -719,6 +739,66 @@ async def test_an_approval_and_the_run_that_goes_on(
     assert await books.measured(session_database) == books.served(server)
     assert {one.status for one in (await books.runs(session_database)).values()} == {"completed"}
     assert set((await books.steps(session_database)).values()) == {("launch", "completed")}
+
+
+async def test_an_approval_inside_an_agent_that_is_a_tool(
+    session_database: SessionDatabase, server: ModelServer, make_model: MakeModel
+) -> None:
+    @function_tool(needs_approval=True)
+    def launch(city: str) -> str:
+        """Launches."""
+        return city
+
+    async with session_database.recorder() as recorder:
+        hooks, model = hooks_of(recorder), make_model("responses")
+        child = agent_of(model, "child", tools=[launch]).as_tool("ask", "Asks.", hooks=hooks)
+        agent = agent_of(model, "parent", tools=[child])
+        paused = await run(agent, "[[tools:ask]] {{tools:launch}}", hooks)
+        state = paused.to_state()
+        state.approve(paused.interruptions[0])
+        done = await Runner.run(agent, state, hooks=hooks, run_config=RunConfig(group_id="chat-1"))
+    assert done.final_output == ANSWER
+    assert recorder.snapshot().failures == 0
+    assert await books.measured(session_database) == books.served(server)
+    assert len(server.answered) == 4
+    assert {one.status for one in (await books.runs(session_database)).values()} == {"completed"}
+    assert set((await books.steps(session_database)).values()) == {("launch", "completed"), ("ask", "completed")}
+
+
+async def test_a_tool_that_is_cancelled(
+    session_database: SessionDatabase, server: ModelServer, make_model: MakeModel
+) -> None:
+    begun = asyncio.Event()
+
+    @function_tool
+    async def wait(city: str) -> str:
+        """Waits."""
+        begun.set()
+        await asyncio.sleep(30)
+        return city
+
+    async with session_database.recorder() as recorder:
+        hooks, model = hooks_of(recorder), make_model("responses")
+        child = agent_of(model, "child", tools=[wait]).as_tool("ask", "Asks.")
+        parent = agent_of(model, "parent", tools=[child])
+        task = asyncio.create_task(run(parent, "[[tools:ask]] {{tools:wait}}", hooks))
+        await begun.wait()
+        task.cancel()
+        await asyncio.wait({task})
+        other = asyncio.create_task(run(agent_of(model, tools=[wait]), "[[tools:wait]]", hooks))
+        begun.clear()
+        await begun.wait()
+        other.cancel()
+        await asyncio.wait({other})
+    assert recorder.snapshot().failures == 0
+    assert await books.measured(session_database) == books.served(server)
+    runs = await books.runs(session_database)
+    assert [(one.agent, one.status) for one in runs.values()] == [
+        ("parent", "cancelled"),
+        ("child", "cancelled"),
+        ("main", "cancelled"),
+    ]
+    assert {end for _, end in (await books.steps(session_database)).values()} == {"failed"}
 
 
 async def test_no_owner_is_a_loss_that_is_told_once(
