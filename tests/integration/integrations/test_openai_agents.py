@@ -425,7 +425,7 @@ async def test_two_adapters_in_one_process(
 ) -> None:
     async with session_database.recorder() as recorder:
         model = make_model("responses")
-        one, other, all_runs = hooks_of(recorder), hooks_of(recorder), hooks_of(recorder, every_run=True)
+        one, other, all_runs = hooks_of(recorder), hooks_of(recorder), hooks_of(recorder, every_run=True, provider="all")
         hidden = agent_of(model, "hidden").as_tool("ask_hidden", "Asks.", hooks=None)
         child = agent_of(model, "child", tools=[hidden]).as_tool("ask_child", "Asks.", hooks=other)
         parent = agent_of(model, "parent", tools=[child])
@@ -434,8 +434,13 @@ async def test_two_adapters_in_one_process(
     assert all_runs is not one
     assert recorder.snapshot().failures == 0
     assert await books.measured(session_database) == books.served(server)
-    agents = Counter(one.agent for one in (await books.events(session_database)).values())
-    assert agents == {"parent": 2, "child": 2, "hidden": 1, "unhooked": 3}
+    agents = Counter((one.agent, one.provider) for one in (await books.events(session_database)).values())
+    assert agents == {
+        ("parent", "openai"): 2,
+        ("child", "openai"): 2,
+        ("hidden", "openai"): 1,
+        ("unhooked", "all"): 3,
+    }
     assert {one.status for one in (await books.runs(session_database)).values()} == {"completed"}
 
 

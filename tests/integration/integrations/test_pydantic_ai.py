@@ -388,12 +388,13 @@ async def test_two_adapters_of_one_recorder_record_a_run_once(
 ) -> None:
     async with session_database.recorder() as recorder:
         one = SessionCapability(recorder, user_id=A)
-        other = one if same else SessionCapability(recorder, user_id=A)
+        other = one if same else SessionCapability(recorder, user_id=uuid4())
         agent = agent_of([one, other], make_model("chat"))
         await agent.run("[[tools]] weather")
         with pytest.raises(exceptions.ModelHTTPError):
             await agent.run("[[err500]] Hello")
         await agent_of([one, other], make_model("chat")).run("[[nousage]] Hello")
+    assert recorder.snapshot().failures == 0
     events = await books.events(session_database)
     assert sorted((one.counts[0], one.measured, one.errored) for one in events.values()) == [
         (0, False, False),
@@ -404,6 +405,7 @@ async def test_two_adapters_of_one_recorder_record_a_run_once(
     ]
     assert len(await books.runs(session_database)) == 3
     assert len(await books.steps(session_database)) == 2
+    assert await rows(session_database, "SELECT DISTINCT user_id FROM session_lifecycle.session_records") == [(A,)]
 
 
 async def test_runs_inside_a_session_block(
