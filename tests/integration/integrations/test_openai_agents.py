@@ -425,7 +425,11 @@ async def test_two_adapters_in_one_process(
 ) -> None:
     async with session_database.recorder() as recorder:
         model = make_model("responses")
-        one, other, all_runs = hooks_of(recorder), hooks_of(recorder), hooks_of(recorder, every_run=True, provider="all")
+        one, other, all_runs = (
+            hooks_of(recorder),
+            hooks_of(recorder),
+            hooks_of(recorder, every_run=True, provider="all"),
+        )
         hidden = agent_of(model, "hidden").as_tool("ask_hidden", "Asks.", hooks=None)
         child = agent_of(model, "child", tools=[hidden]).as_tool("ask_child", "Asks.", hooks=other)
         parent = agent_of(model, "parent", tools=[child])
