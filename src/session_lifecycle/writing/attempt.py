@@ -78,6 +78,7 @@ class Attempt:
         kind: Literal["llm", "embedding"],
         idempotency_key: str | None,
         started_at: datetime | None,
+        on_cancelled: Callable[[], object] | None,
     ) -> None:
         """Use `RunBlock.attempt` or `SessionTrace.attempt` instead."""
         self.idempotency_key = idempotency_key or f"attempt-{uuid4()}"
@@ -87,6 +88,7 @@ class Attempt:
         self._fields: dict[str, Any] = {"session_id": scope.session_id, "user_id": scope.user_id, "run_id": run_id}
         self._named: dict[str, Any] = {"model": model, "provider": provider, "kind": kind}
         self._on_closed = on_closed
+        self._on_cancelled = on_cancelled
         self._is_unknown = False
         self._revision = 0
         self._closing = threading.Lock()
@@ -167,6 +169,14 @@ class Attempt:
             self.is_open, self._is_unknown = False, True
         self._forget()
         self._write(**self._named, measured=False, at=self.started_at)
+        if self._on_cancelled is not None:
+            self._on_cancelled()
+
+    def discard(self) -> None:
+        """Closes the attempt without a record: no model was called. Does nothing where it is closed."""
+        with self._closing:
+            self.is_open = False
+        self._forget()
 
     def _close(self, idempotency_key: str | None) -> None:
         with self._closing:
@@ -221,6 +231,7 @@ class OpensAttempts:
         kind: Literal["llm", "embedding"] = "llm",
         idempotency_key: str | None = None,
         started_at: datetime | None = None,
+        on_cancelled: Callable[[], object] | None = None,
     ) -> Attempt:
         """Opens an attempt: call this before the model is called, and close it with the response.
 
@@ -230,6 +241,7 @@ class OpensAttempts:
             kind: The kind of the model call.
             idempotency_key: The key of its usage event; None: a random one, or the one that its `usage` is given.
             started_at: When the call began; None: now.
+            on_cancelled: Called when the attempt is recorded without usage, in any thread. It must not raise.
         """
         attempt = Attempt(
             self._scope,
@@ -240,6 +252,7 @@ class OpensAttempts:
             kind=kind,
             idempotency_key=idempotency_key,
             started_at=started_at,
+            on_cancelled=on_cancelled,
         )
         self._attempts.add(attempt)
         return attempt
