@@ -284,6 +284,14 @@ class SessionCallbackHandler(Adapter, BaseCallbackHandler):
         call = self._close_call(run_id)
         if call is None:
             return
+        try:
+            self._record_answer(call, response, str(run_id))
+        finally:
+            call.attempt.cancel()  # where the answer cannot be read, the call is known all the same
+            if call.is_whole_run:
+                call.run.finish()
+
+    def _record_answer(self, call: _Call, response: Any, message_id: str) -> None:
         answer = _answer(response)
         if value_at(answer, "message", "usage_metadata", "total_cost") == 0:
             call.attempt.discard()  # LangChain had the answer in its cache, and marks it so
@@ -292,9 +300,7 @@ class SessionCallbackHandler(Adapter, BaseCallbackHandler):
             call.attempt.usage(_served_model(response, answer), provider=_text(told), **_counts(response, answer))
         said = _text_of(value_at(answer, "message")) or value_at(answer, "text")
         if self.content and said:
-            call.run.message("assistant", said, message_id=str(run_id))
-        if call.is_whole_run:
-            call.run.finish()
+            call.run.message("assistant", said, message_id=message_id)
 
     @recorded
     def on_llm_error(
