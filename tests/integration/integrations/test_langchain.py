@@ -2,7 +2,9 @@
 
 import asyncio
 import gc
+import importlib
 import json
+import sys
 from collections.abc import AsyncIterator
 from typing import Any
 from uuid import uuid4
@@ -724,3 +726,10 @@ async def test_a_call_awaits_nothing_of_the_database(server: ModelServer) -> Non
             answer = await model_of("chat", server).ainvoke("What is it?", config={"callbacks": [handler]})
             assert answer.text == server.answer
             assert recorder.snapshot().pending > 0
+
+
+def test_without_langchain_the_import_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "langchain_core.callbacks", None)
+    monkeypatch.delitem(sys.modules, SessionCallbackHandler.__module__)
+    with pytest.raises(ImportError, match=r"pip install 'session-lifecycle\[langchain\]'"):
+        importlib.import_module(SessionCallbackHandler.__module__)
