@@ -57,6 +57,8 @@ class Attempt:
     - `cancel`, the end of its run or session block, the end of the recorder, or `attempt_timeout`: recorded without
       usage (`measured=False`). If `usage` or `fail` comes later all the same, it takes the place of that record.
 
+    A further `usage` takes the place of the one before it.
+
     The key is made once, so no retry counts twice. Every method may be called from any thread, returns at once, and
     raises nothing: a value that is refused is counted and told to `on_lost`, and the attempt is recorded without usage.
     As `with` or `async with` block, an exception that leaves it calls `fail`, and leaving it open calls `cancel`.
@@ -91,6 +93,7 @@ class Attempt:
         self._on_cancelled = on_cancelled
         self._is_unknown = False
         self._revision = 0
+        self._recorded: dict[str, Any] | None = None
         self._closing = threading.Lock()
         scope.quiet.opened(self)
         _watch.until(time.monotonic() + scope.attempt_timeout, self)
@@ -151,6 +154,8 @@ class Attempt:
     def fail(self, error: BaseException | None = None, *, idempotency_key: str | None = None) -> None:
         """Closes the attempt: the provider answered with an error, and bills nothing. A cancellation calls `cancel`.
 
+        Does nothing after `usage`.
+
         Args:
             error: The error. Its text is not stored with the attempt.
             idempotency_key: See `usage`.
@@ -158,8 +163,8 @@ class Attempt:
         if error is not None and ends_as_cancelled(error):
             self.cancel()
             return
-        self._close(idempotency_key)
-        self._write(**self._named, errored=True)
+        if not self._close(idempotency_key):
+            self._write(**self._named, errored=True)
 
     def cancel(self) -> None:
         """Closes the attempt without usage: nobody knows what it used. Does nothing where it is closed."""
@@ -178,23 +183,28 @@ class Attempt:
             self.is_open = False
         self._forget()
 
-    def _close(self, idempotency_key: str | None) -> None:
+    def _close(self, idempotency_key: str | None) -> bool:
+        """Closes the attempt for an answer. Returns whether an answer had closed it before."""
         with self._closing:
-            if self._is_unknown:
-                # The record without usage has revision 0, and the response takes its place.
-                self._is_unknown, self._revision = False, 1
-            elif self.is_open and idempotency_key is not None:
+            was_answered = not self.is_open and not self._is_unknown
+            if self.is_open and idempotency_key is not None:
                 self.idempotency_key = idempotency_key
-            self.is_open = False
+            self.is_open = self._is_unknown = False
         self._forget()
+        return was_answered
 
     def _forget(self) -> None:
         self._scope.quiet.closed(self)
         self._on_closed(self)
 
     def _write(self, **fields: Any) -> Exception | None:
+        if self._recorded not in (None, fields):
+            self._revision += 1  # it takes the place of what was recorded before
         key = {"idempotency_key": self.idempotency_key, "revision": self._revision}
-        return self._scope.quiet.write(UsageEvent, **self._fields, **key, **fields)
+        refusal = self._scope.quiet.write(UsageEvent, **self._fields, **key, **fields)
+        if refusal is None:
+            self._recorded = fields
+        return refusal
 
     def __enter__(self) -> Self:
         return self
