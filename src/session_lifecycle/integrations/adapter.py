@@ -195,7 +195,14 @@ class OpenParts(Generic[Key, Part]):
             return self._parts.pop(key, None)
 
 
-_NO_ANSWER = {"APIConnectionError", "TransportError", "ClientConnectionError", "ConnectionError", "TimeoutError"}
+_NO_ANSWER = {
+    "APIConnectionError",  # OpenAI, Anthropic, LiteLLM; their timeouts too
+    "ClientConnectionError",  # aiohttp
+    "ConnectionError",
+    "MidStreamFallbackError",  # LiteLLM, for a stream that broke
+    "TimeoutError",
+    "TransportError",  # httpx
+}
 
 
 def is_answer(error: BaseException) -> bool:

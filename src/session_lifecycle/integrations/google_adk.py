@@ -1,7 +1,7 @@
-"""Google's Agent Development Kit: a plugin of a `Runner` or an `App`.
+"""Google's Agent Development Kit: a plugin of an `App`.
 
     plugin = SessionPlugin(recorder, user_id=user_id)
-    runner = Runner(app_name="app", agent=agent, session_service=sessions, plugins=[plugin])
+    runner = Runner(app=App(name="app", root_agent=agent, plugins=[plugin]), session_service=sessions)
 
 An invocation is a run of ADK's session. A model's answer is a usage event, whose key is the id of its event. An agent
 that is called as a tool has an invocation of its own, in a session that ADK makes up: its run is below the run of the

@@ -674,7 +674,7 @@ async def test_an_unknown_owner_is_told_and_disturbs_nobody(
 ) -> None:
     model = Fake(responses=[AIMessage("It is 7.")])
     await run_chain(SessionCallbackHandler(recorder), model, "What is it?")
-    assert recorder.snapshot().failures == 1
+    await eventually(lambda: recorder.snapshot().failures == 1)
     await recorder.flush()
     assert await runs(session_database) == {}
 
