@@ -60,7 +60,7 @@ class ServerError(Exception):
 
 
 class Replay:
-    """Hands the lines of a log to a plugin, as ADK does. It gives shortened ids of invocations back their whole ones."""
+    """Hands the lines of a log to a plugin, as ADK does. Ids of invocations that the log shortens are made whole."""
 
     def __init__(self, plugin: SessionPlugin, log: list[Fields]) -> None:
         self.plugin = plugin
