@@ -203,7 +203,7 @@ class Conversation:
         """Takes the next message."""
         if self._transcripts is None:
             return
-        if not self._transcripts.is_there:
+        if not self._transcripts.is_there and type(message).__name__ != "StreamEvent":
             self._waiting.append((message, datetime.now(UTC)))
         is_result = type(message).__name__ == "ResultMessage"
         if is_result or time.monotonic() > self._look_at:

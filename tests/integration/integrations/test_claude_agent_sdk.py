@@ -12,7 +12,7 @@ from typing import Any
 
 import claude_agent_sdk
 import pytest
-from claude_agent_sdk import ClaudeAgentOptions, Transport
+from claude_agent_sdk import ClaudeAgentOptions, StreamEvent, Transport
 
 from session_lifecycle import SessionDatabase
 from session_lifecycle.integrations.claude_agent_sdk import SessionSdk
@@ -373,15 +373,19 @@ async def test_claude_code_that_fails_tells_no_usage_or_is_cancelled(
 async def test_claude_code_by_a_client_that_interrupts(
     session_database: SessionDatabase, recorder: SessionRecorder, server: ModelServer, tmp_path: Path
 ) -> None:
-    async with SessionSdk(recorder, user_id=A, content=True).client(options_of(server, tmp_path)) as client:
+    options = replace(options_of(server, tmp_path), include_partial_messages=True)
+    async with SessionSdk(recorder, user_id=A, content=True).client(options) as client:
         await client.query("What is it?")
         assert [message async for message in client.receive_response()]
         await client.query("[[slow]]")
-        await eventually(lambda: len(server.served) == 2)
+        async for message in client.receive_messages():
+            if isinstance(message, StreamEvent) and message.event["type"] == "content_block_delta":
+                break
         await client.interrupt()
         assert [message async for message in client.receive_response()]
-    found = await books(session_database, recorder, f"measured, {COUNTS}")
-    assert sorted(found.values()) == sorted([(True, *counts_of(server.served[0])), (False, 0, 0, 0, 0, 0)])
+    found = await books(session_database, recorder, f"partial, {COUNTS}")
+    # The whole input is told, and of the output what the response began with.
+    assert list(found.values()) == [(False, *counts_of(server.served[0])), (True, 7121, 3, 5000, 2000, 500)]
     assert sorted((await runs(session_database)).values()) == ["cancelled", "completed"]
     said = "SELECT role, content FROM session_lifecycle.session_messages ORDER BY created_at"
     assert (await rows(session_database, said))[:2] == [("user", "What is it?"), ("assistant", server.answer)]
