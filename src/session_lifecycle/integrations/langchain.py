@@ -51,6 +51,12 @@ class _Node:
     steps: set[str] = field(default_factory=set)
     """Of a call with a run: the ids of its steps."""
 
+    def cancel(self) -> None:
+        """Called when the recorder closes: nobody tells the end of this call any more."""
+        for run in [*reversed(self.runs), self.run]:
+            if run is not None:
+                run.cancel()
+
     @property
     def root(self) -> "_Node":
         node = self
@@ -98,7 +104,7 @@ class SessionCallbackHandler(Adapter, BaseCallbackHandler):
         super().__init__(
             recorder, user_id=user_id, session_id=session_id, content=content, attempt_timeout=attempt_timeout
         )
-        self._nodes: OpenParts[str, _Node] = OpenParts(_give_up_node)
+        self._nodes: OpenParts[str, _Node] = OpenParts(self._give_up)
         self._namespaces: OpenParts[str, _Node] = OpenParts(lambda _: None)
         self._calls: OpenParts[str, _Call] = OpenParts(_Call.give_up)
 
@@ -119,6 +125,8 @@ class SessionCallbackHandler(Adapter, BaseCallbackHandler):
         """A chain, a graph or a node of a graph begins."""
         node = self._node(run_id, parent_run_id, metadata, _name(serialized, kwargs))
         self._nodes.put(node.run_id, node)
+        if node.parent is None:
+            self._quiet.opened(node)
         if node.namespace is not None:
             self._namespaces.put(node.namespace, node)
         graph = node.parent
@@ -144,12 +152,17 @@ class SessionCallbackHandler(Adapter, BaseCallbackHandler):
             return
         if node.namespace is not None and self._namespaces.get(node.namespace) is node:
             self._namespaces.take(node.namespace)
+        self._quiet.closed(node)
         if node.parent is None:
             self._run_of(node)
             for run in reversed(node.runs):
                 run.cancel()
         if node.run is not None:
             self._finish(node.run, error)
+
+    def _give_up(self, node: _Node) -> None:
+        self._quiet.closed(node)
+        node.cancel()
 
     def _finish(self, run: RunBlock, error: BaseException | None) -> None:
         if error is None or _goes_on(error):
@@ -425,11 +438,6 @@ class SessionCallbackHandler(Adapter, BaseCallbackHandler):
         node.step.finish(failure, output=self.shown(output if content is None else content))
         if node.run is not None:  # a tool that was called by itself
             self._finish(node.run, error)
-
-
-def _give_up_node(node: _Node) -> None:
-    if node.run is not None:
-        node.run.cancel()
 
 
 def _current_task() -> "asyncio.Task[Any] | None":

@@ -235,6 +235,28 @@ async def test_what_is_open_when_the_recorder_closes(session_database: SessionDa
     await client.disconnect()
 
 
+async def test_two_queries_at_once_stay_apart(session_database: SessionDatabase, recorder: SessionRecorder) -> None:
+    sdk = SessionSdk(recorder, user_id=A)
+    turn = [init(), answer("m1"), result(120, 64)]
+
+    def of_session(number: int) -> list[Fields]:
+        text = json.dumps(turn).replace(SESSION, f"s{number}")
+        return list(json.loads(re.sub(r"(m1|run-1)", rf"\1-{number}", text)))
+
+    await asyncio.gather(*(converse(sdk, of_session(number)) for number in range(2)))
+    await recorder.flush()
+    assert await totals(session_database) == {"s0": (120, 64, 0, 0), "s1": (120, 64, 0, 0)}
+    assert await runs(session_database) == {"run-1-0": "completed", "run-1-1": "completed"}
+
+
+async def test_a_query_awaits_nothing_of_the_database() -> None:
+    """Nothing listens at the address, and the messages come."""
+    url = "postgresql://nobody@127.0.0.1:9/nothing"
+    async with SessionDatabase.connect(url) as db, db.recorder(drain_within=0.1) as recorder:
+        await converse(SessionSdk(recorder, user_id=A), [init(), answer("m1"), result(120, 64)])
+        assert recorder.snapshot().pending > 0
+
+
 @pytest.mark.parametrize("content", [True, False])
 async def test_content(session_database: SessionDatabase, recorder: SessionRecorder, content: bool) -> None:
     told = {"type": "tool_result", "tool_use_id": "c1", "content": "no sesame", "is_error": True}

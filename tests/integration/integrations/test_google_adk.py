@@ -505,6 +505,17 @@ async def test_what_is_open_when_the_recorder_closes_is_cancelled(session_databa
     assert await runs(session_database) == {"i1": "cancelled"}
 
 
+async def test_a_callback_awaits_nothing_of_the_database() -> None:
+    """Nothing listens at the address, and the runtime's calls go on."""
+    url = "postgresql://nobody@127.0.0.1:9/nothing"
+    async with SessionDatabase.connect(url) as db, db.recorder(drain_within=0.1) as recorder:
+        plugin = SessionPlugin(recorder, user_id=A)
+        await plugin.before_run_callback(invocation_context=context())
+        await call(plugin, event_of("e1", usage_of(10, 2, 12)))
+        await plugin.after_run_callback(invocation_context=context())
+        assert recorder.snapshot().pending > 0
+
+
 async def test_the_owner_and_a_broken_object(session_database: SessionDatabase, recorder: SessionRecorder) -> None:
     unknown = SessionPlugin(recorder)
     await unknown.before_run_callback(invocation_context=context())

@@ -331,6 +331,16 @@ async def test_a_cancelled_call_is_closed_when_the_recorder_closes(
     assert list((await runs(session_database)).values()) == ["cancelled"]
 
 
+async def test_a_graph_that_runs_when_the_recorder_closes_is_cancelled(session_database: SessionDatabase) -> None:
+    outer = uuid4()
+    async with session_database.recorder() as recorder:
+        handler = SessionCallbackHandler(recorder, user_id=A)
+        handler.on_chain_start(None, {}, run_id=outer, name="chain")
+        handler.on_chat_model_start({}, [[]], run_id=uuid4(), parent_run_id=outer)
+    assert list((await events(session_database, "measured")).values()) == [(False,)]
+    assert await runs(session_database) == {str(outer): "cancelled"}
+
+
 async def test_an_attempt_that_is_given_up_is_replaced_by_the_answer(
     session_database: SessionDatabase, recorder: SessionRecorder
 ) -> None:
@@ -486,6 +496,7 @@ async def test_two_runs_at_once_stay_apart(
     sums = "SELECT session_id, tokens_in, tokens_out FROM session_lifecycle.session_records ORDER BY session_id"
     assert await rows(session_database, sums) == [("t0", 2500, 161), ("t1", 2500, 161)]
     assert [len(open_parts) for open_parts in (handler._nodes, handler._namespaces, handler._calls)] == [0, 0, 0]
+    assert recorder.quiet.open == set()
 
 
 # Traps, made here
@@ -714,7 +725,7 @@ async def test_parts_whose_end_is_never_told_are_given_up(recorder: SessionRecor
         handler.on_chain_start(None, {}, run_id=outer, name="chain")
         handler.on_chat_model_start({}, [[]], run_id=uuid4(), parent_run_id=outer)
     assert (len(handler._nodes), len(handler._calls)) == (2, 2)
-    assert len(recorder.quiet.open) == 2
+    assert len(recorder.quiet.open) == 4
 
 
 async def test_a_call_awaits_nothing_of_the_database(server: ModelServer) -> None:
