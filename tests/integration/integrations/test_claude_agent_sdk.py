@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from claude_agent_sdk import ClaudeAgentOptions, StreamEvent, Transport
 from session_lifecycle import SessionDatabase
 from session_lifecycle.integrations.claude_agent_sdk import SessionSdk
 from session_lifecycle.writing.recorder import SessionRecorder
+from support import transcripts
 from support.eventually import eventually
 from support.model_server import ModelServer, Served
 from support.transcripts import SHARED, bring, everything, rows, runs, steps, totals
@@ -255,6 +257,37 @@ async def test_a_query_awaits_nothing_of_the_database() -> None:
     async with SessionDatabase.connect(url) as db, db.recorder(drain_within=0.1) as recorder:
         await converse(SessionSdk(recorder, user_id=A), [init(), answer("m1"), result(120, 64)])
         assert recorder.snapshot().pending > 0
+
+
+@pytest.mark.parametrize("awaits", [True, False])
+async def test_a_transcript_takes_the_place_of_the_messages(
+    session_database: SessionDatabase, recorder: SessionRecorder, tmp_path: Path, awaits: bool
+) -> None:
+    """What it had before the process began is another process's, and what is open at the end was cancelled."""
+    now = datetime.now(UTC)
+
+    def of_now(line: Fields, second: float) -> Fields:
+        return line | {"timestamp": (now + timedelta(seconds=second)).isoformat()}
+
+    old = [transcripts.prompt(0, "Before.", session=SESSION, promptId="p0")]
+    old += [transcripts.answer(1, "m0", (9, 0, 0, 9), session=SESSION)]
+    lines = [of_now(transcripts.prompt(0, "Now.", session=SESSION, promptId="p1"), 1)]
+    lines += [
+        of_now(transcripts.answer(1, "m1", (120, 0, 0, 64), session=SESSION, tool=("c1", "Bash"), stop="tool_use"), 2)
+    ]
+    if awaits:
+        lines += [of_now(transcripts.result(2, "c1", session=SESSION), 3)]
+    transcripts.write(tmp_path / "projects" / "work" / f"{SESSION}.jsonl", [*old, *lines])
+    options = ClaudeAgentOptions(env={"CLAUDE_CONFIG_DIR": str(tmp_path)}, resume=SESSION)
+    query = SessionSdk(recorder, user_id=A).query(
+        prompt="Now.", options=options, transport=Scripted([init(), answer("m1", call("c1"))])
+    )
+    assert [type(message).__name__ async for message in query] == ["SystemMessage", "AssistantMessage"]
+    found = await books(session_database, recorder, "measured, tokens_in, tokens_out")
+    assert found.pop("m1") == (True, 120, 64)
+    assert list(found.values()) == ([(False, 0, 0)] if awaits else [])
+    assert await runs(session_database) == {"p1": "cancelled"}
+    assert await steps(session_database) == {("p1", "c1"): ("Bash", "completed" if awaits else "failed")}
 
 
 @pytest.mark.parametrize("content", [True, False])
