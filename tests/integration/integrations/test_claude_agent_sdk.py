@@ -149,7 +149,7 @@ def init(uuid: str = "run-1") -> Fields:
 
 def answer(message_id: str, *blocks: Fields, out: int = 3, fresh: int = 120, parent: str | None = None) -> Fields:
     usage = {"input_tokens": fresh, "output_tokens": out}
-    message = {"id": message_id, "model": MODEL, "role": "assistant", "usage": usage}
+    message: Fields = {"id": message_id, "model": MODEL, "role": "assistant", "usage": usage}
     message["content"] = list(blocks) or [{"type": "text", "text": "It is 7."}]
     line = {"type": "assistant", "message": message, "session_id": SESSION, "uuid": f"line-{message_id}"}
     return line | {"parent_tool_use_id": parent}

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from google.adk.agents import LlmAgent, ParallelAgent
-from google.adk.agents.run_config import RunConfig, StreamingMode
+from google.adk.agents.run_config import RunConfig
 from google.adk.apps import App
 from google.adk.models.google_llm import Gemini
 from google.adk.models.lite_llm import LiteLlm
@@ -46,6 +46,7 @@ LOGS = SHARED / "payloads"
 needs_logs = pytest.mark.skipif(not SHARED.is_dir(), reason="the logs are not beside the project")
 COUNTS = "tokens_in, tokens_out, cache_read_tokens, cache_write_tokens, reasoning_tokens"
 NO_COUNTS = (0, 0, 0, 0, 0)
+STREAMS = RunConfig.model_validate({"streaming_mode": "sse"})
 
 
 async def events(db: SessionDatabase, columns: str) -> dict[str, tuple[Any, ...]]:
@@ -70,7 +71,7 @@ class Replay:
     def invocation_id(self, shown: str) -> str:
         return next((whole for whole in self.whole if whole.endswith(shown)), shown)
 
-    def context(self, line: Fields) -> SimpleNamespace:
+    def context(self, line: Fields) -> Any:
         told = line.get("cc") or line.get("ic") or {}
         context = SimpleNamespace(invocation_id=self.invocation_id(told.get("invocation_id", "")))
         context.session = SimpleNamespace(id=told.get("session_id"))
@@ -217,7 +218,7 @@ async def ask(
     app = App(name="app", root_agent=agent, plugins=plugins)
     async with Runner(app=app, session_service=service) as runner:
         message = types.Content(role="user", parts=[types.Part(text=words)])
-        config = RunConfig(streaming_mode=StreamingMode.SSE if streams else StreamingMode.NONE)
+        config = STREAMS if streams else RunConfig()
         return [
             event
             async for event in runner.run_async(
@@ -330,7 +331,7 @@ async def test_a_stream_that_is_left(
     app = App(name="app", root_agent=agent, plugins=[SessionPlugin(recorder, user_id=A)])
     async with Runner(app=app, session_service=service) as runner:
         message = types.Content(role="user", parts=[types.Part(text="[[slow]]")])
-        config = RunConfig(streaming_mode=StreamingMode.SSE)
+        config = STREAMS
         reading = runner.run_async(user_id="u", session_id="s1", new_message=message, run_config=config)
         async for _ in reading:
             break
@@ -491,7 +492,7 @@ async def test_H38_provider_and_model_of_the_model_that_is_asked(
     session_database: SessionDatabase, recorder: SessionRecorder, asked: Any, expected: tuple[str | None, str | None]
 ) -> None:
     plugin = SessionPlugin(recorder, user_id=A)
-    await plugin.before_model_callback(callback_context=context(), llm_request=SimpleNamespace(model=asked))  # type: ignore[arg-type]
+    await plugin.before_model_callback(callback_context=context(), llm_request=SimpleNamespace(model=asked))
     await plugin.after_run_callback(invocation_context=context())
     assert await books(session_database, recorder, "provider, model") == [expected]
 
