@@ -17,11 +17,18 @@ help:  ## Show what can be made.
 
 setup: .make/installed  ## Create .venv with the library, its extras and the tools.
 
-.make/installed: pyproject.toml
+.make/installed: .make/venv
+	$(BIN)/python -m pip install --quiet --editable '.[cli,testing]' --group dev
+	@touch $@
+
+.make/demo: .make/venv
+	$(BIN)/python -m pip install --quiet --editable '.[cli]'
+	@touch $@
+
+.make/venv: pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Python >= 3.11 is needed, none was found; name one with PYTHON=…" >&2; exit 1; }
 	@"$(PYTHON)" -m venv .venv || { echo "$(PYTHON) cannot make a virtual environment; on Debian install python3-venv" >&2; exit 1; }
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
-	$(BIN)/python -m pip install --quiet --editable '.[cli,testing]' --group dev
 	@mkdir -p .make && touch $@
 
 tools:  ## Install what some tests need, where that is root's on Debian; none of it is started.
@@ -31,7 +38,7 @@ tools:  ## Install what some tests need, where that is root's on Debian; none of
 			apt-get install -qq --no-install-recommends $(TOOL_PACKAGES); } > /dev/null || \
 		echo "could not install them; the tests that need them will say so"; }
 
-demo: setup  ## Live a fleet of agents on an embedded Postgres and show what it cost.
+demo: .make/demo  ## Live a fleet of agents on an embedded Postgres and show what it cost.
 	$(BIN)/session-lifecycle demo --embedded
 
 test: setup tools  ## Run the tests, without the long storms.

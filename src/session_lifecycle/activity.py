@@ -29,7 +29,8 @@ from session_lifecycle.models.pages import DEFAULT_LIMIT, MOST_PARTS, MOST_ROWS,
 from session_lifecycle.models.run_filters import ModelPrefix, ToolCall
 from session_lifecycle.models.session_details import MOST_MESSAGES, MOST_RUNS, ChatHistory, OneDetail, ThreadsOfSession
 from session_lifecycle.pages import answered_page, read_position, whole_answer
-from session_lifecycle.postgres.execution import AnySelect, Execution
+from session_lifecycle.postgres.driver_statements import AnySelect
+from session_lifecycle.postgres.execution import Execution
 from session_lifecycle.postgres.failures import is_too_large
 from session_lifecycle.statements.activity import (
     distinct_names,

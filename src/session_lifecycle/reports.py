@@ -31,7 +31,8 @@ from session_lifecycle.models.reports import FIGURES, MOST_POINTS, Dimension, Se
 from session_lifecycle.models.run_telemetry import TelemetryFilters
 from session_lifecycle.models.session_filters import Window
 from session_lifecycle.pages import whole_answer
-from session_lifecycle.postgres.execution import AnySelect, Execution
+from session_lifecycle.postgres.driver_statements import AnySelect
+from session_lifecycle.postgres.execution import Execution
 from session_lifecycle.statements.reports import costs, run_telemetry, usage
 from session_lifecycle.statements.roll_ups import session_stats
 from session_lifecycle.statements.shared import durations

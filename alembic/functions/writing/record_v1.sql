@@ -27,6 +27,8 @@ DECLARE
     single jsonb := waves -> 0 -> 0;
     is_alone boolean := waves -> 0 -> 1 IS NULL;
     touched_at timestamptz;
+    is_session_missing boolean := false;
+    creating int[];
     has_runs boolean;
     others jsonb := '[]';
     found_missing text;
@@ -177,7 +179,22 @@ BEGIN
             RETURN;
         EXCEPTION WHEN SQLSTATE 'SL001' OR unique_violation THEN
             -- One of the items is not plain in the database's eyes. The block is undone, with its locks.
+            is_session_missing := SQLSTATE = 'SL001';
         END;
+        IF is_session_missing THEN
+            BEGIN
+                creating := {schema}.create_sessions(waves -> 0, now_at);
+                RETURN QUERY
+                SELECT p.item_position,
+                       CASE WHEN p.outcome = 'touched' AND c.position IS NOT NULL THEN 'created' ELSE p.outcome END,
+                       p.event_cost_usd, p.session_tokens_in, p.session_tokens_out, p.session_cost_usd
+                FROM {schema}.record_plain(waves -> 0, now_at) p
+                LEFT JOIN unnest(creating) c (position) ON c.position = p.item_position;
+                RETURN;
+            EXCEPTION WHEN SQLSTATE 'SL001' OR SQLSTATE 'SL003' OR unique_violation THEN
+                -- The long way takes its locks anew: of these, it may need only some.
+            END;
+        END IF;
     END IF;
     has_runs := activity <> '[]' OR waves @? '$[*][*] ? (exists (@.run_id) || exists (@.key_scope))';
     LOOP

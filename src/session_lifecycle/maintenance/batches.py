@@ -6,7 +6,8 @@ from typing import Any
 
 from pydantic_core import to_json
 
-from session_lifecycle.postgres.execution import AnySelect, Execution
+from session_lifecycle.postgres.driver_statements import AnySelect
+from session_lifecycle.postgres.execution import Execution
 
 FIRST_BATCH_SIZE = 100
 MAX_KEYS_PER_SEARCH = 20_000

@@ -177,11 +177,16 @@ class Attempt:
         if self._on_cancelled is not None:
             self._on_cancelled()
 
-    def discard(self) -> None:
-        """Closes the attempt without a record: no model was called. Does nothing where it is closed."""
+    def discard(self) -> bool:
+        """Closes the attempt and records nothing: no model was called, or the caller records the call itself.
+
+        Returns False where the attempt is closed already.
+        """
         with self._closing:
-            self.is_open = False
-        self._forget()
+            was_open, self.is_open = self.is_open, False
+        if was_open:
+            self._forget()
+        return was_open
 
     def _close(self, idempotency_key: str | None) -> bool:
         """Closes the attempt for an answer. Returns whether an answer had closed it before."""

@@ -25,7 +25,7 @@ from session_lifecycle.models import (
     UsageReceipt,
 )
 from session_lifecycle.models.sessions import Reopen
-from session_lifecycle.models.usage import RareUse
+from session_lifecycle.models.usage import UsageOptions
 from session_lifecycle.statements.writing.record import WriteResult
 from session_lifecycle.writing.prepared import WritableItem
 from session_lifecycle.writing.protocol import SessionWriter
@@ -63,14 +63,7 @@ class CallsAsItems(SessionWriter, ABC):
         tokens_out: int = 0,
         cost_usd: Decimal | float | str | None = None,
         errored: bool = False,
-        *,
-        provider: str | None = None,
-        cache_read_tokens: int = 0,
-        cache_write_tokens: int = 0,
-        reasoning_tokens: int = 0,
-        idempotency_key: str | None = None,
-        at: datetime | None = None,
-        **rare: Unpack[RareUse],
+        **options: Unpack[UsageOptions],
     ) -> UsageReceipt:
         item = UsageEvent.of_call(
             session_id=session_id,
@@ -80,13 +73,7 @@ class CallsAsItems(SessionWriter, ABC):
             tokens_out=tokens_out,
             cost_usd=cost_usd,
             errored=errored,
-            provider=provider,
-            cache_read_tokens=cache_read_tokens,
-            cache_write_tokens=cache_write_tokens,
-            reasoning_tokens=reasoning_tokens,
-            idempotency_key=idempotency_key,
-            at=at,
-            **rare,
+            **options,
         )
         return cast("UsageReceipt", await self._record_one(item))
 

@@ -1,38 +1,30 @@
 """RunBlock: a run of an agent as a block of code, with its steps, messages, usage, attempts and nested runs."""
 
-from collections.abc import Generator
-from contextlib import contextmanager
+import sys
 from contextvars import ContextVar
 from datetime import datetime
 from decimal import Decimal
-from types import TracebackType
-from typing import Any, Literal, Self, Unpack
+from typing import Any, ClassVar, Literal, Self, Unpack
 from uuid import uuid4
 
+from session_lifecycle.errors import SessionLifecycleError
 from session_lifecycle.models import Message, MessageRole, Run, RunStatus
-from session_lifecycle.models.usage import RareUse
+from session_lifecycle.models.usage import UsageOptions
 from session_lifecycle.writing.attempt import OpensAttempts, Scope, ends_as_cancelled, now
+from session_lifecycle.writing.code_block import CodeBlock
 from session_lifecycle.writing.step_block import StepBlock, error_fields
 
-_current: ContextVar["RunBlock | None"] = ContextVar("session_lifecycle_run", default=None)
 
-
-def current_run() -> "RunBlock | None":
-    """The innermost run block around this code; None outside.
-
-    Tasks that are started inside a run find it too, and so do threads that run in a copy of the context
-    (`contextvars.copy_context().run`, `asyncio.to_thread`).
-    """
-    return _current.get()
-
-
-class RunBlock(OpensAttempts):
+class RunBlock(CodeBlock, OpensAttempts):
     """A run of an agent. Made by `run` of a session block or of another run. A block for `with` and `async with`.
 
     Entering records its beginning, and leaving its end: `completed`, `failed` if an exception leaves the block, or
     `cancelled` if that exception is no `Exception`, as `asyncio.CancelledError` is none. The exception goes on to the
     caller as it is. A run that begins inside a run of the same session has that run as its parent. Attempts that are
     open when it ends are recorded without usage.
+
+    Where the host uses OpenTelemetry, entering sets `gen_ai.conversation.id`, `gen_ai.agent.name` and
+    `session_lifecycle.run.id` on the current span.
 
     Callbacks of a runtime call `begin` and `finish` instead of using a block. Every method may be called from any
     thread, returns at once, and raises nothing for trouble of this library: failures are counted, logged, and told to
@@ -42,6 +34,8 @@ class RunBlock(OpensAttempts):
         run_id: Its id.
         output: What is recorded as its output when it ends; any JSON, or None.
     """
+
+    innermost: ClassVar[ContextVar["RunBlock | None"]] = ContextVar("session_lifecycle_run", default=None)
 
     def __init__(self, scope: Scope, fields: dict[str, Any]) -> None:
         """Use `SessionTrace.run` or `RunBlock.run` instead."""
@@ -53,7 +47,6 @@ class RunBlock(OpensAttempts):
         self._fields = {**fields, **ids}
         if self._fields["agent_name"] is None:
             self._fields["agent_name"] = scope.agent_name
-        self._outer: RunBlock | None = None
         self._is_finished = False
         self._is_cancelled = False
 
@@ -64,7 +57,7 @@ class RunBlock(OpensAttempts):
             at: When it began; None: now.
         """
         if "started_at" not in self._fields:
-            outer = _current.get()
+            outer = self.innermost.get()
             if self._fields["parent_run_id"] is None and outer is not None and self._is_in_session_of(outer):
                 self._fields["parent_run_id"] = outer.run_id
             self._fields["started_at"] = at or now()
@@ -232,67 +225,55 @@ class RunBlock(OpensAttempts):
         tokens_out: int = 0,
         cost_usd: Decimal | float | str | None = None,
         errored: bool = False,
-        *,
-        provider: str | None = None,
-        cache_read_tokens: int = 0,
-        cache_write_tokens: int = 0,
-        reasoning_tokens: int = 0,
-        idempotency_key: str | None = None,
-        at: datetime | None = None,
-        **rare: Unpack[RareUse],
+        **options: Unpack[UsageOptions],
     ) -> None:
         """Records the usage of a response of this run: an attempt that is opened and closed here. See `Attempt.usage`.
 
         Without any count it is recorded without usage (`measured=False`).
         """
-        self.attempt(model, provider).usage(
+        self.attempt(model, options.get("provider")).usage(
             model,
             tokens_in,
             tokens_out,
             cost_usd,
             errored,
-            provider=provider,
-            cache_read_tokens=cache_read_tokens,
-            cache_write_tokens=cache_write_tokens,
-            reasoning_tokens=reasoning_tokens,
-            idempotency_key=idempotency_key,
-            at=at,
-            **rare,
+            **options,
         )
 
-    @contextmanager
-    def active(self) -> Generator[None]:
-        """Makes this the current run inside the block, without beginning or ending it: for callbacks and generators."""
-        outer = _current.get()
-        _current.set(self)
-        try:
-            yield
-        finally:
-            _current.set(outer)
-
     def __enter__(self) -> Self:
-        self.begin()
-        self._outer = _current.get()
-        _current.set(self)
+        super().__enter__()
+        self._tell_span()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        # Not by a token: a generator may be closed in another context, and a token would raise there.
-        _current.set(self._outer)
-        self.finish(error)
-
-    async def __aenter__(self) -> Self:
-        return self.__enter__()
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.__exit__(kind, error, traceback)
+    def _tell_span(self) -> None:
+        """Tells the span of OpenTelemetry around the block what it is a span of."""
+        # A host that has not imported OpenTelemetry has no span, and does not pay for the import.
+        current = getattr(sys.modules.get("opentelemetry.trace"), "get_current_span", None)
+        if current is None:
+            return
+        try:
+            span = current()
+            if span.is_recording():
+                span.set_attribute("gen_ai.conversation.id", self.session_id)
+                span.set_attribute("session_lifecycle.run.id", self.run_id)
+                if self._fields["agent_name"] is not None:
+                    span.set_attribute("gen_ai.agent.name", self._fields["agent_name"])
+        except Exception as error:  # noqa: BLE001 - a span of the host must not end the host's work
+            failure = SessionLifecycleError(f"the current span took no attributes ({type(error).__name__})")
+            failure.__cause__ = error
+            self._scope.quiet.fail(failure)
 
     def _is_in_session_of(self, other: "RunBlock") -> bool:
         return (self.session_id, str(self.user_id)) == (other.session_id, str(other.user_id)) and other is not self
+
+
+def current_run() -> "RunBlock | None":
+    """The innermost run block around this code; None outside.
+
+    Tasks that are started inside a run find it too, and so do threads that run in a copy of the context
+    (`contextvars.copy_context().run`, `asyncio.to_thread`).
+    """
+    return RunBlock.innermost.get()
 
 
 def write_message(

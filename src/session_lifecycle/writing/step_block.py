@@ -1,20 +1,16 @@
 """StepBlock: a step of a run as a block of code."""
 
-from collections.abc import Generator
-from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import datetime
-from types import TracebackType
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 from uuid import uuid4
 
 from session_lifecycle.models import Step
 from session_lifecycle.writing.attempt import Scope, ends_as_cancelled, now
+from session_lifecycle.writing.code_block import CodeBlock
 
-_current: ContextVar["StepBlock | None"] = ContextVar("session_lifecycle_step", default=None)
 
-
-class StepBlock:
+class StepBlock(CodeBlock):
     """A step of a run: a tool call, a task. Made by `RunBlock.step`. A block for `with` and `async with`.
 
     Entering records its beginning, and leaving its end, with the exception that leaves it, if any. Callbacks call
@@ -25,6 +21,8 @@ class StepBlock:
         output: What is recorded as its output when it ends; any JSON, or None.
     """
 
+    innermost: ClassVar[ContextVar["StepBlock | None"]] = ContextVar("session_lifecycle_step", default=None)
+
     def __init__(self, scope: Scope, run_id: str, fields: dict[str, Any]) -> None:
         """Use `RunBlock.step` instead."""
         self.step_id: str = fields.pop("step_id") or str(uuid4())
@@ -32,7 +30,6 @@ class StepBlock:
         self.output: Any = None
         self._scope = scope
         self._fields = {**fields, "step_id": self.step_id, "run_id": run_id, "user_id": scope.user_id}
-        self._outer: StepBlock | None = None
         self._is_finished = False
 
     def begin(self, *, at: datetime | None = None) -> Self:
@@ -42,7 +39,7 @@ class StepBlock:
             at: When it began; None: now.
         """
         if "started_at" not in self._fields:
-            outer = _current.get()
+            outer = self.innermost.get()
             if self._fields["parent_step_id"] is None and outer is not None and outer.run_id == self.run_id:
                 self._fields["parent_step_id"] = outer.step_id
             self._fields["started_at"] = at or now()
@@ -79,37 +76,6 @@ class StepBlock:
         if metadata is not None:
             fields["metadata"] = {**(fields["metadata"] or {}), **metadata}
         self._scope.quiet.write(Step, **fields)
-
-    @contextmanager
-    def active(self) -> Generator[None]:
-        """Makes this the current step inside the block, without beginning or ending it: for callbacks."""
-        outer = _current.get()
-        _current.set(self)
-        try:
-            yield
-        finally:
-            _current.set(outer)
-
-    def __enter__(self) -> Self:
-        self.begin()
-        self._outer = _current.get()
-        _current.set(self)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        # Not by a token: a generator may be closed in another context, and a token would raise there.
-        _current.set(self._outer)
-        self.finish(error)
-
-    async def __aenter__(self) -> Self:
-        return self.__enter__()
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.__exit__(kind, error, traceback)
 
 
 def error_fields(error: BaseException | str) -> dict[str, Any]:

@@ -212,6 +212,7 @@ DIRECTLY: dict[str, tuple[str, tuple[Any, ...]]] = {
     "update_session_v1": ("$2, 's', j", ({"title": "x"}, A)),
     "annotate_session_v1": ("$1, 's', 'quality', '', 1, 'a', 'b', $2", (A, AT)),
     "delete_runs": ("$1, $2", ([A], ["nobody"])),
+    "create_sessions": ("j, $2", ([{"position": 0, "kind": "touch", "user_id": A, "session_id": "new"}], AT)),
     "record_plain": ("j, $2", ([{"position": 0, "kind": "touch", "user_id": A, "session_id": "s"}], AT)),
     "record_wave": ("j, $2", ([{"position": 0, "kind": "touch", "user_id": A, "session_id": "s"}], AT)),
     "lock_sessions": (
@@ -302,6 +303,14 @@ DIRECTLY: dict[str, tuple[str, tuple[Any, ...]]] = {
     "expected_model_roll_ups_v1": ("'dataset', $1, $1", (DATASET,)),
     "rebuild_roll_ups_v1": ("'user', NULL, $1", (A,)),
     "take_out_of_roll_ups_v1": ("$1, 't'", (A,)),
+    "window_begin": ("'month', NULL, 'America/Havana', $1", (AT,)),
+    "set_budget_v1": ("'b', $1, NULL, 'x', $2, 5, 5, 'day', NULL, 'America/Havana', 'refuse'", (A, DATASET)),
+    "applying_budgets_v1": ("$1, 's', 'x', $2", (A, DATASET)),
+    # An id that ends like this one cleans up, too.
+    "reserve_v1": ("$1, 's', $2, 'user', 'x', $3, 1, 1, false, 1000000", (A, UUID(int=8), DATASET)),
+    "budget_use_v1": ("$1, NULL, NULL, NULL, 1, 1, true", (["b"],)),
+    "is_settled": ("$1, 's', $1, 'session'", (A,)),
+    "delete_settled": ("$1", ([A],)),
     "write_tombstone_v1": ("$1", (UUID(int=3),)),
     "empty_sessions_v1": ("j, $2", (KEYS, AT + timedelta(days=9999))),
     "anonymise_sessions_v1": ("j, $2", ([{"user_id": A, "session_id": "t"}], B)),

@@ -10,7 +10,7 @@ from uuid import UUID
 import asyncpg
 import pytest
 
-from session_lifecycle import SessionDatabase, Touch, UsageEvent
+from session_lifecycle import End, SessionDatabase, Touch, UsageEvent
 from session_lifecycle.entities import metadata
 from session_lifecycle.pricing.catalogue import PriceCatalogue
 from session_lifecycle.testing import SessionClock
@@ -27,6 +27,9 @@ WAYS = {
         *("lock_runs", "follow_runs", "record_activity", "settle_runs"),
     },
 }
+# What each way calls besides, where one of the sessions does not exist yet.
+CREATING = {way: {"lock_session", "refuse_erased"} for way in WAYS}
+CREATING["plain"] |= {"create_sessions", "lock_sessions"}
 RECORD = "SELECT * FROM session_lifecycle.record_v1($1::jsonb, $2::jsonb, $3, $4)"
 WITH_RUNS = "SELECT * FROM session_lifecycle.record_locked($1::jsonb, '[]', '[]', true, $2)"
 CALLED = """
@@ -79,7 +82,7 @@ def items(user: UUID) -> list[Touch | UsageEvent]:
     ]
 
 
-async def written_by(url: str, way: str, user: UUID, now: datetime) -> list[tuple[Any, ...]]:
+async def written_by(url: str, way: str, user: UUID, now: datetime, *, creates: bool) -> list[tuple[Any, ...]]:
     """Writes the items, and says what became of each."""
     prices = PriceCatalogue()
     await prices.load()
@@ -104,7 +107,7 @@ async def written_by(url: str, way: str, user: UUID, now: datetime) -> list[tupl
             called = {row[0] for row in await connection.fetch(CALLED)}
     finally:
         await connection.close()
-    assert called == WAYS[way]
+    assert called == WAYS[way] | (CREATING[way] if creates else set())
     return receipts
 
 
@@ -128,17 +131,19 @@ async def stored(url: str, user: UUID) -> dict[str, Counter[tuple[tuple[str, Any
         await connection.close()
 
 
+@pytest.mark.parametrize("existing", [("s", "t"), ("t",), ()], ids=["of sessions", "of a new session", "of new ones"])
 async def test_every_way_of_writing_leaves_the_same(
-    session_database: SessionDatabase, session_database_url: str, session_clock: SessionClock
+    session_database: SessionDatabase,
+    session_database_url: str,
+    session_clock: SessionClock,
+    existing: Sequence[str],
 ) -> None:
     now = await session_clock.freeze(AT + timedelta(hours=1, days=1))
     receipts, rows = {}, {}
     for number, way in enumerate(WAYS, 1):
         user = UUID(int=number)
-        await session_database.lifecycle.record(
-            [Touch(session_id="s", user_id=user, at=AT), Touch(session_id="t", user_id=user, at=AT)]
-        )
-        receipts[way] = await written_by(session_database_url, way, user, now)
+        await session_database.lifecycle.record([Touch(session_id=name, user_id=user, at=AT) for name in existing])
+        receipts[way] = await written_by(session_database_url, way, user, now, creates=len(existing) < 2)
         rows[way] = await stored(session_database_url, user)
     assert len(receipts["plain"]) == len(items(UUID(int=1)))
     assert rows["plain"]["session_usage_events"].total() == 8
@@ -151,17 +156,20 @@ async def test_every_way_of_writing_leaves_the_same(
 async def test_a_short_way_that_does_not_fit_goes_the_long_one(
     session_database: SessionDatabase, session_database_url: str, way: str
 ) -> None:
-    """The sessions are not there yet, so both short ways leave the items to the long one."""
+    """One session has ended and another one is new, so both short ways leave the items to the long one."""
     prices = PriceCatalogue()
     await prices.load()
     found = []
     for number, is_plain in enumerate((True, False), 1):
         user = UUID(int=number)
+        await session_database.lifecycle.record(
+            [Touch(session_id="s", user_id=user, at=AT), End(session_id="s", user_id=user, status="failed", at=AT)]
+        )
         given: list[Touch | UsageEvent] = [
             UsageEvent(session_id="s", user_id=user, model="m", tokens_in=1, cost_usd=1, at=AT)
         ]
         if way == "plain":
-            given.append(Touch(session_id="t", user_id=user, at=AT))
+            given += [Touch(session_id="t", user_id=user, at=AT), Touch(session_id="s", user_id=user, at=AT)]
         [(_, bound)] = parts([prepare(item, prices) for item in given])
         connection = await asyncpg.connect(session_database_url)
         try:
@@ -173,3 +181,4 @@ async def test_a_short_way_that_does_not_fit_goes_the_long_one(
         del usage["session_usage_events"]  # recorded at two moments
         found.append((sorted(rows), usage))
     assert found[0] == found[1]
+    assert [row[1] for row in found[0][0]] == ["applied", "created", "terminal"][: len(given)]
