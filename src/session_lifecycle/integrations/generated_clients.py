@@ -1,0 +1,397 @@
+"""Hooks into the clients of OpenAI and of Anthropic, which one generator makes.
+
+Every call of these clients goes through the public method `post` of the client: plain calls, streams, `parse`, the
+helpers of streams, `with_raw_response` and `with_streaming_response`. So a copy of the host's client gets a `post` of
+its own; no class is changed, and the host's client stays as it is. What a stream says is heard where its bytes pass
+`iter_bytes` of the HTTP response, whatever reads them: an object of the client would be seen by some readers only.
+"""
+
+import inspect
+import json
+import re
+from base64 import b64decode
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator, Mapping
+from typing import Any, Literal, NamedTuple, TypeVar, cast
+from weakref import WeakMethod
+
+from session_lifecycle.integrations.adapter import OpenParts, value_at
+from session_lifecycle.integrations.model_calls import Answer, ModelCall, ModelCalls
+
+Client = TypeVar("Client")
+# Bedrock's streams are frames, each with an event in base64.
+_FRAME = re.compile(rb'"bytes"\s*:\s*"([A-Za-z0-9+/=]+)"')
+
+
+class Operation(NamedTuple):
+    """A kind of call of an API: what begins it, and who reads its answer."""
+
+    name: str
+    read: Callable[[Answer, Any], None]
+    """Reads a whole answer, which is an object or a dict."""
+    hear: Callable[[Answer, dict[str, Any]], None]
+    """Hears an event of a stream."""
+    prompt: Callable[[Mapping[str, Any]], str]
+    """Finds the last prompt in the request."""
+    kind: Literal["llm", "embedding"] = "llm"
+
+
+class Api(NamedTuple):
+    """What differs from client to client."""
+
+    operation: Callable[[str], Operation | None]
+    """The kind of call by the path of a POST; None: no model answers."""
+    pending: Callable[[Any], str | None]
+    """The id of an answer that is still being made, in the background; None: it is made."""
+    result_path: re.Pattern[str]
+    """The paths where the answer of a call in the background may be found."""
+    change: Callable[[str, Mapping[str, Any]], Mapping[str, Any]] | None = None
+    """Changes the body of a request, by its path; None: the request stays as the host made it."""
+
+
+def recorded_client(client: Client, api: Api, calls: ModelCalls) -> Client:
+    """A copy of the client whose calls are recorded. The copy shares the connections of the client.
+
+    Args:
+        client: The host's client.
+        api: What differs from client to client.
+        calls: Takes the calls.
+    """
+    copied: Any = client
+    return cast(Client, _with_hooks(copied.copy(), _Hooks(api, calls)))
+
+
+class _Hooks:
+    """What the recorded copies of one client share."""
+
+    def __init__(self, api: Api, calls: ModelCalls) -> None:
+        self.api = api
+        self.calls = calls
+        self.pending: OpenParts[str, ModelCall] = OpenParts(lambda call: call.attempt.cancel())
+
+    def begin(self, operation: Operation, body: Any) -> ModelCall | None:
+        request: Mapping[str, Any] = body if isinstance(body, Mapping) else {}
+        prompt = None
+        if self.calls.content:
+            prompt = self._tried(lambda: operation.prompt(request))
+        return self.calls.begin(operation.name, request.get("model"), operation.kind, prompt)
+
+    def take(self, operation: Operation, call: ModelCall | None, result: Any) -> None:
+        """Takes what `post` returned: an answer, a stream, or a response that the host reads by itself."""
+        self._tried(lambda: self._take(operation, call, result))
+
+    def _take(self, operation: Operation, call: ModelCall | None, result: Any) -> None:
+        if call is None:
+            return
+        response = _http_response(result)
+        if response is None:
+            self.read(operation, call, result)
+        elif response.is_closed:
+            self.read(operation, call, json.loads(response.content))
+        else:
+            _Listener(self.calls, operation, call, response.headers).listen(response)
+
+    def read(self, operation: Operation, call: ModelCall, body: Any) -> None:
+        pending = self.api.pending(body)
+        if pending is not None:
+            self.pending.put(pending, call)
+            return
+        answer = Answer()
+        operation.read(answer, body)
+        self.calls.finish(call, answer)
+
+    def look(self, path: str, result: Any) -> None:
+        """Looks whether this is the answer of a call in the background."""
+        self._tried(lambda: self._look(path, result))
+
+    def _look(self, path: str, result: Any) -> None:
+        operation = self.api.operation("/responses")
+        if not len(self.pending) or operation is None or not self.api.result_path.fullmatch(path):
+            return
+        response = _http_response(result)
+        if response is not None:
+            if not response.is_closed:
+                return
+            result = json.loads(response.content)
+        if self.api.pending(result) is None:
+            call = self.pending.take(str(value_at(result, "id")))
+            if call is not None:
+                self.read(operation, call, result)
+
+    def changed(
+        self, path: str, operation: Operation, call: ModelCall | None, arguments: dict[str, Any], noted: list[bool]
+    ) -> dict[str, Any]:
+        """The arguments of `post`, with a body that is changed where the host wants that.
+
+        A parser among them lets the answer be seen first: a parser that raises does not hide what was billed. Then
+        there is an entry in `noted`.
+        """
+        body, options = arguments.get("body"), arguments.get("options")
+        change = self.api.change
+        if change is not None and isinstance(body, Mapping):
+            arguments = {**arguments, "body": change(path, body)}
+        parser = value_at(options, "post_parser")
+        if call is None or not callable(parser) or not isinstance(options, Mapping):
+            return arguments
+
+        def parse(result: Any) -> Any:
+            if not noted and _http_response(result) is None:
+                noted.append(True)
+                self._tried(lambda: self.read(operation, call, result))
+            return parser(result)
+
+        return {**arguments, "options": {**options, "post_parser": parse}}
+
+    def _tried(self, work: Callable[[], Any]) -> Any:
+        try:
+            return work()
+        except Exception as error:  # noqa: BLE001 - a failure of the adapter must not end the host's work
+            self.calls.fail(error)
+            return None
+
+
+def _with_hooks(client: Any, hooks: _Hooks) -> Any:
+    post, get, copy = (getattr(getattr(client, name), "unrecorded", getattr(client, name)) for name in _HOOKED)
+    if inspect.iscoroutinefunction(post):
+        client.post, client.get = _asynchronous(post, get, hooks)
+    else:
+        client.post, client.get = _synchronous(post, get, hooks)
+
+    def copied(*arguments: Any, **options: Any) -> Any:
+        return _with_hooks(copy(*arguments, **options), hooks)
+
+    client.copy = client.with_options = copied
+    for name, original in zip(_HOOKED, (post, get, copy), strict=True):
+        getattr(client, name).unrecorded = original
+    return client
+
+
+_HOOKED = ("post", "get", "copy")
+
+
+def _asynchronous(post: Any, get: Any, hooks: _Hooks) -> tuple[Any, Any]:
+    async def recorded_post(path: str, **arguments: Any) -> Any:
+        operation = hooks.api.operation(path)
+        if operation is None:
+            result = await post(path, **arguments)
+            hooks.look(path, result)
+            return result
+        call = hooks.begin(operation, arguments.get("body"))
+        noted: list[bool] = []
+        arguments = hooks.changed(path, operation, call, arguments, noted)
+        try:
+            result = await post(path, **arguments)
+        except BaseException as error:
+            if not noted:
+                hooks.calls.failed(call, error)
+            raise
+        if not noted:
+            noted.append(True)
+            hooks.take(operation, call, result)
+        return result
+
+    async def recorded_get(path: str, **arguments: Any) -> Any:
+        result = await get(path, **arguments)
+        hooks.look(path, result)
+        return result
+
+    return recorded_post, recorded_get
+
+
+def _synchronous(post: Any, get: Any, hooks: _Hooks) -> tuple[Any, Any]:
+    def recorded_post(path: str, **arguments: Any) -> Any:
+        operation = hooks.api.operation(path)
+        if operation is None:
+            result = post(path, **arguments)
+            hooks.look(path, result)
+            return result
+        call = hooks.begin(operation, arguments.get("body"))
+        noted: list[bool] = []
+        arguments = hooks.changed(path, operation, call, arguments, noted)
+        try:
+            result = post(path, **arguments)
+        except BaseException as error:
+            if not noted:
+                hooks.calls.failed(call, error)
+            raise
+        if not noted:
+            noted.append(True)
+            hooks.take(operation, call, result)
+        return result
+
+    def recorded_get(path: str, **arguments: Any) -> Any:
+        result = get(path, **arguments)
+        hooks.look(path, result)
+        return result
+
+    return recorded_post, recorded_get
+
+
+def _http_response(result: Any) -> Any:
+    """The HTTP response of a stream or of a raw response; None where the result is the answer."""
+    for found in (getattr(result, "http_response", None), getattr(result, "response", None), result):
+        if all(hasattr(found, name) for name in ("iter_bytes", "aiter_bytes", "is_closed", "headers")):
+            return found
+    return None
+
+
+def _alive(method: WeakMethod[Any]) -> Any:
+    """The method of a response that is being used."""
+    found = method()
+    if found is None:
+        raise ReferenceError("the response is gone")
+    return found
+
+
+class _Listener:
+    """Hears what a response says while the host reads it, and closes the call when that ends."""
+
+    def __init__(self, calls: ModelCalls, operation: Operation, call: ModelCall, headers: Any) -> None:
+        self._calls = calls
+        self._operation = operation
+        self._call = call
+        self._answer = Answer()
+        self._heard = b""
+        self._is_told = self._is_reading = False
+        kind = str(headers.get("content-type", ""))
+        self._take = self._take_body
+        if kind.startswith("text/event-stream"):
+            self._take = self._take_lines
+        elif "eventstream" in kind:
+            self._take = self._take_frames
+
+    def listen(self, response: Any) -> None:
+        """Gives the response methods of its own. All that decode its bytes go through these."""
+        # Weakly: a response in a cycle would be closed by the garbage collector, and not when the host drops it.
+        close, aclose = WeakMethod(response.close), WeakMethod(response.aclose)
+
+        def heard_close() -> None:
+            try:
+                _alive(close)()
+            finally:
+                self._closed()
+
+        async def heard_aclose() -> None:
+            try:
+                await _alive(aclose)()
+            finally:
+                self._closed()
+
+        response.iter_bytes = self._bytes(WeakMethod(response.iter_bytes))
+        response.aiter_bytes = self._abytes(WeakMethod(response.aiter_bytes))
+        response.close, response.aclose = heard_close, heard_aclose
+
+    def _bytes(self, iter_bytes: WeakMethod[Any]) -> Callable[..., Iterator[bytes]]:
+        def heard(*arguments: Any, **named: Any) -> Generator[bytes, None, None]:
+            inner = _alive(iter_bytes)(*arguments, **named)
+            error: BaseException | None = None
+            try:
+                while (piece := self._next(inner)) is not None:
+                    self._hear(piece)
+                    yield piece
+            except BaseException as caught:
+                error = caught
+                raise
+            finally:
+                self._end(error)
+
+        return heard
+
+    def _abytes(self, aiter_bytes: WeakMethod[Any]) -> Callable[..., AsyncIterator[bytes]]:
+        async def heard(*arguments: Any, **named: Any) -> AsyncGenerator[bytes, None]:
+            inner = _alive(aiter_bytes)(*arguments, **named)
+            error: BaseException | None = None
+            try:
+                while (piece := await self._anext(inner)) is not None:
+                    self._hear(piece)
+                    yield piece
+            except BaseException as caught:
+                error = caught
+                raise
+            finally:
+                self._end(error)
+
+        return heard
+
+    def _next(self, inner: Iterator[bytes]) -> bytes | None:
+        self._is_reading = True
+        try:
+            return next(inner, None)
+        finally:
+            self._is_reading = False
+
+    async def _anext(self, inner: AsyncIterator[bytes]) -> bytes | None:
+        self._is_reading = True
+        try:
+            return await anext(inner, None)
+        finally:
+            self._is_reading = False
+
+    def _closed(self) -> None:
+        # A response closes itself at its end, while it is read: what it has said is then not heard to the end yet.
+        if not self._is_reading:
+            self._end(GeneratorExit())
+
+    def _hear(self, piece: bytes) -> None:
+        if self._is_told:
+            return
+        try:
+            self._heard += piece
+            self._take()
+            if self._answer.is_whole:
+                self._tell()
+        except Exception as error:  # noqa: BLE001 - a failure of the adapter must not end the host's work
+            self._give_up(error)
+
+    def _end(self, error: BaseException | None) -> None:
+        if self._is_told:
+            return
+        try:
+            if self._take == self._take_body and self._heard and error is None:
+                self._operation.read(self._answer, json.loads(self._heard))
+                self._answer.is_whole = True
+        except Exception as failure:  # noqa: BLE001 - a failure of the adapter must not end the host's work
+            self._give_up(failure)
+            return
+        if self._answer.is_whole:
+            self._tell()
+            return
+        self._is_told = True
+        self._calls.cut(self._call, self._answer, error)
+
+    def _tell(self) -> None:
+        self._is_told = True
+        self._heard = b""
+        self._calls.finish(self._call, self._answer)
+
+    def _give_up(self, error: Exception) -> None:
+        self._is_told = True
+        self._heard = b""
+        self._calls.fail(error)
+        self._calls.cut(self._call, Answer(), None)
+
+    def _take_body(self) -> None:
+        """The body of a plain answer is read at its end."""
+
+    def _take_lines(self) -> None:
+        *lines, self._heard = self._heard.split(b"\n")
+        for line in lines:
+            if line.startswith(b"data:"):
+                self._event(line[5:].strip())
+
+    def _take_frames(self) -> None:
+        end = 0
+        for found in _FRAME.finditer(self._heard):
+            self._event(b64decode(found[1]))
+            end = found.end()
+        self._heard = self._heard[end:]
+
+    def _event(self, data: bytes) -> None:
+        if data == b"[DONE]":
+            self._answer.is_whole = True
+            return
+        # Most events of a stream are a word of text. They are read only where the text is wanted.
+        is_wanted = self._calls.content or self._answer.response_id is None
+        if is_wanted or b'"usage"' in data or b'"error"' in data or b"_reason" in data:
+            event = json.loads(data)
+            if isinstance(event, dict):
+                self._operation.hear(self._answer, event)
