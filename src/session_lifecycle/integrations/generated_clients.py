@@ -11,8 +11,8 @@ import json
 import re
 from base64 import b64decode
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator, Mapping
+from functools import cache
 from typing import Any, Literal, NamedTuple, TypeVar, cast
-from weakref import WeakMethod
 
 from session_lifecycle.integrations.adapter import OpenParts, value_at
 from session_lifecycle.integrations.model_calls import Answer, ModelCall, ModelCalls
@@ -88,7 +88,8 @@ class _Hooks:
         elif response.is_closed:
             self.read(operation, call, json.loads(response.content))
         else:
-            _Listener(self.calls, operation, call, response.headers).listen(response)
+            response.session_lifecycle_listener = _Listener(self.calls, operation, call, response.headers)
+            response.__class__ = _heard(cast(Any, type(response)))
 
     def read(self, operation: Operation, call: ModelCall, body: Any) -> None:
         pending = self.api.pending(body)
@@ -234,12 +235,33 @@ def _http_response(result: Any) -> Any:
     return None
 
 
-def _alive(method: WeakMethod[Any]) -> Any:
-    """The method of a response that is being used."""
-    found = method()
-    if found is None:
-        raise ReferenceError("the response is gone")
-    return found
+@cache
+def _heard(kind: Any) -> Any:
+    """The class of a response that is listened to, below its own. All that decode its bytes go through these methods.
+
+    Not methods on the object: it would then be in a cycle, and closed by the garbage collector when the host drops it.
+    """
+
+    def iter_bytes(self: Any, *arguments: Any, **named: Any) -> Iterator[bytes]:
+        return cast("_Listener", self.session_lifecycle_listener).listened(kind.iter_bytes(self, *arguments, **named))
+
+    def aiter_bytes(self: Any, *arguments: Any, **named: Any) -> AsyncIterator[bytes]:
+        return cast("_Listener", self.session_lifecycle_listener).alistened(kind.aiter_bytes(self, *arguments, **named))
+
+    def close(self: Any) -> None:
+        try:
+            kind.close(self)
+        finally:
+            self.session_lifecycle_listener.closed()
+
+    async def aclose(self: Any) -> None:
+        try:
+            await kind.aclose(self)
+        finally:
+            self.session_lifecycle_listener.closed()
+
+    methods = {"iter_bytes": iter_bytes, "aiter_bytes": aiter_bytes, "close": close, "aclose": aclose}
+    return type(kind.__name__, (kind,), {"__module__": kind.__module__, **methods})
 
 
 class _Listener:
@@ -259,58 +281,31 @@ class _Listener:
         elif "eventstream" in kind:
             self._take = self._take_frames
 
-    def listen(self, response: Any) -> None:
-        """Gives the response methods of its own. All that decode its bytes go through these."""
-        # Weakly: a response in a cycle would be closed by the garbage collector, and not when the host drops it.
-        close, aclose = WeakMethod(response.close), WeakMethod(response.aclose)
+    def listened(self, inner: Iterator[bytes]) -> Generator[bytes, None, None]:
+        """The bytes as they are, heard on their way."""
+        error: BaseException | None = None
+        try:
+            while (piece := self._next(inner)) is not None:
+                self._hear(piece)
+                yield piece
+        except BaseException as caught:
+            error = caught
+            raise
+        finally:
+            self._end(error)
 
-        def heard_close() -> None:
-            try:
-                _alive(close)()
-            finally:
-                self._closed()
-
-        async def heard_aclose() -> None:
-            try:
-                await _alive(aclose)()
-            finally:
-                self._closed()
-
-        response.iter_bytes = self._bytes(WeakMethod(response.iter_bytes))
-        response.aiter_bytes = self._abytes(WeakMethod(response.aiter_bytes))
-        response.close, response.aclose = heard_close, heard_aclose
-
-    def _bytes(self, iter_bytes: WeakMethod[Any]) -> Callable[..., Iterator[bytes]]:
-        def heard(*arguments: Any, **named: Any) -> Generator[bytes, None, None]:
-            inner = _alive(iter_bytes)(*arguments, **named)
-            error: BaseException | None = None
-            try:
-                while (piece := self._next(inner)) is not None:
-                    self._hear(piece)
-                    yield piece
-            except BaseException as caught:
-                error = caught
-                raise
-            finally:
-                self._end(error)
-
-        return heard
-
-    def _abytes(self, aiter_bytes: WeakMethod[Any]) -> Callable[..., AsyncIterator[bytes]]:
-        async def heard(*arguments: Any, **named: Any) -> AsyncGenerator[bytes, None]:
-            inner = _alive(aiter_bytes)(*arguments, **named)
-            error: BaseException | None = None
-            try:
-                while (piece := await self._anext(inner)) is not None:
-                    self._hear(piece)
-                    yield piece
-            except BaseException as caught:
-                error = caught
-                raise
-            finally:
-                self._end(error)
-
-        return heard
+    async def alistened(self, inner: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
+        """The bytes as they are, heard on their way."""
+        error: BaseException | None = None
+        try:
+            while (piece := await self._anext(inner)) is not None:
+                self._hear(piece)
+                yield piece
+        except BaseException as caught:
+            error = caught
+            raise
+        finally:
+            self._end(error)
 
     def _next(self, inner: Iterator[bytes]) -> bytes | None:
         self._is_reading = True
@@ -326,7 +321,8 @@ class _Listener:
         finally:
             self._is_reading = False
 
-    def _closed(self) -> None:
+    def closed(self) -> None:
+        """The response was closed."""
         # A response closes itself at its end, while it is read: what it has said is then not heard to the end yet.
         if not self._is_reading:
             self._end(GeneratorExit())
