@@ -1,9 +1,11 @@
 """Hooks into the clients of OpenAI and of Anthropic, which one generator makes.
 
 Every call of these clients goes through the public method `post` of the client: plain calls, streams, `parse`, the
-helpers of streams, `with_raw_response` and `with_streaming_response`. So a copy of the host's client gets a `post` of
-its own; no class is changed, and the host's client stays as it is. What a stream says is heard where its bytes pass
-`iter_bytes` of the HTTP response, whatever reads them: an object of the client would be seen by some readers only.
+helpers of streams, `with_raw_response` and `with_streaming_response`. So the host gets a copy of its client, of a class
+below the client's, with a `post` of its own. No class is changed, and the host's client stays as it is.
+
+What a stream says is heard where its bytes pass `iter_bytes` of the HTTP response, whatever reads them: an object of
+the client would be seen by some readers only.
 """
 
 import inspect
@@ -11,6 +13,7 @@ import json
 import re
 from base64 import b64decode
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator, Mapping
+from copy import copy as shallow_copy
 from functools import cache
 from typing import Any, Literal, NamedTuple, TypeVar, cast
 
@@ -56,8 +59,27 @@ def recorded_client(client: Client, api: Api, calls: ModelCalls) -> Client:
         api: What differs from client to client.
         calls: Takes the calls.
     """
-    copied: Any = client
-    return cast(Client, _with_hooks(copied.copy(), _Hooks(api, calls)))
+    like: Any = shallow_copy(client)
+    kind: Any = type(client)
+    like.__class__ = _recorded(getattr(kind, "session_lifecycle_kind", kind))
+    like.session_lifecycle_hooks = _Hooks(api, calls)
+    return cast(Client, like.copy())
+
+
+def last_prompt(messages: Any) -> str:
+    """The text of the last message, where the user wrote it."""
+    if isinstance(messages, str):
+        return messages
+    last = messages[-1] if isinstance(messages, list) and messages else None
+    return text_of(value_at(last, "content")) if value_at(last, "role") == "user" else ""
+
+
+def text_of(content: Any) -> str:
+    """The text of a content, which is text or a list of parts."""
+    if isinstance(content, str):
+        return content
+    parts = content if isinstance(content, list) else []
+    return "\n".join(text for part in parts if isinstance(text := value_at(part, "text"), str))
 
 
 class _Hooks:
@@ -150,37 +172,36 @@ class _Hooks:
             return None
 
 
-def _with_hooks(client: Any, hooks: _Hooks) -> Any:
-    post, get, copy = (getattr(getattr(client, name), "unrecorded", getattr(client, name)) for name in _HOOKED)
-    if inspect.iscoroutinefunction(post):
-        client.post, client.get = _asynchronous(post, get, hooks)
-    else:
-        client.post, client.get = _synchronous(post, get, hooks)
+@cache
+def _recorded(kind: Any) -> Any:
+    """The class of recorded clients, below their own. Its objects have their hooks in `session_lifecycle_hooks`.
 
-    def copied(*arguments: Any, **options: Any) -> Any:
-        return _with_hooks(copy(*arguments, **options), hooks)
+    Not methods on the object: some clients make their resources, which keep `post`, before anybody has the object.
+    """
 
-    client.copy = client.with_options = copied
-    for name, original in zip(_HOOKED, (post, get, copy), strict=True):
-        getattr(client, name).unrecorded = original
-    return client
+    def copy(self: Any, *arguments: Any, **options: Any) -> Any:
+        made = kind.copy(self, *arguments, **options)  # of the class of `self`
+        made.session_lifecycle_hooks = self.session_lifecycle_hooks
+        return made
 
-
-_HOOKED = ("post", "get", "copy")
+    methods = _asynchronous(kind) if inspect.iscoroutinefunction(kind.post) else _synchronous(kind)
+    methods |= {"copy": copy, "with_options": copy, "session_lifecycle_kind": kind}
+    return type(kind.__name__, (kind,), {"__module__": kind.__module__, **methods})
 
 
-def _asynchronous(post: Any, get: Any, hooks: _Hooks) -> tuple[Any, Any]:
-    async def recorded_post(path: str, **arguments: Any) -> Any:
+def _asynchronous(kind: Any) -> dict[str, Any]:
+    async def post(self: Any, path: str, **arguments: Any) -> Any:
+        hooks: _Hooks = self.session_lifecycle_hooks
         operation = hooks.api.operation(path)
         if operation is None:
-            result = await post(path, **arguments)
+            result = await kind.post(self, path, **arguments)
             hooks.look(path, result)
             return result
         call = hooks.begin(operation, arguments.get("body"))
         noted: list[bool] = []
         arguments = hooks.changed(path, operation, call, arguments, noted)
         try:
-            result = await post(path, **arguments)
+            result = await kind.post(self, path, **arguments)
         except BaseException as error:
             if not noted:
                 hooks.calls.failed(call, error)
@@ -190,26 +211,27 @@ def _asynchronous(post: Any, get: Any, hooks: _Hooks) -> tuple[Any, Any]:
             hooks.take(operation, call, result)
         return result
 
-    async def recorded_get(path: str, **arguments: Any) -> Any:
-        result = await get(path, **arguments)
-        hooks.look(path, result)
+    async def get(self: Any, path: str, **arguments: Any) -> Any:
+        result = await kind.get(self, path, **arguments)
+        self.session_lifecycle_hooks.look(path, result)
         return result
 
-    return recorded_post, recorded_get
+    return {"post": post, "get": get}
 
 
-def _synchronous(post: Any, get: Any, hooks: _Hooks) -> tuple[Any, Any]:
-    def recorded_post(path: str, **arguments: Any) -> Any:
+def _synchronous(kind: Any) -> dict[str, Any]:
+    def post(self: Any, path: str, **arguments: Any) -> Any:
+        hooks: _Hooks = self.session_lifecycle_hooks
         operation = hooks.api.operation(path)
         if operation is None:
-            result = post(path, **arguments)
+            result = kind.post(self, path, **arguments)
             hooks.look(path, result)
             return result
         call = hooks.begin(operation, arguments.get("body"))
         noted: list[bool] = []
         arguments = hooks.changed(path, operation, call, arguments, noted)
         try:
-            result = post(path, **arguments)
+            result = kind.post(self, path, **arguments)
         except BaseException as error:
             if not noted:
                 hooks.calls.failed(call, error)
@@ -219,12 +241,12 @@ def _synchronous(post: Any, get: Any, hooks: _Hooks) -> tuple[Any, Any]:
             hooks.take(operation, call, result)
         return result
 
-    def recorded_get(path: str, **arguments: Any) -> Any:
-        result = get(path, **arguments)
-        hooks.look(path, result)
+    def get(self: Any, path: str, **arguments: Any) -> Any:
+        result = kind.get(self, path, **arguments)
+        self.session_lifecycle_hooks.look(path, result)
         return result
 
-    return recorded_post, recorded_get
+    return {"post": post, "get": get}
 
 
 def _http_response(result: Any) -> Any:

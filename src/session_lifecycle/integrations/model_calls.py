@@ -32,6 +32,8 @@ class Answer:
     """The model that answers."""
     response_id: str | None = None
     counts: Counts = field(default_factory=Counts)
+    usage: dict[str, Any] = field(default_factory=dict)
+    """The provider's usage so far, where a stream tells it in pieces."""
     text: str = ""
     is_whole: bool = False
     """Whether the answer has come to its end."""

@@ -23,7 +23,7 @@ from session_lifecycle.integrations.counts import (
     openai_responses_counts,
     tier_counts,
 )
-from session_lifecycle.integrations.generated_clients import Api, Operation, recorded_client
+from session_lifecycle.integrations.generated_clients import Api, Operation, last_prompt, recorded_client, text_of
 from session_lifecycle.integrations.model_calls import Answer, ModelCalls
 
 try:
@@ -129,22 +129,6 @@ def _hear_chat(answer: Answer, event: dict[str, Any]) -> None:
 
 def _chat_prompt(body: Mapping[str, Any]) -> str:
     return last_prompt(body.get("messages") or body.get("prompt"))
-
-
-def last_prompt(messages: Any) -> str:
-    """The text of the last message, where the user wrote it."""
-    if isinstance(messages, str):
-        return messages
-    last = messages[-1] if isinstance(messages, list) and messages else None
-    return text_of(value_at(last, "content")) if value_at(last, "role") == "user" else ""
-
-
-def text_of(content: Any) -> str:
-    """The text of a content, which is text or a list of parts."""
-    if isinstance(content, str):
-        return content
-    parts = content if isinstance(content, list) else []
-    return "\n".join(text for part in parts if isinstance(text := value_at(part, "text"), str))
 
 
 # Responses

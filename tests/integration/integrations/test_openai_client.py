@@ -303,7 +303,8 @@ async def test_copies_are_recorded_and_the_hosts_client_is_not(session_database:
         await made.client.with_options(timeout=20).copy(max_retries=1).responses.create(model="gpt-5", input="hello")
         again = recorded_openai(made.client, made.recorder, provider="openrouter")
         await again.responses.create(model="gpt-5", input="hello")
-        assert type(made.client) is AsyncOpenAI
+        assert isinstance(made.client, AsyncOpenAI)
+        assert type(made.bare) is AsyncOpenAI
         assert [one.provider for one in await made.events()] == ["openai", "openrouter"]
 
 
@@ -353,7 +354,7 @@ async def test_azure(session_database: SessionDatabase) -> None:
         await azure.chat.completions.create(model="gpt-5", messages=said("hello"))
         await azure.with_options(timeout=20).responses.create(model="gpt-5", input="hello")
         assert [(one.provider, one.counts) for one in await made.events()] == [("azure", (1200, 80))] * 2
-        assert type(azure) is AsyncAzureOpenAI
+        assert isinstance(azure, AsyncAzureOpenAI)
         await bare.close()
 
 
