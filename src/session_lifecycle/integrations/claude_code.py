@@ -114,6 +114,24 @@ class ClaudeCodeReader:
             return [self._end(last, "completed")]
         return []
 
+    def close(self, at: datetime) -> list[Fields]:
+        """The items of the program's end: nothing more comes for the run that is open.
+
+        A call without an answer is recorded without usage. The run is cancelled where something was under way.
+
+        Args:
+            at: When the program ended.
+        """
+        state = self.state
+        if state.get("run") is None or state["is_ended"]:
+            return []
+        if not state["tools"]:
+            return self._leave()
+        cut = {"ended_at": at.isoformat(), "errors": given(type="cancelled")}
+        steps = [self._step(call, run, started) | cut for call, (run, started) in state["tools"].items()]
+        state["tools"] = {}
+        return [*steps, self._end(at, "cancelled")]
+
     # Sessions and runs
 
     def _session(self, line: Mapping[str, Any], session_id: str, at: datetime) -> list[Fields]:

@@ -1,16 +1,33 @@
 """Statements as the driver runs them: SQL, the values that it binds, and rows."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from sqlalchemy import BindParameter, Dialect, Row, Select
+from sqlalchemy import BindParameter, Row, Select
+from sqlalchemy.dialects.postgresql.asyncpg import PGCompiler_asyncpg, PGDialect_asyncpg
 from sqlalchemy.engine import result_tuple
-from sqlalchemy.sql import visitors
 
 from session_lifecycle.entities import metadata
 
 AnySelect = Select[*tuple[Any, ...]]
+
+
+class _Compiler(PGCompiler_asyncpg):
+    """Binds the named values, and writes all others into the text.
+
+    The planner knows a constant that is written in the text, also in a plan that it keeps for all values.
+    """
+
+    def visit_bindparam(self, bindparam: BindParameter[Any], *args: Any, **kwargs: Any) -> str:
+        if bindparam.key not in kwargs["bound"]:
+            kwargs["literal_binds"] = True
+        text: str = super().visit_bindparam(bindparam, *args, **kwargs)  # type: ignore[no-untyped-call]  # it has no annotations
+        return text
+
+
+_DIALECT = PGDialect_asyncpg()
+_DIALECT.statement_compiler = _Compiler
 
 
 class DriverStatement:
@@ -20,26 +37,19 @@ class DriverStatement:
         sql: The text, with numbers in place of the values.
     """
 
-    def __init__(self, statement: AnySelect, parameters: Mapping[str, Any], dialect: Dialect, schema: str) -> None:
+    def __init__(self, statement: AnySelect, names: Collection[str], schema: str) -> None:
         """Compiles the statement.
 
         Args:
             statement: The statement.
-            parameters: The values of its bound parameters in the first call. Each later call names the same ones.
-            dialect: The dialect of the engine.
+            names: The names of the values that each call gives.
             schema: The Postgres schema that holds the tables.
         """
-
-        def write_constant(bound: BindParameter[Any]) -> None:
-            # The planner knows a constant that is written in the text, also in a plan that it keeps for all values.
-            bound.literal_execute = bound.key not in parameters
-
-        with_constants = visitors.cloned_traverse(statement, {}, {"bindparam": write_constant})
-        compiled = with_constants.params(parameters).compile(
-            dialect=dialect,
+        compiled = statement.compile(
+            dialect=_DIALECT,
             schema_translate_map={metadata.schema: schema},
             render_schema_translate=True,
-            compile_kwargs={"render_postcompile": True},
+            compile_kwargs={"bound": frozenset(names)},
         )
         self.sql = str(compiled)
         self._names: Sequence[str] = compiled.positiontup or ()
@@ -56,16 +66,14 @@ class DriverStatement:
         return [self._row(record) for record in records]
 
 
-class DriverStatements:
-    """The statements that were compiled, as long as others keep them."""
+# For all databases of the process: compiling takes tens of milliseconds. As long as others keep the statement.
+_compiled: WeakKeyDictionary[AnySelect, dict[str, DriverStatement]] = WeakKeyDictionary()
 
-    def __init__(self, schema: str) -> None:
-        self._schema = schema
-        self._compiled: WeakKeyDictionary[AnySelect, DriverStatement] = WeakKeyDictionary()
 
-    def get(self, statement: AnySelect, parameters: Mapping[str, Any], dialect: Dialect) -> DriverStatement:
-        """The compiled statement."""
-        found = self._compiled.get(statement)
-        if found is None:
-            found = self._compiled[statement] = DriverStatement(statement, parameters, dialect, self._schema)
-        return found
+def driver_statement(statement: AnySelect, names: Collection[str], schema: str) -> DriverStatement:
+    """The statement, compiled at most once for each schema. Each call of one statement has the same names."""
+    of_schema = _compiled.setdefault(statement, {})
+    found = of_schema.get(schema)
+    if found is None:
+        found = of_schema[schema] = DriverStatement(statement, names, schema)
+    return found

@@ -11,13 +11,13 @@ from typing import Any, NoReturn, Protocol, cast, overload
 from weakref import WeakSet
 
 import asyncpg
-from sqlalchemy import Engine, Executable, Select
+from sqlalchemy import Engine, Executable
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 from sqlalchemy.util import await_only, greenlet_spawn
 
 from session_lifecycle.entities import metadata
 from session_lifecycle.errors import ConfigurationError, DatabaseUnavailableError, TransactionConflictError
-from session_lifecycle.postgres.driver_statements import DriverStatements
+from session_lifecycle.postgres.driver_statements import AnySelect, driver_statement
 from session_lifecycle.postgres.engines import OTHER_LOOP, Engines, LoopEngine
 from session_lifecycle.postgres.failures import (
     DRIVER_FAILURES,
@@ -42,7 +42,6 @@ def with_jitter(seconds: float) -> float:
     return seconds * _random.uniform(0.5, 1.5)
 
 
-AnySelect = Select[*tuple[Any, ...]]
 Run = Callable[[Executable, dict[str, Any]], Awaitable[Sequence[Any]]]
 """Runs a statement with the values of its bound parameters, and returns all its rows."""
 
@@ -137,12 +136,11 @@ class PoolExecution:
         self._is_schema_checked = False
         # A host's own server timeout and some more. An engine of ours brings its deadline along, so this stays None.
         self._deadline_seconds: float | None = None
-        self._statements = DriverStatements(schema)
 
     async def fetch(self, statement: Any, parameters: dict[str, Any] | None = None) -> Sequence[Any]:
         if parameters is not None:
             engine = self._engines.current()
-            kept = self._statements.get(statement, parameters, engine.autocommit.dialect)
+            kept = driver_statement(statement, parameters, self.schema)
             on_driver = partial(greenlet_spawn, self._on_driver, engine, kept.sql, kept.values(parameters))
             return kept.rows(await self._repeated(on_driver, repeatable=True))
 
@@ -167,7 +165,7 @@ class PoolExecution:
         Runs on the driver's own connection: SQLAlchemy's work around a statement would take a third of the call.
         """
         engine = self._engines.current()
-        kept = self._statements.get(statement, parameters, engine.autocommit.dialect)
+        kept = driver_statement(statement, parameters, self.schema)
         run = partial(greenlet_spawn, self._on_driver, engine, kept.sql, kept.values(parameters))
         return await self._repeated(run, repeatable=repeatable, on_sent=on_sent)
 

@@ -55,6 +55,7 @@ class RunBlock(OpensAttempts):
             self._fields["agent_name"] = scope.agent_name
         self._outer: RunBlock | None = None
         self._is_finished = False
+        self._is_cancelled = False
 
     def begin(self, *, at: datetime | None = None) -> Self:
         """Records that the run began. The first call decides the time.
@@ -83,6 +84,8 @@ class RunBlock(OpensAttempts):
     ) -> None:
         """Records that the run ended, after it has closed the attempts that are open. The first call wins.
 
+        It takes the place of a `cancel`.
+
         Args:
             error: What went wrong; None: nothing.
             status: How it ended; None: `completed`, or by the error as the class says.
@@ -94,25 +97,37 @@ class RunBlock(OpensAttempts):
         """
         self.begin(at=at)
         self._cancel_attempts()
-        if self._is_finished:
+        if status is None and error is not None:
+            is_cancelled = isinstance(error, BaseException) and ends_as_cancelled(error)
+            status = RunStatus.CANCELLED if is_cancelled else RunStatus.FAILED
+        status = status or RunStatus.COMPLETED
+        if self._is_finished and not (self._is_cancelled and status != RunStatus.CANCELLED):
             return
-        self._is_finished = True
         fields: dict[str, Any] = {
             **self._fields,
+            # `cancel` has recorded another end, with revision 0.
+            "revision": int(self._is_cancelled),
+            "status": status,
             "ended_at": at or now(),
             "output": self.output if output is None else output,
         }
         fields |= {"reported_cost_usd": reported_cost_usd, "reported_tokens": reported_tokens}
-        fields["status"] = status or RunStatus.COMPLETED
         if error is not None:
             told = error_fields(error)
             fields["error"] = ": ".join(told[name] for name in ("type", "message") if told.get(name))
-            if status is None:
-                is_cancelled = isinstance(error, BaseException) and ends_as_cancelled(error)
-                fields["status"] = RunStatus.CANCELLED if is_cancelled else RunStatus.FAILED
         if metadata is not None:
             fields["metadata"] = {**(fields["metadata"] or {}), **metadata}
+        self._is_finished, self._is_cancelled = True, False
         self._scope.quiet.write(Run, **fields)
+
+    def cancel(self) -> None:
+        """Records that nobody waits for the end of the run any more: it is cancelled. A later `finish` replaces that.
+
+        Does nothing where the run has ended.
+        """
+        if not self._is_finished:
+            self.finish(status=RunStatus.CANCELLED)
+            self._is_cancelled = True
 
     def run(
         self,

@@ -8,7 +8,6 @@ from uuid import UUID
 
 import pytest
 from sqlalchemy import Text, bindparam, literal, select
-from sqlalchemy.dialects.postgresql.asyncpg import dialect
 
 from session_lifecycle import SessionDatabase, SessionListFilters, SummaryFilters, Touch, UsageEvent, Viewer
 from session_lifecycle.postgres.driver_statements import DriverStatement
@@ -72,9 +71,8 @@ async def test_a_kept_statement_has_no_value_of_a_call(session_database: Session
 
 async def test_a_parameter_that_is_left_out_does_not_keep_an_earlier_value() -> None:
     statement = select(bindparam("one", type_=Text), literal("constant's", Text), bindparam("two", type_=Text))
-    kept = DriverStatement(statement, {"one": "first", "two": "call's"}, dialect(), "session_lifecycle")
-    assert "first" not in kept.sql
-    assert "call" not in kept.sql
+    kept = DriverStatement(statement, {"one", "two"}, "session_lifecycle")
+    assert kept.sql.count("$") == 2
     assert "'constant''s'" in kept.sql
     assert kept.values({"one": "a", "two": "b", "another": "c"}) == ["a", "b"]
     with pytest.raises(KeyError, match="two"):
