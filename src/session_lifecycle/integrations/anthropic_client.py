@@ -15,8 +15,8 @@ from uuid import UUID
 
 from session_lifecycle.integrations.adapter import TakesQuietly, value_at
 from session_lifecycle.integrations.counts import anthropic_counts
-from session_lifecycle.integrations.generated_clients import Api, Operation, last_prompt, recorded_client, text_of
-from session_lifecycle.integrations.model_calls import Answer, ModelCalls
+from session_lifecycle.integrations.generated_clients import Api, Operation, recorded_client
+from session_lifecycle.integrations.model_calls import Answer, ModelCalls, last_prompt, text_of
 
 try:
     from anthropic import (

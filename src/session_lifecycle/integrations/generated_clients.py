@@ -66,22 +66,6 @@ def recorded_client(client: Client, api: Api, calls: ModelCalls) -> Client:
     return cast(Client, like.copy())
 
 
-def last_prompt(messages: Any) -> str:
-    """The text of the last message, where the user wrote it."""
-    if isinstance(messages, str):
-        return messages
-    last = messages[-1] if isinstance(messages, list) and messages else None
-    return text_of(value_at(last, "content")) if value_at(last, "role") == "user" else ""
-
-
-def text_of(content: Any) -> str:
-    """The text of a content, which is text or a list of parts."""
-    if isinstance(content, str):
-        return content
-    parts = content if isinstance(content, list) else []
-    return "\n".join(text for part in parts if isinstance(text := value_at(part, "text"), str))
-
-
 class _Hooks:
     """What the recorded copies of one client share."""
 

@@ -11,10 +11,10 @@ from datetime import timedelta
 from typing import Any, Literal
 from uuid import UUID, uuid4
 
-from session_lifecycle.integrations.adapter import Adapter, TakesQuietly, recorded
+from session_lifecycle.integrations.adapter import Adapter, TakesQuietly, recorded, value_at
 from session_lifecycle.integrations.counts import Counts
 from session_lifecycle.models import RunStatus
-from session_lifecycle.writing.attempt import Attempt, ends_as_cancelled
+from session_lifecycle.writing.attempt import ends_as_cancelled
 from session_lifecycle.writing.run_block import RunBlock, current_run
 from session_lifecycle.writing.session_trace import current_trace
 
@@ -44,11 +44,17 @@ class Answer:
 class ModelCall:
     """A call that has begun: its attempt, and the run it belongs to."""
 
-    def __init__(self, attempt: Attempt, run: RunBlock, own_run: RunBlock | None) -> None:
+    def __init__(self, run: RunBlock, own_run: RunBlock | None, **named: Any) -> None:
         """Use `ModelCalls.begin` instead."""
-        self.attempt = attempt
+        self.attempt = run.attempt(**named, on_cancelled=self._cancelled)
         self.run = run
         self.own_run = own_run
+        self.is_over = False
+
+    def _cancelled(self) -> None:
+        """The time limit, or the end of the recorder, closed the attempt."""
+        if not self.is_over and self.own_run is not None:
+            self.own_run.finish(status=RunStatus.CANCELLED)
 
 
 class ModelCalls(Adapter):
@@ -101,16 +107,16 @@ class ModelCalls(Adapter):
             run_id = str(uuid4())
             session = self.session_of(None, run_id, agent_name=self._agent_name)
             run = own_run = session.run(name, run_id=run_id, provider=self.provider, model=model).begin()
-        attempt = run.attempt(model, self.provider, kind=kind)
         if self.content and prompt:
             run.message("user", prompt)
-        return ModelCall(attempt, run, own_run)
+        return ModelCall(run, own_run, model=model, provider=self.provider, kind=kind)
 
     @recorded
     def finish(self, call: ModelCall | None, answer: Answer) -> None:
         """Closes the call with its whole answer."""
         if call is None:
             return
+        call.is_over = True
         self._use(call, answer, is_partial=False)
         if self.content and answer.text:
             call.run.message("assistant", answer.text)
@@ -122,6 +128,7 @@ class ModelCalls(Adapter):
         """Closes the call of a stream that ended before its answer did. What is known of its usage is a lower bound."""
         if call is None:
             return
+        call.is_over = True
         if answer.is_error and not answer.counts:
             call.attempt.fail()
         elif answer.counts:
@@ -139,6 +146,7 @@ class ModelCalls(Adapter):
         """
         if call is None:
             return
+        call.is_over = True
         if isinstance(getattr(error, "status_code", None), int) or _was_never_sent(error):
             call.attempt.fail(error)
         else:
@@ -150,9 +158,8 @@ class ModelCalls(Adapter):
             return
         is_failed = is_failed or (error is not None and not ends_as_cancelled(error))
         status = RunStatus.FAILED if is_failed else RunStatus.CANCELLED
-        # The text of an error may have content.
-        told = error if self.content or error is None else type(error).__name__
-        call.own_run.finish(told if is_failed else None, status=status)
+        told = self.shown_error(error) if is_failed and error is not None else None
+        call.own_run.finish(told, status=status)
 
     def _use(self, call: ModelCall, answer: Answer, *, is_partial: bool) -> None:
         call.attempt.usage(
@@ -193,3 +200,19 @@ def _was_never_sent(error: BaseException | None) -> bool:
             return True
         error = error.__cause__
     return False
+
+
+def last_prompt(messages: Any) -> str:
+    """The text of the last message, where the user wrote it."""
+    if isinstance(messages, str):
+        return messages
+    last = messages[-1] if isinstance(messages, list) and messages else None
+    return text_of(value_at(last, "content")) if value_at(last, "role") == "user" else ""
+
+
+def text_of(content: Any) -> str:
+    """The text of a content, which is text or a list of parts."""
+    if isinstance(content, str):
+        return content
+    parts = content if isinstance(content, list) else []
+    return "\n".join(text for part in parts if isinstance(text := value_at(part, "text"), str))

@@ -23,8 +23,8 @@ from session_lifecycle.integrations.counts import (
     openai_responses_counts,
     tier_counts,
 )
-from session_lifecycle.integrations.generated_clients import Api, Operation, last_prompt, recorded_client, text_of
-from session_lifecycle.integrations.model_calls import Answer, ModelCalls
+from session_lifecycle.integrations.generated_clients import Api, Operation, recorded_client
+from session_lifecycle.integrations.model_calls import Answer, ModelCalls, last_prompt, text_of
 
 try:
     from openai import AsyncOpenAI, OpenAI
