@@ -18,7 +18,7 @@ from session_lifecycle.writing.attempt import ends_as_cancelled
 from session_lifecycle.writing.run_block import RunBlock, current_run
 from session_lifecycle.writing.session_trace import current_trace
 
-_NEVER_SENT = {"ConnectError", "ConnectTimeout", "PoolTimeout"}
+_NEVER_SENT = {"ConnectError", "ConnectTimeout", "PoolTimeout", "ClientConnectorError"}
 # Some servers of OpenAI's API draw their ids from a few hundred, or make none.
 _NO_ID = re.compile(r"(?:.*[-_])?\d{0,6}|__fake_id__|no-op")
 _MOST_IDS = 10_000
@@ -147,7 +147,8 @@ class ModelCalls(Adapter):
         if call is None:
             return
         call.is_over = True
-        if isinstance(getattr(error, "status_code", None), int) or _was_never_sent(error):
+        has_status = any(isinstance(getattr(error, name, None), int) for name in ("status_code", "code"))
+        if has_status or _was_never_sent(error):
             call.attempt.fail(error)
         else:
             call.attempt.cancel()
@@ -194,7 +195,7 @@ class ModelCalls(Adapter):
 
 
 def _was_never_sent(error: BaseException | None) -> bool:
-    """Whether no connection was made. The names are those of httpx and of its successors."""
+    """Whether no connection was made. The names are those of httpx, its successors, and aiohttp."""
     while error is not None:
         if type(error).__name__ in _NEVER_SENT:
             return True
