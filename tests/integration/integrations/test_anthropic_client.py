@@ -26,6 +26,7 @@ from session_lifecycle.integrations.anthropic_client import recorded_anthropic
 from support import books
 from support.books import Event
 from support.model_server import ModelServer
+from support.transcripts import rows
 from support.usage import A
 
 MODEL = "claude-opus-5"
@@ -194,7 +195,7 @@ async def test_tier_and_searches(session_database: SessionDatabase) -> None:
             pass
         await made.events()
         sql = "SELECT service_tier, parts->>'web_searches' FROM session_lifecycle.session_usage_events"
-        assert await books.rows(made.db, sql) == [("priority", "2")] * 2
+        assert await rows(made.db, sql) == [("priority", "2")] * 2
 
 
 async def test_content_by_choice(session_database: SessionDatabase) -> None:

@@ -15,6 +15,8 @@ import pytest
 with pytest.MonkeyPatch.context() as patch:
     patch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # else the import asks the network for prices
     import litellm
+    from litellm.exceptions import InternalServerError
+    from litellm.router import Router
 
 from session_lifecycle import SessionDatabase, SessionRecorder
 from session_lifecycle.integrations.litellm import SessionLogger, counts_of
@@ -22,7 +24,7 @@ from support import books
 from support.books import Event, RunRow
 from support.eventually import eventually
 from support.model_server import ModelServer
-from support.transcripts import SHARED
+from support.transcripts import SHARED, rows
 from support.usage import A
 
 pytestmark = [
@@ -116,7 +118,7 @@ async def test_H30_H35_with_neither_session_nor_trace(session_database: SessionD
     }
     assert {one.status for one in (await books.runs(session_database)).values()} == {"completed"}
     sql = "SELECT cost_usd FROM session_lifecycle.session_usage_events WHERE model = 'my-private-model'"
-    assert await books.rows(session_database, sql) == [(None,)]
+    assert await rows(session_database, sql) == [(None,)]
 
 
 @LOGS
@@ -232,7 +234,7 @@ async def test_errors_retries_no_usage_and_cancelled_calls(session_database: Ses
             named = {"metadata": {"session_id": "s1", "trace_id": f"r{number}"}}
             try:
                 await calls(words, max_retries=2, **named)
-            except litellm.InternalServerError:
+            except InternalServerError:
                 assert words == "[[err500]]"
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(calls("[[slow]]", metadata={"session_id": "s1", "trace_id": "r3"}), 0.4)
@@ -262,7 +264,7 @@ async def test_a_router_falls_back_in_one_run(session_database: SessionDatabase)
                 },
             },
         ]
-        router = litellm.Router(model_list=models, fallbacks=[{"a": ["b"]}], num_retries=0)
+        router = Router(model_list=models, fallbacks=[{"a": ["b"]}], num_retries=0)
         await router.acompletion(model="a", messages=[{"role": "user", "content": "[[once429:a]]"}], max_retries=0)
         await calls.told(2)
         found = list((await books.events(session_database)).values())

@@ -16,6 +16,7 @@ from session_lifecycle.integrations.openai_client import recorded_openai
 from support import books
 from support.books import Event
 from support.model_server import ModelServer
+from support.transcripts import rows
 from support.usage import A
 
 SERVED = "gpt-5-2025-08-07"
@@ -80,7 +81,7 @@ async def test_plain_calls(session_database: SessionDatabase) -> None:
         response = await client.responses.create(model="gpt-5", input="hello")
         vector = await client.embeddings.create(model="text-embedding-3-small", input="hello")
         image = await client.images.generate(model="gpt-image-1", prompt="hello")
-        assert (chat.usage, response.usage, vector.usage, image.usage) != (None, None, None, None)
+        assert all(one.usage is not None for one in (chat, response, vector, image))
         await made.recorder.flush()
         found = await books.events(made.db)
         assert found.pop(chat.id) == event()
@@ -89,7 +90,7 @@ async def test_plain_calls(session_database: SessionDatabase) -> None:
             event((50, 1056), NO_PARTS, "gpt-image-1"),
             event((8, 0), NO_PARTS, "text-embedding-3-small"),
         ]
-        [[kind, images_in, images_out]] = await books.rows(
+        [[kind, images_in, images_out]] = await rows(
             made.db,
             "SELECT min(kind) FILTER (WHERE model LIKE 'text%'), max(parts->>'image_tokens_in'),"
             " max(parts->>'image_tokens_out') FROM session_lifecycle.session_usage_events",
@@ -107,9 +108,8 @@ async def test_tools_in_several_turns_and_no_step_is_made_up(session_database: S
             messages.append(answer.choices[0].message.to_dict())
             for call in answer.choices[0].message.tool_calls or []:
                 messages.append({"role": "tool", "tool_call_id": call.id, "content": "7"})
-        first = await made.client.responses.create(
-            model="gpt-5", input="[[tools]] weather?", tools=[{"type": "function", "strict": True, **WEATHER}]
-        )
+        tools: Any = [{"type": "function", "strict": True, **WEATHER}]
+        first = await made.client.responses.create(model="gpt-5", input="[[tools]] weather?", tools=tools)
         await made.client.responses.create(model="gpt-5", previous_response_id=first.id, input="go on")
         await made.equal_what_was_served()
         assert [one.counts for one in await made.events()] == [(1200, 80), (1300, 81), (1200, 80), (1300, 81)]
@@ -344,7 +344,7 @@ async def test_service_tier_and_searches(session_database: SessionDatabase) -> N
             pass
         await made.events()
         sql = "SELECT service_tier, parts->>'web_searches' FROM session_lifecycle.session_usage_events"
-        assert await books.rows(made.db, sql) == [("priority", "2")] * 2
+        assert await rows(made.db, sql) == [("priority", "2")] * 2
 
 
 async def test_azure(session_database: SessionDatabase) -> None:
