@@ -33,7 +33,7 @@ import asyncio
 import json
 import re
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
@@ -92,6 +92,8 @@ class ModelServer:
         served: The requests for answers, in the order in which they came.
         slow_seconds: How long an answer in the case `[[slow]]` takes.
         answer: The text of every answer.
+        fixed_id: The id of every response; None: ids count up.
+        changed: Changes the body of plain answers before they are sent.
     """
 
     def __init__(self, *, slow_seconds: float = 30, answer: str = ANSWER) -> None:
@@ -99,10 +101,13 @@ class ModelServer:
         self.served: list[Served] = []
         self.slow_seconds = slow_seconds
         self.answer = answer
+        self.fixed_id: str | None = None
+        self.changed: Callable[[Json], Json] = lambda body: body
         self.port = 0
         self._once: set[str] = set()
         self._remembered: dict[str, tuple[int, list[str], str]] = {}
         self._number = 0
+        self._made: dict[str, Json] = {}
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop = asyncio.Event()
@@ -147,13 +152,13 @@ class ModelServer:
 
     async def _serve(self, listening: threading.Event) -> None:
         self._loop = asyncio.get_running_loop()
-        connections: set[asyncio.Task[None]] = set()
+        connections: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
 
         async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             task = asyncio.current_task()
             if task is not None:
-                connections.add(task)
-                task.add_done_callback(connections.discard)
+                connections[task] = writer
+                task.add_done_callback(connections.pop)
             try:
                 await self._converse(reader, writer)
             except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
@@ -166,9 +171,12 @@ class ModelServer:
         listening.set()
         await self._stop.wait()
         server.close()
-        for task in list(connections):
+        left = dict(connections)
+        for task, writer in left.items():
             task.cancel()
-        await asyncio.gather(*connections, return_exceptions=True)
+            writer.transport.abort()
+        await asyncio.gather(*left, return_exceptions=True)
+        await asyncio.sleep(0.01)  # a transport closes its socket in a later turn of the loop
 
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while True:
@@ -187,6 +195,8 @@ class ModelServer:
         """Answers a request. Returns whether the connection may be used again."""
         place = urlsplit(target)
         path = place.path
+        if method == "GET" and path.rsplit("/", 1)[-1] in self._made:
+            return await out.plain(200, self._made[path.rsplit("/", 1)[-1]])
         google = re.search(r"/models/([^:]+):(generateContent|streamGenerateContent|countTokens)$", path)
         if method == "POST" and path.endswith("/chat/completions"):
             dialect: _Dialect = _Chat(self, body)
@@ -223,7 +233,7 @@ class ModelServer:
             case=tuple(words),
             body=dialect.body,
             headers=headers,
-            response_id=f"{dialect.id_prefix}local{self._number:04}",
+            response_id=f"{dialect.id_prefix}local{self._number:04}" if self.fixed_id is None else self.fixed_id,
             request_id=f"req_{dialect.api}_{self._number:04}",
         )
         self.served.append(served)
@@ -251,7 +261,7 @@ class ModelServer:
             return False
         # Before the last byte: a test looks as soon as its client has the answer.
         served.is_whole = True
-        return await out.plain(200, dialect.whole(served))
+        return await out.plain(200, self.changed(dialect.whole(served)))
 
     async def _send_stream(self, out: "_Out", dialect: "_Dialect", served: Served, words: Mapping[str, str]) -> bool:
         await out.begin_stream()
@@ -293,6 +303,10 @@ class ModelServer:
                     self._once.add(name)
                     return int(word[4:])
         return 200
+
+    def make(self, body: Json) -> None:
+        """Makes an answer that a later request fetches by its id."""
+        self._made[body["id"]] = body
 
     def remembered(self, response_id: str | None) -> tuple[int, list[str], str]:
         """The turns, the tools called, and the prompt, of a response that a request names as the one before it."""
@@ -649,6 +663,9 @@ class _Responses(_Dialect):
         return self.text(wanted.get("schema"))
 
     def whole(self, served: Served) -> Json:
+        if self.body.get("background"):
+            self._server.make(self._response(served))
+            return self._response(served, "queued")
         return self._response(served)
 
     def failure(self, served: Served) -> Json:

@@ -76,6 +76,7 @@ class Adapter:
         session_id: str | None,
         run_id: str,
         *,
+        user_id: UUID | str | None = None,
         agent_name: str | None = None,
         parent_session_id: str | None = None,
     ) -> SessionTrace:
@@ -84,6 +85,7 @@ class Adapter:
         Args:
             session_id: The session that the runtime names; None: it names none.
             run_id: The run's id.
+            user_id: The owner that the runtime names; None: it names none.
             agent_name: The agent of the session's runs.
             parent_session_id: The session above it.
 
@@ -91,7 +93,8 @@ class Adapter:
             ConfigurationError: No owner is known. `recorded` turns it into a loss that is told.
         """
         around = current_trace()
-        user_id = self._user_id() if callable(self._user_id) else self._user_id
+        if user_id is None:
+            user_id = self._user_id() if callable(self._user_id) else self._user_id
         if user_id is None and around is not None:
             user_id = around.user_id
         if user_id is None:
