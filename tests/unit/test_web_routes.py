@@ -11,6 +11,7 @@ import pytest
 from fastapi import Request
 
 from session_lifecycle import (
+    BudgetExceededError,
     ConfigurationError,
     DatabaseUnavailableError,
     InvalidValueError,
@@ -30,6 +31,7 @@ STATUSES: dict[Exception, tuple[int, str | None]] = {
     ConfigurationError("secret"): (500, None),
     SchemaError("secret"): (503, "5"),
     DatabaseUnavailableError("secret", may_have_written=True): (503, "5"),
+    BudgetExceededError(["b"], "secret"): (429, None),
     TransactionConflictError("secret"): (503, "1"),
     RecorderFullError("secret"): (503, "1"),
     RecorderClosedError("secret"): (503, "5"),

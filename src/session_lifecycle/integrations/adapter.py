@@ -14,6 +14,7 @@ from typing import Any, Generic, ParamSpec, Protocol, TypeVar, cast
 from uuid import UUID
 
 from session_lifecycle.errors import ConfigurationError, SessionLifecycleError
+from session_lifecycle.writing.attempt import ends_as_cancelled
 from session_lifecycle.writing.quiet import QuietWriter
 from session_lifecycle.writing.session_trace import SessionTrace, current_trace
 
@@ -75,6 +76,7 @@ class Adapter:
         session_id: str | None,
         run_id: str,
         *,
+        user_id: UUID | str | None = None,
         agent_name: str | None = None,
         parent_session_id: str | None = None,
     ) -> SessionTrace:
@@ -83,6 +85,7 @@ class Adapter:
         Args:
             session_id: The session that the runtime names; None: it names none.
             run_id: The run's id.
+            user_id: The owner that the runtime names; None: it names none.
             agent_name: The agent of the session's runs.
             parent_session_id: The session above it.
 
@@ -90,7 +93,8 @@ class Adapter:
             ConfigurationError: No owner is known. `recorded` turns it into a loss that is told.
         """
         around = current_trace()
-        user_id = self._user_id() if callable(self._user_id) else self._user_id
+        if user_id is None:
+            user_id = self._user_id() if callable(self._user_id) else self._user_id
         if user_id is None and around is not None:
             user_id = around.user_id
         if user_id is None:
@@ -112,6 +116,10 @@ class Adapter:
     def shown(self, content: Any) -> Any:
         """The content, where content is recorded; else None."""
         return content if self.content else None
+
+    def shown_error(self, error: BaseException) -> BaseException | str:
+        """The error, where content is recorded; else the name of its type, as its text may hold content."""
+        return error if self.content else type(error).__name__
 
     def fail(self, error: Exception) -> None:
         """Counts and tells a failure of the adapter itself: what it stood for is not recorded."""
@@ -188,6 +196,26 @@ class OpenParts(Generic[Key, Part]):
         """The part, which is open no more; None where there is none."""
         with self._changing:
             return self._parts.pop(key, None)
+
+
+_NO_ANSWER = {
+    "APIConnectionError",  # OpenAI, Anthropic, LiteLLM; their timeouts too
+    "ClientConnectionError",  # aiohttp
+    "ConnectionError",
+    "MidStreamFallbackError",  # LiteLLM, for a stream that broke
+    "TimeoutError",
+    "TransportError",  # httpx
+}
+
+
+def is_answer(error: BaseException) -> bool:
+    """Whether a model's error came from its provider, which bills nothing then.
+
+    A cancellation, a time that ran out and a connection that broke are no answer: what was used is unknown. The errors
+    of HTTP clients are told by the names of their classes, as no client is imported here.
+    """
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return not ends_as_cancelled(error) and not names & _NO_ANSWER
 
 
 def value_at(source: Any, *path: str) -> Any:

@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
+from session_lifecycle.integrations.counts import anthropic_counts, number
 from session_lifecycle.integrations.transcripts import (
     LONGEST_CALL,
     BadLineError,
     Fields,
-    count,
     field,
     given,
     mapping,
@@ -31,7 +31,6 @@ _REFUSED_TOOL = "[Request interrupted by user for tool use"
 # What the program itself writes as a user: a command and its output. No model is called for it.
 _NO_PROMPT = ("<command-name>", "<command-message>", "<local-command-", "<bash-input>", "<bash-stdout>", "Caveat: ")
 _GOES_ON = {"tool_use", "pause_turn"}
-_TIERS = {"batch": "batch", "priority": "priority"}
 _PROVIDERS = {"msg_bdrk_": "aws", "msg_vrtx_": "google"}
 _MOST_REMEMBERED = 64
 
@@ -114,6 +113,24 @@ class ClaudeCodeReader:
         if state.get("may_be_over") and now - last > LONGEST_CALL:
             return [self._end(last, "completed")]
         return []
+
+    def close(self, at: datetime) -> list[Fields]:
+        """The items of the program's end: nothing more comes for the run that is open.
+
+        A call without an answer is recorded without usage. The run is cancelled where something was under way.
+
+        Args:
+            at: When the program ended.
+        """
+        state = self.state
+        if state.get("run") is None or state["is_ended"]:
+            return []
+        if not state["tools"]:
+            return self._leave()
+        cut = {"ended_at": at.isoformat(), "errors": given(type="cancelled")}
+        steps = [self._step(call, run, started) | cut for call, (run, started) in state["tools"].items()]
+        state["tools"] = {}
+        return [*steps, self._end(at, "cancelled")]
 
     # Sessions and runs
 
@@ -323,7 +340,7 @@ class ClaudeCodeReader:
 
     def _usage(self, line: Mapping[str, Any], message: Mapping[str, Any], at: datetime) -> list[Fields]:
         usage = mapping(message.get("usage"))
-        tokens_out = count(usage, "output_tokens")
+        tokens_out = number(usage.get("output_tokens"))
         is_final = message.get("stop_reason") is not None
         message_id = message.get("id")
         message_id = message_id if isinstance(message_id, str) and message_id else field(line, "uuid")
@@ -344,25 +361,11 @@ class ClaudeCodeReader:
         for beginning, provider in _PROVIDERS.items():
             if message_id.startswith(beginning):
                 event["provider"] = provider
-        read, written = count(usage, "cache_read_input_tokens"), count(usage, "cache_creation_input_tokens")
-        tokens_in = count(usage, "input_tokens") + read + written
-        if not tokens_in and not tokens_out:
+        counts = anthropic_counts(usage)
+        if not counts.get("tokens_in") and not tokens_out:
             return [event | {"measured": False, "revision": call["late"]}]
-        tier = usage.get("service_tier")
-        return [
-            event
-            | {
-                "tokens_in": tokens_in,
-                "tokens_out": tokens_out,
-                "cache_read_tokens": read,
-                "cache_write_tokens": written,
-                "cache_write_1h_tokens": count(mapping(usage.get("cache_creation")), "ephemeral_1h_input_tokens"),
-                "web_searches": count(mapping(usage.get("server_tool_use")), "web_search_requests"),
-                "service_tier": "fast" if usage.get("speed") == "fast" else _TIERS.get(str(tier), "standard"),
-                "partial": not call["final"],
-                "revision": tokens_out + call["late"],
-            }
-        ]
+        counts["tokens_out"] = tokens_out
+        return [event | counts | {"partial": not call["final"], "revision": tokens_out + call["late"]}]
 
 
 def _latest(remembered: Fields) -> Fields:

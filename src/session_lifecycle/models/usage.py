@@ -137,7 +137,8 @@ class UsageEvent(Value):
                     object.__setattr__(self, part, max(self.details.get(name, 0) for name in names))
         # Most events have no rare part, and a sum tells whether the others fit.
         fits = self.cache_read_tokens + self.cache_write_tokens <= self.tokens_in
-        fits = fits and self.reasoning_tokens <= self.tokens_out and not self.rare_parts
+        fits = fits and self.reasoning_tokens <= self.tokens_out and not self.details
+        fits = fits and _RARE_CLASSES.isdisjoint(self.model_fields_set)
         if not fits and (too_large := excess(vars(self))) is not None:
             raise inconsistent(*too_large)
         if not self.measured and (self.has_use or self.cost_usd):
@@ -174,6 +175,7 @@ RARE_CLASSES = tuple(
     if name not in {"tokens_in", "tokens_out", "cache_read_tokens", "cache_write_tokens", "reasoning_tokens"}
 )
 """The classes of use that few events have. The ledger keeps their counts together, in `parts`."""
+_RARE_CLASSES = frozenset(RARE_CLASSES)
 
 
 class RareUse(TypedDict, total=False):
@@ -194,13 +196,18 @@ class RareUse(TypedDict, total=False):
     partial: bool
 
 
-class UsageOptions(RareUse, total=False):
-    """The keywords of the calls that count usage. `SessionWriter.accumulate_usage` says what they mean."""
+class EstimatedUse(RareUse, total=False):
+    """The keywords of the calls that estimate usage, beside model, tokens and cost."""
 
     provider: str | None
     cache_read_tokens: int
     cache_write_tokens: int
     reasoning_tokens: int
+
+
+class UsageOptions(EstimatedUse, total=False):
+    """The keywords of the calls that count usage. `SessionWriter.accumulate_usage` says what they mean."""
+
     idempotency_key: str | None
     at: datetime | None
 

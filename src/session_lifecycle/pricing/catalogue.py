@@ -61,19 +61,17 @@ class PriceCatalogue:
             (one, PricedNames(one.model_pattern, one.provider), _prices_of(one))
             for one in (PriceOverride.checked(given, "prices") for given in overrides)
         )
+        self.is_loaded = False
+        """Whether `load` has finished."""
         self._get_snapshot: Callable[[], DataSnapshot] | None = None
         self._snapshot: DataSnapshot | None = None
         self._resolve: NameResolver | None = None
 
-    @property
-    def is_loaded(self) -> bool:
-        """Whether `load` has finished."""
-        return self._get_snapshot is not None
-
     async def load(self) -> None:
         """Imports genai-prices and its data, in a thread. A second call does nothing."""
-        if self._get_snapshot is None:
+        if not self.is_loaded:
             self._get_snapshot, self._snapshot, self._resolve = await asyncio.to_thread(_import_catalogue)
+            self.is_loaded = True
 
     def price(
         self,

@@ -13,6 +13,7 @@ from http import HTTPStatus
 from typing import Any
 
 from session_lifecycle.errors import (
+    BudgetExceededError,
     DatabaseUnavailableError,
     InvalidValueError,
     RecorderClosedError,
@@ -57,23 +58,29 @@ def problem_of(error: Exception) -> JSONResponse:
             return _problem(
                 error.status, error.detail, error.members, retry_after=RETRY_AFTER_SECONDS if is_away else None
             )
-        case RequestValidationError():
-            return problem_of(_of_parameters(error))
-        case InvalidValueError():
-            members = {"field": error.field, "expected": error.expected}
-            return _problem(HTTPStatus.UNPROCESSABLE_ENTITY, str(error), members)
+        case RequestValidationError() | InvalidValueError():
+            refusal = _of_parameters(error) if isinstance(error, RequestValidationError) else error
+            members = {"field": refusal.field, "expected": refusal.expected}
+            return _problem(HTTPStatus.UNPROCESSABLE_ENTITY, str(refusal), members)
+        case BudgetExceededError():
+            budgets = {"budget_ids": error.budget_ids}
+            return _problem(HTTPStatus.TOO_MANY_REQUESTS, "a budget refuses the call", budgets)
         case SessionLifecycleError() if isinstance(error, _BUSY):
             return _problem(HTTPStatus.SERVICE_UNAVAILABLE, "too much is written at once; try again", retry_after=1)
         case SessionLifecycleError() if isinstance(error, _AWAY):
-            _logger.warning("the database cannot serve a request: %s", error)
-            away: dict[str, Any] = {}
-            if isinstance(error, DatabaseUnavailableError):
-                away["may_have_written"] = error.may_have_written
-            detail = "the database cannot serve the request now; try again later"
-            return _problem(HTTPStatus.SERVICE_UNAVAILABLE, detail, away, retry_after=RETRY_AFTER_SECONDS)
+            return _away(error)
         case _:
             _logger.error("a request failed", exc_info=error)
             return _problem(HTTPStatus.INTERNAL_SERVER_ERROR, "the server cannot answer; its log says why")
+
+
+def _away(error: SessionLifecycleError) -> JSONResponse:
+    _logger.warning("the database cannot serve a request: %s", error)
+    members: dict[str, Any] = {}
+    if isinstance(error, DatabaseUnavailableError):
+        members["may_have_written"] = error.may_have_written
+    detail = "the database cannot serve the request now; try again later"
+    return _problem(HTTPStatus.SERVICE_UNAVAILABLE, detail, members, retry_after=RETRY_AFTER_SECONDS)
 
 
 def _of_parameters(error: RequestValidationError) -> InvalidValueError:

@@ -57,6 +57,8 @@ class Attempt:
     - `cancel`, the end of its run or session block, the end of the recorder, or `attempt_timeout`: recorded without
       usage (`measured=False`). If `usage` or `fail` comes later all the same, it takes the place of that record.
 
+    A further `usage` takes the place of the one before it.
+
     The key is made once, so no retry counts twice. Every method may be called from any thread, returns at once, and
     raises nothing: a value that is refused is counted and told to `on_lost`, and the attempt is recorded without usage.
     As `with` or `async with` block, an exception that leaves it calls `fail`, and leaving it open calls `cancel`.
@@ -78,6 +80,7 @@ class Attempt:
         kind: Literal["llm", "embedding"],
         idempotency_key: str | None,
         started_at: datetime | None,
+        on_cancelled: Callable[[], object] | None,
     ) -> None:
         """Use `RunBlock.attempt` or `SessionTrace.attempt` instead."""
         self.idempotency_key = idempotency_key or f"attempt-{uuid4()}"
@@ -87,8 +90,10 @@ class Attempt:
         self._fields: dict[str, Any] = {"session_id": scope.session_id, "user_id": scope.user_id, "run_id": run_id}
         self._named: dict[str, Any] = {"model": model, "provider": provider, "kind": kind}
         self._on_closed = on_closed
+        self._on_cancelled = on_cancelled
         self._is_unknown = False
         self._revision = 0
+        self._recorded: dict[str, Any] | None = None
         self._closing = threading.Lock()
         scope.quiet.opened(self)
         _watch.until(time.monotonic() + scope.attempt_timeout, self)
@@ -149,6 +154,8 @@ class Attempt:
     def fail(self, error: BaseException | None = None, *, idempotency_key: str | None = None) -> None:
         """Closes the attempt: the provider answered with an error, and bills nothing. A cancellation calls `cancel`.
 
+        Does nothing after `usage`.
+
         Args:
             error: The error. Its text is not stored with the attempt.
             idempotency_key: See `usage`.
@@ -156,8 +163,8 @@ class Attempt:
         if error is not None and ends_as_cancelled(error):
             self.cancel()
             return
-        self._close(idempotency_key)
-        self._write(**self._named, errored=True)
+        if not self._close(idempotency_key):
+            self._write(**self._named, errored=True)
 
     def cancel(self) -> None:
         """Closes the attempt without usage: nobody knows what it used. Does nothing where it is closed."""
@@ -167,24 +174,42 @@ class Attempt:
             self.is_open, self._is_unknown = False, True
         self._forget()
         self._write(**self._named, measured=False, at=self.started_at)
+        if self._on_cancelled is not None:
+            self._on_cancelled()
 
-    def _close(self, idempotency_key: str | None) -> None:
+    def discard(self) -> bool:
+        """Closes the attempt and records nothing: no model was called, or the caller records the call itself.
+
+        Returns False where the attempt is closed already.
+        """
         with self._closing:
-            if self._is_unknown:
-                # The record without usage has revision 0, and the response takes its place.
-                self._is_unknown, self._revision = False, 1
-            elif self.is_open and idempotency_key is not None:
+            was_open, self.is_open = self.is_open, False
+        if was_open:
+            self._forget()
+        return was_open
+
+    def _close(self, idempotency_key: str | None) -> bool:
+        """Closes the attempt for an answer. Returns whether an answer had closed it before."""
+        with self._closing:
+            was_answered = not self.is_open and not self._is_unknown
+            if self.is_open and idempotency_key is not None:
                 self.idempotency_key = idempotency_key
-            self.is_open = False
+            self.is_open = self._is_unknown = False
         self._forget()
+        return was_answered
 
     def _forget(self) -> None:
         self._scope.quiet.closed(self)
         self._on_closed(self)
 
     def _write(self, **fields: Any) -> Exception | None:
+        if self._recorded not in (None, fields):
+            self._revision += 1  # it takes the place of what was recorded before
         key = {"idempotency_key": self.idempotency_key, "revision": self._revision}
-        return self._scope.quiet.write(UsageEvent, **self._fields, **key, **fields)
+        refusal = self._scope.quiet.write(UsageEvent, **self._fields, **key, **fields)
+        if refusal is None:
+            self._recorded = fields
+        return refusal
 
     def __enter__(self) -> Self:
         return self
@@ -221,6 +246,7 @@ class OpensAttempts:
         kind: Literal["llm", "embedding"] = "llm",
         idempotency_key: str | None = None,
         started_at: datetime | None = None,
+        on_cancelled: Callable[[], object] | None = None,
     ) -> Attempt:
         """Opens an attempt: call this before the model is called, and close it with the response.
 
@@ -230,6 +256,7 @@ class OpensAttempts:
             kind: The kind of the model call.
             idempotency_key: The key of its usage event; None: a random one, or the one that its `usage` is given.
             started_at: When the call began; None: now.
+            on_cancelled: Called when the attempt is recorded without usage, in any thread. It must not raise.
         """
         attempt = Attempt(
             self._scope,
@@ -240,6 +267,7 @@ class OpensAttempts:
             kind=kind,
             idempotency_key=idempotency_key,
             started_at=started_at,
+            on_cancelled=on_cancelled,
         )
         self._attempts.add(attempt)
         return attempt

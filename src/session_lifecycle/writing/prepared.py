@@ -80,12 +80,13 @@ def prepare(item: WritableItem, prices: PriceCatalogue) -> PreparedItem:
 
 def _prepare_usage(event: UsageEvent, prices: PriceCatalogue) -> PreparedItem:
     fields: dict[str, Any] = {"user_id": event.user_id, "session_id": event.session_id}
-    if event.is_nothing:
+    is_nothing, has_use, parts = event.is_nothing, event.has_use, event.rare_parts
+    if is_nothing:
         fields |= {"kind": "nothing", "cost_usd": 0}
         return PreparedItem(event, fields, None, None, event.at, is_alone=False, is_plain=False, is_repeatable=True)
     fields |= _given(event, _USAGE_FIELDS)
     fields["kind"] = "usage"
-    fields["event_id"] = _event_id(event)
+    fields["event_id"] = event_id_of(event)
     if not event.touch:
         fields["touch"] = False
     if not event.measured:
@@ -93,7 +94,6 @@ def _prepare_usage(event: UsageEvent, prices: PriceCatalogue) -> PreparedItem:
     has_key = event.idempotency_key is not None
     if event.key_scope == "user" and has_key:
         fields["key_scope"] = "user"
-    parts = event.rare_parts
     if parts:
         fields["parts"] = parts
     if event.kind != "llm":
@@ -102,7 +102,7 @@ def _prepare_usage(event: UsageEvent, prices: PriceCatalogue) -> PreparedItem:
         fields["service_tier"] = event.service_tier
     if event.partial:
         fields["partial"] = True
-    _add_cost(fields, event, parts, prices)
+    _add_cost(fields, event, parts, prices, has_use=has_use)
     if event.billing == "plan":
         # The price of plan usage is no cost.
         fields["billing"] = "plan"
@@ -157,12 +157,14 @@ def _given(item: UsageEvent | Touch | End | Reopen, names: Sequence[str]) -> dic
     return {name: value for name in names if (value := given[name])}
 
 
-def _add_cost(fields: dict[str, Any], event: UsageEvent, parts: dict[str, int], prices: PriceCatalogue) -> None:
+def _add_cost(
+    fields: dict[str, Any], event: UsageEvent, parts: dict[str, int], prices: PriceCatalogue, *, has_use: bool
+) -> None:
     """Adds the event's cost and the unit prices it was computed with (rule R07); no cost if the price is unknown."""
     if event.cost_usd is not None:
         fields["cost_usd"] = fields["given_cost_usd"] = event.cost_usd
         fields["price_source"] = "given"
-    elif not event.has_use:
+    elif not has_use:
         if event.measured:
             fields["cost_usd"] = 0
     else:
@@ -185,7 +187,7 @@ def _add_cost(fields: dict[str, Any], event: UsageEvent, parts: dict[str, int], 
             fields["unit_prices"] = price.unit_prices
 
 
-def _event_id(event: UsageEvent) -> UUID:
+def event_id_of(event: UsageEvent) -> UUID:
     """The event's id: with a key, a UUIDv8 (RFC 9562) derived from the key and its scope; else a random UUID."""
     if event.idempotency_key is None:
         return uuid4()

@@ -1,11 +1,13 @@
 """RunBlock: a run of an agent as a block of code, with its steps, messages, usage, attempts and nested runs."""
 
+import sys
 from contextvars import ContextVar
 from datetime import datetime
 from decimal import Decimal
 from typing import Any, ClassVar, Literal, Self, Unpack
 from uuid import uuid4
 
+from session_lifecycle.errors import SessionLifecycleError
 from session_lifecycle.models import Message, MessageRole, Run, RunStatus
 from session_lifecycle.models.usage import UsageOptions
 from session_lifecycle.writing.attempt import OpensAttempts, Scope, ends_as_cancelled, now
@@ -20,6 +22,9 @@ class RunBlock(CodeBlock, OpensAttempts):
     `cancelled` if that exception is no `Exception`, as `asyncio.CancelledError` is none. The exception goes on to the
     caller as it is. A run that begins inside a run of the same session has that run as its parent. Attempts that are
     open when it ends are recorded without usage.
+
+    Where the host uses OpenTelemetry, entering sets `gen_ai.conversation.id`, `gen_ai.agent.name` and
+    `session_lifecycle.run.id` on the current span.
 
     Callbacks of a runtime call `begin` and `finish` instead of using a block. Every method may be called from any
     thread, returns at once, and raises nothing for trouble of this library: failures are counted, logged, and told to
@@ -43,6 +48,7 @@ class RunBlock(CodeBlock, OpensAttempts):
         if self._fields["agent_name"] is None:
             self._fields["agent_name"] = scope.agent_name
         self._is_finished = False
+        self._is_cancelled = False
 
     def begin(self, *, at: datetime | None = None) -> Self:
         """Records that the run began. The first call decides the time.
@@ -71,6 +77,8 @@ class RunBlock(CodeBlock, OpensAttempts):
     ) -> None:
         """Records that the run ended, after it has closed the attempts that are open. The first call wins.
 
+        It takes the place of a `cancel`.
+
         Args:
             error: What went wrong; None: nothing.
             status: How it ended; None: `completed`, or by the error as the class says.
@@ -82,25 +90,37 @@ class RunBlock(CodeBlock, OpensAttempts):
         """
         self.begin(at=at)
         self._cancel_attempts()
-        if self._is_finished:
+        if status is None and error is not None:
+            is_cancelled = isinstance(error, BaseException) and ends_as_cancelled(error)
+            status = RunStatus.CANCELLED if is_cancelled else RunStatus.FAILED
+        status = status or RunStatus.COMPLETED
+        if self._is_finished and not (self._is_cancelled and status != RunStatus.CANCELLED):
             return
-        self._is_finished = True
         fields: dict[str, Any] = {
             **self._fields,
+            # `cancel` has recorded another end, with revision 0.
+            "revision": int(self._is_cancelled),
+            "status": status,
             "ended_at": at or now(),
             "output": self.output if output is None else output,
         }
         fields |= {"reported_cost_usd": reported_cost_usd, "reported_tokens": reported_tokens}
-        fields["status"] = status or RunStatus.COMPLETED
         if error is not None:
             told = error_fields(error)
             fields["error"] = ": ".join(told[name] for name in ("type", "message") if told.get(name))
-            if status is None:
-                is_cancelled = isinstance(error, BaseException) and ends_as_cancelled(error)
-                fields["status"] = RunStatus.CANCELLED if is_cancelled else RunStatus.FAILED
         if metadata is not None:
             fields["metadata"] = {**(fields["metadata"] or {}), **metadata}
+        self._is_finished, self._is_cancelled = True, False
         self._scope.quiet.write(Run, **fields)
+
+    def cancel(self) -> None:
+        """Records that nobody waits for the end of the run any more: it is cancelled. A later `finish` replaces that.
+
+        Does nothing where the run has ended.
+        """
+        if not self._is_finished:
+            self.finish(status=RunStatus.CANCELLED)
+            self._is_cancelled = True
 
     def run(
         self,
@@ -219,6 +239,29 @@ class RunBlock(CodeBlock, OpensAttempts):
             errored,
             **options,
         )
+
+    def __enter__(self) -> Self:
+        super().__enter__()
+        self._tell_span()
+        return self
+
+    def _tell_span(self) -> None:
+        """Tells the span of OpenTelemetry around the block what it is a span of."""
+        # A host that has not imported OpenTelemetry has no span, and does not pay for the import.
+        current = getattr(sys.modules.get("opentelemetry.trace"), "get_current_span", None)
+        if current is None:
+            return
+        try:
+            span = current()
+            if span.is_recording():
+                span.set_attribute("gen_ai.conversation.id", self.session_id)
+                span.set_attribute("session_lifecycle.run.id", self.run_id)
+                if self._fields["agent_name"] is not None:
+                    span.set_attribute("gen_ai.agent.name", self._fields["agent_name"])
+        except Exception as error:  # noqa: BLE001 - a span of the host must not end the host's work
+            failure = SessionLifecycleError(f"the current span took no attributes ({type(error).__name__})")
+            failure.__cause__ = error
+            self._scope.quiet.fail(failure)
 
     def _is_in_session_of(self, other: "RunBlock") -> bool:
         return (self.session_id, str(self.user_id)) == (other.session_id, str(other.user_id)) and other is not self

@@ -12,6 +12,7 @@ from uuid import UUID
 import pytest
 
 from session_lifecycle import SessionDatabase, Spool
+from support.command_server import command_server
 from support.eventually import eventually
 from support.transcripts import answer, counted, meta, prompt, runs, totals, turn, write
 
@@ -33,9 +34,7 @@ def environment(home: Path) -> dict[str, str]:
 
 
 def run(home: Path, *arguments: str, code: int = 0) -> "subprocess.CompletedProcess[str]":
-    ran = subprocess.run(
-        [PROGRAM, *arguments], env=environment(home), capture_output=True, text=True, timeout=120, check=False
-    )
+    ran = command_server().run(list(arguments), environment(home), within_seconds=120)
     assert ran.returncode == code, ran.stderr
     assert "Traceback" not in ran.stderr
     return ran

@@ -561,13 +561,14 @@ async def test_X42_a_command_that_deletes_asks_on_a_terminal_and_is_refused_else
     async with SessionDatabase.connect(session_database_url) as db:
         await db.lifecycle.record([said])
     at = ("--database-url", session_database_url)
-    for answer in ("", "y\n"):  # a pipe is no terminal, whatever comes through it
-        piped = await asyncio.to_thread(on_pipe, answer, *command, *at)
-        assert (piped.returncode, piped.stdout) == (2, "")
-        assert piped.stderr.startswith("database: postgresql://")
-        assert piped.stderr.endswith("error: there is no terminal to confirm on: give --yes\n")
+    # A pipe is no terminal, whatever comes through it.
+    piped = await asyncio.to_thread(on_pipe, "y\n", *command, *at)
+    assert (piped.returncode, piped.stdout) == (2, "")
+    assert piped.stderr.startswith("database: postgresql://")
+    assert piped.stderr.endswith("error: there is no terminal to confirm on: give --yes\n")
     assert await of_user(session_database_url) == 1
-    for answer, code, left in (("n", 1, 1), ("", 1, 1), ("y", 0, 0)):
+    refusals = (("n", 1, 1), ("", 1, 1)) if command == DELETING[0] else ()
+    for answer, code, left in (*refusals, ("y", 0, 0)):
         ended, shown = await asyncio.to_thread(on_terminal, f"{answer}\n", *command, *at)
         assert (ended, await of_user(session_database_url)) == (code, left)
         assert shown.index("database: ") < shown.index("This cannot be undone. [y/N]")

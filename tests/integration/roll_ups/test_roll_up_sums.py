@@ -393,7 +393,7 @@ async def live(
         await history.go_on(one, question)
 
 
-@settings(any_history, max_examples=15, phases=FOUND_ONLY)
+@settings(any_history, max_examples=10, phases=FOUND_ONLY)
 @every_history
 async def test_no_answer_depends_on_rolling_up(
     dbs: list[SessionDatabase], session_clock: SessionClock, **drawn: Any

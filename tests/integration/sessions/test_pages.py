@@ -176,13 +176,14 @@ async def walked(db: SessionDatabase, filters: SessionListFilters) -> list[tuple
             return keys
 
 
-@pytest.mark.parametrize("descending", [True, False], ids=["descending", "ascending"])
 @pytest.mark.parametrize("order_by", ALL_SESSION_ORDERS)
-async def test_every_page_equals_a_sort_of_all_rows(db: SessionDatabase, order_by: str, descending: bool) -> None:
+async def test_every_page_equals_a_sort_of_all_rows(db: SessionDatabase, order_by: str) -> None:
     rows = await stored(db)
-    chance = random.Random(f"{order_by} {descending}")
+    chance = random.Random(order_by)
+    directions = itertools.cycle([True, False])
     for name, viewer in VIEWERS.items():
         for wanted in questions(chance):
+            descending = next(directions)
             keys = expected(rows, viewer, ABANDON_AFTER, order_by, descending=descending, **wanted)
             limit = chance.choice([1, 2, 3]) if len(keys) < 6 else 5
             filters = SessionListFilters(
@@ -193,7 +194,7 @@ async def test_every_page_equals_a_sort_of_all_rows(db: SessionDatabase, order_b
                 total=chance.choice(["exact", "bounded"]),
                 **wanted,
             )
-            question = (name, wanted)
+            question = (name, wanted, descending)
             assert (question, await walked(db, filters)) == (question, keys)
             offset = chance.randrange(len(keys) + 2)
             page = await db.lifecycle.list_session_rows(filters.model_copy(update={"offset": offset}))
@@ -208,9 +209,8 @@ async def test_the_readers_threshold_decides_the_status_of_rolled_up_sessions(
     rows = await stored(db)
     patient = Settings(abandon_after=60 * MINUTE)
     async with SessionDatabase.from_engine(db.engine, settings=patient) as reading:
-        for (viewer, status), descending in zip(
-            itertools.product(VIEWERS.values(), STATUSES), itertools.cycle([True, False]), strict=False
-        ):
+        asked = list(itertools.product(VIEWERS.values(), STATUSES))[ALL_SESSION_ORDERS.index(order_by) % 2 :: 2]
+        for (viewer, status), descending in zip(asked, itertools.cycle([True, False]), strict=False):
             keys = expected(rows, viewer, 60 * MINUTE, order_by, descending=descending, status_filter=status)
             filters = SessionListFilters(
                 viewer=viewer, order_by=order_by, descending=descending, limit=3, status_filter=status

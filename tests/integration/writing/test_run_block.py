@@ -270,6 +270,43 @@ async def test_an_attempt_is_counted_once_by_what_closes_it(session_database: Se
     assert way.lost == []
 
 
+async def test_what_is_told_again_takes_the_place_of_what_was_told(session_database: SessionDatabase, way: Way) -> None:
+    async with way.open("s", A) as session:
+        with session.run("r") as run:
+            growing, measured, empty = run.attempt("growing"), run.attempt("measured"), run.attempt("discarded")
+            for tokens_out in (1, 2, 2):
+                growing.usage(tokens_out=tokens_out, idempotency_key="response-1")
+            measured.usage(tokens_out=7)
+            measured.fail(ValueError())
+            empty.discard()
+            empty.cancel()
+    await way.settle()
+    assert await events(session_database, "model, tokens_out, errored, revision", "model") == [
+        ("growing", 2, False, 1),
+        ("measured", 7, False, 0),
+    ]
+    assert await sessions(session_database, "tokens_out, error_count") == [(9, 0)]
+
+
+async def test_a_run_that_is_given_up_with_its_attempt_may_end_later(
+    session_database: SessionDatabase, way: Way
+) -> None:
+    async with way.open("s", A) as session:
+        left, late, ended = (session.run(name, run_id=name).begin() for name in ("left", "late", "ended"))
+        for run in (left, late):
+            run.attempt("m", on_cancelled=run.cancel).cancel()
+        late.finish(output="after all")
+        ended.finish(ValueError())
+        ended.cancel()
+    await way.settle()
+    sql = "SELECT run_id, status::text, output FROM session_lifecycle.session_runs ORDER BY run_id"
+    assert await rows(session_database, sql) == [
+        ("ended", "failed", None),
+        ("late", "completed", "after all"),
+        ("left", "cancelled", None),
+    ]
+
+
 async def test_a_response_that_comes_late_takes_the_place_of_the_unknown(
     session_database: SessionDatabase, way: Way
 ) -> None:

@@ -1,0 +1,210 @@
+"""Google's GenAI client, recorded: one event for each call of a model.
+
+    client = recorded_genai(genai.Client(), recorder, user_id=user_id)
+
+`generate_content`, its streams, chats and embeddings, with and without `async`, of the Gemini API and of Vertex. Needs
+the extra `google-genai`.
+
+`generate_content` calls the model several times where it runs the host's functions itself, and returns the last answer
+only. So the hook is below it: in the one object that sends the requests of all parts of a client.
+"""
+
+import json
+import re
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from datetime import timedelta
+from functools import cache
+from typing import Any, TypeVar
+from uuid import UUID
+
+from session_lifecycle.integrations.adapter import TakesQuietly, value_at
+from session_lifecycle.integrations.counts import google_counts
+from session_lifecycle.integrations.model_calls import Answer, ModelCall, ModelCalls, text_of
+
+try:
+    from google.genai import Client as GenaiClient
+except ImportError as error:
+    raise ImportError(
+        "session_lifecycle.integrations.google_genai needs google-genai: pip install 'session-lifecycle[google-genai]'"
+    ) from error
+
+Client = TypeVar("Client", bound=GenaiClient)
+_PATH = re.compile(r"(?:.*/)?models/([^/:?]+):(\w+)(?:\?.*)?")
+_NAMES = {
+    "generateContent": "generate_content",
+    "streamGenerateContent": "generate_content",
+    "embedContent": "embed_content",
+    "batchEmbedContents": "embed_content",
+}
+
+
+def recorded_genai(
+    client: Client,
+    recorder: TakesQuietly,
+    *,
+    user_id: UUID | str | Callable[[], UUID | str | None] | None = None,
+    session_id: str | None = None,
+    agent_name: str | None = None,
+    provider: str | None = "google",
+    content: bool = False,
+    attempt_timeout: timedelta | float | None = None,
+) -> Client:
+    """The client, whose calls are recorded from now on. Such a client cannot be copied, so it is the host's own.
+
+    A call inside a run block belongs to that run. Any other call is a run of its own, in the session block around it,
+    else in `session_id`, else in a session of its own.
+
+    Args:
+        client: The host's client.
+        recorder: Takes the items: `db.recorder()` or `db.synchronous_recorder()`.
+        user_id: The owner of the sessions, or a function that finds the owner when a call begins; None: the owner of
+            the run or session block around the call.
+        session_id: The session of calls outside every block; None: each is a session of its own.
+        agent_name: The agent of runs that a call makes.
+        provider: Who answers and bills.
+        content: Whether the last prompt and the answer are recorded as messages.
+        attempt_timeout: How long a call may be open before it is recorded without usage, a timedelta or seconds; None:
+            15 minutes.
+    """
+    calls = ModelCalls(
+        recorder,
+        user_id=user_id,
+        session_id=session_id,
+        agent_name=agent_name,
+        provider=provider,
+        content=content,
+        attempt_timeout=attempt_timeout,
+    )
+    # The client has no public name for it. Every version since 1.0 has it under this one.
+    sender: Any = client._api_client  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+    kind: Any = type(sender)
+    sender.session_lifecycle_calls = calls
+    sender.__class__ = _recorded(getattr(kind, "session_lifecycle_kind", kind))
+    return client
+
+
+@cache
+def _recorded(kind: Any) -> Any:
+    """The class of an object that sends requests and is listened to, below its own."""
+
+    def request(self: Any, method: str, path: str, body: Any, *more: Any, **named: Any) -> Any:
+        calls: ModelCalls = self.session_lifecycle_calls
+        call = _begin(calls, path, body)
+        try:
+            response = kind.request(self, method, path, body, *more, **named)
+        except BaseException as error:
+            calls.failed(call, error)
+            raise
+        _finish(calls, call, response)
+        return response
+
+    async def async_request(self: Any, method: str, path: str, body: Any, *more: Any, **named: Any) -> Any:
+        calls: ModelCalls = self.session_lifecycle_calls
+        call = _begin(calls, path, body)
+        try:
+            response = await kind.async_request(self, method, path, body, *more, **named)
+        except BaseException as error:
+            calls.failed(call, error)
+            raise
+        _finish(calls, call, response)
+        return response
+
+    def request_streamed(self: Any, method: str, path: str, body: Any, *more: Any, **named: Any) -> Iterator[Any]:
+        calls: ModelCalls = self.session_lifecycle_calls
+        call, answer = _begin(calls, path, body), Answer()
+        failure: BaseException | None = None
+        try:
+            for piece in kind.request_streamed(self, method, path, body, *more, **named):
+                _hear(calls, answer, piece)
+                yield piece
+        except BaseException as error:
+            failure = error
+            raise
+        finally:
+            _end(calls, call, answer, failure)
+
+    async def async_request_streamed(
+        self: Any, method: str, path: str, body: Any, *more: Any, **named: Any
+    ) -> AsyncIterator[Any]:
+        calls: ModelCalls = self.session_lifecycle_calls
+        call = _begin(calls, path, body)
+        try:
+            pieces = await kind.async_request_streamed(self, method, path, body, *more, **named)
+        except BaseException as error:
+            calls.failed(call, error)
+            raise
+        return _heard(calls, call, pieces)
+
+    methods = {
+        "request": request,
+        "async_request": async_request,
+        "request_streamed": request_streamed,
+        "async_request_streamed": async_request_streamed,
+        "session_lifecycle_kind": kind,
+    }
+    return type(kind.__name__, (kind,), {"__module__": kind.__module__, **methods})
+
+
+async def _heard(calls: ModelCalls, call: ModelCall | None, pieces: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    answer = Answer()
+    failure: BaseException | None = None
+    try:
+        async for piece in pieces:
+            _hear(calls, answer, piece)
+            yield piece
+    except BaseException as error:
+        failure = error
+        raise
+    finally:
+        _end(calls, call, answer, failure)
+
+
+def _begin(calls: ModelCalls, path: Any, body: Any) -> ModelCall | None:
+    found = _PATH.fullmatch(path) if isinstance(path, str) else None
+    name = found and _NAMES.get(found[2])
+    if not found or not name:
+        return None
+    prompt = None
+    if calls.content:
+        contents = value_at(body, "contents")
+        last = contents[-1] if isinstance(contents, list) and contents else None
+        prompt = text_of(value_at(last, "parts")) if value_at(last, "role") in {None, "user"} else None
+    return calls.begin(name, found[1], "embedding" if name == "embed_content" else "llm", prompt)
+
+
+def _finish(calls: ModelCalls, call: ModelCall | None, response: Any) -> None:
+    if call is None:
+        return
+    answer = Answer()
+    _hear(calls, answer, response)
+    calls.finish(call, answer)
+
+
+def _end(calls: ModelCalls, call: ModelCall | None, answer: Answer, error: BaseException | None) -> None:
+    if answer.is_whole:
+        calls.finish(call, answer)
+    elif error is not None and isinstance(getattr(error, "code", None), int) and not answer.counts:
+        calls.failed(call, error)
+    else:
+        calls.cut(call, answer, error)
+
+
+def _hear(calls: ModelCalls, answer: Answer, response: Any) -> None:
+    """Hears an answer, or a piece of one: each has the usage so far."""
+    try:
+        body = json.loads(value_at(response, "body") or "{}")
+        _take(answer, body if isinstance(body, Mapping) else {})
+    except Exception as error:  # noqa: BLE001 - a failure of the adapter must not end the host's work
+        calls.fail(error)
+
+
+def _take(answer: Answer, body: Mapping[str, Any]) -> None:
+    answer.response_id = body.get("responseId") or answer.response_id
+    answer.model = body.get("modelVersion") or answer.model
+    if body.get("usageMetadata"):
+        answer.counts = google_counts(body["usageMetadata"])
+    candidates = body.get("candidates")
+    candidate = candidates[0] if isinstance(candidates, list) and candidates else None
+    answer.text += text_of(value_at(candidate, "content", "parts"))
+    if value_at(candidate, "finishReason") or value_at(body, "promptFeedback", "blockReason"):
+        answer.is_whole = True

@@ -1,0 +1,361 @@
+"""LiteLLM's calls, recorded by a callback: one event for each call, those of a Router's fallbacks too.
+
+    litellm.callbacks = [SessionLogger(recorder, user_id=user_id)]
+
+Needs the extra `litellm`. LiteLLM tells the success of a call up to a third of a second after its answer, and nothing
+about a call that was cancelled: that call is recorded without usage, at the latest after `attempt_timeout`.
+"""
+
+import asyncio
+import threading
+from collections.abc import Callable, Mapping
+from datetime import datetime, timedelta
+from typing import Any, NamedTuple
+from uuid import UUID
+
+from session_lifecycle.integrations.adapter import (
+    Adapter,
+    OpenParts,
+    TakesQuietly,
+    is_answer,
+    recorded,
+    value_at,
+)
+from session_lifecycle.integrations.counts import (
+    Counts,
+    anthropic_counts,
+    fitted,
+    openai_chat_counts,
+    openai_responses_counts,
+    tier_counts,
+)
+from session_lifecycle.integrations.model_calls import last_prompt, text_of
+from session_lifecycle.models import RunStatus
+from session_lifecycle.writing.attempt import Attempt, ends_as_cancelled
+from session_lifecycle.writing.run_block import RunBlock, current_run
+from session_lifecycle.writing.session_trace import current_trace
+
+try:
+    from litellm.integrations.custom_logger import CustomLogger
+except ImportError as error:
+    raise ImportError(
+        "session_lifecycle.integrations.litellm needs litellm: pip install 'session-lifecycle[litellm]'"
+    ) from error
+
+FALLBACK_SECONDS = 60.0
+"""How long a run whose call failed in a Router waits for a further call, before it is recorded as failed."""
+_MODEL_CALLS = {
+    *("completion", "acompletion", "text_completion", "atext_completion", "embedding", "aembedding"),
+    *("responses", "aresponses", "anthropic_messages", "generate_content", "agenerate_content"),
+    *("generate_content_stream", "agenerate_content_stream", "image_generation", "aimage_generation"),
+    *("image_edit", "aimage_edit", "transcription", "atranscription", "pass_through_endpoint"),
+}
+Owner = UUID | str | None
+
+
+class _Run:
+    """A run, which several calls may belong to, and how many of them are open."""
+
+    def __init__(self, block: RunBlock, *, is_own: bool) -> None:
+        self.block = block
+        self.is_own = is_own
+        """Whether this adapter began it."""
+        self.open = 0
+        self.waiting: asyncio.TimerHandle | None = None
+
+
+class _Call(NamedTuple):
+    attempt: Attempt
+    run: _Run
+
+
+class SessionLogger(Adapter, CustomLogger):
+    """The callback. One serves all calls of a process, with and without `async`.
+
+    The session is `litellm_session_id` or `metadata["session_id"]` of the call, the run `metadata["trace_id"]`, its
+    agent `metadata["agent"]`, and the run above it `metadata["parent_run_id"]`. A call that names none belongs to the
+    run block around it. Without one, calls with LiteLLM's own trace id are a run: a call with its fallbacks.
+    """
+
+    def __init__(
+        self,
+        recorder: TakesQuietly,
+        *,
+        user_id: UUID | str | Callable[[], UUID | str | None] | None = None,
+        owner_of: Callable[[Mapping[str, Any]], Owner] | None = None,
+        session_id: str | None = None,
+        provider: str | None = None,
+        content: bool = False,
+        attempt_timeout: timedelta | float | None = None,
+    ) -> None:
+        """Makes a callback. It needs no event loop.
+
+        Args:
+            recorder: Takes the items: `db.recorder()`, or `db.synchronous_recorder()` where the callback is made before
+                there is an event loop, as in a module that the proxy loads.
+            user_id: See `Adapter`.
+            owner_of: Finds the owner from the metadata of a call, as on the proxy, which tells the user of a key by
+                `user_api_key_user_id`. None, and where it finds none: `user_id`.
+            session_id: See `Adapter`.
+            provider: Who answers and bills, where LiteLLM does not tell.
+            content: Whether the last prompt and the answer are recorded as messages.
+            attempt_timeout: See `Adapter`.
+        """
+        Adapter.__init__(
+            self, recorder, user_id=user_id, session_id=session_id, content=content, attempt_timeout=attempt_timeout
+        )
+        CustomLogger.__init__(self)
+        self._owner_of = owner_of
+        self._provider = provider
+        self._calls: OpenParts[str, _Call] = OpenParts(lambda call: call.attempt.cancel())
+        self._runs: OpenParts[tuple[str, str, str], _Run] = OpenParts(lambda _: None)
+        self._closed: OpenParts[str, bool] = OpenParts(lambda _: None)
+        self._changing = threading.RLock()
+
+    # What LiteLLM calls. It gives the arguments by these names.
+
+    @recorded
+    def log_pre_api_call(self, model: Any, messages: Any, kwargs: dict[str, Any]) -> None:
+        """A call begins."""
+        call_id = value_at(kwargs, "litellm_call_id")
+        if not isinstance(call_id, str) or not self._is_model_call(kwargs):
+            return
+        if self._calls.get(call_id) is None and self._closed.get(call_id) is None:  # a retry tells it again
+            self._begin(call_id, model, messages, kwargs)
+
+    @recorded
+    def log_success_event(
+        self,
+        kwargs: dict[str, Any],
+        response_obj: Any,
+        start_time: datetime,  # noqa: ARG002 - LiteLLM gives it by name
+        end_time: datetime,  # noqa: ARG002 - LiteLLM gives it by name
+    ) -> None:
+        """A call without `async` has its answer."""
+        self._succeed(kwargs, response_obj)
+
+    @recorded
+    async def async_log_success_event(
+        self,
+        kwargs: dict[str, Any],
+        response_obj: Any,
+        start_time: datetime,  # noqa: ARG002 - LiteLLM gives it by name
+        end_time: datetime,  # noqa: ARG002 - LiteLLM gives it by name
+    ) -> None:
+        """A call has its answer."""
+        self._succeed(kwargs, response_obj)
+
+    @recorded
+    def log_failure_event(
+        self,
+        kwargs: dict[str, Any],
+        response_obj: Any,  # noqa: ARG002 - LiteLLM gives it by name
+        start_time: datetime,  # noqa: ARG002 - LiteLLM gives it by name
+        end_time: datetime,  # noqa: ARG002 - LiteLLM gives it by name
+    ) -> None:
+        """A call without `async` failed."""
+        self._fail(kwargs)
+
+    @recorded
+    async def async_log_failure_event(
+        self,
+        kwargs: dict[str, Any],
+        response_obj: Any,  # noqa: ARG002 - LiteLLM gives it by name
+        start_time: datetime,  # noqa: ARG002 - LiteLLM gives it by name
+        end_time: datetime,  # noqa: ARG002 - LiteLLM gives it by name
+    ) -> None:
+        """A call failed."""
+        self._fail(kwargs)
+
+    # Runs and attempts
+
+    def _is_model_call(self, kwargs: Mapping[str, Any]) -> bool:
+        logged = value_at(kwargs, "standard_logging_object")
+        if value_at(kwargs, "cache_hit") is True or value_at(logged, "cache_hit") is True:
+            return False  # LiteLLM answers from a cache of its own, and nothing is billed
+        call_type = value_at(kwargs, "call_type") or value_at(logged, "call_type")
+        return not isinstance(call_type, str) or call_type in _MODEL_CALLS
+
+    def _begin(self, call_id: str, model: Any, messages: Any, kwargs: Mapping[str, Any]) -> _Call:
+        run = self._run_of(call_id, kwargs)
+        call_type = value_at(kwargs, "call_type") or value_at(kwargs, "standard_logging_object", "call_type") or ""
+        attempt = run.block.attempt(
+            model if isinstance(model, str) else value_at(kwargs, "model"),
+            self._provider_of(kwargs),
+            kind="embedding" if str(call_type).endswith("embedding") else "llm",
+            idempotency_key=call_id,
+            on_cancelled=lambda: self._cancelled(call_id),
+        )
+        with self._changing:
+            run.open += 1
+            if run.waiting is not None:
+                run.waiting.cancel()
+                run.waiting = None
+        if self.content and (prompt := last_prompt(messages or value_at(kwargs, "messages"))):
+            run.block.message("user", prompt, message_id=f"{call_id}-prompt")
+        return self._calls.put(call_id, _Call(attempt, run))
+
+    def _run_of(self, call_id: str, kwargs: Mapping[str, Any]) -> _Run:
+        params = value_at(kwargs, "litellm_params")
+        metadata: dict[str, Any] = {}
+        for found in (
+            value_at(kwargs, "litellm_metadata"),
+            value_at(params, "litellm_metadata"),
+            value_at(params, "metadata"),
+        ):
+            metadata |= {name: value for name, value in found.items() if value} if isinstance(found, Mapping) else {}
+        session_id = (
+            value_at(params, "litellm_session_id")
+            or value_at(kwargs, "litellm_session_id")
+            or metadata.get("session_id")
+        )
+        run_id = metadata.get("trace_id")
+        around = current_run()
+        owner = None if self._owner_of is None else self._owner_of(metadata)
+        if not run_id and around is not None and self._is_same(around, session_id, owner):
+            return _Run(around, is_own=False)
+        if not run_id:
+            traces = (
+                value_at(params, "litellm_trace_id"),
+                value_at(kwargs, "litellm_trace_id"),
+                value_at(kwargs, "standard_logging_object", "trace_id"),
+            )
+            # With a session, LiteLLM's trace id is the session's id.
+            run_id = next((trace for trace in traces if trace and trace != session_id), call_id)
+        session = self.session_of(session_id, run_id, user_id=owner, agent_name=metadata.get("agent"))
+        key = (str(session.user_id), session.session_id, run_id)
+        with self._changing:
+            found_run = self._runs.get(key)
+            if found_run is None:
+                block = session.run(
+                    run_id=run_id, agent_name=metadata.get("agent"), parent_run_id=metadata.get("parent_run_id")
+                ).begin()
+                found_run = self._runs.put(key, _Run(block, is_own=True))
+        return found_run
+
+    def _is_same(self, run: RunBlock, session_id: str | None, owner: Owner) -> bool:
+        """Whether a call that names this session and owner belongs to the run around it."""
+        session = current_trace()
+        around = (session or run).session_id, str((session or run).user_id)
+        user_id = owner or (self._user_id() if callable(self._user_id) else self._user_id) or around[1]
+        named = (session_id or self._session_id or around[0], str(user_id))
+        return named == (run.session_id, str(run.user_id))
+
+    def _provider_of(self, kwargs: Mapping[str, Any]) -> str | None:
+        for place in ("standard_logging_object", "litellm_params"):
+            if provider := value_at(kwargs, place, "custom_llm_provider"):
+                return str(provider)
+        return value_at(kwargs, "custom_llm_provider") or self._provider
+
+    def _take(self, kwargs: Mapping[str, Any]) -> _Call | None:
+        """The call that ends; None where it is no call of a model, or has ended."""
+        call_id = value_at(kwargs, "litellm_call_id") or value_at(kwargs, "standard_logging_object", "litellm_call_id")
+        if not isinstance(call_id, str) or not self._is_model_call(kwargs):
+            return None
+        with self._changing:
+            if self._closed.get(call_id) is not None:
+                return None
+            self._closed.put(call_id, part=True)
+        return self._calls.take(call_id) or self._begun_late(call_id, kwargs)
+
+    def _begun_late(self, call_id: str, kwargs: Mapping[str, Any]) -> _Call | None:
+        self._begin(call_id, value_at(kwargs, "model"), None, kwargs)
+        return self._calls.take(call_id)
+
+    def _succeed(self, kwargs: Mapping[str, Any], response: Any) -> None:
+        call = self._take(kwargs)
+        if call is None:
+            return
+        logged = value_at(kwargs, "standard_logging_object")
+        hidden = value_at(kwargs, "litellm_params", "metadata", "hidden_params", "provider_response_model")
+        model = hidden or value_at(response, "model")
+        call.attempt.usage(
+            model if isinstance(model, str) else None,
+            provider=self._provider_of(kwargs),
+            **counts_of(response, logged),
+        )
+        if self.content and (answer := _answer(response)):
+            call.run.block.message("assistant", answer, message_id=f"{call.attempt.idempotency_key}-answer")
+        self._end(call.run, RunStatus.COMPLETED)
+
+    def _fail(self, kwargs: Mapping[str, Any]) -> None:
+        call = self._take(kwargs)
+        if call is None:
+            return
+        error = value_at(kwargs, "exception")
+        is_error = isinstance(error, BaseException)
+        if is_error and ends_as_cancelled(error):
+            call.attempt.cancel()
+            self._end(call.run, RunStatus.CANCELLED)
+            return
+        if is_error and not is_answer(error):
+            call.attempt.cancel()
+        else:
+            call.attempt.fail()
+        told = self.shown_error(error) if is_error else None
+        if value_at(kwargs, "standard_logging_object", "model_group"):
+            self._end_later(call.run, told)  # a Router may fall back on another model
+        else:
+            self._end(call.run, RunStatus.FAILED, told)
+
+    def _cancelled(self, call_id: str) -> None:
+        """The time limit, or the end of the recorder, closed the attempt."""
+        call = self._calls.take(call_id)
+        if call is not None:  # else `_fail` has taken it, and ends the run
+            self._calls.put(call_id, call)  # its answer may come all the same
+            if call.run.is_own and call.run.open <= 1:
+                call.run.block.finish(status=RunStatus.CANCELLED)
+
+    def _end(self, run: _Run, status: RunStatus, error: BaseException | str | None = None) -> None:
+        with self._changing:
+            run.open -= 1
+            is_over = run.is_own and run.open <= 0
+        if is_over:
+            run.block.finish(error, status=status)
+
+    def _end_later(self, run: _Run, error: BaseException | str | None) -> None:
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            self._end(run, RunStatus.FAILED, error)
+            return
+        with self._changing:
+            run.open -= 1
+            if run.is_own and run.open <= 0:
+                run.waiting = loop.call_later(
+                    FALLBACK_SECONDS, lambda: run.block.finish(error, status=RunStatus.FAILED)
+                )
+
+
+def counts_of(response: Any, logged: Any = None) -> Counts:
+    """The counts of LiteLLM's response, whose usage has the names of Chat Completions and some of its own.
+
+    Args:
+        response: The response: an object of LiteLLM's, or a dict.
+        logged: The call's `standard_logging_object`, for a response without usage.
+    """
+    usage = value_at(response, "usage")
+    if value_at(usage, "prompt_tokens") is None:
+        if value_at(usage, "input_tokens") is not None:
+            is_anthropic = value_at(response, "type") == "message"
+            return anthropic_counts(usage) if is_anthropic else openai_responses_counts(usage)
+        usage = logged
+    counts = openai_chat_counts(usage)
+    details = value_at(usage, "prompt_tokens_details")
+    searches = value_at(usage, "server_tool_use", "web_search_requests") or value_at(details, "web_search_requests")
+    parts: dict[str, Any] = {name: count for name, count in counts.items() if name != "service_tier"}
+    parts["cache_write_tokens"] = counts.get("cache_write_tokens") or value_at(details, "cache_creation_tokens")
+    parts["cache_write_1h_tokens"] = value_at(details, "cache_creation_token_details", "ephemeral_1h_input_tokens")
+    parts["web_searches"] = searches
+    counts = fitted(**parts)
+    counts.update(tier_counts(value_at(response, "service_tier") or value_at(usage, "service_tier")))
+    return counts
+
+
+def _answer(response: Any) -> str:
+    choices = value_at(response, "choices")
+    if isinstance(choices, list) and choices:
+        return text_of(value_at(choices[0], "message", "content"))
+    output = value_at(response, "output")
+    items = output if isinstance(output, list) else []
+    return "\n".join(text for item in items if (text := text_of(value_at(item, "content"))))

@@ -1,0 +1,219 @@
+"""What the adapters of model clients share: a call of a model, from its beginning to what is known of its answer.
+
+A client tells neither sessions nor runs. A call inside a run block belongs to that run. Any other call is a run of its
+own, in the session that `Adapter.session_of` finds.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, Literal
+from uuid import UUID, uuid4
+
+from session_lifecycle.integrations.adapter import Adapter, TakesQuietly, recorded, value_at
+from session_lifecycle.integrations.counts import Counts
+from session_lifecycle.models import RunStatus
+from session_lifecycle.writing.attempt import ends_as_cancelled
+from session_lifecycle.writing.run_block import RunBlock, current_run
+from session_lifecycle.writing.session_trace import current_trace
+
+_NEVER_SENT = {"ConnectError", "ConnectTimeout", "PoolTimeout", "ClientConnectorError"}
+# Some servers of OpenAI's API draw their ids from a few hundred, or make none.
+_NO_ID = re.compile(r"(?:.*[-_])?\d{0,6}|__fake_id__|no-op")
+_MOST_IDS = 10_000
+
+
+@dataclass
+class Answer:
+    """What is known of the answer of a call. It grows while a stream is heard."""
+
+    model: str | None = None
+    """The model that answers."""
+    response_id: str | None = None
+    counts: Counts = field(default_factory=Counts)
+    usage: dict[str, Any] = field(default_factory=dict)
+    """The provider's usage so far, where a stream tells it in pieces."""
+    text: str = ""
+    is_whole: bool = False
+    """Whether the answer has come to its end."""
+    is_error: bool = False
+    """Whether the provider told an error in it."""
+
+
+class ModelCall:
+    """A call that has begun: its attempt, and the run it belongs to."""
+
+    def __init__(self, run: RunBlock, own_run: RunBlock | None, **named: Any) -> None:
+        """Use `ModelCalls.begin` instead."""
+        self.attempt = run.attempt(**named, on_cancelled=self._cancelled)
+        self.run = run
+        self.own_run = own_run
+        self.is_over = False
+
+    def _cancelled(self) -> None:
+        """The time limit, or the end of the recorder, closed the attempt."""
+        if not self.is_over and self.own_run is not None:
+            self.own_run.finish(status=RunStatus.CANCELLED)
+
+
+class ModelCalls(Adapter):
+    """Records the calls of one client. None of its methods raises, and none waits."""
+
+    def __init__(
+        self,
+        recorder: TakesQuietly,
+        *,
+        user_id: UUID | str | Callable[[], UUID | str | None] | None = None,
+        session_id: str | None = None,
+        agent_name: str | None = None,
+        provider: str | None = None,
+        content: bool = False,
+        attempt_timeout: timedelta | float | None = None,
+    ) -> None:
+        """Makes an adapter. It needs no event loop.
+
+        Args:
+            recorder: What it hands its items to.
+            user_id: See `Adapter`.
+            session_id: See `Adapter`.
+            agent_name: The agent of runs that a call makes.
+            provider: Who answers and bills; None: unknown.
+            content: Whether the last prompt and the answer are recorded as messages.
+            attempt_timeout: See `Adapter`.
+        """
+        super().__init__(
+            recorder, user_id=user_id, session_id=session_id, content=content, attempt_timeout=attempt_timeout
+        )
+        self.provider = provider
+        self._agent_name = agent_name
+        self._ids: dict[str, None] = {}
+
+    @recorded
+    def begin(
+        self, name: str, model: Any, kind: Literal["llm", "embedding"] = "llm", prompt: str | None = None
+    ) -> ModelCall | None:
+        """Opens an attempt. Call this before the model is called. None: nothing can be recorded, and that is told.
+
+        Args:
+            name: The name of the run, where the call is one.
+            model: The model that is asked for.
+            kind: The kind of the model call.
+            prompt: The last prompt.
+        """
+        model = model if isinstance(model, str) else None
+        run, own_run = self._run_around(), None
+        if run is None:
+            run_id = str(uuid4())
+            session = self.session_of(None, run_id, agent_name=self._agent_name)
+            run = own_run = session.run(name, run_id=run_id, provider=self.provider, model=model).begin()
+        if self.content and prompt:
+            run.message("user", prompt)
+        return ModelCall(run, own_run, model=model, provider=self.provider, kind=kind)
+
+    @recorded
+    def finish(self, call: ModelCall | None, answer: Answer) -> None:
+        """Closes the call with its whole answer."""
+        if call is None:
+            return
+        call.is_over = True
+        self._use(call, answer, is_partial=False)
+        if self.content and answer.text:
+            call.run.message("assistant", answer.text)
+        if call.own_run is not None:
+            call.own_run.finish(status=RunStatus.FAILED if answer.is_error else RunStatus.COMPLETED)
+
+    @recorded
+    def cut(self, call: ModelCall | None, answer: Answer, error: BaseException | None) -> None:
+        """Closes the call of a stream that ended before its answer did. What is known of its usage is a lower bound."""
+        if call is None:
+            return
+        call.is_over = True
+        if answer.is_error and not answer.counts:
+            call.attempt.fail()
+        elif answer.counts:
+            self._use(call, answer, is_partial=True)
+        else:
+            call.attempt.cancel()
+        self._end(call, error, is_failed=answer.is_error)
+
+    @recorded
+    def failed(self, call: ModelCall | None, error: BaseException) -> None:
+        """Closes a call that got no answer.
+
+        The provider bills nothing for an answer with a status of error, nor for a request that was never sent. Of any
+        other call nobody knows what it used.
+        """
+        if call is None:
+            return
+        call.is_over = True
+        has_status = any(isinstance(getattr(error, name, None), int) for name in ("status_code", "code"))
+        if has_status or _was_never_sent(error):
+            call.attempt.fail(error)
+        else:
+            call.attempt.cancel()
+        self._end(call, error, is_failed=False)
+
+    def _end(self, call: ModelCall, error: BaseException | None, *, is_failed: bool) -> None:
+        if call.own_run is None:
+            return
+        is_failed = is_failed or (error is not None and not ends_as_cancelled(error))
+        status = RunStatus.FAILED if is_failed else RunStatus.CANCELLED
+        told = self.shown_error(error) if is_failed and error is not None else None
+        call.own_run.finish(told, status=status)
+
+    def _use(self, call: ModelCall, answer: Answer, *, is_partial: bool) -> None:
+        call.attempt.usage(
+            answer.model,
+            errored=answer.is_error,
+            idempotency_key=self._key(answer.response_id),
+            partial=is_partial,
+            **answer.counts,
+        )
+
+    def _key(self, response_id: str | None) -> str | None:
+        """The response's id, where it is one; None: the attempt has a key of its own."""
+        if not isinstance(response_id, str) or _NO_ID.fullmatch(response_id) or response_id in self._ids:
+            return None
+        self._ids[response_id] = None
+        if len(self._ids) > _MOST_IDS:
+            self._ids.pop(next(iter(self._ids)), None)
+        return response_id
+
+    def _run_around(self) -> RunBlock | None:
+        """The run block around the call, unless it is of another session than the one that the call belongs to."""
+        run = current_run()
+        if run is None:
+            return None
+        session = current_trace()
+        user_id = self._user_id() if callable(self._user_id) else self._user_id
+        if user_id is None:
+            user_id = run.user_id if session is None else session.user_id
+        session_id = self._session_id or (run.session_id if session is None else session.session_id)
+        is_same = (run.session_id, str(run.user_id)) == (session_id, str(user_id))
+        return run if is_same else None
+
+
+def _was_never_sent(error: BaseException | None) -> bool:
+    """Whether no connection was made. The names are those of httpx, its successors, and aiohttp."""
+    while error is not None:
+        if type(error).__name__ in _NEVER_SENT:
+            return True
+        error = error.__cause__
+    return False
+
+
+def last_prompt(messages: Any) -> str:
+    """The text of the last message, where the user wrote it."""
+    if isinstance(messages, str):
+        return messages
+    last = messages[-1] if isinstance(messages, list) and messages else None
+    return text_of(value_at(last, "content")) if value_at(last, "role") == "user" else ""
+
+
+def text_of(content: Any) -> str:
+    """The text of a content, which is text or a list of parts."""
+    if isinstance(content, str):
+        return content
+    parts = content if isinstance(content, list) else []
+    return "\n".join(text for part in parts if isinstance(text := value_at(part, "text"), str))

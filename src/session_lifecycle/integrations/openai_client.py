@@ -1,0 +1,207 @@
+"""OpenAI's Python client, recorded: one event for each call of a model.
+
+    client = recorded_openai(AsyncOpenAI(), recorder, user_id=user_id)
+
+Chat Completions, Responses (in the background too), the older completions, embeddings and images, of clients with and
+without `async`, Azure's included, with every helper of these. Needs the extra `openai`.
+
+A stream of Chat Completions tells its usage only where the request has `stream_options={"include_usage": True}`. The
+request stays as the host made it, unless `include_usage=True` is given; without usage the event is unmeasured.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+from uuid import UUID
+
+from session_lifecycle.integrations.adapter import TakesQuietly, value_at
+from session_lifecycle.integrations.counts import (
+    openai_chat_counts,
+    openai_embedding_counts,
+    openai_responses_counts,
+    tier_counts,
+)
+from session_lifecycle.integrations.generated_clients import Api, Operation, recorded_client
+from session_lifecycle.integrations.model_calls import Answer, ModelCalls, last_prompt, text_of
+
+try:
+    from openai import AsyncOpenAI, OpenAI
+except ImportError as error:
+    raise ImportError(
+        "session_lifecycle.integrations.openai_client needs openai: pip install 'session-lifecycle[openai]'"
+    ) from error
+
+Client = TypeVar("Client", bound=OpenAI | AsyncOpenAI)
+_IS_BEING_MADE = {"queued", "in_progress"}
+_IS_OVER = {"response.completed", "response.incomplete", "response.failed", "response.cancelled"}
+
+
+def recorded_openai(
+    client: Client,
+    recorder: TakesQuietly,
+    *,
+    user_id: UUID | str | Callable[[], UUID | str | None] | None = None,
+    session_id: str | None = None,
+    agent_name: str | None = None,
+    provider: str | None = None,
+    content: bool = False,
+    include_usage: bool = False,
+    attempt_timeout: timedelta | float | None = None,
+) -> Client:
+    """A copy of the client whose calls are recorded. The copy shares the connections of the client.
+
+    A call inside a run block belongs to that run. Any other call is a run of its own, in the session block around it,
+    else in `session_id`, else in a session of its own. Calls of copies (`with_options`) are recorded too.
+
+    Args:
+        client: The host's client. It stays as it is.
+        recorder: Takes the items: `db.recorder()` or `db.synchronous_recorder()`.
+        user_id: The owner of the sessions, or a function that finds the owner when a call begins; None: the owner of
+            the run or session block around the call.
+        session_id: The session of calls outside every block; None: each is a session of its own.
+        agent_name: The agent of runs that a call makes.
+        provider: Who answers and bills; None: `openai` or `azure` by the client's address, and else unknown.
+        content: Whether the last prompt and the answer are recorded as messages.
+        include_usage: Whether streams of Chat Completions are asked for their usage where the host asks for no
+            `stream_options`. The host then gets one more chunk, without choices.
+        attempt_timeout: How long a call may be open before it is recorded without usage, a timedelta or seconds; None:
+            15 minutes.
+    """
+    calls = ModelCalls(
+        recorder,
+        user_id=user_id,
+        session_id=session_id,
+        agent_name=agent_name,
+        provider=provider or _provider(client),
+        content=content,
+        attempt_timeout=attempt_timeout,
+    )
+    change = _with_usage if include_usage else None
+    return recorded_client(client, Api(_operation, _pending, _RESULT_PATH, change), calls)
+
+
+def _provider(client: Any) -> str | None:
+    host = urlsplit(str(client.base_url)).hostname or ""
+    if "Azure" in type(client).__name__ or host.endswith((".azure.com", ".azure.us", ".azure.cn")):
+        return "azure"
+    return "openai" if host == "openai.com" or host.endswith(".openai.com") else None
+
+
+def _with_usage(path: str, body: Mapping[str, Any]) -> Mapping[str, Any]:
+    if path != "/chat/completions" or body.get("stream") is not True or isinstance(body.get("stream_options"), Mapping):
+        return body
+    return {**body, "stream_options": {"include_usage": True}}
+
+
+def _told(answer: Answer, source: Any) -> None:
+    """Takes what all answers have: id, model."""
+    answer.response_id = value_at(source, "id") or answer.response_id
+    answer.model = value_at(source, "model") or answer.model
+
+
+# Chat Completions, and the older completions
+
+
+def _read_chat(answer: Answer, body: Any) -> None:
+    _told(answer, body)
+    answer.counts = openai_chat_counts(value_at(body, "usage"))
+    answer.counts.update(tier_counts(value_at(body, "service_tier")))
+    choices = value_at(body, "choices") or [None]
+    answer.text = value_at(choices[0], "message", "content") or value_at(choices[0], "text") or ""
+
+
+def _hear_chat(answer: Answer, event: dict[str, Any]) -> None:
+    if event.get("error"):
+        answer.is_error = True
+        return
+    _told(answer, event)
+    choices = event.get("choices") or []
+    if event.get("usage"):
+        answer.counts = openai_chat_counts(event["usage"])
+        answer.counts.update(tier_counts(event.get("service_tier")))
+        # The last chunk has the usage and no choices. Some servers tell the usage so far in every chunk.
+        answer.is_whole = not choices
+    for choice in choices[:1]:
+        answer.text += value_at(choice, "delta", "content") or value_at(choice, "text") or ""
+
+
+def _chat_prompt(body: Mapping[str, Any]) -> str:
+    return last_prompt(body.get("messages") or body.get("prompt"))
+
+
+# Responses
+
+
+def _read_response(answer: Answer, body: Any) -> None:
+    _told(answer, body)
+    output = value_at(body, "output")
+    answer.counts = openai_responses_counts(value_at(body, "usage"), output)
+    answer.counts.update(tier_counts(value_at(body, "service_tier")))
+    answer.is_error = value_at(body, "status") == "failed"
+    answer.text = "\n".join(
+        text
+        for item in output or []
+        if value_at(item, "type") == "message" and (text := text_of(value_at(item, "content")))
+    )
+
+
+def _hear_response(answer: Answer, event: dict[str, Any]) -> None:
+    response = event.get("response")
+    if event.get("type") in _IS_OVER:
+        _read_response(answer, response)
+        answer.is_whole = True
+    elif event.get("type") == "error":
+        answer.is_error = True
+    elif response is not None:
+        _told(answer, response)
+
+
+def _response_prompt(body: Mapping[str, Any]) -> str:
+    return last_prompt(body.get("input"))
+
+
+def _pending(body: Any) -> str | None:
+    if value_at(body, "object") == "response" and value_at(body, "status") in _IS_BEING_MADE:
+        return str(value_at(body, "id"))
+    return None
+
+
+# Embeddings and images
+
+
+def _read_embeddings(answer: Answer, body: Any) -> None:
+    answer.model = value_at(body, "model")
+    answer.counts = openai_embedding_counts(value_at(body, "usage"))
+
+
+def _read_images(answer: Answer, body: Any) -> None:
+    answer.counts = openai_responses_counts(value_at(body, "usage"))
+
+
+def _hear_images(answer: Answer, event: dict[str, Any]) -> None:
+    if event.get("error") or event.get("type") == "error":
+        answer.is_error = True
+    elif event.get("usage"):
+        _read_images(answer, event)
+        answer.is_whole = True
+
+
+def _hear_nothing(answer: Answer, event: dict[str, Any]) -> None:
+    """Embeddings have no streams."""
+
+
+_RESPONSES = Operation("responses", _read_response, _hear_response, _response_prompt)
+_IMAGES = Operation("images", _read_images, _hear_images, lambda body: str(body.get("prompt") or ""))
+_OPERATIONS = {
+    "/chat/completions": Operation("chat.completions", _read_chat, _hear_chat, _chat_prompt),
+    "/completions": Operation("completions", _read_chat, _hear_chat, _chat_prompt),
+    "/responses": _RESPONSES,
+    "/responses/compact": _RESPONSES,
+    "/embeddings": Operation("embeddings", _read_embeddings, _hear_nothing, lambda _: "", "embedding"),
+    "/images/generations": _IMAGES,
+    "/images/edits": _IMAGES,
+}
+_operation = _OPERATIONS.get
+_RESULT_PATH = re.compile(r"/responses/[^/]+(/cancel)?")

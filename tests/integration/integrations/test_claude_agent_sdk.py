@@ -1,0 +1,453 @@
+"""The Claude Agent SDK: captured messages replayed, and Claude Code itself run against a stand-in of the model API."""
+
+import asyncio
+import importlib
+import json
+import re
+import sys
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import claude_agent_sdk
+import pytest
+from claude_agent_sdk import ClaudeAgentOptions, StreamEvent, Transport
+
+from session_lifecycle import SessionDatabase
+from session_lifecycle.integrations.claude_agent_sdk import SessionSdk
+from session_lifecycle.writing.recorder import SessionRecorder
+from support import transcripts
+from support.eventually import eventually
+from support.model_server import ModelServer, Served
+from support.transcripts import SHARED, bring, everything, rows, runs, steps, totals
+from support.usage import A
+
+Fields = dict[str, Any]
+LOGS = SHARED / "payloads"
+needs_logs = pytest.mark.skipif(not SHARED.is_dir(), reason="the logs are not beside the project")
+PROGRAM = Path(claude_agent_sdk.__file__).with_name("_bundled") / "claude"
+needs_program = pytest.mark.skipif(not PROGRAM.is_file(), reason="the wheel of the SDK has no program for this system")
+COUNTS = (
+    "tokens_in, tokens_out, cache_read_tokens, cache_write_tokens, coalesce((parts->>'cache_write_1h_tokens')::int, 0)"
+)
+
+
+async def events(db: SessionDatabase, columns: str) -> dict[str, tuple[Any, ...]]:
+    sql = f"SELECT idempotency_key, {columns} FROM session_lifecycle.session_usage_events ORDER BY at, event_id"
+    return {key: tuple(values) for key, *values in await rows(db, sql)}
+
+
+class Scripted(Transport):
+    """Speaks the protocol of Claude Code: sends its lines after the prompt of each turn, and then ends, or waits."""
+
+    def __init__(self, *turns: Sequence[Fields], ends: bool = True) -> None:
+        self._turns = list(turns)
+        self._ends = ends
+        self._lines: asyncio.Queue[Fields | None] = asyncio.Queue()
+        self._is_ready = False
+
+    async def connect(self) -> None:
+        self._is_ready = True
+
+    async def write(self, data: str) -> None:
+        told = json.loads(data)
+        if told["type"] == "control_request":
+            answer = {"subtype": "success", "request_id": told["request_id"], "response": {}}
+            self._lines.put_nowait({"type": "control_response", "response": answer})
+        elif told["type"] == "user":
+            for line in self._turns.pop(0):
+                self._lines.put_nowait(line)
+            if not self._turns and self._ends:
+                self._lines.put_nowait(None)
+
+    async def read_messages(self) -> AsyncIterator[Fields]:
+        while (line := await self._lines.get()) is not None:
+            yield line
+
+    async def close(self) -> None:
+        self._is_ready = False
+        self._lines.put_nowait(None)
+
+    def is_ready(self) -> bool:
+        return self._is_ready
+
+    async def end_input(self) -> None:
+        pass
+
+
+def lines_of(name: str) -> list[Fields]:
+    """A captured log, with the session's whole id in place of its beginning."""
+    lines = [json.loads(line) for line in (LOGS / f"claude-code-streamjson-{name}.jsonl").read_text().splitlines()]
+    whole = lines[0]["session_id"]
+    for line in lines:
+        line["session_id"] = whole
+        line.setdefault("output_file", "")
+    return lines
+
+
+async def converse(sdk: SessionSdk, turn: Sequence[Fields], *, ends: bool = True, **options: Any) -> None:
+    told = ClaudeAgentOptions(env={"CLAUDE_CONFIG_DIR": "/nowhere"}, **options)
+    async for _ in sdk.query(prompt="What is it?", options=told, transport=Scripted(turn, ends=ends)):
+        pass
+
+
+@pytest.fixture
+async def recorder(session_database: SessionDatabase) -> AsyncIterator[SessionRecorder]:
+    async with session_database.recorder() as one:
+        yield one
+
+
+@needs_logs
+async def test_H53_captured_messages_of_a_sub_agent(session_database: SessionDatabase) -> None:
+    session, init = "b2bc3ec8-5303-49d4-8e14-034c841911b4", "4ee905a0-fe1c-4574-ae5b-b70d1e0b09e0"
+    child = "ae17c5ef20dbfb7e2"
+    for _ in range(2):
+        async with session_database.recorder() as recorder:
+            await converse(SessionSdk(recorder, user_id=A), lines_of("subagent"))
+        assert recorder.snapshot().failures == 0
+        found = await events(session_database, f"session_id, run_id, model, {COUNTS}")
+        assert found == {
+            "msg_local0001": (session, init, "claude-sonnet-4-5", 7120, 3, 5000, 2000, 500),
+            "msg_local0002": (session, child, "claude-sonnet-4-5", 7120, 3, 5000, 2000, 500),
+            "msg_local0004": (session, init, "claude-sonnet-4-5", 7121, 3, 5000, 2000, 500),
+            "msg_local0005": (session, init, "claude-sonnet-4-5", 7122, 3, 5000, 2000, 500),
+            f"{init}:claude-sonnet-4-5": (session, init, "claude-sonnet-4-5", 7121, 312, 5000, 2000, 0),
+        }
+        assert await totals(session_database) == {session: (35604, 324, 0, 0)}
+        assert await runs(session_database, "status, agent_name, parent_run_id, parent_tool_call_id") == {
+            init: ("completed", None, None, None),
+            child: ("completed", "general-purpose", init, "toolu_local0001"),
+        }
+        assert await steps(session_database) == {
+            (init, "toolu_local0001"): ("Agent", "completed"),
+            (child, "toolu_local0002"): ("Bash", "completed"),
+            (init, "toolu_local0004"): ("Agent", "failed"),
+        }
+
+
+@needs_logs
+async def test_H54_captured_messages_of_an_error(session_database: SessionDatabase) -> None:
+    async with session_database.recorder() as recorder:
+        await converse(SessionSdk(recorder, user_id=A), lines_of("err500"))
+    found = await events(session_database, f"session_id, model, measured, errored, {COUNTS}")
+    session = "cef4bb05-d0f6-4c4b-ae70-4bb283e642b4"
+    assert found == {"82048da5-de08-4fa4-87c7-49d4ca0785b9": (session, None, True, True, 0, 0, 0, 0, 0)}
+    assert list((await runs(session_database)).values()) == ["failed"]
+
+
+# Messages, made here
+
+SESSION = "0d000000-0000-4000-8000-000000000001"
+MODEL = "claude-sonnet-4-6"
+
+
+def init(uuid: str = "run-1") -> Fields:
+    return {"type": "system", "subtype": "init", "session_id": SESSION, "uuid": uuid, "model": MODEL}
+
+
+def answer(message_id: str, *blocks: Fields, out: int = 3, fresh: int = 120, parent: str | None = None) -> Fields:
+    usage = {"input_tokens": fresh, "output_tokens": out}
+    message: Fields = {"id": message_id, "model": MODEL, "role": "assistant", "usage": usage}
+    message["content"] = list(blocks) or [{"type": "text", "text": "It is 7."}]
+    line = {"type": "assistant", "message": message, "session_id": SESSION, "uuid": f"line-{message_id}"}
+    return line | {"parent_tool_use_id": parent}
+
+
+def call(call_id: str, name: str = "Bash") -> Fields:
+    return {"type": "tool_use", "id": call_id, "name": name, "input": {"command": "echo sesame"}}
+
+
+def result(total_in: int, total_out: int, uuid: str = "result-1", **more: Any) -> Fields:
+    usage = {f"{MODEL}[1m]": {"inputTokens": total_in, "outputTokens": total_out}}
+    line = {"type": "result", "subtype": "success", "is_error": False, "duration_ms": 1, "duration_api_ms": 1}
+    line |= {"num_turns": 1, "session_id": SESSION, "modelUsage": usage, "uuid": uuid, "total_cost_usd": 9.0}
+    return line | more
+
+
+async def books(db: SessionDatabase, recorder: SessionRecorder, columns: str = "tokens_in, tokens_out") -> Any:
+    await recorder.flush()
+    assert recorder.snapshot().failures == 0
+    return await events(db, columns)
+
+
+async def test_H53_running_totals_are_adjusted_once(
+    session_database: SessionDatabase, recorder: SessionRecorder
+) -> None:
+    sdk = SessionSdk(recorder, user_id=A)
+    client = sdk.client(ClaudeAgentOptions(env={"CLAUDE_CONFIG_DIR": "/nowhere"}), _two_turns())
+    async with client:
+        for _ in range(2):
+            await client.query("What is it?")
+            assert [message async for message in client.receive_response()]
+    assert await books(session_database, recorder) == {
+        "m1": (120, 3),
+        f"run-1:{MODEL}[1m]": (0, 61),
+        "m2": (130, 3),
+        f"run-2:{MODEL}[1m]": (10, 62),
+    }
+    assert await runs(session_database) == {"run-1": "completed", "run-2": "completed"}
+    assert {cost for (cost,) in (await events(session_database, "cost_usd")).values() if cost is not None} != {9}
+
+
+def _two_turns() -> Scripted:
+    first = [init("run-1"), answer("m1"), result(120, 64)]
+    second = [init("run-2"), answer("m2", fresh=130), result(260, 129, "result-2"), result(260, 129, "result-3")]
+    return Scripted(first, second, ends=False)
+
+
+async def test_a_resumed_session_is_not_adjusted(session_database: SessionDatabase, recorder: SessionRecorder) -> None:
+    """Its totals hold what another process has used."""
+    await converse(SessionSdk(recorder, user_id=A), [init(), answer("m1"), result(5000, 900)], resume=SESSION)
+    assert await books(session_database, recorder, "tokens_in, tokens_out") == {"m1": (120, 3)}
+
+
+async def test_totals_that_say_less_take_nothing_away(
+    session_database: SessionDatabase, recorder: SessionRecorder
+) -> None:
+    await converse(SessionSdk(recorder, user_id=A), [init(), answer("m1"), result(7, 1)])
+    assert await books(session_database, recorder) == {"m1": (120, 3)}
+
+
+@pytest.mark.parametrize("awaits", [True, False])
+async def test_a_conversation_that_is_left(
+    session_database: SessionDatabase, recorder: SessionRecorder, awaits: bool
+) -> None:
+    lines = [init()] if awaits else [init(), answer("m1", call("c1"))]
+    converse_for_ever = converse(SessionSdk(recorder, user_id=A), lines, ends=False)
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(converse_for_ever, 0.3)
+    expected = {"attempt:run-1": (False, 0)} if awaits else {"m1": (True, 120)}
+    assert await books(session_database, recorder, "measured, tokens_in") == expected
+    assert await runs(session_database) == {"run-1": "cancelled"}
+    assert await steps(session_database) == ({} if awaits else {("run-1", "c1"): ("Bash", "failed")})
+    assert recorder.quiet.open == set()
+
+
+async def test_what_is_open_when_the_recorder_closes(session_database: SessionDatabase) -> None:
+    options = ClaudeAgentOptions(env={"CLAUDE_CONFIG_DIR": "/nowhere"})
+    async with session_database.recorder() as recorder:
+        client = SessionSdk(recorder, user_id=A).client(options, Scripted([init()], ends=False))
+        await client.connect()
+        await client.query("What is it?")
+        await anext(client.receive_messages())
+    assert await events(session_database, "measured") == {"attempt:run-1": (False,)}
+    assert await runs(session_database) == {"run-1": "cancelled"}
+    await client.disconnect()
+
+
+async def test_two_queries_at_once_stay_apart(session_database: SessionDatabase, recorder: SessionRecorder) -> None:
+    sdk = SessionSdk(recorder, user_id=A)
+    turn = [init(), answer("m1"), result(120, 64)]
+
+    def of_session(number: int) -> list[Fields]:
+        text = json.dumps(turn).replace(SESSION, f"s{number}")
+        return list(json.loads(re.sub(r"(m1|run-1)", rf"\1-{number}", text)))
+
+    await asyncio.gather(*(converse(sdk, of_session(number)) for number in range(2)))
+    await recorder.flush()
+    assert await totals(session_database) == {"s0": (120, 64, 0, 0), "s1": (120, 64, 0, 0)}
+    assert await runs(session_database) == {"run-1-0": "completed", "run-1-1": "completed"}
+
+
+async def test_a_query_awaits_nothing_of_the_database() -> None:
+    """Nothing listens at the address, and the messages come."""
+    url = "postgresql://nobody@127.0.0.1:9/nothing"
+    async with SessionDatabase.connect(url) as db, db.recorder(drain_within=0.1) as recorder:
+        await converse(SessionSdk(recorder, user_id=A), [init(), answer("m1"), result(120, 64)])
+        assert recorder.snapshot().pending > 0
+
+
+@pytest.mark.parametrize("awaits", [True, False])
+async def test_a_transcript_takes_the_place_of_the_messages(
+    session_database: SessionDatabase, recorder: SessionRecorder, tmp_path: Path, awaits: bool
+) -> None:
+    """What it had before the process began is another process's, and what is open at the end was cancelled."""
+    now = datetime.now(UTC)
+
+    def of_now(line: Fields, second: float) -> Fields:
+        return line | {"timestamp": (now + timedelta(seconds=second)).isoformat()}
+
+    old = [transcripts.prompt(0, "Before.", session=SESSION, promptId="p0")]
+    old += [transcripts.answer(1, "m0", (9, 0, 0, 9), session=SESSION)]
+    lines = [of_now(transcripts.prompt(0, "Now.", session=SESSION, promptId="p1"), 1)]
+    lines += [
+        of_now(transcripts.answer(1, "m1", (120, 0, 0, 64), session=SESSION, tool=("c1", "Bash"), stop="tool_use"), 2)
+    ]
+    if awaits:
+        lines += [of_now(transcripts.result(2, "c1", session=SESSION), 3)]
+    transcripts.write(tmp_path / "projects" / "work" / f"{SESSION}.jsonl", [*old, *lines])
+    options = ClaudeAgentOptions(env={"CLAUDE_CONFIG_DIR": str(tmp_path)}, resume=SESSION)
+    query = SessionSdk(recorder, user_id=A).query(
+        prompt="Now.", options=options, transport=Scripted([init(), answer("m1", call("c1"))])
+    )
+    assert [type(message).__name__ async for message in query] == ["SystemMessage", "AssistantMessage"]
+    found = await books(session_database, recorder, "measured, tokens_in, tokens_out")
+    assert found.pop("m1") == (True, 120, 64)
+    assert list(found.values()) == ([(False, 0, 0)] if awaits else [])
+    assert await runs(session_database) == {"p1": "cancelled"}
+    assert await steps(session_database) == {("p1", "c1"): ("Bash", "completed" if awaits else "failed")}
+
+
+@pytest.mark.parametrize("content", [True, False])
+async def test_content(session_database: SessionDatabase, recorder: SessionRecorder, content: bool) -> None:
+    told = {"type": "tool_result", "tool_use_id": "c1", "content": "no sesame", "is_error": True}
+    user = {"type": "user", "message": {"role": "user", "content": [told]}, "session_id": SESSION, "uuid": "u1"}
+    lines = [init(), answer("m1", call("c1")), user, answer("m2"), result(240, 6)]
+    await converse(SessionSdk(recorder, user_id=A, content=content), lines)
+    await recorder.flush()
+    text = str(await everything(session_database))
+    found = [word for word in ("sesame", "It is 7.", "What is it?") if word in text]
+    assert found == (["sesame", "It is 7.", "What is it?"] if content else [])
+    assert await steps(session_database) == {("run-1", "c1"): ("Bash", "failed")}
+
+
+async def test_the_session_around_and_an_unknown_owner(
+    session_database: SessionDatabase, recorder: SessionRecorder
+) -> None:
+    sdk = SessionSdk(recorder)
+    await converse(sdk, [init(), answer("m1"), result(120, 64)])
+    await eventually(lambda: recorder.snapshot().failures > 0)
+    async with recorder.session("host", A):
+        await converse(sdk, [init(), answer("m1"), result(120, 64)])
+    await recorder.flush()
+    parents = f"SELECT parent_session_id FROM session_lifecycle.session_records WHERE session_id = '{SESSION}'"
+    assert await rows(session_database, parents) == [("host",)]
+    assert len(await events(session_database, "model")) == 2
+
+
+async def test_messages_that_are_broken_disturb_nobody(
+    session_database: SessionDatabase, recorder: SessionRecorder
+) -> None:
+    odd = answer("m2")
+    odd["message"]["usage"] = {"input_tokens": "many", "output_tokens": -1, "cache_creation": 7}
+    task = {"type": "system", "subtype": "task_updated", "patch": "odd", "session_id": SESSION}
+    lines = [init(), task, answer("m1"), odd, result(120, 64, modelUsage={MODEL: "odd"})]
+    await converse(SessionSdk(recorder, user_id=A), lines)
+    found = await books(session_database, recorder, "measured, tokens_in")
+    assert found == {"m1": (True, 120), "m2": (False, 0)}
+
+
+# Claude Code itself
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[ModelServer]:
+    async with ModelServer() as one:
+        yield one
+
+
+def options_of(server: ModelServer, folder: Path) -> ClaudeAgentOptions:
+    work = folder / "work"
+    work.mkdir(exist_ok=True)
+    environment = {
+        "ANTHROPIC_API_KEY": "none",
+        "ANTHROPIC_BASE_URL": server.url,
+        "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
+        "CLAUDE_CODE_MAX_RETRIES": "2",
+        "CLAUDE_CONFIG_DIR": str(folder / "claude"),
+        "HOME": str(folder),
+    }
+    return ClaudeAgentOptions(
+        env=environment,
+        cwd=str(work),
+        model=MODEL,
+        tools=["Bash", "Agent"],
+        allowed_tools=["Bash", "Agent"],
+        setting_sources=[],
+    )
+
+
+def counts_of(served: Served) -> tuple[int, ...]:
+    parts = (served.cache_read_tokens, served.cache_write_tokens, served.cache_write_1h_tokens)
+    return (served.tokens_in, served.tokens_out, *parts)
+
+
+async def ask(sdk: SessionSdk, words: str, options: ClaudeAgentOptions) -> Any:
+    """The result of a query."""
+    last: Any = None
+    async for message in sdk.query(prompt=words, options=options):
+        last = message
+    return last
+
+
+@needs_program
+async def test_claude_code_with_a_sub_agent_and_a_resume(
+    session_database: SessionDatabase, recorder: SessionRecorder, server: ModelServer, tmp_path: Path
+) -> None:
+    sdk = SessionSdk(recorder, user_id=A)
+    options = options_of(server, tmp_path)
+    told = await ask(sdk, "[[tools:Agent]] {{tools:Bash}} [[once429:a]]", options)
+    await ask(sdk, "And now?", replace(options, resume=told.session_id))
+    assert [one.status for one in server.served][:2] == [429, 200]
+    expected = {one.response_id: counts_of(one) for one in server.answered}
+    assert await books(session_database, recorder, COUNTS) == expected
+    assert len(expected) >= 5
+    assert {session for (session,) in (await events(session_database, "session_id")).values()} == {told.session_id}
+    found = await runs(session_database, "agent_name, parent_run_id, parent_tool_call_id, status")
+    assert {values[3] for values in found.values()} == {"completed"}
+    [(child, (_, parent, tool_call, _))] = [item for item in found.items() if item[1][0] == "general-purpose"]
+    assert parent in found
+    assert tool_call == server.answered[0].tool_calls[0][0]
+    names = {(name, ended) for name, ended in (await steps(session_database)).values()}
+    assert names == {("Agent", "completed"), ("Bash", "completed")}
+    assert child in {run for (run,) in (await events(session_database, "run_id")).values()}
+    # An import of the same transcripts adds nothing.
+    await bring(session_database, "claude-code", tmp_path / "claude" / "projects", content=False)
+    assert await books(session_database, recorder, COUNTS) == expected
+    assert await totals(session_database) == {
+        told.session_id: (*(sum(one[place] for one in expected.values()) for place in range(2)), 0, 0)
+    }
+
+
+@needs_program
+async def test_claude_code_that_fails_tells_no_usage_or_is_cancelled(
+    session_database: SessionDatabase, recorder: SessionRecorder, server: ModelServer, tmp_path: Path
+) -> None:
+    sdk = SessionSdk(recorder, user_id=A)
+    options = options_of(server, tmp_path)
+    with pytest.raises(Exception, match="API Error"):
+        await ask(sdk, "[[err500]]", options)
+    found = await books(session_database, recorder, f"measured, errored, model, {COUNTS}")
+    assert list(found.values()) == [(True, True, None, 0, 0, 0, 0, 0)]
+    await ask(sdk, "[[nousage]]", options)
+    found = await books(session_database, recorder, f"measured, errored, {COUNTS}")
+    assert list(found.values())[1:] == [(False, False, 0, 0, 0, 0, 0)]
+    seen = len(server.served)
+    task = asyncio.create_task(ask(sdk, "[[slow]]", options))
+    await eventually(lambda: len(server.served) > seen)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    found = await books(session_database, recorder, f"measured, errored, {COUNTS}")
+    assert list(found.values())[2:] == [(False, False, 0, 0, 0, 0, 0)]
+    assert sorted((await runs(session_database)).values()) == ["cancelled", "completed", "failed"]
+
+
+@needs_program
+async def test_claude_code_by_a_client_that_interrupts(
+    session_database: SessionDatabase, recorder: SessionRecorder, server: ModelServer, tmp_path: Path
+) -> None:
+    options = replace(options_of(server, tmp_path), include_partial_messages=True)
+    async with SessionSdk(recorder, user_id=A, content=True).client(options) as client:
+        await client.query("What is it?")
+        assert [message async for message in client.receive_response()]
+        await client.query("[[slow]]")
+        async for message in client.receive_messages():
+            if isinstance(message, StreamEvent) and message.event["type"] == "content_block_delta":
+                break
+        await client.interrupt()
+        assert [message async for message in client.receive_response()]
+    found = await books(session_database, recorder, f"partial, {COUNTS}")
+    # The whole input is told, and of the output what the response began with.
+    assert list(found.values()) == [(False, *counts_of(server.served[0])), (True, 7121, 3, 5000, 2000, 500)]
+    assert sorted((await runs(session_database)).values()) == ["cancelled", "completed"]
+    said = "SELECT role, content FROM session_lifecycle.session_messages ORDER BY created_at"
+    assert (await rows(session_database, said))[:2] == [("user", "What is it?"), ("assistant", server.answer)]
+
+
+def test_without_the_sdk_the_import_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "claude_agent_sdk", None)
+    monkeypatch.delitem(sys.modules, SessionSdk.__module__)
+    with pytest.raises(ImportError, match=re.escape("pip install 'session-lifecycle[claude-agent-sdk]'")):
+        importlib.import_module(SessionSdk.__module__)

@@ -1,0 +1,151 @@
+"""Google's GenAI client, recorded, against a stand-in of its API: the books equal what the stand-in served."""
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from google import genai
+from google.genai import errors, types
+
+from session_lifecycle import SessionDatabase, SessionRecorder
+from session_lifecycle.integrations.google_genai import recorded_genai
+from support import books
+from support.books import Event
+from support.model_server import ModelServer
+from support.usage import A
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Inheritance class AiohttpClientSession:DeprecationWarning"),  # the client's own
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),  # the client leaves its connections open
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+MODEL = "gemini-2.5-flash"
+PARTS, NO_PARTS = (1024, 0, 0, 20), (0, 0, 0, 0)
+
+
+def event(counts: tuple[int, int] = (1500, 80), parts: Any = PARTS, **more: Any) -> Event:
+    return Event("s1", "r1", None, "google", MODEL, counts, parts, **more)
+
+
+UNKNOWN = event((0, 0), NO_PARTS, measured=False)
+CUT = event((1500, 21), partial=True)
+
+
+class Books:
+    """A server, a recorder, and a client that is recorded."""
+
+    def __init__(self, db: SessionDatabase, recorder: SessionRecorder, server: ModelServer, **more: Any) -> None:
+        self.db, self.recorder, self.server = db, recorder, server
+        bare = genai.Client(api_key="none", http_options=types.HttpOptions(base_url=server.url))
+        self.client = recorded_genai(bare, recorder, **more)
+        self.models = self.client.aio.models
+
+    async def events(self) -> list[Event]:
+        await self.recorder.flush()
+        return list((await books.events(self.db)).values())
+
+
+@asynccontextmanager
+async def opened(db: SessionDatabase, **more: Any) -> AsyncIterator[Books]:
+    """Inside run r1 of session s1."""
+    async with ModelServer() as server, db.recorder() as recorder:
+        made = Books(db, recorder, server, **more)
+        try:
+            async with recorder.session("s1", A, quiet=True) as session:
+                with session.run(run_id="r1"):
+                    yield made
+        finally:
+            await made.client.aio.aclose()
+
+
+async def test_plain_calls_streams_and_functions_that_the_client_runs(session_database: SessionDatabase) -> None:
+    def get_weather(city: str) -> str:
+        """The weather of a city."""
+        return f"{city}: 7"
+
+    async with opened(session_database) as made:
+        await made.models.generate_content(model=MODEL, contents="hello")
+        async for _ in await made.models.generate_content_stream(model=MODEL, contents="hello"):
+            pass
+        answer = await made.models.generate_content(
+            model=MODEL, contents="[[tools]] weather?", config=types.GenerateContentConfig(tools=[get_weather])
+        )
+        assert answer.text == made.server.answer
+        await made.recorder.flush()
+        assert await books.measured(made.db) == books.served(made.server)
+        assert [one.counts for one in await made.events()] == [(1500, 80), (1500, 80), (1500, 80), (1510, 81)]
+        assert made.recorder.snapshot().failures == 0
+
+
+async def test_cut_cancelled_failed_and_unmeasured_calls(session_database: SessionDatabase) -> None:
+    async with opened(session_database) as made:
+
+        async def heard(words: str) -> None:
+            async for _ in await made.models.generate_content_stream(model=MODEL, contents=words):
+                pass
+
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(heard("[[slow]]"), 0.4)
+        assert await made.events() == [CUT]
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(made.models.generate_content(model=MODEL, contents="[[slow]]"), 0.4)
+        with pytest.raises(errors.ServerError):
+            await made.models.generate_content(model=MODEL, contents="[[err500]]")
+        await made.models.generate_content(model=MODEL, contents="[[nousage]]")
+        assert sorted(await made.events()) == sorted([CUT, UNKNOWN, event((0, 0), NO_PARTS, errored=True), UNKNOWN])
+
+
+async def test_content_by_choice(session_database: SessionDatabase) -> None:
+    async with opened(session_database) as made:
+        await made.models.generate_content(model=MODEL, contents="apricot")
+        await made.recorder.flush()
+        told = await books.texts(made.db)
+        assert "apricot" not in told
+        assert "Tartu" not in told
+        recorded_genai(made.client, made.recorder, content=True)
+        await made.models.generate_content(model=MODEL, contents="apricot")
+        async for _ in await made.models.generate_content_stream(model=MODEL, contents="apricot"):
+            pass
+        assert await made.events() == [event()] * 3, "hooked up again, and recorded once"
+        pair = [("r1", "user", "apricot"), ("r1", "assistant", made.server.answer)]
+        assert await books.messages(made.db) == pair * 2
+
+
+def test_a_synchronous_client_outside_every_run(session_database_url: str) -> None:
+    with ModelServer() as server, SessionDatabase.connect(session_database_url).synchronous_recorder() as recorder:
+        bare = genai.Client(api_key="none", http_options=types.HttpOptions(base_url=server.url))
+        client = recorded_genai(bare, recorder, user_id=A, session_id="s1", agent_name="helper")
+        client.models.generate_content(model=MODEL, contents="hello")
+        assert list(client.models.generate_content_stream(model=MODEL, contents="hello"))
+        client.chats.create(model=MODEL).send_message("hello")
+        cut = client.models.generate_content_stream(model=MODEL, contents="hello")
+        next(iter(cut))
+        del cut
+        recorder.flush()
+        assert recorder.snapshot().failures == 0
+
+        async def look() -> tuple[Any, Any]:
+            async with SessionDatabase.connect(session_database_url) as db:
+                return await books.events(db), await books.runs(db)
+
+        found, runs = asyncio.run(look())
+        assert [one.counts for one in found.values()] == [(1500, 80)] * 3 + [(1500, 21)]
+        assert [(one.agent, one.status) for one in runs.values()] == [
+            *[("helper", "completed")] * 3,
+            ("helper", "cancelled"),
+        ]
+        client.close()
+
+
+def test_without_the_package_the_import_names_the_extra() -> None:
+    program = (
+        "import sys; sys.modules['google.genai'] = None\n"
+        "try:\n    import session_lifecycle.integrations.google_genai\n"
+        "except ImportError as error:\n    print(error)"
+    )
+    told = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
+    assert "pip install 'session-lifecycle[google-genai]'" in told

@@ -1,0 +1,353 @@
+"""LiteLLM's calls in the books: logs of its callbacks played again, and calls against a stand-in of their APIs."""
+
+import asyncio
+import json
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+with pytest.MonkeyPatch.context() as patch:
+    patch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # else the import asks the network for prices
+    import litellm
+    from litellm.exceptions import InternalServerError
+    from litellm.router import Router
+
+from session_lifecycle import SessionDatabase, SessionRecorder
+from session_lifecycle.integrations.litellm import SessionLogger, counts_of
+from support import books
+from support.books import Event, RunRow
+from support.eventually import eventually
+from support.model_server import ModelServer
+from support.transcripts import SHARED, rows
+from support.usage import A
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # LiteLLM's own, and of what it imports
+    pytest.mark.filterwarnings("ignore::UserWarning:pydantic"),  # LiteLLM's objects are not as their classes say
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),  # LiteLLM keeps its connections open
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+LOGS = pytest.mark.skipif(not SHARED.is_dir(), reason="the logs are not beside the project")
+NOW = datetime(2026, 11, 21, tzinfo=UTC)
+GPT, ASKED, CLAUDE = ("openai", "gpt-5-2025-08-07"), ("openai", "gpt-5"), ("anthropic", "claude-sonnet-4-5")
+GPT_PARTS, CLAUDE_PARTS, NOTHING = (1024, 64, 0, 48), (5000, 2000, 500, 20), ((0, 0), (0, 0, 0, 0))
+
+
+def as_object(value: Any) -> Any:
+    if isinstance(value, dict):
+        return SimpleNamespace(**{name: as_object(inner) for name, inner in value.items()})
+    return value
+
+
+async def play(logger: SessionLogger, lines: list[dict[str, Any]], *, objects: bool) -> None:
+    """Plays the lines of a log. Calls begin with the ids that later lines name."""
+    ids = [line["kw"]["litellm_call_id"] for line in lines if "kw" in line] or ["made-up-call"]
+    for line in lines:
+        method = line["method"]
+        if method == "log_pre_api_call":
+            first: dict[str, Any] = {"litellm_call_id": ids.pop(0), "custom_llm_provider": "openai"}
+            told = next(
+                (one for one in lines if one.get("kw", {}).get("litellm_call_id") == first["litellm_call_id"]), {}
+            )
+            if told:
+                first["litellm_params"] = {"metadata": told["kw"].get("litellm_metadata")}
+                first |= {"litellm_trace_id": told["slo"]["trace_id"], "model": told["kw"]["model"]}
+                first["custom_llm_provider"] = told["slo"]["custom_llm_provider"]
+            logger.log_pre_api_call(first.get("model"), [], first)
+        elif method.endswith(("success_event", "failure_event")) and "kw" in line:
+            said = line["kw"]
+            kwargs = {name: said[name] for name in ("litellm_call_id", "model", "stream") if name in said}
+            kwargs["litellm_params"] = {"metadata": said.get("litellm_metadata")}
+            kwargs["standard_logging_object"] = line["slo"]
+            if "exception" in said:
+                failure = RuntimeError(said["exception"]["str"])
+                failure.status_code = said["exception"]["status_code"]  # type: ignore[attr-defined]
+                kwargs["exception"] = failure
+            response = as_object(line.get("resp")) if objects else line.get("resp")
+            await getattr(logger, method)(kwargs=kwargs, response_obj=response, start_time=NOW, end_time=NOW)
+
+
+async def replay(db: SessionDatabase, name: str) -> None:
+    """Plays a log that is kept beside the project, twice: the second time adds nothing."""
+    lines = [json.loads(line) for line in (SHARED / "payloads" / f"litellm-{name}.jsonl").read_text().splitlines()]
+    seen = []
+    for objects in (False, True):
+        async with db.recorder() as recorder:
+            await play(SessionLogger(recorder, user_id=A), lines, objects=objects)
+        assert recorder.snapshot().failures == 0
+        seen.append((await books.events(db), await books.runs(db), await books.steps(db)))
+    assert seen[0] == seen[1]
+
+
+TR1 = {"tr1": RunRow("s1", "main", "completed")}
+
+
+@LOGS
+@pytest.mark.parametrize(
+    ("name", "key", "expected"),
+    [
+        ("chat-tools", "43659e95-f573-42b1-ab51-de8f93ab3335", (*GPT, (1200, 80), GPT_PARTS)),
+        ("anthropic-invoke", "1a32e872-bee4-43c1-903d-1d0ea5bcded9", (*CLAUDE, (7120, 64), CLAUDE_PARTS)),
+        ("chat-stream", "d8a7806a-8269-46bf-acd1-98b2089181d7", (*ASKED, *NOTHING, False)),
+        ("responses", "063a5e60-048f-4f21-a1a2-8779e8e041c6", (*GPT, (1200, 80), GPT_PARTS)),
+    ],
+    ids=["H27", "H28", "H29", "H33"],
+)
+async def test_H27_H28_H29_H33(session_database: SessionDatabase, name: str, key: str, expected: Any) -> None:
+    await replay(session_database, name)
+    assert await books.events(session_database) == {key: Event("s1", "tr1", "main", *expected)}
+    assert await books.runs(session_database) == TR1
+
+
+@LOGS
+async def test_H30_H35_with_neither_session_nor_trace(session_database: SessionDatabase) -> None:
+    await replay(session_database, "chat-nousage-stream")
+    await replay(session_database, "unknown-model")
+    invented, unpriced = "db96a3ba-621c-4913-8b99-45f4b45cb642", "b5a6e15f-a266-45ef-be80-be022698dc1d"
+    assert await books.events(session_database) == {
+        "06beb513-c8ed-4c88-bd8f-82c90e2db14c": Event(invented, invented, None, *ASKED, (12, 6), (0, 0, 0, 0)),
+        "5df2a95a-edc7-4a0c-91f9-cef6a0c7075b": Event(
+            unpriced, unpriced, None, "openai", "my-private-model", (1200, 80), GPT_PARTS
+        ),
+    }
+    assert {one.status for one in (await books.runs(session_database)).values()} == {"completed"}
+    sql = "SELECT cost_usd FROM session_lifecycle.session_usage_events WHERE model = 'my-private-model'"
+    assert await rows(session_database, sql) == [(None,)]
+
+
+@LOGS
+async def test_H31_an_error(session_database: SessionDatabase) -> None:
+    await replay(session_database, "chat-err500")
+    assert await books.events(session_database) == {
+        "c4345b20-c4bc-42dc-81b2-52fafdf08202": Event("s1", "tr1", "main", *ASKED, *NOTHING, errored=True)
+    }
+    assert await books.runs(session_database) == {"tr1": RunRow("s1", "main", "failed")}
+    assert "had an error" not in await books.texts(session_database)
+
+
+@LOGS
+async def test_H32_a_cancelled_stream_is_closed_with_the_recorder(session_database: SessionDatabase) -> None:
+    await replay(session_database, "chat-cancel-stream")
+    [(key, found)] = (await books.events(session_database)).items()
+    assert (key, found.provider, found.counts, found.measured) == ("made-up-call", "openai", (0, 0), False)
+    assert [one.status for one in (await books.runs(session_database)).values()] == ["cancelled"]
+
+
+@LOGS
+async def test_H34_fallbacks_of_a_router_are_one_run(session_database: SessionDatabase) -> None:
+    await replay(session_database, "router-fallback")
+    run = "d324f510-69ad-4b2d-86f4-120e147209ff"
+    assert await books.events(session_database) == {
+        "f3a51d8a-83f0-4394-84a1-e613e2970d97": Event(run, run, None, *ASKED, *NOTHING, errored=True),
+        "47531cf4-def5-476d-b0c3-8daa37daebb7": Event(run, run, None, *CLAUDE, (7120, 64), CLAUDE_PARTS),
+    }
+    assert await books.runs(session_database) == {run: RunRow(run, None, "completed")}
+
+
+def test_counts_by_whichever_names() -> None:
+    responses = {"usage": {"input_tokens": 10, "output_tokens": 3, "input_tokens_details": {"cached_tokens": 4}}}
+    assert counts_of(responses) == {"tokens_in": 10, "tokens_out": 3, "cache_read_tokens": 4}
+    message = {"type": "message", "usage": {"input_tokens": 10, "cache_read_input_tokens": 4, "output_tokens": 3}}
+    assert counts_of(message) == {"tokens_in": 14, "tokens_out": 3, "cache_read_tokens": 4}
+    assert counts_of({}, {"prompt_tokens": 10, "completion_tokens": 3}) == {"tokens_in": 10, "tokens_out": 3}
+    tools = {"prompt_tokens": 10, "prompt_tokens_details": {"web_search_requests": 2}}
+    assert counts_of({"usage": tools, "service_tier": "flex"}) == {
+        "tokens_in": 10,
+        "web_searches": 2,
+        "service_tier": "flex",
+    }
+
+
+# Against the stand-in
+
+
+@pytest.fixture(autouse=True)
+def _callbacks() -> Iterator[None]:
+    yield
+    for name in ("callbacks", "success_callback", "failure_callback", "_async_success_callback"):
+        setattr(litellm, name, [])
+    for name in ("_async_failure_callback", "input_callback", "_async_input_callback"):
+        setattr(litellm, name, [])
+
+
+class Calls:
+    """Calls of models at the stand-in, with a callback that records them."""
+
+    def __init__(self, recorder: SessionRecorder, server: ModelServer, **more: Any) -> None:
+        self.recorder, self.server = recorder, server
+        self.logger = SessionLogger(recorder, **{"user_id": A, **more})
+        litellm.callbacks = [self.logger]
+
+    async def __call__(self, words: str, **more: Any) -> Any:
+        asked = {"messages": [{"role": "user", "content": words}], "max_retries": 0}
+        return await litellm.acompletion(**{"model": "openai/gpt-5", **self.place(), **asked, **more})
+
+    def place(self) -> dict[str, str]:
+        return {"api_base": self.server.openai, "api_key": "none"}
+
+    async def told(self, count: int) -> None:
+        """Waits until LiteLLM has told the ends of so many calls."""
+
+        async def are_told() -> bool:
+            return len(self.logger._closed) >= count  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+
+        await eventually(are_told, within_seconds=20)
+        await self.recorder.flush()
+
+
+@asynccontextmanager
+async def opened(db: SessionDatabase, **more: Any) -> AsyncIterator[Calls]:
+    async with ModelServer() as server, db.recorder() as recorder:
+        yield Calls(recorder, server, **more)
+
+
+NAMED = {"metadata": {"session_id": "s1", "trace_id": "r1", "agent": "main"}}
+
+
+async def test_plain_streams_tools_and_other_calls(session_database: SessionDatabase) -> None:
+    async with opened(session_database) as calls:
+        function = {"name": "get_weather", "parameters": {"type": "object", "properties": {}}}
+        await calls("[[tools]]", tools=[{"type": "function", "function": function}], **NAMED)
+        async for _ in await calls("hello", stream=True, stream_options={"include_usage": True}, **NAMED):
+            pass
+        await calls("hello", model="anthropic/claude-sonnet-4-5", api_base=calls.server.url, **NAMED)
+        await litellm.aresponses(model="openai/gpt-5", input="hello", **calls.place(), **NAMED)
+        await litellm.aembedding(model="openai/text-embedding-3-small", input=["hello"], **calls.place(), **NAMED)
+        await calls.told(5)
+        found = await books.events(session_database)
+        served = sorted((counts, parts) for _, counts, parts in books.served(calls.server).values())
+        assert sorted((one.counts, one.parts) for one in found.values()) == served
+        assert {(one.session, one.run, one.agent) for one in found.values()} == {("s1", "r1", "main")}
+        assert await books.runs(session_database) == {"r1": RunRow("s1", "main", "completed")}
+        assert calls.recorder.snapshot().failures == 0
+
+
+async def test_errors_retries_no_usage_and_cancelled_calls(session_database: SessionDatabase) -> None:
+    async with opened(session_database) as calls:
+        for number, words in enumerate(("[[err500]]", "[[once429:a]]", "[[nousage]]")):
+            named = {"metadata": {"session_id": "s1", "trace_id": f"r{number}"}}
+            try:
+                await calls(words, max_retries=2, **named)
+            except InternalServerError:
+                assert words == "[[err500]]"
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(calls("[[slow]]", metadata={"session_id": "s1", "trace_id": "r3"}), 0.4)
+        await calls.told(3)
+        await asyncio.sleep(0.3)
+    found = {one.run: one for one in (await books.events(session_database)).values()}
+    assert found == {
+        "r0": Event("s1", "r0", None, *ASKED, *NOTHING, errored=True),
+        "r1": Event("s1", "r1", None, *GPT, (1200, 80), GPT_PARTS),
+        "r2": Event("s1", "r2", None, *GPT, *NOTHING, measured=False),
+        "r3": Event("s1", "r3", None, *ASKED, *NOTHING, measured=False),
+    }
+    statuses = {run: one.status for run, one in (await books.runs(session_database)).items()}
+    assert statuses == {"r0": "failed", "r1": "completed", "r2": "completed", "r3": "cancelled"}
+
+
+async def test_a_router_falls_back_in_one_run(session_database: SessionDatabase) -> None:
+    async with opened(session_database) as calls:
+        models = [
+            {"model_name": "a", "litellm_params": {"model": "openai/gpt-5", **calls.place()}},
+            {
+                "model_name": "b",
+                "litellm_params": {
+                    "model": "anthropic/claude-sonnet-4-5",
+                    "api_base": calls.server.url,
+                    "api_key": "none",
+                },
+            },
+        ]
+        router = Router(model_list=models, fallbacks=[{"a": ["b"]}], num_retries=0)
+        await router.acompletion(model="a", messages=[{"role": "user", "content": "[[once429:a]]"}], max_retries=0)
+        await calls.told(2)
+        found = list((await books.events(session_database)).values())
+        assert sorted((one.model, one.errored, one.counts) for one in found) == [
+            ("claude-sonnet-4-5", False, (7120, 64)),
+            ("gpt-5", True, (0, 0)),
+        ]
+        assert [one.status for one in (await books.runs(session_database)).values()] == ["completed"]
+
+
+async def test_calls_in_a_run_block_belong_to_it(session_database: SessionDatabase) -> None:
+    async with opened(session_database, user_id=None) as calls:
+
+        async def work(number: int) -> None:
+            async with calls.recorder.session(f"s{number}", A, quiet=True) as session:
+                with session.run(run_id=f"r{number}"):
+                    await calls("hello")
+                    await calls.told(1)
+
+        await asyncio.gather(work(0), work(1))
+        await calls.told(2)
+        places = sorted((one.session, one.run) for one in (await books.events(session_database)).values())
+        assert places == [("s0", "r0"), ("s1", "r1")]
+        assert {one.measured for one in (await books.events(session_database)).values()} == {True}
+
+
+async def test_calls_without_async(session_database: SessionDatabase) -> None:
+    async with opened(session_database) as calls:
+        asked: Any = {"messages": [{"role": "user", "content": "hello"}], **calls.place(), **NAMED}
+        await asyncio.to_thread(litellm.completion, model="openai/gpt-5", **asked)
+        await calls.told(1)
+        assert [one.counts for one in (await books.events(session_database)).values()] == [(1200, 80)]
+
+
+async def test_an_answer_of_litellms_own_cache_is_not_counted(session_database: SessionDatabase) -> None:
+    async with session_database.recorder() as recorder:
+        logger = SessionLogger(recorder, user_id=A)
+        kwargs = {"litellm_call_id": "c1", "cache_hit": True, "model": "gpt-5"}
+        response = {"model": "gpt-5", "usage": {"prompt_tokens": 5}}
+        await logger.async_log_success_event(kwargs, response, NOW, NOW)
+        await recorder.flush()
+        assert await books.events(session_database) == {}
+
+
+async def test_the_owner_by_the_metadata_as_on_the_proxy(session_database: SessionDatabase) -> None:
+    """The proxy loads the callback by the path of a module and a name."""
+    get_instance_fn = pytest.importorskip("litellm.proxy.types_utils.utils").get_instance_fn
+    assert get_instance_fn("session_lifecycle.integrations.litellm.SessionLogger") is SessionLogger
+    async with opened(
+        session_database, user_id=None, owner_of=lambda metadata: metadata.get("user_api_key_user_id")
+    ) as calls:
+        await calls("hello", metadata={"session_id": "s1", "user_api_key_user_id": str(A)})
+        await calls("hello", metadata={"session_id": "s1"})
+        await calls.told(1)
+        await asyncio.sleep(0.5)
+        assert [one.session for one in (await books.events(session_database)).values()] == ["s1"]
+        assert calls.recorder.snapshot().failures >= 1, "no owner is known"
+
+
+async def test_content_by_choice_and_objects_that_are_broken(session_database: SessionDatabase) -> None:
+    async with opened(session_database) as calls:
+        await calls("apricot", **NAMED)
+        await calls.told(1)
+        told = await books.texts(session_database)
+        assert "apricot" not in told
+        assert "Tartu" not in told
+        calls.logger.content = True
+        await calls("apricot", **NAMED)
+        await calls.told(2)
+        assert await books.messages(session_database) == [
+            ("r1", "user", "apricot"),
+            ("r1", "assistant", calls.server.answer),
+        ]
+        await calls.logger.async_log_success_event({"litellm_call_id": "x", "litellm_params": 7}, 7, NOW, NOW)
+        await calls.recorder.flush()
+        assert (await books.events(session_database))["x"].measured is False
+
+
+def test_without_the_package_the_import_names_the_extra() -> None:
+    program = (
+        "import sys; sys.modules['litellm'] = None\n"
+        "try:\n    import session_lifecycle.integrations.litellm\n"
+        "except ImportError as error:\n    print(error)"
+    )
+    told = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
+    assert "pip install 'session-lifecycle[litellm]'" in told

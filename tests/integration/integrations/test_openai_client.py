@@ -1,0 +1,516 @@
+"""OpenAI's client, recorded, against a stand-in of its API: the books equal what the stand-in served."""
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from openai import APIConnectionError, APIError, APIStatusError, AsyncAzureOpenAI, AsyncOpenAI, OpenAI
+from pydantic import BaseModel
+
+from session_lifecycle import SessionDatabase, SessionRecorder
+from session_lifecycle.integrations.openai_client import recorded_openai
+from support import books
+from support.books import Event
+from support.model_server import ModelServer
+from support.transcripts import rows
+from support.usage import A
+
+SERVED = "gpt-5-2025-08-07"
+PARTS, NO_PARTS = (1024, 64, 0, 48), (0, 0, 0, 0)
+WEATHER: Any = {
+    "name": "get_weather",
+    "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+}
+
+
+def said(words: str) -> Any:
+    return [{"role": "user", "content": words}]
+
+
+def event(counts: tuple[int, int] = (1200, 80), parts: Any = PARTS, model: str = SERVED, **more: Any) -> Event:
+    return Event("s1", "r1", None, "openai", model, counts, parts, **more)
+
+
+UNKNOWN = event((0, 0), NO_PARTS, "gpt-5", measured=False)
+
+
+class Books:
+    """A server, a recorder, a run of a session, and clients that are recorded there."""
+
+    def __init__(self, db: SessionDatabase, recorder: SessionRecorder, server: ModelServer) -> None:
+        self.db, self.recorder, self.server = db, recorder, server
+        self.bare = AsyncOpenAI(base_url=server.openai, api_key="none")
+        self.client = self.recorded()
+
+    def recorded(self, **more: Any) -> AsyncOpenAI:
+        return recorded_openai(self.bare, self.recorder, **{"provider": "openai", **more})
+
+    async def events(self) -> list[Event]:
+        """The events, once the recorder has written them."""
+        await self.recorder.flush()
+        return list((await books.events(self.db)).values())
+
+    async def equal_what_was_served(self) -> None:
+        """Checks that each whole answer with usage is an event of its own, by its id, and nothing else has counts."""
+        await self.recorder.flush()
+        assert await books.measured(self.db) == books.served(self.server)
+        assert self.recorder.snapshot().failures == 0
+
+
+@asynccontextmanager
+async def opened(db: SessionDatabase) -> AsyncIterator[Books]:
+    """Inside run r1 of session s1."""
+    async with ModelServer() as server, db.recorder() as recorder:
+        made = Books(db, recorder, server)
+        try:
+            async with recorder.session("s1", A, quiet=True) as session:
+                with session.run(run_id="r1"):
+                    yield made
+        finally:
+            await made.bare.close()
+
+
+async def test_plain_calls(session_database: SessionDatabase) -> None:
+    async with opened(session_database) as made:
+        client = made.client
+        chat = await client.chat.completions.create(model="gpt-5", messages=said("hello"))
+        response = await client.responses.create(model="gpt-5", input="hello")
+        vector = await client.embeddings.create(model="text-embedding-3-small", input="hello")
+        image = await client.images.generate(model="gpt-image-1", prompt="hello")
+        assert all(one.usage is not None for one in (chat, response, vector, image))
+        await made.recorder.flush()
+        found = await books.events(made.db)
+        assert found.pop(chat.id) == event()
+        assert found.pop(response.id) == event()
+        assert sorted(found.values()) == [
+            event((50, 1056), NO_PARTS, "gpt-image-1"),
+            event((8, 0), NO_PARTS, "text-embedding-3-small"),
+        ]
+        [[kind, images_in, images_out]] = await rows(
+            made.db,
+            "SELECT min(kind) FILTER (WHERE model LIKE 'text%'), max(parts->>'image_tokens_in'),"
+            " max(parts->>'image_tokens_out') FROM session_lifecycle.session_usage_events",
+        )
+        assert (kind, images_in, images_out) == ("embedding", "40", "1056")
+
+
+async def test_tools_in_several_turns_and_no_step_is_made_up(session_database: SessionDatabase) -> None:
+    async with opened(session_database) as made:
+        messages = said("[[tools]] weather?")
+        for _ in range(2):
+            answer = await made.client.chat.completions.create(
+                model="gpt-5", messages=messages, tools=[{"type": "function", "function": WEATHER}]
+            )
+            messages.append(answer.choices[0].message.to_dict())
+            for call in answer.choices[0].message.tool_calls or []:
+                messages.append({"role": "tool", "tool_call_id": call.id, "content": "7"})
+        tools: Any = [{"type": "function", "strict": True, **WEATHER}]
+        first = await made.client.responses.create(model="gpt-5", input="[[tools]] weather?", tools=tools)
+        await made.client.responses.create(model="gpt-5", previous_response_id=first.id, input="go on")
+        await made.equal_what_was_served()
+        assert [one.counts for one in await made.events()] == [(1200, 80), (1300, 81), (1200, 80), (1300, 81)]
+        assert await books.steps(made.db) == {}
+
+
+async def test_streams_to_their_end(session_database: SessionDatabase) -> None:
+    async with opened(session_database) as made:
+        client = made.client
+        words = ""
+        async for chunk in await client.chat.completions.create(
+            model="gpt-5", messages=said("hello"), stream=True, stream_options={"include_usage": True}
+        ):
+            words += (chunk.choices[0].delta.content or "") if chunk.choices else ""
+        assert words == made.server.answer
+        kinds = [one.type async for one in await client.responses.create(model="gpt-5", input="hello", stream=True)]
+        assert kinds[-1] == "response.completed"
+        async with client.responses.stream(model="gpt-5", input="hello") as stream:
+            assert (await stream.get_final_response()).output_text == made.server.answer
+        async with client.chat.completions.stream(
+            model="gpt-5", messages=said("hello"), stream_options={"include_usage": True}
+        ) as chunks:
+            assert (await chunks.get_final_completion()).usage is not None
+        await made.equal_what_was_served()
+        assert await made.events() == [event()] * 4
+
+
+async def test_a_chat_stream_is_asked_for_no_usage_unless_the_host_wants_it(session_database: SessionDatabase) -> None:
+    async with opened(session_database) as made:
+        for client in (made.client, made.recorded(include_usage=True)):
+            stream = await client.chat.completions.create(model="gpt-5", messages=said("hello"), stream=True)
+            assert [chunk async for chunk in stream]
+        assert [one.body.get("stream_options") for one in made.server.served] == [None, {"include_usage": True}]
+        without = event((0, 0), NO_PARTS, measured=False)
+        assert await made.events() == [without, event()]
+        asked: Any = {"include_usage": False}
+        stream = await client.chat.completions.create(
+            model="gpt-5", messages=said("hello"), stream=True, stream_options=asked
+        )
+        assert [chunk async for chunk in stream]
+        await client.chat.completions.create(model="gpt-5", messages=said("hello"))
+        assert [one.body.get("stream_options") for one in made.server.served[2:]] == [asked, None]
+
+
+async def fail_inside(stream: Any) -> None:
+    async with stream:
+        async for _ in stream:
+            raise KeyError
+
+
+@pytest.mark.parametrize("way", ["drop", "close", "raise"])
+async def test_a_stream_that_is_closed_early_is_unmeasured(session_database: SessionDatabase, way: str) -> None:
+    async with opened(session_database) as made:
+        for ask in (
+            lambda: made.client.responses.create(model="gpt-5", input="hello", stream=True),
+            lambda: made.client.chat.completions.create(model="gpt-5", messages=said("hello"), stream=True),
+        ):
+            stream: Any = await ask()
+            if way == "raise":
+                with pytest.raises(KeyError):
+                    await fail_inside(stream)
+            else:
+                async for _ in stream:
+                    break
+            if way == "close":
+                await stream.close()
+                assert await made.events(), "recorded at once"
+            del stream
+    # A stream that is only dropped is closed by the garbage collector, or else at the end of the run.
+    assert list((await books.events(session_database)).values()) == [UNKNOWN, UNKNOWN]
+    assert made.recorder.snapshot().failures == 0
+
+
+async def test_a_connection_that_is_cut_is_unmeasured(session_database: SessionDatabase) -> None:
+    async with opened(session_database) as made:
+        client = made.client.with_options(max_retries=0)
+        with pytest.raises(APIConnectionError):
+            async for _ in await client.responses.create(model="gpt-5", input="[[broken]]", stream=True):
+                pass
+        with pytest.raises(APIConnectionError):
+            await client.chat.completions.create(model="gpt-5", messages=said("[[broken]]"))
+        assert await made.events() == [UNKNOWN, UNKNOWN]
+
+
+async def test_a_cancelled_call_is_unmeasured(session_database: SessionDatabase) -> None:
+    async with opened(session_database) as made:
+
+        async def heard() -> None:
+            async for _ in await made.client.responses.create(model="gpt-5", input="[[slow]]", stream=True):
+                pass
+
+        plain = made.client.responses.create(model="gpt-5", input="[[slow]]")
+        for coroutine in (plain, heard()):
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(coroutine, 0.3)
+        assert await made.events() == [UNKNOWN, UNKNOWN]
+
+
+async def test_errors(session_database: SessionDatabase) -> None:
+    async with opened(session_database) as made:
+        with pytest.raises(APIStatusError) as caught:
+            await made.client.responses.create(model="gpt-5", input="[[err500]] [[private]]")
+        assert caught.value.status_code == 500
+        assert len(made.server.served) == 3
+        with pytest.raises(APIError):
+            async for _ in await made.client.chat.completions.create(
+                model="gpt-5", messages=said("[[midfail]]"), stream=True
+            ):
+                pass
+        with pytest.raises(APIConnectionError):
+            await made.client.with_options(base_url="http://127.0.0.1:9", max_retries=0).responses.create(
+                model="gpt-5", input="nobody is there"
+            )
+        failed = event((0, 0), NO_PARTS, "gpt-5", errored=True)
+        assert await made.events() == [failed] * 3, "one event for a call, and not for each try of it"
+
+
+async def test_a_failed_response_in_a_stream_is_an_error(session_database: SessionDatabase) -> None:
+    async with opened(session_database) as made:
+        stream = await made.client.responses.create(model="gpt-5", input="[[midfail]]", stream=True)
+        assert [one.type async for one in stream][-1] == "response.failed"
+        assert await made.events() == [event((0, 0), NO_PARTS, errored=True)]
+
+
+async def test_retries_are_one_event(session_database: SessionDatabase) -> None:
+    async with opened(session_database) as made:
+        await made.client.responses.create(model="gpt-5", input="[[once429:a]]")
+        await made.client.chat.completions.create(model="gpt-5", messages=said("[[once500:b]]"))
+        assert len(made.server.served) == 4
+        await made.equal_what_was_served()
+        assert await made.events() == [event(), event()]
+
+
+async def test_no_usage_is_unmeasured_under_the_responses_id(session_database: SessionDatabase) -> None:
+    async with opened(session_database) as made:
+        response = await made.client.responses.create(model="gpt-5", input="[[nousage]]")
+        await made.recorder.flush()
+        assert await books.events(made.db) == {response.id: event((0, 0), NO_PARTS, measured=False)}
+
+
+class City(BaseModel):
+    name: str
+    degrees: int
+
+
+async def test_helpers_and_raw_responses(session_database: SessionDatabase) -> None:
+    async with opened(session_database) as made:
+        client, hello = made.client, said("hello")
+        assert (await client.chat.completions.parse(model="gpt-5", messages=hello, response_format=City)).id
+        assert (await client.responses.parse(model="gpt-5", input="hello", text_format=City)).output_parsed
+        raw = await client.responses.with_raw_response.create(model="gpt-5", input="hello")
+        assert raw.parse().output_text == made.server.answer
+        raw_parsed = await client.with_raw_response.chat.completions.parse(
+            model="gpt-5", messages=hello, response_format=City
+        )
+        assert raw_parsed.parse().choices[0].message.parsed is not None
+        raw_stream = await client.responses.with_raw_response.create(model="gpt-5", input="hello", stream=True)
+        assert len([one async for one in raw_stream.parse()]) > 3
+        for read in ("parse", "json", "read", "iter_lines"):
+            async with client.responses.with_streaming_response.create(model="gpt-5", input="hello") as streamed:
+                got: Any = getattr(streamed, read)()
+                assert [line async for line in got] if read == "iter_lines" else await got
+        async with client.responses.with_streaming_response.create(
+            model="gpt-5", input="hello", stream=True
+        ) as streamed:
+            assert [line async for line in streamed.iter_lines()]
+        assert await client.post("/responses", cast_to=object, body={"model": "gpt-5", "input": "hello"})
+        await made.equal_what_was_served()
+        assert await made.events() == [event()] * 11
+
+
+async def test_a_parser_that_refuses_the_answer_does_not_hide_its_usage(session_database: SessionDatabase) -> None:
+    async with opened(session_database) as made:
+        made.server.answer = "no JSON"
+        schema: Any = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"const": "seven"}}}
+        with pytest.raises(ValueError, match="validation error"):
+            await made.client.responses.parse(
+                model="gpt-5", input="hello", text_format=City, extra_body={"text": {"format": {"type": "text"}}}
+            )
+        with pytest.raises(ValueError, match="validation error"):
+            await made.client.chat.completions.parse(
+                model="gpt-5", messages=said("hello"), response_format=City, extra_body={"response_format": schema}
+            )
+        await made.equal_what_was_served()
+        assert await made.events() == [event(), event()]
+
+
+async def test_copies_are_recorded_and_the_hosts_client_is_not(session_database: SessionDatabase) -> None:
+    async with opened(session_database) as made:
+        await made.bare.responses.create(model="gpt-5", input="not recorded")
+        await made.client.with_options(timeout=20).copy(max_retries=1).responses.create(model="gpt-5", input="hello")
+        again = recorded_openai(made.client, made.recorder, provider="openrouter")
+        await again.responses.create(model="gpt-5", input="hello")
+        assert isinstance(made.client, AsyncOpenAI)
+        assert type(made.bare) is AsyncOpenAI
+        assert [one.provider for one in await made.events()] == ["openai", "openrouter"]
+
+
+async def test_a_response_that_is_made_in_the_background(session_database: SessionDatabase) -> None:
+    async with opened(session_database) as made:
+        response = await made.client.responses.create(model="gpt-5", input="hello", background=True)
+        assert (response.status, response.usage) == ("queued", None)
+        assert await made.events() == []
+        assert (await made.client.responses.retrieve(response.id)).status == "completed"
+        await made.client.responses.retrieve(response.id)
+        assert await made.events() == [event()]
+
+
+async def test_what_is_no_call_of_a_model_is_not_recorded(session_database: SessionDatabase) -> None:
+    async with opened(session_database) as made:
+        with pytest.raises(APIStatusError):
+            await made.client.moderations.create(input="hello")
+        with pytest.raises(APIStatusError):
+            await made.client.models.list()
+        assert await made.events() == []
+
+
+async def test_ids_that_are_no_keys(session_database: SessionDatabase) -> None:
+    """Servers of this API send ids that are always the same, or drawn from a few hundred."""
+    async with opened(session_database) as made:
+        for made_up in ("chatcmpl-554", "chatcmpl-554", "", "always-the-same", "always-the-same"):
+            made.server.fixed_id = made_up
+            await made.client.chat.completions.create(model="gpt-5", messages=said("hello"))
+        assert await made.events() == [event()] * 5
+        assert [key for key in await books.events(made.db) if not key.startswith("attempt-")] == ["always-the-same"]
+
+
+async def test_service_tier_and_searches(session_database: SessionDatabase) -> None:
+    async with opened(session_database) as made:
+        await made.client.responses.create(model="gpt-5", input="[[priority]] [[search]]")
+        async for _ in await made.client.responses.create(model="gpt-5", input="[[priority]] [[search]]", stream=True):
+            pass
+        await made.events()
+        sql = "SELECT service_tier, parts->>'web_searches' FROM session_lifecycle.session_usage_events"
+        assert await rows(made.db, sql) == [("priority", "2")] * 2
+
+
+async def test_azure(session_database: SessionDatabase) -> None:
+    async with opened(session_database) as made:
+        bare = AsyncAzureOpenAI(azure_endpoint=made.server.url, api_key="none", api_version="2025-04-01-preview")
+        azure = recorded_openai(bare, made.recorder)
+        await azure.chat.completions.create(model="gpt-5", messages=said("hello"))
+        await azure.with_options(timeout=20).responses.create(model="gpt-5", input="hello")
+        assert [(one.provider, one.counts) for one in await made.events()] == [("azure", (1200, 80))] * 2
+        assert isinstance(azure, AsyncAzureOpenAI)
+        await bare.close()
+
+
+def test_the_provider_is_known_by_the_address_or_not_at_all() -> None:
+    from session_lifecycle.integrations.openai_client import _provider  # pyright: ignore[reportPrivateUsage]
+
+    for address, provider in (
+        ("https://api.openai.com/v1", "openai"),
+        ("https://eu.api.openai.com/v1", "openai"),
+        ("https://me.openai.azure.com/openai/v1", "azure"),
+        ("https://openrouter.ai/api/v1", None),
+        ("https://notopenai.com/v1", None),
+    ):
+        assert _provider(OpenAI(base_url=address, api_key="none")) == provider
+
+
+async def test_calls_outside_every_run(session_database: SessionDatabase) -> None:
+    async with ModelServer() as server, session_database.recorder() as recorder:
+        client = recorded_openai(
+            AsyncOpenAI(base_url=server.openai, api_key="none"), recorder, user_id=A, agent_name="helper"
+        )
+        async with recorder.session("s1", A, quiet=True):
+            await client.responses.create(model="gpt-5", input="hello")
+            with pytest.raises(APIStatusError):
+                await client.responses.create(model="gpt-5", input="[[err400]]")
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(client.responses.create(model="gpt-5", input="[[slow]]"), 0.3)
+        await client.responses.create(model="gpt-5", input="hello")
+        await recorder.flush()
+        runs = await books.runs(session_database)
+        assert [(one.agent, one.status) for one in runs.values()] == [
+            ("helper", "completed"),
+            ("helper", "failed"),
+            ("helper", "cancelled"),
+            ("helper", "completed"),
+        ]
+        alone = list(runs)[-1]
+        assert [one.session for one in runs.values()] == ["s1", "s1", "s1", alone], "with no session around, its own"
+        assert {one.run for one in (await books.events(session_database)).values()} == set(runs)
+        assert recorder.snapshot().failures == 0
+        await client.close()
+
+
+async def test_calls_at_once_stay_apart(session_database: SessionDatabase) -> None:
+    async with ModelServer() as server, session_database.recorder() as recorder:
+        client = recorded_openai(AsyncOpenAI(base_url=server.openai, api_key="none"), recorder)
+
+        async def work(number: int) -> str:
+            async with recorder.session(f"s{number}", A, quiet=True) as session:
+                with session.run(run_id=f"r{number}"):
+                    response = await client.responses.create(model="gpt-5", input="hello")
+                    stream = await client.responses.create(model="gpt-5", input="hello", stream=True)
+                    return response.id + "," + [one async for one in stream][-1].response.id  # type: ignore[union-attr]
+
+        ids = await asyncio.gather(*(work(number) for number in range(8)))
+        await recorder.flush()
+        found = await books.events(session_database)
+        for number, pair in enumerate(ids):
+            for one in pair.split(","):
+                assert (found[one].session, found[one].run) == (f"s{number}", f"r{number}")
+        assert len(found) == 16
+        await client.close()
+
+
+async def test_no_owner_is_a_loss_that_is_told_and_the_host_goes_on(session_database: SessionDatabase) -> None:
+    async with ModelServer() as server, session_database.recorder() as recorder:
+        client = recorded_openai(AsyncOpenAI(base_url=server.openai, api_key="none"), recorder)
+        response = await client.responses.create(model="gpt-5", input="hello")
+        stream = await client.responses.create(model="gpt-5", input="hello", stream=True)
+        assert response.output_text
+        assert [one async for one in stream]
+        await asyncio.sleep(0)
+        assert recorder.snapshot().failures == 2
+        await recorder.flush()
+        assert await books.events(session_database) == {}
+        await client.close()
+
+
+async def test_an_answer_that_is_not_as_expected_is_counted_and_the_host_goes_on(
+    session_database: SessionDatabase,
+) -> None:
+    async with opened(session_database) as made:
+        made.server.changed = lambda body: {**body, "output": [{"type": "message", "content": 7}], "usage": "none"}
+        assert await made.client.responses.create(model="gpt-5", input="hello")
+        made.server.changed = lambda body: {**body, "output": 7}
+        assert await made.client.responses.create(model="gpt-5", input="hello")
+        await asyncio.sleep(0)
+        found = await made.events()
+        assert [one.counts for one in found][:1] == [(0, 0)]
+        assert made.recorder.snapshot().failures == 1
+    assert [one.measured for one in (await books.events(session_database)).values()] == [False, False]
+
+
+async def test_nothing_of_what_was_said_is_recorded_unless_it_is_wanted(session_database: SessionDatabase) -> None:
+    async with opened(session_database) as made:
+
+        async def say_all(client: AsyncOpenAI, words: str) -> None:
+            await client.responses.create(model="gpt-5", input=words)
+            await client.chat.completions.create(model="gpt-5", messages=[*said("before"), *said(words)])
+            async for _ in await client.chat.completions.create(model="gpt-5", messages=said(words), stream=True):
+                pass
+            async for _ in await client.responses.create(model="gpt-5", input=said(words), stream=True):
+                pass
+            with pytest.raises(APIStatusError):
+                await client.responses.create(model="gpt-5", input=f"{words} [[err400]]")
+
+        await say_all(made.client, "apricot")
+        await made.recorder.flush()
+        told = await books.texts(made.db)
+        assert "apricot" not in told
+        assert "Tartu" not in told
+        assert await books.messages(made.db) == []
+        await say_all(made.recorded(content=True), "apricot")
+        await made.recorder.flush()
+        pairs = [("r1", "user", "apricot"), ("r1", "assistant", made.server.answer)]
+        assert sorted(await books.messages(made.db)) == sorted([*(pairs * 4), ("r1", "user", "apricot [[err400]]")])
+
+
+def test_a_synchronous_client(session_database_url: str) -> None:
+    with ModelServer() as server, SessionDatabase.connect(session_database_url).synchronous_recorder() as recorder:
+        bare = OpenAI(base_url=server.openai, api_key="none")
+        client = recorded_openai(bare, recorder, user_id=A, session_id="s1", provider="openai")
+        client.responses.create(model="gpt-5", input="hello")
+        assert list(client.responses.create(model="gpt-5", input="hello", stream=True))
+        with client.responses.stream(model="gpt-5", input="hello") as stream:
+            assert stream.get_final_response().output_text
+        assert client.chat.completions.parse(model="gpt-5", messages=said("hello"), response_format=City).id
+        with client.responses.with_streaming_response.create(model="gpt-5", input="hello") as streamed:
+            assert streamed.json()
+        assert client.responses.with_raw_response.create(model="gpt-5", input="hello").parse()
+        with client.responses.create(model="gpt-5", input="hello", stream=True) as cut:
+            next(iter(cut))
+        with pytest.raises(APIStatusError):
+            client.with_options(max_retries=0).responses.create(model="gpt-5", input="[[err500]]")
+        recorder.flush()
+        assert recorder.snapshot().failures == 0
+
+        async def look() -> tuple[Any, Any]:
+            async with SessionDatabase.connect(session_database_url) as db:
+                return await books.events(db), await books.runs(db)
+
+        found, runs = asyncio.run(look())
+        assert {one.session for one in found.values()} == {"s1"}
+        assert {key: value for key, value in found.items() if value.measured and not value.errored}.keys() == {
+            one.response_id for one in server.served[:6]
+        }
+        assert [one.status for one in runs.values()] == [*["completed"] * 6, "cancelled", "failed"]
+        bare.close()
+
+
+def test_without_the_package_the_import_names_the_extra() -> None:
+    program = (
+        "import sys; sys.modules['openai'] = None\n"
+        "import session_lifecycle, session_lifecycle.integrations.generated_clients\n"
+        "try:\n    import session_lifecycle.integrations.openai_client\n"
+        "except ImportError as error:\n    print(error)"
+    )
+    told = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
+    assert "pip install 'session-lifecycle[openai]'" in told
