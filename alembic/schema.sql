@@ -35,6 +35,26 @@ CREATE TABLE session_lifecycle.session_annotations (
     CONSTRAINT pk_session_annotations PRIMARY KEY (user_id, session_id, name, annotator)
 );
 
+CREATE TABLE session_lifecycle.session_budgets (
+    budget_id text COLLATE "C" NOT NULL,
+    user_id uuid,
+    session_id text COLLATE "C",
+    agent_name text COLLATE "C",
+    dataset_id uuid,
+    limit_usd numeric,
+    limit_tokens bigint,
+    calendar text,
+    rolling_us bigint,
+    timezone text NOT NULL DEFAULT 'UTC'::text,
+    on_unpriced text NOT NULL DEFAULT 'refuse'::text,
+    CONSTRAINT ck_session_budgets_limits CHECK ((num_nonnulls(limit_usd, limit_tokens) > 0)),
+    CONSTRAINT ck_session_budgets_names CHECK (((num_nonnulls(user_id, agent_name, dataset_id) > 0) AND ((session_id IS NULL) OR (user_id IS NOT NULL)))),
+    CONSTRAINT ck_session_budgets_never_negative CHECK (((LEAST(limit_tokens) >= 0) AND (limit_usd >= (0)::numeric) AND (limit_usd < 'Infinity'::numeric))),
+    CONSTRAINT ck_session_budgets_on_unpriced CHECK ((on_unpriced = ANY (ARRAY['refuse'::text, 'admit'::text]))),
+    CONSTRAINT ck_session_budgets_window CHECK (((num_nonnulls(calendar, rolling_us) < 2) AND (calendar = ANY (ARRAY['hour'::text, 'day'::text, 'week'::text, 'month'::text])) AND (rolling_us > 0))),
+    CONSTRAINT pk_session_budgets PRIMARY KEY (budget_id)
+);
+
 CREATE TABLE session_lifecycle.session_messages (
     user_id uuid NOT NULL,
     session_id text COLLATE "C" NOT NULL,
@@ -160,6 +180,22 @@ CREATE TABLE session_lifecycle.session_repricings (
     cost_before_usd numeric NOT NULL DEFAULT 0,
     cost_after_usd numeric NOT NULL DEFAULT 0,
     CONSTRAINT pk_session_repricings PRIMARY KEY (repricing_id)
+);
+
+CREATE TABLE session_lifecycle.session_reservations (
+    user_id uuid NOT NULL,
+    session_id text COLLATE "C" NOT NULL,
+    event_id uuid NOT NULL,
+    key_scope text NOT NULL DEFAULT 'session'::text,
+    agent_name text COLLATE "C",
+    dataset_id uuid,
+    cost_usd numeric NOT NULL DEFAULT 0,
+    tokens bigint NOT NULL DEFAULT 0,
+    reserved_at timestamp with time zone NOT NULL DEFAULT statement_timestamp(),
+    expires_at timestamp with time zone NOT NULL,
+    CONSTRAINT ck_session_reservations_key_scope CHECK ((key_scope = ANY (ARRAY['session'::text, 'user'::text]))),
+    CONSTRAINT ck_session_reservations_never_negative CHECK (((LEAST(tokens) >= 0) AND (cost_usd >= (0)::numeric) AND (cost_usd < 'Infinity'::numeric))),
+    CONSTRAINT pk_session_reservations PRIMARY KEY (user_id, session_id, event_id)
 );
 
 CREATE TABLE session_lifecycle.session_roll_up_changes (
@@ -343,6 +379,12 @@ CREATE INDEX ix_rolled_up_sessions_user_id_tokens_in ON session_lifecycle.rolled
 
 CREATE INDEX ix_rolled_up_sessions_user_id_tokens_out ON session_lifecycle.rolled_up_sessions USING btree (user_id, status, tokens_out, session_id);
 
+CREATE INDEX ix_session_budgets_agent_name ON session_lifecycle.session_budgets USING btree (agent_name) WHERE (user_id IS NULL);
+
+CREATE INDEX ix_session_budgets_dataset_id ON session_lifecycle.session_budgets USING btree (dataset_id) WHERE ((user_id IS NULL) AND (agent_name IS NULL));
+
+CREATE INDEX ix_session_budgets_user_id_session_id ON session_lifecycle.session_budgets USING btree (user_id, session_id) WHERE (user_id IS NOT NULL);
+
 CREATE INDEX ix_session_messages_user_id_run_id_created_at ON session_lifecycle.session_messages USING btree (user_id, run_id, created_at) WHERE (run_id IS NOT NULL);
 
 CREATE INDEX ix_session_messages_user_id_session_id_created_at_record_no ON session_lifecycle.session_messages USING btree (user_id, session_id, created_at, record_no);
@@ -368,6 +410,8 @@ CREATE INDEX ix_session_records_waiting ON session_lifecycle.session_records USI
 CREATE INDEX ix_session_records_waiting_dataset_id ON session_lifecycle.session_records USING btree (dataset_id, status, activity_minute) WHERE ((NOT rolled_up) AND (waiting_since IS NOT NULL) AND (dataset_id IS NOT NULL));
 
 CREATE INDEX ix_session_records_waiting_user_id ON session_lifecycle.session_records USING btree (user_id, status, activity_minute) WHERE ((NOT rolled_up) AND (waiting_since IS NOT NULL));
+
+CREATE INDEX ix_session_reservations_expires_at ON session_lifecycle.session_reservations USING btree (expires_at);
 
 CREATE INDEX ix_session_roll_up_changes_dataset_id_starts_at ON session_lifecycle.session_roll_up_changes USING btree (dataset_id, starts_at) WHERE (dataset_id IS NOT NULL);
 
@@ -405,6 +449,10 @@ CREATE FUNCTION session_lifecycle.anonymise_sessions_v1(keys jsonb, pseudonym uu
 
 CREATE FUNCTION session_lifecycle.append_changes(of_user uuid, of_dataset uuid, of_status text, began_at timestamp with time zone, active_at timestamp with time zone, over_at timestamp with time zone, used_tokens_in bigint, used_tokens_out bigint, spent_usd numeric, unpriced bigint, unmeasured bigint, late bigint, late_usd numeric, further jsonb, models jsonb, sign integer) RETURNS void LANGUAGE plpgsql SET search_path=pg_catalog, pg_temp;
 
+CREATE FUNCTION session_lifecycle.applying_budgets_v1(of_user uuid, of_session text, given_agent text, given_dataset uuid) RETURNS text[] LANGUAGE plpgsql STABLE SET enable_seqscan=off SET jit=off SET search_path=pg_catalog, pg_temp;
+
+CREATE FUNCTION session_lifecycle.budget_use_v1(ids text[], own_user uuid, own_session text, own_event uuid, asked_usd numeric, asked_tokens bigint, is_unpriced boolean) RETURNS TABLE(budget_id text, user_id uuid, session_id text, agent_name text, dataset_id uuid, limit_usd numeric, limit_tokens bigint, calendar text, rolling_us bigint, timezone text, on_unpriced text, since timestamp with time zone, spent_usd numeric, spent_tokens numeric, reserved_usd numeric, reserved_tokens numeric, unpriced_events bigint, unmeasured_events bigint, over_usd numeric, over_tokens numeric, over_unpriced boolean) LANGUAGE plpgsql STABLE SET jit=off SET plan_cache_mode=force_custom_plan SET search_path=pg_catalog, pg_temp;
+
 CREATE FUNCTION session_lifecycle.compact_roll_ups_v1(most integer) RETURNS bigint LANGUAGE plpgsql SET enable_hashjoin=off SET enable_mergejoin=off SET jit=off SET search_path=pg_catalog, pg_temp SET work_mem=64MB;
 
 CREATE FUNCTION session_lifecycle.create_sessions(wave jsonb, now_at timestamp with time zone) RETURNS integer[] LANGUAGE plpgsql SET enable_hashjoin=off SET enable_mergejoin=off SET enable_seqscan=off SET jit=off SET search_path=pg_catalog, pg_temp;
@@ -416,6 +464,8 @@ CREATE FUNCTION session_lifecycle.delete_locked(keys jsonb, others jsonb, idle_b
 CREATE FUNCTION session_lifecycle.delete_runs(of_users uuid[], of_runs text[], OUT runs bigint, OUT steps bigint) RETURNS record LANGUAGE plpgsql SET enable_hashjoin=off SET enable_material=off SET enable_mergejoin=off SET enable_seqscan=off SET jit=off SET search_path=pg_catalog, pg_temp;
 
 CREATE FUNCTION session_lifecycle.delete_sessions_v1(keys jsonb, idle_before timestamp with time zone, OUT sessions bigint, OUT runs bigint, OUT steps bigint, OUT messages bigint, OUT events bigint, OUT model_rows bigint, OUT session_keys jsonb) RETURNS record LANGUAGE plpgsql SET enable_hashjoin=off SET enable_material=off SET enable_mergejoin=off SET enable_seqscan=off SET jit=off SET search_path=pg_catalog, pg_temp;
+
+CREATE FUNCTION session_lifecycle.delete_settled(users uuid[]) RETURNS void LANGUAGE plpgsql SET enable_hashjoin=off SET enable_mergejoin=off SET enable_seqscan=off SET jit=off SET search_path=pg_catalog, pg_temp;
 
 CREATE FUNCTION session_lifecycle.delete_unnamed_runs(of_users uuid[], of_runs text[], idle_before timestamp with time zone) RETURNS bigint LANGUAGE plpgsql SET enable_hashjoin=off SET enable_material=off SET enable_mergejoin=off SET enable_seqscan=off SET jit=off SET search_path=pg_catalog, pg_temp;
 
@@ -434,6 +484,8 @@ CREATE FUNCTION session_lifecycle.families(of_user uuid, of_dataset uuid) RETURN
 CREATE FUNCTION session_lifecycle.follow_runs(INOUT waves jsonb, INOUT activity jsonb) RETURNS record LANGUAGE plpgsql SET enable_mergejoin=off SET enable_seqscan=off SET jit=off SET search_path=pg_catalog, pg_temp;
 
 CREATE FUNCTION session_lifecycle.holds(of_family text, after uuid, up_to uuid, user_id uuid, dataset_id uuid) RETURNS boolean LANGUAGE sql IMMUTABLE;
+
+CREATE FUNCTION session_lifecycle.is_settled(of_user uuid, of_session text, of_event uuid, scope text) RETURNS boolean LANGUAGE plpgsql STABLE SET enable_seqscan=off SET jit=off SET search_path=pg_catalog, pg_temp;
 
 CREATE FUNCTION session_lifecycle.keyed_event_id(of_user uuid, of_session text, key text) RETURNS uuid LANGUAGE plpgsql IMMUTABLE SET search_path=pg_catalog, pg_temp;
 
@@ -477,9 +529,13 @@ CREATE FUNCTION session_lifecycle.replaces_run_events(waves jsonb) RETURNS boole
 
 CREATE FUNCTION session_lifecycle.reprice_v1(changes jsonb, of_run uuid) RETURNS bigint LANGUAGE plpgsql SET enable_hashjoin=off SET enable_mergejoin=off SET enable_seqscan=off SET jit=off SET search_path=pg_catalog, pg_temp;
 
+CREATE FUNCTION session_lifecycle.reserve_v1(of_user uuid, of_session text, of_event uuid, scope text, given_agent text, given_dataset uuid, asked_usd numeric, asked_tokens bigint, is_unpriced boolean, lease_us bigint) RETURNS TABLE(outcome text, ends_at timestamp with time zone, budget_id text, user_id uuid, session_id text, agent_name text, dataset_id uuid, limit_usd numeric, limit_tokens bigint, calendar text, rolling_us bigint, timezone text, on_unpriced text, since timestamp with time zone, spent_usd numeric, spent_tokens numeric, reserved_usd numeric, reserved_tokens numeric, unpriced_events bigint, unmeasured_events bigint, over_usd numeric, over_tokens numeric, over_unpriced boolean) LANGUAGE plpgsql SET jit=off SET plan_cache_mode=force_custom_plan SET search_path=pg_catalog, pg_temp;
+
 CREATE FUNCTION session_lifecycle.roll_up_sessions_v1(keys jsonb, idle_before timestamp with time zone) RETURNS bigint LANGUAGE plpgsql SET enable_hashjoin=off SET enable_mergejoin=off SET enable_seqscan=off SET jit=off SET search_path=pg_catalog, pg_temp;
 
 CREATE FUNCTION session_lifecycle.session_models_v1(of_users uuid[], of_sessions text[]) RETURNS TABLE(user_id uuid, session_id text, models jsonb) LANGUAGE plpgsql STABLE SET enable_hashjoin=off SET enable_mergejoin=off SET enable_seqscan=off SET jit=off SET search_path=pg_catalog, pg_temp;
+
+CREATE FUNCTION session_lifecycle.set_budget_v1(of_budget text, of_user uuid, of_session text, of_agent text, of_dataset uuid, most_usd numeric, most_tokens bigint, of_calendar text, of_rolling_us bigint, zone text, with_unpriced text) RETURNS boolean LANGUAGE plpgsql SET jit=off SET search_path=pg_catalog, pg_temp;
 
 CREATE FUNCTION session_lifecycle.settle_runs(users uuid[], runs text[], linked boolean[], was_in text[], locked_users uuid[], locked_sessions text[], now_at timestamp with time zone) RETURNS TABLE(user_id uuid, session_id text, difference_usd numeric) LANGUAGE plpgsql SET enable_hashjoin=off SET enable_material=off SET enable_mergejoin=off SET enable_seqscan=off SET jit=off SET search_path=pg_catalog, pg_temp;
 
@@ -490,5 +546,7 @@ CREATE FUNCTION session_lifecycle.sum_totals_v1(added jsonb[], taken jsonb[]) RE
 CREATE FUNCTION session_lifecycle.take_out_of_roll_ups_v1(of_user uuid, of_session text) RETURNS boolean LANGUAGE plpgsql SET search_path=pg_catalog, pg_temp;
 
 CREATE FUNCTION session_lifecycle.update_session_v1(of_user uuid, of_session text, changes jsonb) RETURNS SETOF session_lifecycle.session_records LANGUAGE plpgsql SET enable_seqscan=off SET jit=off SET search_path=pg_catalog, pg_temp;
+
+CREATE FUNCTION session_lifecycle.window_begin(calendar text, rolling_us bigint, zone text, now_at timestamp with time zone) RETURNS timestamp with time zone LANGUAGE plpgsql STABLE SET search_path=pg_catalog, pg_temp;
 
 CREATE FUNCTION session_lifecycle.write_tombstone_v1(of_user uuid) RETURNS boolean LANGUAGE plpgsql SET search_path=pg_catalog, pg_temp;

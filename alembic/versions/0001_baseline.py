@@ -75,6 +75,13 @@ FUNCTIONS = (
     "annotate_session_v1",
     "reprice_v1",
     "lock_idle_sessions",
+    "is_settled",
+    "delete_settled",
+    "window_begin",
+    "applying_budgets_v1",
+    "budget_use_v1",
+    "reserve_v1",
+    "set_budget_v1",
     "delete_runs",
     "delete_activity",
     "delete_unnamed_runs",
@@ -108,6 +115,8 @@ TABLES = (
     "session_runs",
     "session_steps",
     "session_messages",
+    "session_budgets",
+    "session_reservations",
     "session_tombstones",
     "session_repricings",
     "rolled_up_sessions",
@@ -445,6 +454,56 @@ def create_messages() -> None:
     op.execute(sa.text(create_search_index_sql(schema())))
 
 
+def create_budgets() -> None:
+    table = "session_budgets"
+    named = "num_nonnulls(user_id, agent_name, dataset_id) > 0 AND (session_id IS NULL OR user_id IS NOT NULL)"
+    window = (
+        "num_nonnulls(calendar, rolling_us) < 2 AND calendar IN ('hour', 'day', 'week', 'month') AND rolling_us > 0"
+    )
+    create_table(
+        table,
+        key("budget_id"),
+        sa.Column("user_id", sa.Uuid),
+        key("session_id", nullable=True),
+        key("agent_name", nullable=True),
+        sa.Column("dataset_id", sa.Uuid),
+        sa.Column("limit_usd", sa.Numeric),
+        sa.Column("limit_tokens", sa.BigInteger),
+        sa.Column("calendar", sa.Text),
+        sa.Column("rolling_us", sa.BigInteger),
+        sa.Column("timezone", sa.Text, server_default=sa.text("'UTC'"), nullable=False),
+        sa.Column("on_unpriced", sa.Text, server_default=sa.text("'refuse'"), nullable=False),
+        check(table, "names", named),
+        check(table, "limits", "num_nonnulls(limit_usd, limit_tokens) > 0"),
+        check(table, "window", window),
+        check(table, "on_unpriced", "on_unpriced IN ('refuse', 'admit')"),
+        never_negative(table, "limit_tokens", costs=("limit_usd",)),
+        key=("budget_id",),
+    )
+    create_index(table, "user_id", "session_id", where="user_id IS NOT NULL")
+    create_index(table, "agent_name", where="user_id IS NULL")
+    create_index(table, "dataset_id", where="user_id IS NULL AND agent_name IS NULL")
+
+    table = "session_reservations"
+    create_table(
+        table,
+        sa.Column("user_id", sa.Uuid, nullable=False),
+        key("session_id"),
+        sa.Column("event_id", sa.Uuid, nullable=False),
+        sa.Column("key_scope", sa.Text, server_default=sa.text("'session'"), nullable=False),
+        key("agent_name", nullable=True),
+        sa.Column("dataset_id", sa.Uuid),
+        money("cost_usd"),
+        count("tokens"),
+        sa.Column("reserved_at", INSTANT, server_default=NOW, nullable=False),
+        sa.Column("expires_at", INSTANT, nullable=False),
+        check(table, "key_scope", "key_scope IN ('session', 'user')"),
+        never_negative(table, "tokens"),
+        key=("user_id", "session_id", "event_id"),
+    )
+    create_index(table, "expires_at")
+
+
 def create_maintenance() -> None:
     create_table(
         "session_tombstones",
@@ -543,6 +602,7 @@ def upgrade() -> None:
     create_usage()
     create_runs()
     create_messages()
+    create_budgets()
     create_maintenance()
     create_rolled_up_sessions()
     create_roll_ups("session_roll_up", SESSION_FIGURES, "status", "starts_at")

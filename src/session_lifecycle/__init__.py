@@ -7,8 +7,10 @@ from session_lifecycle._version import __version__ as __version__
 
 if TYPE_CHECKING:
     from session_lifecycle.activity import SessionActivityDb
+    from session_lifecycle.budgets import SessionBudgetsDb
     from session_lifecycle.database import SessionDatabase
     from session_lifecycle.errors import (
+        BudgetExceededError,
         ConfigurationError,
         DatabaseUnavailableError,
         InvalidValueError,
@@ -53,6 +55,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ActivityOutcome",
+    "BudgetExceededError",
     "ConfigurationError",
     "DatabaseUnavailableError",
     "End",
@@ -66,6 +69,7 @@ __all__ = [
     "RunFilters",
     "SchemaError",
     "SessionActivityDb",
+    "SessionBudgetsDb",
     "SessionDatabase",
     "SessionLifecycleDb",
     "SessionLifecycleError",
@@ -96,6 +100,7 @@ __all__ = [
 # Loaded on first use (PEP 562): a hook that only needs the errors must start in milliseconds.
 _HOMES = {
     "ActivityOutcome": "models",
+    "BudgetExceededError": "errors",
     "ConfigurationError": "errors",
     "DatabaseUnavailableError": "errors",
     "End": "models",
@@ -109,6 +114,7 @@ _HOMES = {
     "RunFilters": "models",
     "SchemaError": "errors",
     "SessionActivityDb": "activity",
+    "SessionBudgetsDb": "budgets",
     "SessionDatabase": "database",
     "SessionLifecycleDb": "repository",
     "SessionLifecycleError": "errors",

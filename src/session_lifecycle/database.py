@@ -16,6 +16,7 @@ from sqlalchemy.engine import URL
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 
 from session_lifecycle.activity import SessionActivityDb
+from session_lifecycle.budgets import SessionBudgetsDb
 from session_lifecycle.errors import ConfigurationError
 from session_lifecycle.maintenance.background import DEFAULT_ROLL_UP_EVERY, BackgroundRollUp
 from session_lifecycle.maintenance.role import SessionMaintenanceDb
@@ -355,6 +356,11 @@ class SessionDatabase:
         return self._roles().reports
 
     @property
+    def budgets(self) -> SessionBudgetsDb:
+        """The role that limits what sessions use: budgets, and reservations before a model is called."""
+        return self._roles().budgets
+
+    @property
     def maintenance(self) -> SessionMaintenanceDb:
         """The role of the operator: roll-up, repricing, pruning, erasing, reconciling."""
         return self._roles().maintenance
@@ -416,6 +422,7 @@ class SessionDatabase:
             is_quiet=quiet,
             attempt_timeout=attempt_timeout,
             own_recorder=recorder,
+            budgets=self.budgets,
         )
 
     def recorder(
@@ -464,6 +471,7 @@ class SessionDatabase:
             on_lost=on_lost,
             on_start=self._enter_loop,
             spool=spool,
+            budgets=self.budgets,
         )
         self._background.add(recorder)
         return recorder
@@ -516,6 +524,7 @@ class SessionDatabase:
             on_lost=on_lost,
             on_start=self._enter_loop,
             spool=spool,
+            budgets=self.budgets,
         )
         recorder = SynchronousRecorder(make(WritePipeline(self._execution(), self._prices, self._payloads)))
         self._background.add(recorder)

@@ -1,6 +1,7 @@
 """All tables, in the order in which a reader meets them. Callers get values, never entities.
 
-Every primary key begins with `user_id`, except the keys of roll-ups, of their changes and of repricings. There are no
+Every primary key begins with `user_id`, except the keys of roll-ups, of their changes, of repricings and of budgets,
+which count sessions of many users. There are no
 foreign keys: a child row is only written under the row lock of its session, and a check of the parent would cost one
 lookup per write.
 """
@@ -619,6 +620,78 @@ class SessionModelRollUpChangeEntity(_Change, _ModelTotals, Base):
     model: Mapped[str] = mapped_column(KeyText)
 
     __table_args__ = _owner_indexes()
+
+
+# Budgets, and what is reserved in them
+
+
+class SessionBudgetEntity(Base):
+    """A limit on what sessions use in a window. It counts the sessions that have every user, session, agent and dataset
+    that it names.
+    """
+
+    __tablename__ = "session_budgets"
+
+    budget_id: Mapped[str] = mapped_column(KeyText, primary_key=True)
+    user_id: Mapped[UUID | None] = mapped_column(Uuid)
+    session_id: Mapped[str | None] = mapped_column(KeyText)
+    agent_name: Mapped[str | None] = mapped_column(KeyText)
+    dataset_id: Mapped[UUID | None] = mapped_column(Uuid)
+    limit_usd: Mapped[Decimal | None] = mapped_column(MONEY)
+    limit_tokens: Mapped[int | None] = mapped_column(BigInteger)
+    # The window: a calendar's unit or a length in microseconds; both null for all time.
+    calendar: Mapped[str | None] = mapped_column(Text)
+    rolling_us: Mapped[int | None] = mapped_column(BigInteger)
+    timezone: Mapped[str] = mapped_column(Text, server_default=text("'UTC'"))
+    on_unpriced: Mapped[str] = mapped_column(Text, server_default=text("'refuse'"))
+
+    __table_args__ = (
+        CheckConstraint(
+            "num_nonnulls(user_id, agent_name, dataset_id) > 0 AND (session_id IS NULL OR user_id IS NOT NULL)",
+            name="names",
+        ),
+        CheckConstraint("num_nonnulls(limit_usd, limit_tokens) > 0", name="limits"),
+        CheckConstraint(
+            "num_nonnulls(calendar, rolling_us) < 2 AND calendar IN ('hour', 'day', 'week', 'month') "
+            "AND rolling_us > 0",
+            name="window",
+        ),
+        CheckConstraint("on_unpriced IN ('refuse', 'admit')", name="on_unpriced"),
+        never_negative("limit_tokens", costs=("limit_usd",)),
+        # The budgets that apply to a session: those of its user, and those of everybody with its agent or its dataset.
+        Index(None, "user_id", "session_id", postgresql_where=text("user_id IS NOT NULL")),
+        Index(None, "agent_name", postgresql_where=text("user_id IS NULL")),
+        Index(None, "dataset_id", postgresql_where=text("user_id IS NULL AND agent_name IS NULL")),
+    )
+
+
+class SessionReservationEntity(Base):
+    """An amount that a call in flight may use.
+
+    It counts in every budget that counts its session, until its lease ends or the ledger has the event.
+    """
+
+    __tablename__ = "session_reservations"
+
+    user_id: Mapped[UUID] = mapped_column(Uuid, primary_key=True)
+    session_id: Mapped[str] = mapped_column(KeyText, primary_key=True)
+    # The id that the event with this key will have.
+    event_id: Mapped[UUID] = mapped_column(Uuid, primary_key=True)
+    key_scope: Mapped[str] = mapped_column(Text, server_default=text("'session'"))
+    # Those of the session count, where it has any.
+    agent_name: Mapped[str | None] = mapped_column(KeyText)
+    dataset_id: Mapped[UUID | None] = mapped_column(Uuid)
+    cost_usd: Mapped[Decimal] = mapped_column(MONEY, server_default=ZERO)
+    tokens: Mapped[int] = mapped_column(BigInteger, server_default=ZERO)
+    reserved_at: Mapped[datetime] = mapped_column(TIMESTAMPTZ, server_default=text("statement_timestamp()"))
+    expires_at: Mapped[datetime] = mapped_column(TIMESTAMPTZ)
+
+    __table_args__ = (
+        CheckConstraint("key_scope IN ('session', 'user')", name="key_scope"),
+        never_negative("tokens"),
+        # The reservations that have expired are deleted.
+        Index(None, "expires_at"),
+    )
 
 
 # Maintenance: erased users and repricings

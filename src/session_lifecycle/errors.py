@@ -7,6 +7,7 @@
     │                                does not serve this version
     ├── DatabaseUnavailableError     the database cannot be reached, did not answer, or is out of a resource
     ├── TransactionConflictError     lost a conflict with a concurrent transaction; retry the call
+    ├── BudgetExceededError          a call of a model would exceed a budget
     ├── RecorderFullError            the recorder has no room, and the call does not wait for room
     ├── RecorderClosedError          the recorder is closed or not yet open
     └── SpoolError                   the spool cannot be written or read, or another drainer is at work
@@ -16,6 +17,7 @@ A failure of Postgres without a class of its own is raised as `SessionLifecycleE
 as `__cause__`.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -79,6 +81,20 @@ class TransactionConflictError(SessionLifecycleError):
     error is raised after all retries. Inside a host's transaction, it is raised at once, as nothing can be retried
     there; it is also raised if that transaction is not READ COMMITTED.
     """
+
+
+class BudgetExceededError(SessionLifecycleError):
+    """A call of a model would exceed a budget, so nothing was reserved for it.
+
+    `Reservation.raise_if_refused` raises it; no call of this library does.
+
+    Attributes:
+        budget_ids: The budgets that refuse the call.
+    """
+
+    def __init__(self, budget_ids: Sequence[str], message: str) -> None:
+        self.budget_ids = tuple(budget_ids)
+        super().__init__(message)
 
 
 class RecorderFullError(SessionLifecycleError):

@@ -1,6 +1,7 @@
 """SessionRoles: the roles together, and the database that each of them reads."""
 
 from session_lifecycle.activity import SessionActivityDb, SqlAlchemySessionActivityDb
+from session_lifecycle.budgets import SessionBudgetsDb, SqlAlchemySessionBudgetsDb
 from session_lifecycle.maintenance.role import SessionMaintenanceDb, SqlAlchemySessionMaintenanceDb
 from session_lifecycle.postgres.execution import Execution
 from session_lifecycle.pricing.catalogue import PriceCatalogue
@@ -20,6 +21,7 @@ class SessionRoles:
         lifecycle: Writes sessions and reads them.
         activity: Reads what happened in sessions.
         reports: Reads figures.
+        budgets: Limits, and reservations before a model is called.
         maintenance: The operator's jobs.
     """
 
@@ -37,4 +39,5 @@ class SessionRoles:
         )
         self.activity: SessionActivityDb = SqlAlchemySessionActivityDb(primary, reading, abandon_after)
         self.reports: SessionReportsDb = SqlAlchemySessionReportsDb(reading, abandon_after)
+        self.budgets: SessionBudgetsDb = SqlAlchemySessionBudgetsDb(primary, prices, payloads)
         self.maintenance: SessionMaintenanceDb = SqlAlchemySessionMaintenanceDb(primary, prices, abandon_after)

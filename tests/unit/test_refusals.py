@@ -18,6 +18,7 @@ from pydantic import BaseModel, ValidationError
 
 from session_lifecycle import ConfigurationError, InvalidValueError, Settings
 from session_lifecycle.models import (
+    Budget,
     End,
     Message,
     Run,
@@ -30,6 +31,7 @@ from session_lifecycle.models import (
     Viewer,
 )
 from session_lifecycle.models.annotations import Annotating, AnnotationsOfSession
+from session_lifecycle.models.budgets import BudgetList, OneBudget, Releasing, Reserving
 from session_lifecycle.models.fields import Value
 from session_lifecycle.models.maintenance import Erasing, OwnedSession, Pruning, Reconciling, Repricing
 from session_lifecycle.models.refusals import CONTENT, UNFORESEEN, refusal
@@ -82,6 +84,11 @@ VALID: dict[type[Value], dict[str, Any]] = {
     OwnedSession: {"session_id": "s", "user_id": USER},
     Erasing: {"user_id": USER},
     Reconciling: {"repair": False},
+    Budget: {"budget_id": "b", "user_id": USER, "limit_usd": 1},
+    OneBudget: {"budget_id": "b"},
+    BudgetList: {},
+    Reserving: {"idempotency_key": "k"},
+    Releasing: {"session_id": "s", "user_id": USER, "idempotency_key": "k"},
 }
 # By what a reader of the golden file sees of them.
 BAD: dict[str, Any] = {
@@ -153,6 +160,9 @@ INCONSISTENT: list[tuple[type[Value], dict[str, Any]]] = [
     (UsageQuestion, {"group_by": ["week"], "until": AT}),
     (UsageQuestion, {"group_by": ["hour"], "since": AT, "until": AT + timedelta(365 * 100)}),
     (UsageQuestion, {"order_by": "model"}),
+    (Budget, {"user_id": None}),
+    (Budget, {"user_id": None, "agent_name": "a", "session_id": "s"}),
+    (Budget, {"limit_usd": None}),
     (Touch, {"no_such_field": 1}),
 ]
 

@@ -40,6 +40,7 @@ BEGIN
     END LOOP;
     random_ids := ARRAY(SELECT gen_random_uuid()::text FROM unnest(locked.sessions));
 
+    PERFORM {schema}.delete_settled(locked.users);
     UPDATE {schema}.session_usage_events e
     SET user_id = pseudonym, session_id = t.random_id, event_id = md5(secret || e.event_id::text)::uuid,
         idempotency_key = NULL, run_id = NULL,

@@ -21,6 +21,7 @@ BEGIN
     SELECT a.runs, a.steps, a.messages, a.named_users, a.named_runs, a.left_users, a.left_runs INTO activity
     FROM {schema}.delete_activity(locked.users, locked.sessions) a;
 
+    PERFORM {schema}.delete_settled(locked.users);
     DELETE FROM {schema}.session_usage_events e
     USING unnest(locked.users, locked.sessions) t (user_id, session_id)
     WHERE e.user_id = t.user_id AND e.session_id = t.session_id;

@@ -10,6 +10,7 @@ from session_lifecycle.maintenance.batches import in_batches
 from session_lifecycle.models import ErasureReceipt
 from session_lifecycle.models.maintenance import Erasing, OwnedSession
 from session_lifecycle.postgres.execution import Execution
+from session_lifecycle.statements.budgets import budgets, reservations
 from session_lifecycle.statements.maintenance import delete, erase
 
 MAX_BATCH = 1000
@@ -42,6 +43,7 @@ class Eraser:
         if pseudonym is None:
             # Before the events go: afterwards nothing says which models the user used.
             await self._forget_repriced_models(user_id)
+        await self._forget_budgets(user_id)
         sessions = (
             in_batches(self._execution, found, self._delete_sessions, max_batch=MAX_BATCH, idle_before=None)
             if pseudonym is None
@@ -55,6 +57,8 @@ class Eraser:
         for batches in (sessions, runs):
             async for row in batches:
                 erased.update(delete.Deleted(*row).counts())
+        if not asked.tombstone:
+            await self._forget_budgets(user_id)  # those of calls that began meanwhile
         [(erased_at,)] = await self._execution.fetch(erase.now())
         return ErasureReceipt(
             user_id=user_id,
@@ -63,6 +67,11 @@ class Eraser:
             tombstoned=asked.tombstone,
             **{name: erased[name] for name in ("sessions", "runs", "steps", "messages", "events")},
         )
+
+    async def _forget_budgets(self, user_id: UUID) -> None:
+        """Deletes the reservations of the user, and the budgets that name the user."""
+        await self._execution.fetch(reservations.reservations_of(user_id))
+        await self._execution.fetch(budgets.budgets_of(user_id))
 
     async def _forget_repriced_models(self, user_id: UUID) -> None:
         """Takes models that only this user has used out of the audit of repricings: a name may be personal."""

@@ -1,6 +1,7 @@
 """The values that callers pass in, and the values that calls return: frozen Pydantic models, one module per noun."""
 
 from session_lifecycle.models.annotations import SessionAnnotation
+from session_lifecycle.models.budgets import Budget, BudgetUse, Reservation, ReservationOutcome
 from session_lifecycle.models.items import Item, Receipt
 from session_lifecycle.models.maintenance import (
     ErasureReceipt,
@@ -61,6 +62,8 @@ __all__ = [
     "TOTAL_BOUND",
     "Action",
     "ActivityOutcome",
+    "Budget",
+    "BudgetUse",
     "CostByAgentRow",
     "CostByModelRow",
     "CostByUserRow",
@@ -82,6 +85,8 @@ __all__ = [
     "ReconcileReport",
     "ReopenOutcome",
     "RepriceReport",
+    "Reservation",
+    "ReservationOutcome",
     "RollUpReport",
     "Run",
     "RunDetail",

@@ -20,6 +20,7 @@ CONTENT = {
 """Fields with text of people or models. An error names the type and size of their values, never the values."""
 
 _EXPECTED: dict[str, LiteralString] = {
+    "budget_window": "total, hour, day, week or month, or a timedelta above 0 and of at most {limit}",
     "bool_type": "true or false",
     "date_from_datetime_parsing": "a date",
     "datetime_naive": "a datetime with a time zone, or its ISO 8601 text",

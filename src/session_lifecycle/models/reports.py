@@ -134,7 +134,8 @@ Dimension: TypeAlias = OwnDimension | str
 BUCKETS: tuple[Bucket, ...] = get_args(Bucket)
 
 
-def _time_zone(value: Any) -> Any:
+def time_zone(value: Any) -> Any:
+    """The time zone of this name. For a validator of a field."""
     if isinstance(value, ZoneInfo):
         return value
     try:
@@ -143,7 +144,7 @@ def _time_zone(value: Any) -> Any:
         raise refused("time_zone") from None
 
 
-TimeZone = Annotated[ZoneInfo, BeforeValidator(_time_zone)]
+TimeZone = Annotated[ZoneInfo, BeforeValidator(time_zone)]
 
 
 def _dimension(value: Any) -> str:

@@ -196,13 +196,18 @@ class RareUse(TypedDict, total=False):
     partial: bool
 
 
-class UsageOptions(RareUse, total=False):
-    """The keywords of the calls that count usage. `SessionWriter.accumulate_usage` says what they mean."""
+class EstimatedUse(RareUse, total=False):
+    """The keywords of the calls that estimate usage, beside model, tokens and cost."""
 
     provider: str | None
     cache_read_tokens: int
     cache_write_tokens: int
     reasoning_tokens: int
+
+
+class UsageOptions(EstimatedUse, total=False):
+    """The keywords of the calls that count usage. `SessionWriter.accumulate_usage` says what they mean."""
+
     idempotency_key: str | None
     at: datetime | None
 

@@ -35,6 +35,8 @@ CONFLICTS = {
 REFUSED = {
     "SL004": ("user_id", "a user who was not erased with a tombstone"),
     "SL005": ("parent_session_id", "the id of a session that does not descend from this one"),
+    "SL006": ("timezone", "the name of a time zone that Postgres knows"),
+    "SL007": ("budget_id", "at most 20 budgets of the same user, session, agent and dataset"),
 }
 # Two transactions made the same row: the next attempt finds it.
 UNIQUE_VIOLATION = "23505"
@@ -129,7 +131,8 @@ def raise_as_ours(error: BaseException, *, may_have_written: bool = False) -> No
         DatabaseUnavailableError: The database cannot be reached, lost the connection, cancelled the statement, is out
             of a resource, or is read-only.
         TransactionConflictError: A concurrent transaction won.
-        InvalidValueError: Postgres cannot store a value, the user was erased, or a session would descend from itself.
+        InvalidValueError: Postgres cannot store a value, the user was erased, or a session would descend from itself;
+            or a budget is refused.
         SchemaError: A table, column or function is missing.
         ConfigurationError: The database refuses the user or the access.
         SessionLifecycleError: Any other failure.

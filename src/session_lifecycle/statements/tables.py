@@ -3,12 +3,14 @@
 from session_lifecycle.entities import (
     RolledUpSessionEntity,
     SessionAnnotationEntity,
+    SessionBudgetEntity,
     SessionMessageEntity,
     SessionModelRollUpChangeEntity,
     SessionModelRollUpEntity,
     SessionModelUsageEntity,
     SessionRecordEntity,
     SessionRepricingEntity,
+    SessionReservationEntity,
     SessionRollUpChangeEntity,
     SessionRollUpEntity,
     SessionRunEntity,
@@ -29,5 +31,7 @@ roll_ups = SessionRollUpEntity
 roll_up_changes = SessionRollUpChangeEntity
 model_roll_ups = SessionModelRollUpEntity
 model_roll_up_changes = SessionModelRollUpChangeEntity
+budgets = SessionBudgetEntity
+reservations = SessionReservationEntity
 tombstones = SessionTombstoneEntity
 repricings = SessionRepricingEntity

@@ -86,7 +86,7 @@ def _prepare_usage(event: UsageEvent, prices: PriceCatalogue) -> PreparedItem:
         return PreparedItem(event, fields, None, None, event.at, is_alone=False, is_plain=False, is_repeatable=True)
     fields |= _given(event, _USAGE_FIELDS)
     fields["kind"] = "usage"
-    fields["event_id"] = _event_id(event)
+    fields["event_id"] = event_id_of(event)
     if not event.touch:
         fields["touch"] = False
     if not event.measured:
@@ -187,7 +187,7 @@ def _add_cost(
             fields["unit_prices"] = price.unit_prices
 
 
-def _event_id(event: UsageEvent) -> UUID:
+def event_id_of(event: UsageEvent) -> UUID:
     """The event's id: with a key, a UUIDv8 (RFC 9562) derived from the key and its scope; else a random UUID."""
     if event.idempotency_key is None:
         return uuid4()

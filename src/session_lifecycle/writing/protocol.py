@@ -1,19 +1,21 @@
-"""SessionWriter: the calls that an agent runtime makes from its hooks."""
+"""SessionWriter: the calls of an agent runtime from its hooks. SessionReserver: those before it calls a model."""
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Literal, Protocol, Unpack, overload
 from uuid import UUID
 
 from session_lifecycle.models import (
     ActivityOutcome,
+    BudgetUse,
     End,
     EndOutcome,
     Item,
     Message,
     Receipt,
     ReopenOutcome,
+    Reservation,
     Run,
     SessionStatus,
     Step,
@@ -22,7 +24,8 @@ from session_lifecycle.models import (
     UsageEvent,
     UsageReceipt,
 )
-from session_lifecycle.models.usage import RareUse
+from session_lifecycle.models.budgets import DEFAULT_LEASE
+from session_lifecycle.models.usage import EstimatedUse, RareUse
 
 
 class SessionWriter(Protocol):
@@ -180,5 +183,103 @@ class SessionWriter(Protocol):
 
         Raises:
             InvalidValueError: `items` is not a sequence of items, or an item is refused; nothing was written.
+        """
+        ...
+
+
+class SessionReserver(Protocol):
+    """The calls that an agent runtime makes before it calls a model. `SessionBudgetsDb` has them, and its errors.
+
+    Every budget counts that names what the usage will have: the user, the session, and the session's agent and dataset.
+    Where the session has no agent or dataset yet, or does not exist yet, `agent_name` and `dataset_id` stand for those
+    that a touch will store.
+
+    A call says how much it may use, in the arguments of `accumulate_usage`; without `cost_usd` the price is that of the
+    catalogue, now. A call without figures is admitted as long as something is left.
+    """
+
+    async def would_exceed(
+        self,
+        session_id: str,
+        user_id: UUID | str,
+        model: str | None = None,
+        tokens_in: int = 0,
+        tokens_out: int = 0,
+        cost_usd: Decimal | float | str | None = None,
+        *,
+        dataset_id: UUID | str | None = None,
+        agent_name: str | None = None,
+        **more: Unpack[EstimatedUse],
+    ) -> list[BudgetUse]:
+        """The budgets that would refuse this call now, by their ids; empty if there are none.
+
+        It reserves nothing and waits for nobody, so the answer may be out of date when it arrives. `reserve` asks and
+        reserves at once.
+
+        Args:
+            session_id: The session that will use the model. It need not exist.
+            user_id: The session's owner.
+            model: The model.
+            tokens_in: The most input tokens.
+            tokens_out: The most output tokens.
+            cost_usd: The most cost, USD; None: the price of the catalogue.
+            dataset_id: The dataset of the session to come.
+            agent_name: The agent of the session to come.
+            **more: `EstimatedUse`: the provider, and parts of the tokens that have another price, as in `UsageEvent`.
+        """
+        ...
+
+    async def reserve(
+        self,
+        session_id: str,
+        user_id: UUID | str,
+        model: str | None = None,
+        tokens_in: int = 0,
+        tokens_out: int = 0,
+        cost_usd: Decimal | float | str | None = None,
+        *,
+        idempotency_key: str,
+        key_scope: Literal["session", "user"] = "session",
+        lease: timedelta = DEFAULT_LEASE,
+        dataset_id: UUID | str | None = None,
+        agent_name: str | None = None,
+        **more: Unpack[EstimatedUse],
+    ) -> Reservation:
+        """Reserves what this call may use, in every budget that counts it, or in none.
+
+        The usage event with the same key settles the reservation, however it is recorded: from then on the budget
+        counts what the ledger has. A reservation whose event never comes returns when its lease ends. So the lease must
+        be longer than the call and the recording together take. Reserving again with the same key replaces the
+        reservation, and its lease begins anew; so the call is idempotent, and is retried as such.
+
+        Callers of one budget wait for each other, for as long as one of them adds up what is spent.
+
+        Args:
+            session_id: The session that will use the model: the one that the usage will be counted in.
+            user_id: The session's owner.
+            model: The model.
+            tokens_in: The most input tokens.
+            tokens_out: The most output tokens.
+            cost_usd: The most cost, USD; None: the price of the catalogue.
+            idempotency_key: The key of the usage event to come.
+            key_scope: The scope of that key.
+            lease: How long the reservation counts without its event: above 0, at most 7 days.
+            dataset_id: The dataset of the session to come.
+            agent_name: The agent of the session to come.
+            **more: See `would_exceed`.
+        """
+        ...
+
+    async def release(
+        self,
+        session_id: str,
+        user_id: UUID | str,
+        idempotency_key: str,
+        *,
+        key_scope: Literal["session", "user"] = "session",
+    ) -> bool:
+        """Ends a reservation whose event will not come: the model was not called. Returns whether one was there.
+
+        A settled reservation need not be released. Releasing it changes nothing.
         """
         ...

@@ -37,6 +37,7 @@ from session_lifecycle.statements.writing.record import WriteResult
 from session_lifecycle.writing.calls import CallsAsItems, checked_item
 from session_lifecycle.writing.pipeline import WritePipeline
 from session_lifecycle.writing.prepared import PreparedItem, WritableItem
+from session_lifecycle.writing.protocol import SessionReserver
 from session_lifecycle.writing.quiet import QuietWriter
 from session_lifecycle.writing.recorder_metrics import RecorderSnapshot, observe
 from session_lifecycle.writing.session_block import SessionBlock
@@ -116,6 +117,7 @@ class SessionRecorder(CallsAsItems):
         on_lost: OnLost | None = None,
         on_start: Callable[[], object] | None = None,
         spool: "Spool | None" = None,
+        budgets: SessionReserver,
     ) -> None:
         for name, value in (("max_batch", max_batch), ("max_pending", max_pending)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -125,6 +127,8 @@ class SessionRecorder(CallsAsItems):
         if on_lost is not None and not callable(on_lost):
             raise ConfigurationError(f"on_lost: got {on_lost!r}, expected a function of items and an error")
         self._pipeline = pipeline
+        self.budgets = budgets
+        """What session blocks ask before a model is called."""
         self._on_lost = on_lost
         self._on_start = on_start
         self._max_batch = max_batch
@@ -305,6 +309,7 @@ class SessionRecorder(CallsAsItems):
             quiet_writer=self.quiet,
             is_quiet=self.has_spool if quiet is None else quiet,
             attempt_timeout=attempt_timeout,
+            budgets=self.budgets,
         )
 
     def snapshot(self) -> RecorderSnapshot:

@@ -10,9 +10,18 @@ from typing import Any, Literal, Protocol, Self, Unpack
 from uuid import UUID
 
 from session_lifecycle.errors import SessionLifecycleError
-from session_lifecycle.models import EndOutcome, SessionStatus, Touch, TouchOutcome, UsageReceipt
-from session_lifecycle.models.usage import UsageOptions
-from session_lifecycle.writing.protocol import SessionWriter
+from session_lifecycle.models import (
+    BudgetUse,
+    EndOutcome,
+    Reservation,
+    SessionStatus,
+    Touch,
+    TouchOutcome,
+    UsageReceipt,
+)
+from session_lifecycle.models.budgets import DEFAULT_LEASE
+from session_lifecycle.models.usage import EstimatedUse, UsageOptions
+from session_lifecycle.writing.protocol import SessionReserver, SessionWriter
 from session_lifecycle.writing.quiet import QuietWriter
 from session_lifecycle.writing.session_trace import SessionTrace
 
@@ -57,7 +66,7 @@ class SessionBlock(SessionTrace):
 
     A *quiet* block keeps trouble of the library out of the host's code: entering and leaving hand over the touch and
     the end, wait for nothing, and raise nothing. `run`, `message`, `attempt`, `begin` and `finish` are quiet in every
-    block (`SessionTrace`). `usage`, `touch` and `end` are not: they wait for the database, for their receipt.
+    block (`SessionTrace`). The other methods are not: they wait for the database, for its answer.
 
     Example:
         async with db.session("task-1", user_id, agent_name="coder") as session:
@@ -79,6 +88,7 @@ class SessionBlock(SessionTrace):
         attempt_timeout: timedelta | float | None = None,
         own_recorder: OwnRecorder | None = None,
         is_child: bool = False,
+        budgets: SessionReserver,
     ) -> None:
         """Use `session` of a database or a recorder instead.
 
@@ -94,6 +104,7 @@ class SessionBlock(SessionTrace):
             attempt_timeout: How long an attempt may be open.
             own_recorder: The recorder behind `quiet_writer`, where only this block and its children use it.
             is_child: Whether another block closes that recorder.
+            budgets: Asked before a model is called.
         """
         super().__init__(
             quiet_writer,
@@ -108,6 +119,7 @@ class SessionBlock(SessionTrace):
         self._is_quiet = is_quiet
         self._own_recorder = own_recorder
         self._is_child = is_child
+        self._budgets = budgets
         self._token: Token[SessionBlock | None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -177,6 +189,7 @@ class SessionBlock(SessionTrace):
             attempt_timeout=self._scope.attempt_timeout,
             own_recorder=self._own_recorder,
             is_child=True,
+            budgets=self._budgets,
         )
 
     async def usage(
@@ -199,6 +212,50 @@ class SessionBlock(SessionTrace):
             errored,
             **options,
         )
+
+    async def would_exceed(
+        self,
+        model: str | None = None,
+        tokens_in: int = 0,
+        tokens_out: int = 0,
+        cost_usd: Decimal | float | str | None = None,
+        **more: Unpack[EstimatedUse],
+    ) -> list[BudgetUse]:
+        """The budgets that a call of a model would exceed now: `SessionReserver.would_exceed`, for this session."""
+        names = self._budget_names
+        ids = (self.session_id, self.user_id)
+        return await self._budgets.would_exceed(*ids, model, tokens_in, tokens_out, cost_usd, **names, **more)
+
+    async def reserve(
+        self,
+        model: str | None = None,
+        tokens_in: int = 0,
+        tokens_out: int = 0,
+        cost_usd: Decimal | float | str | None = None,
+        *,
+        idempotency_key: str,
+        key_scope: Literal["session", "user"] = "session",
+        lease: timedelta = DEFAULT_LEASE,
+        **more: Unpack[EstimatedUse],
+    ) -> Reservation:
+        """Reserves what a call of a model may use: `SessionReserver.reserve`, for this session."""
+        return await self._budgets.reserve(
+            self.session_id,
+            self.user_id,
+            model,
+            tokens_in,
+            tokens_out,
+            cost_usd,
+            idempotency_key=idempotency_key,
+            key_scope=key_scope,
+            lease=lease,
+            **self._budget_names,
+            **more,
+        )
+
+    async def release(self, idempotency_key: str, *, key_scope: Literal["session", "user"] = "session") -> bool:
+        """Ends a reservation whose event will not come: `SessionReserver.release`, for this session."""
+        return await self._budgets.release(self.session_id, self.user_id, idempotency_key, key_scope=key_scope)
 
     async def touch(self) -> TouchOutcome:
         """Records activity of this session: `SessionWriter.ensure_and_touch_session`, the same results and errors."""

@@ -3,7 +3,7 @@
 from contextvars import ContextVar
 from datetime import datetime, timedelta
 from math import isfinite
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypedDict
 from uuid import UUID
 
 from session_lifecycle.errors import ConfigurationError
@@ -18,6 +18,13 @@ _current: ContextVar["SessionTrace | None"] = ContextVar("session_lifecycle_trac
 def current_trace() -> "SessionTrace | None":
     """The innermost session block of any kind around this code; None outside."""
     return _current.get()
+
+
+class BudgetNames(TypedDict):
+    """What a budget may name, beside user and session."""
+
+    dataset_id: UUID | str | None
+    agent_name: str | None
 
 
 class SessionTrace(OpensAttempts):
@@ -55,6 +62,7 @@ class SessionTrace(OpensAttempts):
             "agent_name": agent_name,
             "parent_session_id": parent_session_id,
         }
+        self._budget_names: BudgetNames = {"dataset_id": dataset_id, "agent_name": agent_name}
         self._outer: SessionTrace | None = None
 
     def _enter(self) -> None:

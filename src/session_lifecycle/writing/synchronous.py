@@ -14,12 +14,14 @@ from uuid import UUID
 from session_lifecycle.errors import RecorderClosedError, SessionLifecycleError
 from session_lifecycle.models import (
     ActivityOutcome,
+    BudgetUse,
     End,
     EndOutcome,
     Item,
     Message,
     Receipt,
     ReopenOutcome,
+    Reservation,
     Run,
     SessionStatus,
     Step,
@@ -28,8 +30,10 @@ from session_lifecycle.models import (
     UsageEvent,
     UsageReceipt,
 )
-from session_lifecycle.models.usage import UsageOptions
+from session_lifecycle.models.budgets import DEFAULT_LEASE
+from session_lifecycle.models.usage import EstimatedUse, UsageOptions
 from session_lifecycle.postgres.processes import forget_in_child
+from session_lifecycle.writing.protocol import SessionReserver
 from session_lifecycle.writing.quiet import QuietWriter
 from session_lifecycle.writing.recorder import SessionRecorder
 from session_lifecycle.writing.recorder_metrics import RecorderSnapshot
@@ -254,6 +258,10 @@ class SynchronousRecorder:
             self._recorder.drain_within = 0.0  # that time is spent
             self.close()
 
+    def ask(self, question: Callable[[SessionReserver], Coroutine[Any, Any, Result]]) -> Result:
+        """What the budgets answer. For session blocks."""
+        return self._call(lambda: question(self._recorder.budgets))
+
     def _call(self, call: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
         self._refuse_own_thread()
         loop = self._run_loop()
@@ -392,6 +400,56 @@ class SynchronousSessionBlock(SessionTrace):
             cost_usd,
             errored,
             **options,
+        )
+
+    def would_exceed(
+        self,
+        model: str | None = None,
+        tokens_in: int = 0,
+        tokens_out: int = 0,
+        cost_usd: Decimal | float | str | None = None,
+        **more: Unpack[EstimatedUse],
+    ) -> list[BudgetUse]:
+        """The budgets that a call of a model would exceed now: `SessionReserver.would_exceed`, for this session."""
+        names = self._budget_names
+        ids = (self.session_id, self.user_id)
+        return self._recorder.ask(
+            lambda budgets: budgets.would_exceed(*ids, model, tokens_in, tokens_out, cost_usd, **names, **more)
+        )
+
+    def reserve(
+        self,
+        model: str | None = None,
+        tokens_in: int = 0,
+        tokens_out: int = 0,
+        cost_usd: Decimal | float | str | None = None,
+        *,
+        idempotency_key: str,
+        key_scope: Literal["session", "user"] = "session",
+        lease: timedelta = DEFAULT_LEASE,
+        **more: Unpack[EstimatedUse],
+    ) -> Reservation:
+        """Reserves what a call of a model may use: `SessionReserver.reserve`, for this session."""
+        return self._recorder.ask(
+            lambda budgets: budgets.reserve(
+                self.session_id,
+                self.user_id,
+                model,
+                tokens_in,
+                tokens_out,
+                cost_usd,
+                idempotency_key=idempotency_key,
+                key_scope=key_scope,
+                lease=lease,
+                **self._budget_names,
+                **more,
+            )
+        )
+
+    def release(self, idempotency_key: str, *, key_scope: Literal["session", "user"] = "session") -> bool:
+        """Ends a reservation whose event will not come: `SessionReserver.release`, for this session."""
+        return self._recorder.ask(
+            lambda budgets: budgets.release(self.session_id, self.user_id, idempotency_key, key_scope=key_scope)
         )
 
     def touch(self) -> TouchOutcome:

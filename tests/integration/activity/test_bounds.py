@@ -15,6 +15,7 @@ from session_lifecycle import (
     Run,
     RunFilters,
     SessionActivityDb,
+    SessionBudgetsDb,
     SessionDatabase,
     SessionLifecycleDb,
     SessionListFilters,
@@ -28,7 +29,7 @@ from session_lifecycle import (
     reports,
     repository,
 )
-from session_lifecycle.models import Item, UsageEventFilters, pages
+from session_lifecycle.models import Budget, Item, UsageEventFilters, pages
 from session_lifecycle.statements.activity import session_detail, summaries, summary_figures
 from support.world import World
 
@@ -56,6 +57,7 @@ LIMITED: dict[str, Ask] = {
     "chat_history": lambda db, n: db.activity.chat_history("s", A, limit=n),
     "list_annotations": lambda db, n: db.lifecycle.list_annotations("s", A, limit=n),
     "usage": lambda db, n: db.reports.usage(AUDITOR, group_by=("model",), limit=n),
+    "list_budgets": lambda db, n: db.budgets.list_budgets(AUDITOR, limit=n),
 }
 # The calls whose rows depend on what is stored, and that are asked without a limit.
 WHOLE: dict[str, Ask] = {
@@ -81,13 +83,16 @@ SINGLE: dict[str, Ask] = {
     "spend": lambda db, _: db.reports.spend(AUDITOR),
     "session_durations": lambda db, _: db.reports.session_durations(AUDITOR),
     "telemetry": lambda db, _: db.reports.telemetry(AUDITOR),
+    "get_budget": lambda db, _: db.budgets.get_budget("b0", A),
 }
-WRITES = {"update_session", "annotate_session"}
+# Its answer is bounded where budgets are set: twenty have the same user, session, agent and dataset.
+OF_BUDGETS = {"would_exceed"}
+WRITES = {"update_session", "annotate_session", "set_budget", "delete_budget", "reserve", "release"}
 # What a row has at most is bounded where it is written, or by the enum that it has a field for.
 OF_ONE_ROW = {"metadata", "tags", "details", "by_status"}
 
 
-ROLES = (SessionLifecycleDb, SessionActivityDb, SessionReportsDb)
+ROLES = (SessionLifecycleDb, SessionActivityDb, SessionReportsDb, SessionBudgetsDb)
 
 
 def test_X15_every_read_is_tried_here() -> None:
@@ -98,7 +103,7 @@ def test_X15_every_read_is_tried_here() -> None:
         for name, _ in inspect.getmembers(role, inspect.iscoroutinefunction)
         if not name.startswith("_") and not hasattr(SessionWriter, name)
     }
-    assert reads - WRITES == {*LIMITED, *WHOLE, *SINGLE}
+    assert reads - WRITES == {*LIMITED, *WHOLE, *SINGLE, *OF_BUDGETS}
     takes_limit = {name for role in ROLES for name in reads if "limit" in parameters(role, name)}
     assert takes_limit - LIMITED.keys() == set()
 
@@ -148,6 +153,7 @@ async def db(session_database: SessionDatabase) -> SessionDatabase:
     await session_database.lifecycle.record(items)
     for number in range(STORED):
         await session_database.lifecycle.annotate_session("s", A, f"n{number}")
+        await session_database.budgets.set_budget(Budget(budget_id=f"b{number}", user_id=A, limit_usd=1))
         touched = session_database.lifecycle.ensure_and_touch_session
         await touched(f"s{number}", UUID(int=number + 1), agent_name=f"a{number}", at=NOON)
     return session_database

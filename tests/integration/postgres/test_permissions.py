@@ -24,6 +24,7 @@ from session_lifecycle import (
     UsageEvent,
     Viewer,
 )
+from session_lifecycle.models import Budget
 from session_lifecycle.postgres.migrations import run
 from session_lifecycle.testing import TemplateServer
 
@@ -120,6 +121,11 @@ async def write_everything(db: SessionDatabase, owner: SessionDatabase, user: UU
     await db.lifecycle.end_session("s", user, SessionStatus.COMPLETED)
     late = await db.lifecycle.accumulate_usage("s", user, "m", 1)
     assert late.outcome == "frozen"
+    await owner.budgets.set_budget(Budget(budget_id=str(user), user_id=user, limit_usd=1))
+    assert await db.budgets.get_budget(str(user), user) is not None
+    for _ in range(2):
+        assert (await db.budgets.reserve("s", user, cost_usd=1, idempotency_key="b")).outcome == "reserved"
+    assert await db.budgets.release("s", user, "b")
     run = {"run_id": "r", "user_id": user, "started_at": STARTED}
     step = {"step_id": "step", "run_id": "r", "user_id": user, "kind": "task", "started_at": STARTED}
     message = {"message_id": "m", "user_id": user, "session_id": "s", "role": "user", "content": "hi"}
@@ -154,6 +160,11 @@ async def test_the_worker_makes_every_call(
         await write_everything(db, session_database)
         assert await read_everything(db) == 6
         await db.check()
+        # Whoever reserves cannot raise the limit.
+        with pytest.raises(ConfigurationError, match="42501"):
+            await db.budgets.set_budget(Budget(budget_id="more", user_id=USER, limit_usd=2))
+        with pytest.raises(ConfigurationError, match="42501"):
+            await db.budgets.delete_budget(str(USER))
 
 
 async def test_the_worker_needs_each_of_its_rights(
@@ -166,7 +177,10 @@ async def test_the_worker_needs_each_of_its_rights(
     rights += [f"DELETE ON session_lifecycle.{table}" for table in TABLES]
     rights += [f"{right} ON session_lifecycle.rolled_up_sessions" for right in ("SELECT", "DELETE")]
     rights += [f"INSERT ON session_lifecycle.{table}" for table in CHANGES]
-    rights += ["SELECT ON session_lifecycle.session_tombstones"]
+    rights += [f"SELECT ON session_lifecycle.{table}" for table in ("session_tombstones", "session_budgets")]
+    rights += [
+        f"{right} ON session_lifecycle.session_reservations" for right in ("SELECT", "INSERT", "UPDATE", "DELETE")
+    ]
     rights += ["USAGE ON SCHEMA session_lifecycle", "SELECT ON session_lifecycle.session_lifecycle_version"]
     for number, right in enumerate(rights, 2):
         await grant(session_database, [*grants, f"REVOKE {right} FROM {role}"])

@@ -22,6 +22,7 @@ from session_lifecycle import (
     RunFilters,
     SchemaError,
     SessionActivityDb,
+    SessionBudgetsDb,
     SessionDatabase,
     SessionLifecycleDb,
     SessionListFilters,
@@ -35,7 +36,7 @@ from session_lifecycle import (
     Touch,
     UsageEvent,
 )
-from session_lifecycle.models import UsageEventFilters
+from session_lifecycle.models import Budget, UsageEventFilters
 from session_lifecycle.postgres.engines import asyncpg_url
 from session_lifecycle.postgres.migrations import run
 from session_lifecycle.roles import SessionRoles
@@ -92,12 +93,16 @@ ON_THE_PRIMARY: dict[str, Call] = {
     "prune_sessions": lambda db: pruned(db, "prune_sessions"),
     "prune_payloads": lambda db: pruned(db, "prune_payloads"),
     "reconcile": lambda db: db.maintenance.reconcile(),
+    "get_budget": lambda db: db.budgets.get_budget("b", A),
+    "list_budgets": lambda db: db.budgets.list_budgets(A),
+    "would_exceed": lambda db: db.budgets.would_exceed("s", A, cost_usd=1),
     "reprice": lambda db: db.maintenance.reprice(dry_run=True),
 }
 READS = ON_THE_REPLICA | ON_THE_PRIMARY
 # These calls would fail on a standby.
 WRITES = {
     *("roll_up", "delete_session", "erase_user", "update_session", "annotate_session"),
+    *("set_budget", "delete_budget", "reserve", "release"),
     *(name for name in dir(SessionWriter) if not name.startswith("_")),
 }
 
@@ -166,6 +171,7 @@ async def live(db: SessionDatabase) -> None:
         ]
     )
     await db.lifecycle.annotate_session("s", A, "quality", score=1)
+    await db.budgets.set_budget(Budget(budget_id="b", user_id=A, limit_usd=0))
 
 
 def reads_of(*protocols: type[Any]) -> set[str]:
@@ -173,7 +179,7 @@ def reads_of(*protocols: type[Any]) -> set[str]:
 
 
 def test_every_read_is_listed_on_one_side() -> None:
-    every = reads_of(SessionLifecycleDb, SessionActivityDb, SessionReportsDb, SessionMaintenanceDb)
+    every = reads_of(SessionLifecycleDb, SessionActivityDb, SessionReportsDb, SessionMaintenanceDb, SessionBudgetsDb)
     assert sorted(READS) == sorted(every)
 
 
