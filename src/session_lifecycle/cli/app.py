@@ -14,6 +14,7 @@ import typer
 from session_lifecycle._version import __version__
 from session_lifecycle.cli.commands import (
     activity,
+    budgets,
     demo,
     hooks,
     importing,
@@ -92,6 +93,16 @@ _register(
         "roll-up": maintenance.roll_up,
         "demo": demo.demo,
         "replay": replay.replay,
+    },
+)
+_group(
+    "budgets",
+    "List budgets, show what is used of one, and set or delete it.",
+    {
+        "list": budgets.list_budgets,
+        "show": budgets.show,
+        "set": budgets.set_budget,
+        "delete": budgets.delete,
     },
 )
 _group(

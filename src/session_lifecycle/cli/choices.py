@@ -32,8 +32,8 @@ ServiceTier = Literal["standard", "batch", "flex", "priority", "fast"]
 
 def moment(text: str) -> datetime:
     """A time in UTC: an ISO 8601 time, which is in UTC where it has no zone, or how long ago, as in `90m` or `7d`."""
-    if ago := re.fullmatch(r"(\d{1,5})([mhdw])", text, re.ASCII):
-        return datetime.now(UTC) - timedelta(**{UNITS[ago[2]]: int(ago[1])})
+    if (ago := _duration(text)) is not None:
+        return datetime.now(UTC) - ago
     try:
         found = datetime.fromisoformat(text)
         return found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
@@ -41,6 +41,16 @@ def moment(text: str) -> datetime:
         raise typer.BadParameter(
             f"got {text!r}, expected a time as 2026-01-31T12:00:00Z, or how long ago as 90m, 24h, 7d or 2w"
         ) from None
+
+
+def budget_window(text: str) -> str | timedelta:
+    """The window of a budget: a name that the library checks, or a duration, as in `90m` or `7d`."""
+    return _duration(text) or text
+
+
+def _duration(text: str) -> timedelta | None:
+    found = re.fullmatch(r"(\d{1,5})([mhdw])", text, re.ASCII)
+    return None if found is None else timedelta(**{UNITS[found[2]]: int(found[1])})
 
 
 def amount(text: str) -> Decimal:

@@ -194,7 +194,9 @@ def finite(option: str, number: float) -> float:
 
 
 def run_until_done(work: Callable[[], Awaitable[None]]) -> None:
-    """Runs the work on an event loop of its own. SIGTERM cancels the work, as SIGINT does, so that what it opened closes.
+    """Runs the work on an event loop of its own.
+
+    SIGTERM cancels the work, as SIGINT does, so that the work closes what it opened.
 
     Raises:
         typer.Exit: After an error message, with code 1 if the library raises an error, with code 2 if it refuses a

@@ -14,6 +14,8 @@ from rich.text import Text
 
 from session_lifecycle.cli.output import shown
 from session_lifecycle.models import (
+    Budget,
+    BudgetUse,
     CostByModelRow,
     EffectiveStatus,
     RunPage,
@@ -55,24 +57,25 @@ def cell(value: object, style: str = "") -> Text:
     return Text(shown(_in_words(value)), style)
 
 
-def _in_words(value: object) -> object:
+def _in_words(value: object) -> str:
     match value:
         case None:
-            return ""
+            words = ""
         case bool():
-            return "yes" if value else "no"
+            words = "yes" if value else "no"
         case Decimal():
-            return money(value)
+            words = money(value)
         case int():
-            return f"{value:,}"
+            words = f"{value:,}"
         case datetime():
-            return f"{value.astimezone(UTC):%Y-%m-%dT%H:%M:%S}Z"
+            words = f"{value.astimezone(UTC):%Y-%m-%dT%H:%M:%S}Z"
         case Mapping():
-            return ", ".join(f"{name}={one}" for name, one in value.items())
+            words = ", ".join(f"{name}={one}" for name, one in value.items())
         case tuple() | list():
-            return ", ".join(map(str, value))
+            words = ", ".join(map(str, value))
         case _:
-            return value
+            words = str(value)
+    return words
 
 
 def money(amount: Decimal) -> str:
@@ -119,7 +122,7 @@ def sessions_table(page: SessionListPage, names: Mapping[UUID, str] | None = Non
     """
     table = _table(
         _of("Sessions", page.sessions, page),
-        ("session", "owner", "agent", "status", "last activity", "last model"),
+        ("session", "owner", "agent", "last activity", "status", "last model"),
         ("tokens in", "tokens out", "cost USD", "errors", "late"),
     )
     for row in page.sessions:
@@ -128,8 +131,8 @@ def sessions_table(page: SessionListPage, names: Mapping[UUID, str] | None = Non
             cell(record.session_id),
             cell((names or {}).get(record.user_id, record.user_id)),
             cell(record.agent_name),
-            cell(status, STYLES[status]),
             cell(record.last_activity_at),
+            cell(status, STYLES[status]),
             *map(cell, (record.last_model, record.tokens_in, record.tokens_out, record.cost_usd)),
             *map(cell, (record.error_count, record.late_events)),
         )
@@ -140,16 +143,15 @@ def summaries_table(page: SummaryPage) -> Table:
     """A table of a page of session summaries, one row a session, in the order of the page."""
     table = _table(
         _of("Sessions", page.sessions, page),
-        ("session", "owner", "agent", "status", "last activity", "first message"),
+        ("session", "owner", "agent", "last activity", "status", "first message"),
         ("runs", "messages", "tokens", "cost USD"),
     )
     for one in page.sessions:
         record, status = one.record, one.effective_status
         table.add_row(
-            *map(cell, (record.session_id, record.user_id, record.agent_name)),
+            *map(cell, (record.session_id, record.user_id, record.agent_name, record.last_activity_at)),
             cell(status, STYLES[status]),
-            *map(cell, (record.last_activity_at, one.first_message)),
-            *map(cell, (one.runs_count, one.messages_count, one.tokens_total, one.cost_usd)),
+            *map(cell, (one.first_message, one.runs_count, one.messages_count, one.tokens_total, one.cost_usd)),
         )
     return table
 
@@ -222,6 +224,27 @@ def events_table(page: UsageEventPage) -> Table:
             *map(cell, (event.price_source or "unpriced", event.tokens_in, event.tokens_out, event.cost_usd)),
         )
     return table
+
+
+def budgets_table(budgets: Sequence[Budget]) -> Table:
+    """A table of budgets, one row a budget, in their order."""
+    table = _table(
+        f"Budgets ({len(budgets)})",
+        ("budget", "user", "session", "agent", "dataset", "window", "time zone"),
+        ("limit USD", "limit tokens"),
+    )
+    for one in budgets:
+        table.add_row(
+            *map(cell, (one.budget_id, one.user_id, one.session_id, one.agent_name, one.dataset_id)),
+            *map(cell, (one.window, one.timezone, one.limit_usd, one.limit_tokens)),
+        )
+    return table
+
+
+def budget_table(use: BudgetUse) -> Table:
+    """A table of a budget and what is used of it, one row a field, without fields that say nothing."""
+    fields = dict(use.budget) | {name: value for name, value in use if name != "budget" and value is not False}
+    return figures_table("Budget", {name: value for name, value in fields.items() if value is not None})
 
 
 def stats_table(stats: SessionStats) -> Table:

@@ -11,8 +11,8 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from functools import partial
@@ -29,11 +29,19 @@ from rich.console import Console
 from session_lifecycle import Message, SessionDatabase, SessionListFilters, SessionStatus, Spool, Touch, Viewer
 from session_lifecycle.cli.tables import sessions_table
 from session_lifecycle.testing import TemplateServer
-from support.command_server import command_server
-from support.commands import options_of_commands
+from support.commands import (
+    PROGRAM,
+    environment,
+    interrupt,
+    options_of_commands,
+    run,
+    run_raw,
+    running,
+    succeed,
+    without_database,
+)
 from support.eventually import eventually
 
-PROGRAM = (str(Path(sys.executable).with_name("session-lifecycle")),)
 COLUMNS = ("offset_ms", "session_id", "turn", "tokens_in", "tokens_out")
 HEADER = ",".join(COLUMNS)
 ODD_SCHEMA = 'odd "name"; --'
@@ -53,13 +61,6 @@ OTHERS_CONNECTED = """
     WHERE datname = current_database() AND backend_type = 'client backend' AND pid <> pg_backend_pid()
 """
 
-# Tests in the background ignore interrupts, and processes that they start would inherit that.
-HEARING_INTERRUPTS = """
-import os, signal, sys
-signal.signal(signal.SIGINT, signal.SIG_DFL)
-os.execv(sys.argv[1], sys.argv[1:])
-"""
-
 WITHOUT_TYPER = """
 import sys
 sys.modules["typer"] = None
@@ -76,74 +77,6 @@ from session_lifecycle.cli import main
 data_directory.HOME_OF_ROOT = Path(sys.argv.pop(1))
 main()
 """
-
-
-def environment() -> dict[str, str]:
-    """The environment, without a setting that names a database."""
-    return {
-        name: value
-        for name, value in os.environ.items()
-        if name == "SESSION_LIFECYCLE_PG_BIN" or not name.startswith("SESSION_")
-    }
-
-
-def without_database(said: str) -> str:
-    """What a command says on standard error, without the line that names the database."""
-    return re.sub(r"\Adatabase: .*\n", "", said)
-
-
-def run(*arguments: str, program: Sequence[str] = PROGRAM, **more: str) -> "subprocess.CompletedProcess[str]":
-    """Runs the command. Its standard error comes without the line that names the database."""
-    ran = run_raw(*arguments, program=program, **more)
-    ran.stderr = without_database(ran.stderr)
-    return ran
-
-
-def run_raw(*arguments: str, program: Sequence[str] = PROGRAM, **more: str) -> "subprocess.CompletedProcess[str]":
-    # A setting of the interpreter has to be there when it starts.
-    if program == PROGRAM and not any(name.startswith("PYTHON") for name in more):
-        ran = command_server().run(list(arguments), environment() | more, within_seconds=120)
-    else:
-        ran = subprocess.run(
-            [*program, *arguments],
-            env=environment() | more,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-    assert "Traceback" not in ran.stderr, ran.stderr
-    return ran
-
-
-@contextmanager
-def running(*arguments: str, program: Sequence[str] = PROGRAM, **more: str) -> Generator["subprocess.Popen[str]"]:
-    """Runs the command until the block is left; kills it if it still runs."""
-    with subprocess.Popen(
-        [sys.executable, "-c", HEARING_INTERRUPTS, *program, *arguments],
-        env=environment() | more,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
-def interrupt(process: "subprocess.Popen[str]") -> tuple[int, str]:
-    """Interrupts the process; returns its exit code and its last output."""
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=30)
-    return process.returncode, without_database(said)
-
-
-def succeed(*arguments: str, program: Sequence[str] = PROGRAM, **more: str) -> str:
-    ran = run(*arguments, program=program, **more)
-    assert ran.returncode == 0, ran.stderr
-    return ran.stdout
 
 
 @asynccontextmanager
@@ -509,6 +442,10 @@ ON_DATABASE = (
     ("stats",),
     ("usage",),
     ("cost",),
+    ("budgets", "list"),
+    ("budgets", "show", "b"),
+    ("budgets", "set", "b", "--user", str(USER), "--limit-usd", "1"),
+    ("budgets", "delete", "b", "--yes"),
     ("spool", "drain"),
     ("import", "claude-code", os.devnull),
     ("import", "codex", os.devnull),

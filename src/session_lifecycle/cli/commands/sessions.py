@@ -163,7 +163,10 @@ def update(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Replace fields of a session, in any status. Fields that are not given stay. This is no activity of the session."""
+    """Replace fields of a session, in any status.
+
+    Fields that are not given stay. The change is no activity of the session.
+    """
     given = {
         "title": title,
         "metadata": metadata,
