@@ -93,6 +93,34 @@ def succeed(*arguments: str, program: Sequence[str] = PROGRAM, **more: str) -> s
     return ran.stdout
 
 
+def on_pipe(answer: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    """Runs the command with a pipe as its input."""
+    return subprocess.run(
+        [*PROGRAM, *arguments],
+        env=environment(),
+        input=answer,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def on_terminal(answer: str, *arguments: str) -> tuple[int, str]:
+    """Runs the command with a terminal as its input and answers its question. Returns its exit code and output."""
+    terminal, inside = os.openpty()
+    try:
+        with subprocess.Popen(
+            [*PROGRAM, *arguments], env=environment(), stdin=inside, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        ) as process:
+            os.write(terminal, answer.encode())
+            shown, _ = process.communicate(timeout=60)
+            return process.returncode, shown.decode()
+    finally:
+        os.close(inside)
+        os.close(terminal)
+
+
 def options_of_commands() -> dict[str, list[str]]:
     """The options of each command, by the words of the command."""
     found: dict[str, list[str]] = {}

@@ -7,7 +7,6 @@ import os
 import random
 import re
 import signal
-import subprocess
 import sys
 import tempfile
 from collections import Counter
@@ -30,9 +29,9 @@ from session_lifecycle import Message, SessionDatabase, SessionListFilters, Sess
 from session_lifecycle.cli.tables import sessions_table
 from session_lifecycle.testing import TemplateServer
 from support.commands import (
-    PROGRAM,
-    environment,
     interrupt,
+    on_pipe,
+    on_terminal,
     options_of_commands,
     run,
     run_raw,
@@ -517,34 +516,6 @@ async def test_X42_a_command_that_deletes_asks_on_a_terminal_and_is_refused_else
         ended, shown = await asyncio.to_thread(on_terminal, f"{answer}\n", *command, *at)
         assert (ended, await of_user(session_database_url)) == (code, left)
         assert shown.index("database: ") < shown.index("This cannot be undone. [y/N]")
-
-
-def on_pipe(answer: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    """Runs the command with a pipe as its input."""
-    return subprocess.run(
-        [*PROGRAM, *arguments],
-        env=environment(),
-        input=answer,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-
-
-def on_terminal(answer: str, *arguments: str) -> tuple[int, str]:
-    """Runs the command with a terminal as its input and answers its question. Returns its exit code and output."""
-    terminal, inside = os.openpty()
-    try:
-        with subprocess.Popen(
-            [*PROGRAM, *arguments], env=environment(), stdin=inside, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        ) as process:
-            os.write(terminal, answer.encode())
-            shown, _ = process.communicate(timeout=60)
-            return process.returncode, shown.decode()
-    finally:
-        os.close(inside)
-        os.close(terminal)
 
 
 @pytest.mark.parametrize("number", ["nan", "inf", "-inf", "1e400", "-1", "0", "365001"])
