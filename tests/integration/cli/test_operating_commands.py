@@ -54,6 +54,15 @@ async def connected(url: str) -> AsyncGenerator[Any]:
         await connection.close()
 
 
+@asynccontextmanager
+async def locked(url: str) -> AsyncGenerator[None]:
+    """Has every command that reads sessions or usage wait, until the block is left."""
+    async with connected(url) as connection, connection.transaction():
+        for table in ("session_usage_events", "session_records"):
+            await connection.execute(f"LOCK TABLE session_lifecycle.{table}")
+        yield
+
+
 async def until(connection: Any, sql: str, wanted: int) -> None:
     async def is_so() -> bool:
         return eq(await connection.fetchval(sql), wanted)
@@ -300,9 +309,7 @@ async def test_a_signal_ends_a_command_that_waits_for_its_answer(
     await record(session_database_url, "a")
     async with connected(session_database_url) as connection:
         for ending, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
-            async with connection.transaction():
-                await connection.execute("LOCK TABLE session_lifecycle.session_usage_events")
-                await connection.execute("LOCK TABLE session_lifecycle.session_records")
+            async with locked(session_database_url):
                 with running(*command, "--database-url", session_database_url) as process:
                     await until(connection, WAITING, 1)
                     process.send_signal(ending)
@@ -322,8 +329,7 @@ async def test_a_server_that_is_lost_in_the_middle_is_told(session_database_url:
     proxy = FaultyProxy(parsed.port or 5432, share=0)
     async with proxy.running(), connected(session_database_url) as connection:
         url = parsed.set(host="127.0.0.1", port=proxy.port).render_as_string(hide_password=False)
-        async with connection.transaction():
-            await connection.execute("LOCK TABLE session_lifecycle.session_records")
+        async with locked(session_database_url):
             with running(*command, "--database-url", url, SESSION_LIFECYCLE_RETRIES="1") as process:
                 await until(connection, WAITING, 1)
                 async with proxy.refusing():
