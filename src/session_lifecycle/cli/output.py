@@ -8,6 +8,8 @@ Every command loads this module before it knows its options, so nothing here loa
 
 import json
 import sys
+from collections.abc import Generator
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -47,6 +49,16 @@ def print_tables(*tables: "RenderableType") -> None:
 def print_progress(report: "PruneReport | RollUpReport") -> None:
     """Prints how many sessions a job has processed so far, on standard error."""
     print_note(f"{report.sessions} sessions so far")
+
+
+@contextmanager
+def at_work(doing: str) -> Generator[None]:
+    """Shows on a terminal that the command is at work, for a job that tells no progress."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    with console.status(doing) if console.is_terminal else nullcontext():
+        yield
 
 
 def print_report(heading: str, report: "BaseModel", *, as_json: bool = False) -> None:

@@ -1,8 +1,11 @@
 """What the command line loads before it works, and the texts of its options."""
 
 import json
+import re
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -131,3 +134,32 @@ def test_an_argument_that_is_refused_is_misuse() -> None:
         assert refused.stderr.startswith("error: "), arguments
         assert ", expected " in refused.stderr, arguments
         assert refused.stderr.count("\n") == 1, arguments
+
+
+PAGE = Path(__file__).parents[3] / "docs/reference/command-line.md"
+
+
+def test_the_reference_has_every_command_with_an_example() -> None:
+    commands = options_of_commands()
+    sections = dict(re.findall(r"^### (.+?)\n(.+?)(?=^##|\Z)", PAGE.read_text(), re.MULTILINE | re.DOTALL))
+    assert sections.keys() == commands.keys()
+    for name, section in sections.items():
+        examples = [shlex.split(line) for line in re.findall(r"^session-lifecycle (.+)$", section, re.MULTILINE)]
+        assert examples, name
+        for words in examples:
+            assert words[: len(name.split())] == name.split()
+            assert {word for word in words if word.startswith("--")} <= set(commands[name]), words
+
+
+def test_the_examples_of_the_reference_are_accepted() -> None:
+    # With an option of the database twice, nothing is done, and every other option has been read before.
+    both = ("--database-url", "postgresql://127.0.0.1:1/x", "--data-dir", "/nowhere")
+    options = options_of_commands()
+    examples = re.findall(r"^session-lifecycle (.+)$", PAGE.read_text(), re.MULTILINE)
+    read = [shlex.split(one) for one in examples if not one.startswith(("replay", "import"))]
+    for words in read:
+        name = next(name for name in options if words[: len(name.split())] == name.split())
+        if "--database-url" in options[name]:
+            refused = run(*words, *both)
+            assert (refused.returncode, refused.stderr.count("\n")) == (2, 1), refused.stderr
+            assert refused.stderr.startswith("error: --embedded and --data-dir are for the embedded Postgres")

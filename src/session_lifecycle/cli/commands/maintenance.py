@@ -3,7 +3,7 @@
 import asyncio
 import signal
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 from uuid import UUID
 
 import typer
@@ -28,7 +28,7 @@ from session_lifecycle.cli.options import (
     older_than,
     on_database,
 )
-from session_lifecycle.cli.output import print_json, print_line, print_note, print_progress, print_report
+from session_lifecycle.cli.output import at_work, print_json, print_line, print_note, print_progress, print_report
 
 if TYPE_CHECKING:
     from session_lifecycle import SessionDatabase
@@ -120,9 +120,9 @@ def erase_user(
             else:
                 print_line("Would erase: " + ", ".join(f"{name} {value}" for name, value in found.items()))
             return
-        receipt = await db.maintenance.erase_user(
-            user, usage="anonymise" if anonymise else "delete", tombstone=tombstone
-        )
+        usage: Literal["anonymise", "delete"] = "anonymise" if anonymise else "delete"
+        with at_work("erasing"):
+            receipt = await db.maintenance.erase_user(user, usage=usage, tombstone=tombstone)
         print_report("Erased", receipt, as_json=as_json)
 
     question = f"Erase everything of user {user}? This cannot be undone."
@@ -153,7 +153,8 @@ def reconcile(
     """
 
     async def work(db: "SessionDatabase") -> None:
-        report = await db.maintenance.reconcile(repair=repair)
+        with at_work("comparing"):
+            report = await db.maintenance.reconcile(repair=repair)
         if as_json:
             print_json(report)
         else:

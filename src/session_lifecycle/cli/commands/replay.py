@@ -15,7 +15,7 @@ from zlib import crc32
 import typer
 
 from session_lifecycle.cli.options import MISUSE, Json, Place, finite, on_database, refuse
-from session_lifecycle.cli.output import print_json, print_line, print_tables, standard_output
+from session_lifecycle.cli.output import print_json, print_line, print_tables
 from session_lifecycle.errors import InvalidValueError
 
 if TYPE_CHECKING:
@@ -146,6 +146,7 @@ def _request(row: dict[str, str], place: str) -> Request:
 
 async def replay_requests(db: "SessionDatabase", plan: Plan, *, as_json: bool) -> None:
     """Records every request, those of one session in order, then shows the rate and the totals."""
+    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from session_lifecycle.cli.tables import costs_table, stats_table
@@ -156,7 +157,7 @@ async def replay_requests(db: "SessionDatabase", plan: Plan, *, as_json: bool) -
         shares[crc32(request.session_id.encode()) % plan.concurrency].append(request)
     last_offset_ms = max((request.offset_ms for request in plan.requests), default=0)
     outcomes: Counter[UsageOutcome] = Counter()
-    console = standard_output()
+    console = Console(stderr=True)
     began = time.monotonic()
     progress = Progress(
         TextColumn("replaying"),
