@@ -8,7 +8,6 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from functools import partial
-from operator import eq
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -65,7 +64,7 @@ async def locked(url: str) -> AsyncGenerator[None]:
 
 async def until(connection: Any, sql: str, wanted: int) -> None:
     async def is_so() -> bool:
-        return eq(await connection.fetchval(sql), wanted)
+        return bool(await connection.fetchval(sql) == wanted)
 
     await eventually(is_so)
 
@@ -264,7 +263,7 @@ async def test_an_operator_keeps_budgets(session_database_url: str) -> None:
     assert [one["budget_id"] for one in answer("budgets", "list", "--after", "b", *at)["budgets"]] == ["c"]
     assert [one["budget_id"] for one in answer("budgets", "list", *OF_ANN, *at)["budgets"]] == ["b"]
     use = answer("budgets", "show", "b", *at)
-    assert (Decimal(use["spent_usd"]), use["spent_tokens"]) == (1, 1)
+    assert (Decimal(use["spent_usd"]), use["spent_tokens"]) == (Decimal(1), 1)
     assert "0.100000000000000000000000000001" in succeed("budgets", "show", "b", *OF_ANN, *at)
 
     unseen = run("budgets", "show", "b", "--user", str(BEN), *at)
