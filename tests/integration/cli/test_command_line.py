@@ -729,10 +729,13 @@ async def test_embedded_it_brings_its_own_postgres_and_takes_it_away(
     data_dir = data_dir_in(home)
     assert servers_in(data_dir) == []
 
-    # The named directory keeps the data for a second run; an interrupt ends the server as well.
-    with running("replay", requests[0], "--data-dir", str(data_dir), "--speed", "1") as process:
-        async with connected(await url_of_server_in(data_dir)) as connection:
-            await until(connection, OF_REPLAY, lambda counted: counted > 0)
-        assert servers_in(data_dir) != []
-        assert interrupt(process) == (130, "")
-    assert servers_in(data_dir) == []
+    # The named directory keeps the data for further runs; a signal ends the server as well.
+    for ending, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+        with running("replay", requests[0], "--data-dir", str(data_dir), "--speed", "1") as process:
+            async with connected(await url_of_server_in(data_dir)) as connection:
+                await until(connection, OF_REPLAY, lambda counted: counted > 0)
+            assert servers_in(data_dir) != []
+            process.send_signal(ending)
+            _, said = process.communicate(timeout=30)
+            assert (process.returncode, without_database(said)) == (code, "")
+        assert servers_in(data_dir) == []

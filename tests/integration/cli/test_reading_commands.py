@@ -2,6 +2,8 @@
 
 import io
 import json
+import os
+import subprocess
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -25,7 +27,7 @@ from session_lifecycle import (
 )
 from session_lifecycle.cli.tables import money, sessions_table
 from session_lifecycle.models.fields import exact_sum
-from support.commands import run, succeed
+from support.commands import PROGRAM, environment, run, succeed, without_database
 
 ANN, BEN, TEAM = (UUID(int=number) for number in (1, 2, 11))
 START = datetime(2026, 1, 10, 12, tzinfo=UTC)
@@ -319,3 +321,22 @@ def test_an_empty_database_has_empty_answers(session_database_url: str) -> None:
         answer(*arguments, *at)
     assert answer("cost", "--by", "user", *at)["rows"] == []
     assert answer("budgets", "list", *at) == {"budgets": []}
+
+
+@pytest.mark.parametrize("form", [(), ("--json",)], ids=["table", "json"])
+def test_a_reader_that_goes_away_is_no_crash(at: tuple[str, str], form: tuple[str, ...]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        ran = subprocess.run(
+            [*PROGRAM, "runs", *form, *at],
+            env=environment(),
+            stdout=writing,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    finally:
+        os.close(writing)
+    assert (ran.returncode, without_database(ran.stderr)) == (1, "")
