@@ -92,7 +92,7 @@ def _become(arguments: list[str], environment: dict[str, str], outputs: list[int
 
 
 def _serve() -> None:
-    for module in ("cli.app", "database"):  # what every command loads
+    for module in ("cli.app", "cli.tables", "database"):  # what most commands load
         import_module(f"session_lifecycle.{module}")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with socket.socket(fileno=os.dup(0)) as asked:

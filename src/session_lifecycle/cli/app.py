@@ -1,43 +1,126 @@
-"""The Typer app: registers the commands."""
+"""The Typer app: registers the commands.
+
+It knows their options and helps only. A command loads the library when it runs, so that help, and the refusal of an
+option, come at once.
+"""
 
 import io
 import sys
+from collections.abc import Callable, Mapping
+from typing import Annotated
 
 import typer
 
-from session_lifecycle.cli.commands import demo, hooks, importing, maintenance, replay, schema, spool
+from session_lifecycle._version import __version__
+from session_lifecycle.cli.commands import (
+    activity,
+    budgets,
+    demo,
+    hooks,
+    importing,
+    maintenance,
+    replay,
+    reports,
+    schema,
+    sessions,
+    spool,
+)
+from session_lifecycle.cli.option_groups import with_groups
+
+EPILOG = "Exit codes: 0 done, 1 failed, 2 an argument was refused, 130 interrupted, 143 terminated."
 
 app = typer.Typer(
     help="Keep the sessions of AI agents in Postgres.",
+    epilog=EPILOG,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (
-    demo.demo,
-    replay.replay,
-    maintenance.prune_sessions,
-    maintenance.prune_payloads,
-    maintenance.erase_user,
-    maintenance.reconcile,
-    maintenance.roll_up,
-):
-    app.command()(command)
-schema_app = typer.Typer(help="Migrate and check the database's schema.", no_args_is_help=True)
-app.add_typer(schema_app, name="db")
-for schema_command in (schema.upgrade, schema.check, schema.sql):
-    schema_app.command()(schema_command)
-spool_app = typer.Typer(help="Look at and deliver the items that wait in a local spool.", no_args_is_help=True)
-app.add_typer(spool_app, name="spool")
-for spool_command in (spool.status, spool.drain, spool.poison):
-    spool_app.command()(spool_command)
-import_app = typer.Typer(help="Record what coding agents have written into their own files.", no_args_is_help=True)
-app.add_typer(import_app, name="import")
-for import_command in (importing.claude_code, importing.codex):
-    import_app.command()(import_command)
-hook_app = typer.Typer(help="Have a coding agent tell what it does while it runs.", no_args_is_help=True)
-app.add_typer(hook_app, name="hook")
-hook_app.command()(hooks.claude_code)
+
+
+def _print_version(is_wanted: bool) -> None:
+    if is_wanted:
+        sys.stdout.write(f"session-lifecycle {__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def _program(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Keep the sessions of AI agents in Postgres."""
+
+
+def _register(to: typer.Typer, commands: Mapping[str, Callable[..., None]]) -> None:
+    for name, command in commands.items():
+        to.command(name)(with_groups(command))
+
+
+def _group(name: str, explained: str, commands: Mapping[str, Callable[..., None]]) -> None:
+    group = typer.Typer(help=explained, no_args_is_help=True)
+    _register(group, commands)
+    app.add_typer(group, name=name)
+
+
+_group(
+    "sessions",
+    "List sessions, show one, and end, reopen, update or delete it.",
+    {
+        "list": sessions.list_sessions,
+        "show": sessions.show,
+        "end": sessions.end,
+        "reopen": sessions.reopen,
+        "update": sessions.update,
+        "delete": sessions.delete,
+    },
+)
+_register(
+    app,
+    {
+        "search": activity.search,
+        "runs": activity.runs,
+        "events": activity.events,
+        "stats": reports.stats,
+        "usage": reports.usage,
+        "cost": reports.cost,
+        "prune-sessions": maintenance.prune_sessions,
+        "prune-payloads": maintenance.prune_payloads,
+        "erase-user": maintenance.erase_user,
+        "reconcile": maintenance.reconcile,
+        "reprice": maintenance.reprice,
+        "roll-up": maintenance.roll_up,
+        "demo": demo.demo,
+        "replay": replay.replay,
+    },
+)
+_group(
+    "budgets",
+    "List budgets, show what is used of one, and set or delete it.",
+    {
+        "list": budgets.list_budgets,
+        "show": budgets.show,
+        "set": budgets.set_budget,
+        "delete": budgets.delete,
+    },
+)
+_group(
+    "db",
+    "Migrate and check the database's schema.",
+    {"upgrade": schema.upgrade, "check": schema.check, "sql": schema.sql},
+)
+_group(
+    "spool",
+    "Look at and deliver the items that wait in a local spool.",
+    {"status": spool.status, "drain": spool.drain, "poison": spool.poison},
+)
+_group(
+    "import",
+    "Record what coding agents have written into their own files.",
+    {"claude-code": importing.claude_code, "codex": importing.codex},
+)
+_group("hook", "Have a coding agent tell what it does while it runs.", {"claude-code": hooks.claude_code})
 
 
 def run() -> None:

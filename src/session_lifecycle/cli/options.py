@@ -1,36 +1,58 @@
-"""What commands share: options, naming and opening the database, confirming, exit codes."""
+"""What commands share: options, naming and opening the database, confirming, exit codes.
+
+Every command loads this module before it knows its options, so nothing here loads the library at import.
+"""
 
 import asyncio
+import signal
 import sys
 from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from math import isfinite
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 from uuid import UUID
 
 import typer
 
-from session_lifecycle import ConfigurationError, SessionDatabase, SessionLifecycleError, Settings
-from session_lifecycle.cli.output import print_error, print_note
+from session_lifecycle.cli.output import print_error, print_note, shown
+from session_lifecycle.errors import InvalidValueError, SessionLifecycleError
 
+if TYPE_CHECKING:
+    from session_lifecycle import SessionDatabase
+
+FAILURE = 1
+"""The exit code of a command that failed."""
 MISUSE = 2
 """The exit code of a command whose arguments are refused, as it is Typer's."""
+TERMINATED = 128 + signal.SIGTERM
+"""The exit code of a command that SIGTERM ended, as a shell tells it."""
 MOST_DAYS = 365_000
+PRUNE_BATCH = 1000
+REPRICE_BATCH = 500
+DATABASE_PANEL = "Database"
+"""The part of a command's help that has the options of `Place`."""
 
 DatabaseUrl = Annotated[
     str | None,
     typer.Option(
         "--database-url",
+        rich_help_panel=DATABASE_PANEL,
         help="URL of the database, postgresql://…. Default: SESSION_LIFECYCLE_DATABASE_URL.",
         show_default=False,
     ),
 ]
-Embedded = Annotated[bool, typer.Option("--embedded", help="Use the embedded Postgres of this user.")]
+Embedded = Annotated[
+    bool,
+    typer.Option("--embedded", rich_help_panel=DATABASE_PANEL, help="Use the embedded Postgres of this user."),
+]
 DataDir = Annotated[
     Path | None,
-    typer.Option(help="Use an embedded Postgres on this data directory.", show_default=False),
+    typer.Option(
+        rich_help_panel=DATABASE_PANEL, help="Use an embedded Postgres on this data directory.", show_default=False
+    ),
 ]
 OlderThanDays = Annotated[
     float, typer.Option(metavar="DAYS", help="Select what is older than DAYS days (fractions allowed).")
@@ -52,22 +74,34 @@ Datasets = Annotated[
     ),
 ]
 Batch = Annotated[int, typer.Option(help="Maximum number of sessions per transaction.")]
+BatchOfEvents = Annotated[int, typer.Option("--batch", help="Maximum number of usage events per transaction.")]
 DryRun = Annotated[bool, typer.Option(help="Report what would change, and change nothing.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")]
+Json = Annotated[
+    bool, typer.Option("--json", help="Print the answer as one line of JSON. Money is text, times are in UTC.")
+]
 Schema = Annotated[
     str | None,
-    typer.Option(help="Postgres schema of the tables. Default: the settings' database_schema.", show_default=False),
+    typer.Option(
+        rich_help_panel=DATABASE_PANEL,
+        help="Postgres schema of the tables. Default: the settings' database_schema.",
+        show_default=False,
+    ),
 ]
 
 
+@dataclass(frozen=True)
+class Place:
+    """The options that name a database."""
+
+    database_url: DatabaseUrl = None
+    data_dir: DataDir = None
+    embedded: Embedded = False
+    schema: Schema = None
+
+
 def on_database(
-    work: Callable[[SessionDatabase], Awaitable[None]],
-    url: str | None,
-    data_dir: Path | None,
-    schema: str | None,
-    *,
-    embedded: bool,
-    confirm: str | None = None,
+    work: "Callable[[SessionDatabase], Awaitable[None]]", place: Place, *, confirm: str | None = None
 ) -> None:
     """Opens the database that the options name, runs the work on it, and closes it.
 
@@ -76,17 +110,24 @@ def on_database(
 
     Args:
         work: The work.
-        url: The option `--database-url`.
-        data_dir: The option `--data-dir`.
-        schema: The option `--schema`.
-        embedded: The option `--embedded`.
+        place: The options that name the database.
         confirm: A question that the user must answer with yes before the database is opened; None: there is none.
 
     Raises:
-        typer.Exit: With code 1, after an error message, if the library raises an error; with code 2 if no database is
-            named, or if there is no terminal to confirm on.
+        typer.Exit: After an error message. With code 1 if the library raises an error; with code 2 if it refuses a
+            value, if no database is named or two are, or if there is no terminal to confirm on; with code 143 after
+            SIGTERM.
         typer.Abort: The user does not confirm.
     """
+    url, data_dir = place.database_url, place.data_dir
+    is_embedded = place.embedded or data_dir is not None
+    if url is not None and is_embedded:
+        refuse(
+            "--embedded and --data-dir are for the embedded Postgres, --database-url for another: give one",
+            code=MISUSE,
+        )
+
+    from session_lifecycle import SessionDatabase, Settings
 
     async def run() -> None:
         async with db:
@@ -94,11 +135,6 @@ def on_database(
 
     with refusing_errors():
         settings = Settings.load()
-        is_embedded = embedded or data_dir is not None
-        if url is not None and is_embedded:
-            raise ConfigurationError(
-                "--embedded and --data-dir are for the embedded Postgres, --database-url for another: give one"
-            )
         if url is None and settings.database_url is None and not is_embedded:
             refuse(
                 "no database is named: give --database-url, --embedded or --data-dir, "
@@ -106,21 +142,27 @@ def on_database(
                 code=MISUSE,
             )
         if is_embedded:
-            db = SessionDatabase.embedded(data_dir, schema=schema, settings=settings)
-            place = f"the embedded Postgres {'of this user' if data_dir is None else f'on {data_dir}'}"
+            db = SessionDatabase.embedded(data_dir, schema=place.schema, settings=settings)
+            named = f"the embedded Postgres {'of this user' if data_dir is None else f'on {data_dir}'}"
         else:
-            db = SessionDatabase.connect(url, schema=schema, settings=settings)
-            place = db.engine.url.set(drivername="postgresql").render_as_string(hide_password=True)
-    print_note(f"database: {place}, schema {schema or settings.database_schema}")
+            db = SessionDatabase.connect(url, schema=place.schema, settings=settings)
+            named = db.engine.url.set(drivername="postgresql").render_as_string(hide_password=True)
+    print_note(f"database: {named}, schema {place.schema or settings.database_schema}")
     if confirm is not None:
-        _confirm(confirm)
+        confirm_on_terminal(confirm)
     run_until_done(run)
 
 
-def _confirm(question: str) -> None:
+def confirm_on_terminal(question: str) -> None:
+    """Asks the question.
+
+    Raises:
+        typer.Exit: With code 2, after an error message, if there is no terminal.
+        typer.Abort: The user does not confirm.
+    """
     if not sys.stdin.isatty():
         refuse("there is no terminal to confirm on: give --yes", code=MISUSE)
-    typer.confirm(question, abort=True, err=True)
+    typer.confirm(shown(question), abort=True, err=True)
 
 
 def older_than(days: float) -> timedelta:
@@ -154,15 +196,32 @@ def finite(option: str, number: float) -> float:
 def run_until_done(work: Callable[[], Awaitable[None]]) -> None:
     """Runs the work on an event loop of its own.
 
+    SIGTERM cancels the work, as SIGINT does, so that the work closes what it opened.
+
     Raises:
-        typer.Exit: With code 1, after an error message, if the library raises an error.
+        typer.Exit: After an error message, with code 1 if the library raises an error, with code 2 if it refuses a
+            value; with code 143 after SIGTERM.
     """
+    terminated = False
 
     async def main() -> None:
-        await work()
+        running = asyncio.ensure_future(work())
+
+        def terminate() -> None:
+            nonlocal terminated
+            terminated = True
+            running.cancel()
+
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, terminate)
+        await running
 
     with refusing_errors():
-        asyncio.run(main())
+        try:
+            asyncio.run(main())
+        except asyncio.CancelledError:
+            if not terminated:
+                raise
+            raise typer.Exit(TERMINATED) from None
 
 
 @contextmanager
@@ -170,7 +229,7 @@ def refusing_errors() -> Generator[None]:
     """Turns an error of the library into an error message.
 
     Raises:
-        typer.Exit: With code 1, after the message of the first error.
+        typer.Exit: After the message of the first error: with code 2 if it refuses a value, else with code 1.
     """
     refusals: list[BaseException] = []
     try:
@@ -180,7 +239,7 @@ def refusing_errors() -> Generator[None]:
     if refusals:
         while isinstance(refusals[0], BaseExceptionGroup):
             refusals[0] = refusals[0].exceptions[0]
-        refuse(str(refusals[0]), code=1)
+        refuse(str(refusals[0]), code=MISUSE if isinstance(refusals[0], InvalidValueError) else FAILURE)
 
 
 def refuse(message: str, *, code: int) -> NoReturn:

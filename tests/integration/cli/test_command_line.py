@@ -7,16 +7,14 @@ import os
 import random
 import re
 import signal
-import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from functools import partial
-from inspect import signature
 from operator import eq
 from pathlib import Path
 from typing import Any
@@ -28,21 +26,26 @@ import pytest_asyncio
 from rich.console import Console
 
 from session_lifecycle import Message, SessionDatabase, SessionListFilters, SessionStatus, Spool, Touch, Viewer
-from session_lifecycle.cli.app import app, import_app, schema_app, spool_app
-from session_lifecycle.cli.output import sessions_table
+from session_lifecycle.cli.tables import sessions_table
 from session_lifecycle.testing import TemplateServer
-from support.command_server import command_server
+from support.commands import (
+    interrupt,
+    on_pipe,
+    on_terminal,
+    options_of_commands,
+    run,
+    run_raw,
+    running,
+    succeed,
+    without_database,
+)
 from support.eventually import eventually
 
-PROGRAM = (str(Path(sys.executable).with_name("session-lifecycle")),)
 COLUMNS = ("offset_ms", "session_id", "turn", "tokens_in", "tokens_out")
 HEADER = ",".join(COLUMNS)
 ODD_SCHEMA = 'odd "name"; --'
 SCHEMAS = pytest.mark.parametrize("schema", [None, ODD_SCHEMA], ids=["default", "odd"])
 USER = UUID(int=1)
-CARE = ("prune-sessions", "prune-payloads", "erase-user", "reconcile", "roll-up")
-OF_SPOOL = ("spool", "spool status", "spool drain", "spool poison")
-OF_AGENTS = ("import", "import claude-code", "import codex", "hook", "hook claude-code")
 UP_TO_DATE = "The schema is up to date.\n"
 
 REQUESTS, SESSIONS = 600, 60
@@ -55,13 +58,6 @@ WRITERS_WAITING = """
 OTHERS_CONNECTED = """
     SELECT count(*) FROM pg_stat_activity
     WHERE datname = current_database() AND backend_type = 'client backend' AND pid <> pg_backend_pid()
-"""
-
-# Tests in the background ignore interrupts, and processes that they start would inherit that.
-HEARING_INTERRUPTS = """
-import os, signal, sys
-signal.signal(signal.SIGINT, signal.SIG_DFL)
-os.execv(sys.argv[1], sys.argv[1:])
 """
 
 WITHOUT_TYPER = """
@@ -80,74 +76,6 @@ from session_lifecycle.cli import main
 data_directory.HOME_OF_ROOT = Path(sys.argv.pop(1))
 main()
 """
-
-
-def environment() -> dict[str, str]:
-    """The environment, without a setting that names a database."""
-    return {
-        name: value
-        for name, value in os.environ.items()
-        if name == "SESSION_LIFECYCLE_PG_BIN" or not name.startswith("SESSION_")
-    }
-
-
-def without_database(said: str) -> str:
-    """What a command says on standard error, without the line that names the database."""
-    return re.sub(r"\Adatabase: .*\n", "", said)
-
-
-def run(*arguments: str, program: Sequence[str] = PROGRAM, **more: str) -> "subprocess.CompletedProcess[str]":
-    """Runs the command. Its standard error comes without the line that names the database."""
-    ran = run_raw(*arguments, program=program, **more)
-    ran.stderr = without_database(ran.stderr)
-    return ran
-
-
-def run_raw(*arguments: str, program: Sequence[str] = PROGRAM, **more: str) -> "subprocess.CompletedProcess[str]":
-    # A setting of the interpreter has to be there when it starts.
-    if program == PROGRAM and not any(name.startswith("PYTHON") for name in more):
-        ran = command_server().run(list(arguments), environment() | more, within_seconds=120)
-    else:
-        ran = subprocess.run(
-            [*program, *arguments],
-            env=environment() | more,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-    assert "Traceback" not in ran.stderr, ran.stderr
-    return ran
-
-
-@contextmanager
-def running(*arguments: str, program: Sequence[str] = PROGRAM, **more: str) -> Generator["subprocess.Popen[str]"]:
-    """Runs the command until the block is left; kills it if it still runs."""
-    with subprocess.Popen(
-        [sys.executable, "-c", HEARING_INTERRUPTS, *program, *arguments],
-        env=environment() | more,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
-def interrupt(process: "subprocess.Popen[str]") -> tuple[int, str]:
-    """Interrupts the process; returns its exit code and its last output."""
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=30)
-    return process.returncode, without_database(said)
-
-
-def succeed(*arguments: str, program: Sequence[str] = PROGRAM, **more: str) -> str:
-    ran = run(*arguments, program=program, **more)
-    assert ran.returncode == 0, ran.stderr
-    return ran.stdout
 
 
 @asynccontextmanager
@@ -475,7 +403,6 @@ def test_an_error_is_one_line_without_the_password(tmp_path: Path) -> None:
         (("replay", str(file), *nowhere), unreachable),
         (("db", "check", "--database-url", "mysql://someone:secret@h/x"), "expected postgresql://"),
         (("db", "check", "--database-url", "someone:secret"), "the database URL cannot be read"),
-        (("db", "check", *nowhere, "--data-dir", str(tmp_path)), "give one"),
     ):
         failed = run(*command, SESSION_LIFECYCLE_RETRIES="0")
         assert (failed.returncode, failed.stdout) == (1, "")
@@ -500,7 +427,24 @@ ON_DATABASE = (
     ("prune-payloads", "--older-than-days", "1", "--yes"),
     ("erase-user", str(USER), "--yes"),
     ("reconcile",),
+    ("reprice",),
     ("roll-up",),
+    ("sessions", "list"),
+    ("sessions", "show", "s"),
+    ("sessions", "end", "s", "--user", str(USER), "--status", "failed"),
+    ("sessions", "reopen", "s", "--user", str(USER)),
+    ("sessions", "update", "s", "--user", str(USER), "--title", "t"),
+    ("sessions", "delete", "s", "--user", str(USER), "--yes"),
+    ("search", "text"),
+    ("runs",),
+    ("events",),
+    ("stats",),
+    ("usage",),
+    ("cost",),
+    ("budgets", "list"),
+    ("budgets", "show", "b"),
+    ("budgets", "set", "b", "--user", str(USER), "--limit-usd", "1"),
+    ("budgets", "delete", "b", "--yes"),
     ("spool", "drain"),
     ("import", "claude-code", os.devnull),
     ("import", "codex", os.devnull),
@@ -509,19 +453,20 @@ DELETING = (
     ("prune-sessions", "--older-than-days", "0.00001"),
     ("prune-payloads", "--older-than-days", "0.00001"),
     ("erase-user", str(USER)),
+    ("sessions", "delete", "s", "--user", str(USER)),
 )
 
 
 def test_X42_every_command_that_opens_a_database_is_among_these() -> None:
-    apps = (app, schema_app, spool_app, import_app)
-    commands = [command for one in apps for command in one.registered_commands]
-    callbacks = [command.callback for command in commands if command.callback is not None]
-    opening = {one.__name__ for one in callbacks if "database_url" in signature(one).parameters}
-    assert opening == {one.__name__ for one in callbacks} - {"sql", "status", "poison"}
-    words = {word.replace("-", "_") for command in ON_DATABASE for word in command[:2]}
-    assert opening <= words
-    asking = {one.__name__ for one in callbacks if "yes" in signature(one).parameters}
-    assert asking == {command[0].replace("-", "_") for command in DELETING}
+    commands = options_of_commands()
+    opening = {name for name, options in commands.items() if "--database-url" in options}
+    assert opening == commands.keys() - {"db sql", "spool status", "spool poison", "hook claude-code"}
+
+    def among(some: Sequence[tuple[str, ...]]) -> set[str]:
+        return {name for name in commands for one in some if one[: len(name.split())] == tuple(name.split())}
+
+    assert opening == among(ON_DATABASE)
+    assert {name for name in opening if "--yes" in commands[name]} == among(DELETING) | {"budgets delete"}
 
 
 @pytest.mark.parametrize("command", ON_DATABASE, ids=" ".join)
@@ -545,7 +490,7 @@ def test_X42_a_command_needs_the_name_of_its_database(command: tuple[str, ...], 
         assert ran.stderr.startswith(shown)
         assert "secret" not in ran.stderr
     both = run_raw(*arguments, "--database-url", url, "--embedded")
-    assert (both.returncode, "give one" in both.stderr) == (1, True)
+    assert (both.returncode, "give one" in both.stderr) == (2, True)
 
 
 async def of_user(url: str) -> int:
@@ -572,34 +517,6 @@ async def test_X42_a_command_that_deletes_asks_on_a_terminal_and_is_refused_else
         ended, shown = await asyncio.to_thread(on_terminal, f"{answer}\n", *command, *at)
         assert (ended, await of_user(session_database_url)) == (code, left)
         assert shown.index("database: ") < shown.index("This cannot be undone. [y/N]")
-
-
-def on_pipe(answer: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    """Runs the command with a pipe as its input."""
-    return subprocess.run(
-        [*PROGRAM, *arguments],
-        env=environment(),
-        input=answer,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-
-
-def on_terminal(answer: str, *arguments: str) -> tuple[int, str]:
-    """Runs the command with a terminal as its input and answers its question. Returns its exit code and output."""
-    terminal, inside = os.openpty()
-    try:
-        with subprocess.Popen(
-            [*PROGRAM, *arguments], env=environment(), stdin=inside, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        ) as process:
-            os.write(terminal, answer.encode())
-            shown, _ = process.communicate(timeout=60)
-            return process.returncode, shown.decode()
-    finally:
-        os.close(inside)
-        os.close(terminal)
 
 
 @pytest.mark.parametrize("number", ["nan", "inf", "-inf", "1e400", "-1", "0", "365001"])
@@ -698,9 +615,7 @@ async def test_X48_a_table_of_sessions_prints_any_name(session_database: Session
         assert all(character.isprintable() for line in shown.split("\n") for character in line)
 
 
-@pytest.mark.parametrize(
-    "command", [*("", "demo", "replay", "db", "db upgrade", "db check", "db sql"), *CARE, *OF_SPOOL, *OF_AGENTS]
-)
+@pytest.mark.parametrize("command", ["", "db", "sessions", "spool", "import", "hook", *options_of_commands()])
 def test_every_command_explains_itself(command: str) -> None:
     assert f"Usage: session-lifecycle {command}".strip() in succeed(*command.split(), "--help")
 
@@ -722,7 +637,10 @@ async def test_the_spool_is_shown_delivered_and_its_poison_kept(session_database
         assert "\x1b" not in second
         assert succeed("spool", "poison", "--retry", *at) == "Put back: 2 items\n"
         assert succeed("spool", "drain", *at, *to_database) == "Drained: 0 delivered, 2 set aside, 0 left\n"
-        assert succeed("spool", "poison", "--drop", *at) == "Deleted: 2 items\n"
+        unasked = run("spool", "poison", "--drop", *at)
+        assert (unasked.returncode, unasked.stdout) == (2, "")
+        assert unasked.stderr == "error: there is no terminal to confirm on: give --yes\n"
+        assert succeed("spool", "poison", "--drop", "--yes", *at) == "Deleted: 2 items\n"
         assert "0 items, 0 set aside" in succeed("spool", "status", *at)
     both = run("spool", "poison", "--retry", "--drop", *at)
     assert (both.returncode, both.stderr) == (2, "error: --retry and --drop exclude each other: give one\n")
@@ -812,10 +730,13 @@ async def test_embedded_it_brings_its_own_postgres_and_takes_it_away(
     data_dir = data_dir_in(home)
     assert servers_in(data_dir) == []
 
-    # The named directory keeps the data for a second run; an interrupt ends the server as well.
-    with running("replay", requests[0], "--data-dir", str(data_dir), "--speed", "1") as process:
-        async with connected(await url_of_server_in(data_dir)) as connection:
-            await until(connection, OF_REPLAY, lambda counted: counted > 0)
-        assert servers_in(data_dir) != []
-        assert interrupt(process) == (130, "")
-    assert servers_in(data_dir) == []
+    # The named directory keeps the data for further runs; a signal ends the server as well.
+    for ending, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+        with running("replay", requests[0], "--data-dir", str(data_dir), "--speed", "1") as process:
+            async with connected(await url_of_server_in(data_dir)) as connection:
+                await until(connection, OF_REPLAY, lambda counted: counted > 0)
+            assert servers_in(data_dir) != []
+            process.send_signal(ending)
+            _, said = process.communicate(timeout=30)
+            assert (process.returncode, without_database(said)) == (code, "")
+        assert servers_in(data_dir) == []

@@ -4,15 +4,16 @@ import asyncio
 import random
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 from uuid import UUID, uuid4
 
 import typer
-from rich.console import Console
 
-from session_lifecycle import SessionDatabase, SessionListFilters, SessionStatus, Touch, UsageEvent, Viewer
-from session_lifecycle.cli.options import DatabaseUrl, DataDir, Embedded, Schema, on_database
-from session_lifecycle.cli.output import costs_table, sessions_table, standard_output, stats_table
+from session_lifecycle.cli.options import Json, Place, on_database
+from session_lifecycle.cli.output import print_json, print_line, print_tables
+
+if TYPE_CHECKING:
+    from session_lifecycle import SessionDatabase
 
 MODELS = ("gpt-4o", "gpt-4o-mini", "claude-sonnet-4-5", "gemini-2.5-flash", "in-house-7b")
 AGENTS = ("researcher", "coder", "reviewer")
@@ -38,23 +39,24 @@ class Fleet:
 
 
 def demo(
-    database_url: DatabaseUrl = None,
-    data_dir: DataDir = None,
-    embedded: Embedded = False,
-    schema: Schema = None,
+    place: Place,
     seed: Annotated[int, typer.Option(help="Seed of the random data. The same seed makes the same data.")] = 1,
+    as_json: Json = False,
 ) -> None:
     """Record a fleet of made-up agents, then show their sessions, figures and costs."""
 
-    async def work(db: SessionDatabase) -> None:
+    async def work(db: "SessionDatabase") -> None:
         await db.migrate()
-        await record_fleet(db, standard_output(), seed)
+        await record_fleet(db, seed, as_json=as_json)
 
-    on_database(work, database_url, data_dir, schema, embedded=embedded)
+    on_database(work, place)
 
 
-async def record_fleet(db: SessionDatabase, console: Console, seed: int) -> None:
+async def record_fleet(db: "SessionDatabase", seed: int, *, as_json: bool) -> None:
     """Records all sessions at once, then shows what Ann sees: her own, her agent's, and those Ben shares with her."""
+    from session_lifecycle import SessionListFilters, Viewer
+    from session_lifecycle.cli.tables import costs_table, sessions_table, stats_table
+
     fleet = Fleet()
     randomness = random.Random(seed)
     sessions: list[tuple[UUID, UUID | None, int]] = [
@@ -73,14 +75,19 @@ async def record_fleet(db: SessionDatabase, console: Console, seed: int) -> None
     page = await db.primary.lifecycle.list_session_rows(SessionListFilters(viewer=ann, limit=50))
     stats = await db.primary.lifecycle.aggregate_stats(ann)
     costs = await db.primary.lifecycle.cost_by_model(ann)
-    console.print("What Ann sees: her own sessions, her agent's, and those Ben shares through a dataset.\n")
-    for table in (sessions_table(page, fleet.names), stats_table(stats), costs_table(costs)):
-        console.print(table)
+    if as_json:
+        print_json({"sessions": page, "stats": stats, "costs": costs})
+        return
+    print_line("What Ann sees: her own sessions, her agent's, and those Ben shares through a dataset.")
+    print_line("")
+    print_tables(sessions_table(page, fleet.names), stats_table(stats), costs_table(costs))
 
 
 async def _record_session(
-    db: SessionDatabase, owner: UUID, dataset: UUID | None, number: int, chance: random.Random
+    db: "SessionDatabase", owner: UUID, dataset: UUID | None, number: int, chance: random.Random
 ) -> None:
+    from session_lifecycle import SessionStatus, Touch, UsageEvent
+
     ending = ENDINGS[number % len(ENDINGS)]
     session_id = f"{chance.choice(('chat', 'task', 'review'))}-{number}"
     now = datetime.now(UTC)

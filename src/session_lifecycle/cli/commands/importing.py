@@ -3,31 +3,25 @@
 import asyncio
 import signal
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 from uuid import UUID
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-from session_lifecycle import DatabaseUnavailableError, SessionDatabase, TransactionConflictError
-from session_lifecycle.cli.options import MISUSE, DatabaseUrl, DataDir, Embedded, Schema, on_database, refuse
-from session_lifecycle.cli.output import print_line, print_note
+from session_lifecycle.cli.options import MISUSE, Json, Place, on_database, refuse
+from session_lifecycle.cli.output import print_json, print_line, print_note
+from session_lifecycle.errors import DatabaseUnavailableError, TransactionConflictError
 from session_lifecycle.integrations.hook_command import default_user
-from session_lifecycle.integrations.positions import Positions, default_directory
-from session_lifecycle.integrations.transcript_import import (
-    DEFAULT_BATCH,
-    LOOK_SECONDS,
-    BadLine,
-    Program,
-    TranscriptImport,
-    default_places,
-)
+
+if TYPE_CHECKING:
+    from session_lifecycle import SessionDatabase
+    from session_lifecycle.integrations.transcript_import import BadLine, Program, TranscriptImport
 
 MOST_NAMED = 20
 """The most bad lines that are named."""
-Place = Annotated[
+Files = Annotated[
     Path | None,
     typer.Argument(help="File or directory. Default: where the program keeps its files.", show_default=False),
 ]
@@ -41,76 +35,61 @@ Again = Annotated[bool, typer.Option("--again", help="Read everything from the b
 Billing = Annotated[Literal["api", "plan"], typer.Option(help="plan: the use is under a subscription, and in no cost.")]
 
 
-def claude_code(
-    path: Place = None,
-    database_url: DatabaseUrl = None,
-    data_dir: DataDir = None,
-    embedded: Embedded = False,
-    schema: Schema = None,
-    user: User = None,
-    follow: Follow = False,
-    no_content: NoContent = False,
-    billing: Billing = "api",
-    again: Again = False,
-) -> None:
+@dataclass(frozen=True)
+class Reading:
+    """What is read, and how it is recorded."""
+
+    path: Files = None
+    user: User = None
+    follow: Follow = False
+    no_content: NoContent = False
+    billing: Billing = "api"
+    again: Again = False
+
+
+def claude_code(reading: Reading, place: Place, as_json: Json = False) -> None:
     """Record the sessions of Claude Code: responses, prompts, sub-agents, tools.
 
     Run it as often as you like: it goes on where it stopped, and counts nothing twice.
     """
-    _import("claude-code", path, database_url, data_dir, embedded, schema, user, follow, no_content, billing, again)
+    _import("claude-code", reading, place, as_json=as_json)
 
 
-def codex(
-    path: Place = None,
-    database_url: DatabaseUrl = None,
-    data_dir: DataDir = None,
-    embedded: Embedded = False,
-    schema: Schema = None,
-    user: User = None,
-    follow: Follow = False,
-    no_content: NoContent = False,
-    billing: Billing = "api",
-    again: Again = False,
-) -> None:
+def codex(reading: Reading, place: Place, as_json: Json = False) -> None:
     """Record the sessions of Codex: responses, turns, forks, sub-agents, tools.
 
     Run it as often as you like: it goes on where it stopped, and counts nothing twice.
     """
-    _import("codex", path, database_url, data_dir, embedded, schema, user, follow, no_content, billing, again)
+    _import("codex", reading, place, as_json=as_json)
 
 
-def _import(
-    program: Program,
-    path: Path | None,
-    database_url: str | None,
-    data_dir: Path | None,
-    embedded: bool,
-    schema: str | None,
-    user: UUID | None,
-    follow: bool,
-    no_content: bool,
-    billing: Literal["api", "plan"],
-    again: bool,
-) -> None:
-    places = default_places(program) if path is None else [path]
+def _import(program: "Program", reading: Reading, place: Place, *, as_json: bool) -> None:
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from session_lifecycle.integrations.positions import Positions, default_directory
+    from session_lifecycle.integrations.transcript_import import DEFAULT_BATCH, TranscriptImport, default_places
+
+    content = not reading.no_content
+    places = default_places(program) if reading.path is None else [reading.path]
     if not any(place.exists() for place in places):
         refuse(f"there is nothing at {' or '.join(map(str, places))}: give a file or a directory", code=MISUSE)
-    user_id = default_user() if user is None else str(user)
+    user_id = default_user() if reading.user is None else str(reading.user)
     console = Console(stderr=True)
     named = 0
 
-    def name(bad: BadLine) -> None:
+    def name(bad: "BadLine") -> None:
         nonlocal named
         named += 1
         if named <= MOST_NAMED:
             print_note(f"{bad.path}:{bad.number}: {bad.reason}")
 
-    async def work(db: SessionDatabase) -> None:
+    async def work(db: "SessionDatabase") -> None:
         await db.check()
         print_note(f"user: {user_id}")
         target = (db.engine.url.host, db.engine.url.port, db.engine.url.database, db.engine.url.query.get("host"))
-        reading = f"{program} {target} {data_dir} {schema} {user_id} {not no_content} {billing}"
-        positions = Positions(default_directory(), reading)
+        into = f"{program} {target} {place.data_dir} {place.schema} {user_id} {content} {reading.billing}"
+        positions = Positions(default_directory(), into)
         progress = Progress(
             TextColumn("importing"),
             BarColumn(),
@@ -128,14 +107,14 @@ def _import(
                 db.lifecycle,
                 positions,
                 user_id=user_id,
-                content=not no_content,
-                billing=billing,
+                content=content,
+                billing=reading.billing,
                 on_bad_line=name,
                 on_progress=lambda done, whole: progress.update(bar, completed=done, total=whole),
-                reads_again=again,
+                reads_again=reading.again,
                 batch=DEFAULT_BATCH,
             )
-            if not follow:
+            if not reading.follow:
                 await job.run()
             else:
                 following = asyncio.ensure_future(_follow(job))
@@ -143,12 +122,14 @@ def _import(
                     asyncio.get_running_loop().add_signal_handler(number, following.cancel)
                 with suppress(asyncio.CancelledError):
                     await following
-        _print_report(job, named)
+        _print_report(job, named, as_json=as_json)
 
-    on_database(work, database_url, data_dir, schema, embedded=embedded)
+    on_database(work, place)
 
 
-async def _follow(job: TranscriptImport) -> None:
+async def _follow(job: "TranscriptImport") -> None:
+    from session_lifecycle.integrations.transcript_import import LOOK_SECONDS
+
     is_away = False
     while True:
         try:
@@ -160,7 +141,7 @@ async def _follow(job: TranscriptImport) -> None:
         await asyncio.sleep(LOOK_SECONDS)
 
 
-def _print_report(job: TranscriptImport, named: int) -> None:
+def _print_report(job: "TranscriptImport", named: int, *, as_json: bool) -> None:
     report = job.report
     if named > MOST_NAMED:
         print_note(f"and {named - MOST_NAMED} more bad lines")
@@ -169,6 +150,10 @@ def _print_report(job: TranscriptImport, named: int) -> None:
             f"{len(report.missing_origins)} origins of forks are not at hand: lines of the first second of a fork "
             "were taken for copies"
         )
+    if as_json:
+        counts = ("files", "lines", "items", "new_events", "bad_lines")
+        print_json({name: getattr(report, name) for name in counts})
+        return
     print_line(
         f"Imported: {report.files} files, {report.lines} lines, {report.items} items, "
         f"{report.new_events} new usage events, {report.bad_lines} bad lines"

@@ -8,17 +8,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import MAXYEAR, UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 from uuid import NAMESPACE_URL, UUID, uuid5
 from zlib import crc32
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from session_lifecycle import InvalidValueError, SessionDatabase, SessionWriter, Touch, UsageOutcome
-from session_lifecycle.cli.options import DatabaseUrl, DataDir, Embedded, Schema, finite, on_database, refuse
-from session_lifecycle.cli.output import costs_table, standard_output, stats_table
+from session_lifecycle.cli.options import MISUSE, Json, Place, finite, on_database, refuse
+from session_lifecycle.cli.output import print_json, print_line, print_tables
+from session_lifecycle.errors import InvalidValueError
+
+if TYPE_CHECKING:
+    from session_lifecycle import SessionDatabase, SessionWriter, UsageOutcome
 
 DEFAULT_USER = uuid5(NAMESPACE_URL, "session-lifecycle:replay")
 MODELS = ("gpt-4o", "gpt-4o-mini", "claude-sonnet-4-5", "gemini-2.5-flash")
@@ -61,15 +62,13 @@ class Plan:
 
 def replay(
     file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, readable=True, help="CSV file of requests.")],
-    database_url: DatabaseUrl = None,
-    data_dir: DataDir = None,
-    embedded: Embedded = False,
-    schema: Schema = None,
+    place: Place,
     user: Annotated[UUID, typer.Option(help="Id of the user who owns the sessions.")] = DEFAULT_USER,
     model: Annotated[str | None, typer.Option(help="Model of all requests. Default: one of four, by session.")] = None,
     concurrency: Annotated[int, typer.Option(min=1, max=1000, help="Maximum number of requests at a time.")] = 16,
     speed: Annotated[float, typer.Option(min=0, help="1: real time; 60: sixty times as fast; 0: without pauses.")] = 0,
     end: Annotated[datetime | None, typer.Option(help="Time of the last request. Default: now.")] = None,
+    as_json: Json = False,
 ) -> None:
     """Replay a CSV file of requests with the columns offset_ms, session_id, turn, tokens_in, tokens_out.
 
@@ -79,7 +78,7 @@ def replay(
         requests = read_requests(file)
         end_at = aware(end)
     except ValueError as error:
-        refuse(str(error), code=2)
+        refuse(str(error), code=MISUSE)
     plan = Plan(
         requests=requests,
         user_id=user,
@@ -89,11 +88,11 @@ def replay(
         end=end_at,
     )
 
-    async def work(db: SessionDatabase) -> None:
+    async def work(db: "SessionDatabase") -> None:
         await db.migrate()
-        await replay_requests(db, plan, standard_output())
+        await replay_requests(db, plan, as_json=as_json)
 
-    on_database(work, database_url, data_dir, schema, embedded=embedded)
+    on_database(work, place)
 
 
 def aware(end: datetime | None) -> datetime:
@@ -128,6 +127,8 @@ def read_requests(file: Path) -> list[Request]:
 
 
 def _request(row: dict[str, str], place: str) -> Request:
+    from session_lifecycle import Touch
+
     try:
         session_id = Touch.of_call(session_id=row["session_id"], user_id=DEFAULT_USER).session_id
     except InvalidValueError as error:
@@ -143,14 +144,20 @@ def _request(row: dict[str, str], place: str) -> Request:
     return Request(session_id=session_id, **values)
 
 
-async def replay_requests(db: SessionDatabase, plan: Plan, console: Console) -> None:
+async def replay_requests(db: "SessionDatabase", plan: Plan, *, as_json: bool) -> None:
     """Records every request, those of one session in order, then shows the rate and the totals."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from session_lifecycle.cli.tables import costs_table, stats_table
+
     # All requests of a session belong to one worker, so none overtakes another.
     shares: list[list[Request]] = [[] for _ in range(plan.concurrency)]
     for request in plan.requests:
         shares[crc32(request.session_id.encode()) % plan.concurrency].append(request)
     last_offset_ms = max((request.offset_ms for request in plan.requests), default=0)
     outcomes: Counter[UsageOutcome] = Counter()
+    console = Console(stderr=True)
     began = time.monotonic()
     progress = Progress(
         TextColumn("replaying"),
@@ -162,7 +169,7 @@ async def replay_requests(db: SessionDatabase, plan: Plan, console: Console) -> 
         transient=True,
     )
 
-    async def send(writer: SessionWriter, share: list[Request]) -> None:
+    async def send(writer: "SessionWriter", share: list[Request]) -> None:
         for request in share:
             if plan.speed:
                 await asyncio.sleep(max(0.0, request.offset_ms / 1000 / plan.speed - (time.monotonic() - began)))
@@ -186,8 +193,13 @@ async def replay_requests(db: SessionDatabase, plan: Plan, console: Console) -> 
                 tasks.create_task(send(recorder, share))
 
     seconds = time.monotonic() - began
+    stats = await db.primary.lifecycle.aggregate_stats(plan.user_id)
+    costs = await db.primary.lifecycle.cost_by_model(plan.user_id)
+    if as_json:
+        said = {"requests": len(plan.requests), "seconds": seconds, "outcomes": outcomes}
+        print_json(said | {"stats": stats, "costs": costs})
+        return
     counts = ", ".join(f"{count:,} {outcome}" for outcome, count in sorted(outcomes.items()))
     rate = len(plan.requests) / seconds
-    console.print(f"{len(plan.requests):,} requests in {seconds:.1f} s, {rate:,.0f}/s: {counts}")
-    console.print(stats_table(await db.primary.lifecycle.aggregate_stats(plan.user_id)))
-    console.print(costs_table(await db.primary.lifecycle.cost_by_model(plan.user_id)))
+    print_line(f"{len(plan.requests):,} requests in {seconds:.1f} s, {rate:,.0f}/s: {counts}")
+    print_tables(stats_table(stats), costs_table(costs))

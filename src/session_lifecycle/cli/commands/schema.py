@@ -1,36 +1,38 @@
 """`db`: migrates the schema, checks it, and prints the SQL of the migrations."""
 
 import sys
+from typing import TYPE_CHECKING
 
-from session_lifecycle import SessionDatabase
-from session_lifecycle.cli.options import DatabaseUrl, DataDir, Embedded, Schema, on_database, run_until_done
-from session_lifecycle.cli.output import print_line, print_note
+from session_lifecycle.cli.options import Json, Place, Schema, on_database, run_until_done
+from session_lifecycle.cli.output import print_json, print_line, print_note
+
+if TYPE_CHECKING:
+    from session_lifecycle import SessionDatabase
 
 
-def upgrade(
-    database_url: DatabaseUrl = None, data_dir: DataDir = None, embedded: Embedded = False, schema: Schema = None
-) -> None:
+def upgrade(place: Place, as_json: Json = False) -> None:
     """Migrate the schema to the revision of this version."""
 
-    async def work(db: SessionDatabase) -> None:
+    async def work(db: "SessionDatabase") -> None:
         await db.migrate()
-        _report(await db.check())
+        _report(await db.check(), as_json=as_json)
 
-    on_database(work, database_url, data_dir, schema, embedded=embedded)
+    on_database(work, place)
 
 
-def check(
-    database_url: DatabaseUrl = None, data_dir: DataDir = None, embedded: Embedded = False, schema: Schema = None
-) -> None:
+def check(place: Place, as_json: Json = False) -> None:
     """Check that the schema has everything that this version uses. Exit with code 1 if not."""
 
-    async def work(db: SessionDatabase) -> None:
-        _report(await db.check())
+    async def work(db: "SessionDatabase") -> None:
+        _report(await db.check(), as_json=as_json)
 
-    on_database(work, database_url, data_dir, schema, embedded=embedded)
+    on_database(work, place)
 
 
-def _report(advice: list[str]) -> None:
+def _report(advice: list[str], *, as_json: bool) -> None:
+    if as_json:
+        print_json({"is_up_to_date": True, "advice": advice})
+        return
     print_line("The schema is up to date.")
     for sentence in advice:
         print_note(f"note: {sentence}")
@@ -40,6 +42,8 @@ def sql(schema: Schema = None) -> None:
     """Print the SQL that migrates an empty database."""
 
     async def work() -> None:
+        from session_lifecycle import SessionDatabase
+
         # This opens no connection: the URL only names the kind of database.
         sys.stdout.write(await SessionDatabase.connect("postgresql://", schema=schema).migration_sql())
 
