@@ -19,8 +19,6 @@ from support.usage import A
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Inheritance class AiohttpClientSession:DeprecationWarning"),  # the client's own
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),  # the client leaves its connections open
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 MODEL = "gemini-2.5-flash"
 PARTS, NO_PARTS = (1024, 0, 0, 20), (0, 0, 0, 0)

@@ -30,8 +30,6 @@ from support.usage import A
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # LiteLLM's own, and of what it imports
     pytest.mark.filterwarnings("ignore::UserWarning:pydantic"),  # LiteLLM's objects are not as their classes say
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),  # LiteLLM keeps its connections open
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 LOGS = pytest.mark.skipif(not SHARED.is_dir(), reason="the logs are not beside the project")
 NOW = datetime(2026, 11, 21, tzinfo=UTC)
