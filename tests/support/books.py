@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple
 
 from session_lifecycle import SessionDatabase
+from session_lifecycle.integrations.adapter import Adapter, OpenParts
 from support.model_server import ModelServer
 from support.transcripts import rows
 
@@ -33,6 +34,11 @@ class RunRow(NamedTuple):
     status: str
     parent: str | None = None
     parent_tool_call: str | None = None
+
+
+def open_parts(adapter: Adapter) -> int:
+    """How many parts an adapter keeps open, of all kinds."""
+    return sum(len(parts) for parts in vars(adapter).values() if isinstance(parts, OpenParts))
 
 
 async def events(db: SessionDatabase) -> dict[str, Event]:

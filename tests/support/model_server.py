@@ -446,12 +446,12 @@ class _Dialect:
 
 def made_of(schema: Json, prompt: str, definitions: Json | None = None) -> Any:
     """A value that the JSON schema takes."""
-    definitions = schema.get("$defs") or definitions or {}
+    defined: Json = schema.get("$defs") or definitions or {}
     if "$ref" in schema:
-        return made_of(definitions.get(schema["$ref"].rsplit("/", 1)[-1], {}), prompt, definitions)
+        return made_of(defined.get(schema["$ref"].rsplit("/", 1)[-1], {}), prompt, defined)
     for choice in ("anyOf", "oneOf", "allOf"):
         if schema.get(choice):
-            return made_of(schema[choice][0], prompt, definitions)
+            return made_of(schema[choice][0], prompt, defined)
     if schema.get("enum"):
         return schema["enum"][0]
     if "const" in schema:
@@ -461,7 +461,7 @@ def made_of(schema: Json, prompt: str, definitions: Json | None = None) -> Any:
         properties = schema.get("properties") or {}
         wanted = schema.get("required") or []
         passed = re.sub(r"\{\{(.*?)\}\}", r"[[\1]]", re.sub(WORDS, "", prompt)).strip() or "go on"
-        value = {name: made_of(of, prompt, definitions) for name, of in properties.items() if name in wanted}
+        value = {name: made_of(of, prompt, defined) for name, of in properties.items() if name in wanted}
         for name, of in properties.items():
             if name in wanted and str(of.get("type", "string")).lower() == "string" and not of.get("enum"):
                 value[name] = passed if name in _PASSED_ON else _VALUES.get(name, f"a {name}")

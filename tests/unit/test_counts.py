@@ -166,19 +166,16 @@ def test_anthropics_writes_are_told_as_a_sum_by_time_or_both(writes: dict[str, A
 
 def test_anthropics_writes_without_the_split() -> None:
     counts = anthropic_counts({**ANTHROPIC, "cache_creation": None})
-    assert (counts["tokens_in"], counts["cache_write_tokens"], counts.get("cache_write_1h_tokens")) == (
-        7120,
-        2000,
-        None,
-    )
+    assert (counts.get("tokens_in"), counts.get("cache_write_tokens")) == (7120, 2000)
+    assert "cache_write_1h_tokens" not in counts
 
 
 def test_googles_output_is_what_the_total_has_beside_the_input() -> None:
     """Google ADK's LiteLlm counts thoughts among the candidates; some answers leave thoughts out of both."""
     litellm = {"prompt_token_count": 1200, "candidates_token_count": 80, "thoughts_token_count": 48}
-    assert google_counts({**litellm, "total_token_count": 1280})["tokens_out"] == 80
-    assert google_counts({**litellm, "thoughts_token_count": None, "total_token_count": 1328})["tokens_out"] == 128
-    assert google_counts(litellm)["tokens_out"] == 128
+    assert google_counts({**litellm, "total_token_count": 1280}).get("tokens_out") == 80
+    assert google_counts({**litellm, "thoughts_token_count": None, "total_token_count": 1328}).get("tokens_out") == 128
+    assert google_counts(litellm).get("tokens_out") == 128
 
 
 @pytest.mark.parametrize("usage", [None, {}, 7, "", [], {"prompt_tokens_details": 3}, {"cache_creation": []}, object()])
@@ -216,7 +213,9 @@ def test_service_tiers(word: Any, tier: str | None) -> None:
 
 
 def test_anthropics_fast_mode() -> None:
-    assert anthropic_counts({"input_tokens": 1, "speed": "fast", "service_tier": "standard"})["service_tier"] == "fast"
+    assert (
+        anthropic_counts({"input_tokens": 1, "speed": "fast", "service_tier": "standard"}).get("service_tier") == "fast"
+    )
 
 
 def test_a_part_above_its_whole_is_cut() -> None:

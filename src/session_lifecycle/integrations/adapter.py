@@ -162,15 +162,13 @@ class OpenParts(Generic[Key, Part]):
     May be used from any thread.
     """
 
-    def __init__(self, give_up: Callable[[Part], object], *, most: int = MOST_OPEN) -> None:
+    def __init__(self, give_up: Callable[[Part], object]) -> None:
         """Makes an empty collection.
 
         Args:
             give_up: Closes a part whose end is not waited for any more.
-            most: How many are kept.
         """
         self._give_up = give_up
-        self._most = most
         self._parts: OrderedDict[Key, Part] = OrderedDict()
         self._changing = threading.Lock()
 
@@ -182,7 +180,7 @@ class OpenParts(Generic[Key, Part]):
         oldest: list[Part] = []
         with self._changing:
             self._parts[key] = part
-            while len(self._parts) > self._most:
+            while len(self._parts) > MOST_OPEN:
                 oldest.append(self._parts.popitem(last=False)[1])
         for left in oldest:
             self._give_up(left)

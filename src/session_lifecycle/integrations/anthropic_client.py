@@ -19,14 +19,9 @@ from session_lifecycle.integrations.generated_clients import Api, Operation, rec
 from session_lifecycle.integrations.model_calls import Answer, ModelCalls, last_prompt, text_of
 
 try:
-    from anthropic import (
-        Anthropic,
-        AnthropicBedrock,
-        AnthropicVertex,
-        AsyncAnthropic,
-        AsyncAnthropicBedrock,
-        AsyncAnthropicVertex,
-    )
+    from anthropic import Anthropic, AsyncAnthropic
+    from anthropic.lib.bedrock import AnthropicBedrock, AsyncAnthropicBedrock
+    from anthropic.lib.vertex import AnthropicVertex, AsyncAnthropicVertex
 except ImportError as error:
     raise ImportError(
         "session_lifecycle.integrations.anthropic_client needs anthropic: pip install 'session-lifecycle[anthropic]'"
@@ -81,7 +76,7 @@ def recorded_anthropic(
         content=content,
         attempt_timeout=attempt_timeout,
     )
-    return recorded_client(client, Api(_operation, lambda _: None, re.compile("(?!)")), calls)
+    return recorded_client(client, Api(_operation, _pending, re.compile("(?!)")), calls)
 
 
 def _provider(client: Any) -> str | None:
@@ -91,6 +86,10 @@ def _provider(client: Any) -> str | None:
             return provider
     host = urlsplit(str(client.base_url)).hostname or ""
     return "anthropic" if host == "anthropic.com" or host.endswith(".anthropic.com") else None
+
+
+def _pending(body: Any) -> None:
+    """No answer is made in the background."""
 
 
 def _operation(path: str) -> Operation | None:
@@ -131,5 +130,9 @@ def _count(answer: Answer, usage: Any) -> None:
         answer.counts = anthropic_counts(answer.usage)
 
 
-_MESSAGES = Operation("messages", _read_message, _hear_message, lambda body: last_prompt(body.get("messages")))
+def _prompt(body: Mapping[str, Any]) -> str:
+    return last_prompt(body.get("messages"))
+
+
+_MESSAGES = Operation("messages", _read_message, _hear_message, _prompt)
 _MESSAGES_PATH = re.compile(r"/v1/messages(\?beta=true)?")

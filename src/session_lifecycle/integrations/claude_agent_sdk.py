@@ -80,7 +80,7 @@ class SessionSdk(Adapter):
             billing: `plan` where the use is under a subscription. The SDK does not tell.
         """
         super().__init__(recorder, user_id=user_id, content=content)
-        self._billing = billing
+        self._billing: Billing = billing
 
     async def query(
         self,

@@ -75,6 +75,9 @@ class SessionLogger(Adapter, CustomLogger):
     The session is `litellm_session_id` or `metadata["session_id"]` of the call, the run `metadata["trace_id"]`, its
     agent `metadata["agent"]`, and the run above it `metadata["parent_run_id"]`. A call that names none belongs to the
     run block around it. Without one, calls with LiteLLM's own trace id are a run: a call with its fallbacks.
+
+    Attributes:
+        ended: The ids of the latest calls whose end LiteLLM has told.
     """
 
     def __init__(
@@ -109,7 +112,7 @@ class SessionLogger(Adapter, CustomLogger):
         self._provider = provider
         self._calls: OpenParts[str, _Call] = OpenParts(lambda call: call.attempt.cancel())
         self._runs: OpenParts[tuple[str, str, str], _Run] = OpenParts(lambda _: None)
-        self._closed: OpenParts[str, bool] = OpenParts(lambda _: None)
+        self.ended: OpenParts[str, bool] = OpenParts(lambda _: None)
         self._changing = threading.RLock()
 
     # What LiteLLM calls. It gives the arguments by these names.
@@ -120,7 +123,7 @@ class SessionLogger(Adapter, CustomLogger):
         call_id = value_at(kwargs, "litellm_call_id")
         if not isinstance(call_id, str) or not self._is_model_call(kwargs):
             return
-        if self._calls.get(call_id) is None and self._closed.get(call_id) is None:  # a retry tells it again
+        if self._calls.get(call_id) is None and self.ended.get(call_id) is None:  # a retry tells it again
             self._begin(call_id, model, messages, kwargs)
 
     @recorded
@@ -253,9 +256,9 @@ class SessionLogger(Adapter, CustomLogger):
         if not isinstance(call_id, str) or not self._is_model_call(kwargs):
             return None
         with self._changing:
-            if self._closed.get(call_id) is not None:
+            if self.ended.get(call_id) is not None:
                 return None
-            self._closed.put(call_id, part=True)
+            self.ended.put(call_id, part=True)
         return self._calls.take(call_id) or self._begun_late(call_id, kwargs)
 
     def _begun_late(self, call_id: str, kwargs: Mapping[str, Any]) -> _Call | None:

@@ -188,18 +188,27 @@ def _hear_images(answer: Answer, event: dict[str, Any]) -> None:
         answer.is_whole = True
 
 
+def _image_prompt(body: Mapping[str, Any]) -> str:
+    return str(body.get("prompt") or "")
+
+
 def _hear_nothing(answer: Answer, event: dict[str, Any]) -> None:
     """Embeddings have no streams."""
 
 
+def _no_prompt(_: Mapping[str, Any]) -> str:
+    """What is embedded is no prompt."""
+    return ""
+
+
 _RESPONSES = Operation("responses", _read_response, _hear_response, _response_prompt)
-_IMAGES = Operation("images", _read_images, _hear_images, lambda body: str(body.get("prompt") or ""))
+_IMAGES = Operation("images", _read_images, _hear_images, _image_prompt)
 _OPERATIONS = {
     "/chat/completions": Operation("chat.completions", _read_chat, _hear_chat, _chat_prompt),
     "/completions": Operation("completions", _read_chat, _hear_chat, _chat_prompt),
     "/responses": _RESPONSES,
     "/responses/compact": _RESPONSES,
-    "/embeddings": Operation("embeddings", _read_embeddings, _hear_nothing, lambda _: "", "embedding"),
+    "/embeddings": Operation("embeddings", _read_embeddings, _hear_nothing, _no_prompt, "embedding"),
     "/images/generations": _IMAGES,
     "/images/edits": _IMAGES,
 }

@@ -223,7 +223,7 @@ class SessionSpanProcessor(_SpanAdapter, SpanProcessor):
         try:
             if kind is Kind.AGENT:
                 self._own_run(node)
-            elif kind in MODEL_CALLS:
+            elif kind is not None and kind in MODEL_CALLS:
                 self._open_attempt(node, kind)
         except ConfigurationError:
             return  # there is no owner yet; if there is none when the span ends, that is told

@@ -286,7 +286,7 @@ class SessionCapability(Adapter, AbstractCapability[Any]):
         if run is None or run.attempt is None:
             return
         attempt, run.attempt = run.attempt, None
-        attempts: Sequence[ModelRequestAttempt] = value_at(error, "attempts") or ()
+        attempts: list[ModelRequestAttempt] = list(value_at(error, "attempts") or ())
         if len(attempts) > run.told_attempts:
             # The last of the attempts is the one that is open.
             self._tell_attempts(run, attempts[:-1], attempt.idempotency_key)

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import zlib
 from base64 import b64encode
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -18,8 +18,8 @@ from anthropic import (
     APIConnectionError,
     APIStatusError,
     AsyncAnthropic,
-    AsyncAnthropicBedrock,
 )
+from anthropic.lib.bedrock import AsyncAnthropicBedrock
 
 from session_lifecycle import SessionDatabase, SessionRecorder
 from session_lifecycle.integrations.anthropic_client import recorded_anthropic
@@ -66,7 +66,7 @@ class Books:
 
 
 @asynccontextmanager
-async def opened(db: SessionDatabase) -> AsyncIterator[Books]:
+async def opened(db: SessionDatabase) -> AsyncGenerator[Books]:
     """Inside run r1 of session s1."""
     async with ModelServer() as server, db.recorder() as recorder:
         made = Books(db, recorder, server)

@@ -10,7 +10,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from google.adk.agents import LlmAgent, ParallelAgent
+from google.adk.agents import (
+    BaseAgent,
+    LlmAgent,
+    ParallelAgent,  # pyright: ignore[reportDeprecated] - what shall replace it cannot be a sub-agent yet
+)
 from google.adk.agents.run_config import RunConfig
 from google.adk.apps import App
 from google.adk.models.google_llm import Gemini
@@ -24,13 +28,13 @@ from google.genai import types
 from session_lifecycle import SessionDatabase
 from session_lifecycle.integrations.google_adk import SessionPlugin
 from session_lifecycle.writing.recorder import SessionRecorder
+from support.books import open_parts
 from support.eventually import eventually
 from support.model_server import ModelServer, Served
 from support.transcripts import SHARED, everything, rows, runs, steps
 from support.usage import A
 
 os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
-# ruff: noqa: SLF001 - a test looks at what a plugin keeps
 pytestmark = [
     # google-genai derives a class of its own from aiohttp's session when it is first called.
     pytest.mark.filterwarnings("ignore:Inheritance class AiohttpClientSession:DeprecationWarning"),
@@ -378,11 +382,12 @@ async def test_agents_side_by_side_and_two_invocations_at_once(
 ) -> None:
     plugin = SessionPlugin(recorder, user_id=A)
 
-    def team() -> ParallelAgent:
+    def team() -> BaseAgent:
         agents: list[Any] = [
             LlmAgent(name=name, model=model_of("google", server), tools=[get_weather]) for name in ("left", "right")
         ]
-        return ParallelAgent(name="both", sub_agents=agents)
+        # Its replacement cannot be a sub-agent yet.
+        return ParallelAgent(name="both", sub_agents=agents)  # pyright: ignore[reportDeprecated]
 
     await asyncio.gather(*(ask(plugin, team(), "[[tools]]", session_id=f"t{one}") for one in range(2)))
     await recorder.flush()
@@ -391,7 +396,7 @@ async def test_agents_side_by_side_and_two_invocations_at_once(
     )
     assert await rows(session_database, sums) == [("t0", 6020, 322, 0), ("t1", 6020, 322, 0)]
     assert list((await runs(session_database)).values()) == ["completed"] * 2
-    assert len(plugin._invocations) == 0
+    assert open_parts(plugin) == 0
     assert recorder.quiet.open == set()
 
 

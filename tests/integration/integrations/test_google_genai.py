@@ -3,13 +3,12 @@
 import asyncio
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from google import genai
-from google.genai import errors, types
+from google.genai import Client, errors, types
 
 from session_lifecycle import SessionDatabase, SessionRecorder
 from session_lifecycle.integrations.google_genai import recorded_genai
@@ -20,8 +19,6 @@ from support.usage import A
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Inheritance class AiohttpClientSession:DeprecationWarning"),  # the client's own
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),  # the client leaves its connections open
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 MODEL = "gemini-2.5-flash"
 PARTS, NO_PARTS = (1024, 0, 0, 20), (0, 0, 0, 0)
@@ -40,7 +37,7 @@ class Books:
 
     def __init__(self, db: SessionDatabase, recorder: SessionRecorder, server: ModelServer, **more: Any) -> None:
         self.db, self.recorder, self.server = db, recorder, server
-        bare = genai.Client(api_key="none", http_options=types.HttpOptions(base_url=server.url))
+        bare = Client(api_key="none", http_options=types.HttpOptions(base_url=server.url))
         self.client = recorded_genai(bare, recorder, **more)
         self.models = self.client.aio.models
 
@@ -50,7 +47,7 @@ class Books:
 
 
 @asynccontextmanager
-async def opened(db: SessionDatabase, **more: Any) -> AsyncIterator[Books]:
+async def opened(db: SessionDatabase, **more: Any) -> AsyncGenerator[Books]:
     """Inside run r1 of session s1."""
     async with ModelServer() as server, db.recorder() as recorder:
         made = Books(db, recorder, server, **more)
@@ -117,7 +114,7 @@ async def test_content_by_choice(session_database: SessionDatabase) -> None:
 
 def test_a_synchronous_client_outside_every_run(session_database_url: str) -> None:
     with ModelServer() as server, SessionDatabase.connect(session_database_url).synchronous_recorder() as recorder:
-        bare = genai.Client(api_key="none", http_options=types.HttpOptions(base_url=server.url))
+        bare = Client(api_key="none", http_options=types.HttpOptions(base_url=server.url))
         client = recorded_genai(bare, recorder, user_id=A, session_id="s1", agent_name="helper")
         client.models.generate_content(model=MODEL, contents="hello")
         assert list(client.models.generate_content_stream(model=MODEL, contents="hello"))

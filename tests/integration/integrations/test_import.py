@@ -87,7 +87,6 @@ async def test_bad_lines_are_counted_and_named_and_stop_nothing(
         {**good[1], "timestamp": "secret"},
         {**good[1], "sessionId": 7},
         {**good[1], "message": "secret"},
-        answer(50, "m-bad", (-1, 0, 0, 1)),
         answer(51, "m" * 4000, (1, 0, 0, 1)),
         line("user", 52, "s1", {"role": "user", "content": [{"type": "tool_result"}]}),
         "[" * 100_000,
@@ -95,11 +94,21 @@ async def test_bad_lines_are_counted_and_named_and_stop_nothing(
     named: list[BadLine] = []
     file = write(tmp_path / "s1.jsonl", [good[0], *bad, *good[1:]])
     report = await bring(session_database, "claude-code", file, positions=tmp_path / "kept", on_bad_line=named.append)
-    assert sorted(one.number for one in named) == list(range(2, 11))
+    assert sorted(one.number for one in named) == list(range(2, 10))
     assert {one.path for one in named} == {file}
     assert "secret" not in str([one.reason for one in named])
     assert (report.bad_lines, report.lines) == (len(bad), len(bad) + len(good))
     assert set(await events(session_database)) == {"s1-m0", "s1-last"}
+
+
+async def test_a_count_that_is_none_counts_as_not_told_and_loses_nothing_else(
+    session_database: SessionDatabase, tmp_path: Path
+) -> None:
+    begin, *_ = session("s1", answers=1)
+    file = write(tmp_path / "s1.jsonl", [begin, answer(50, "m-odd", (-1, 0, 0, 5))])
+    report = await bring(session_database, "claude-code", file, positions=tmp_path / "kept")
+    assert report.bad_lines == 0
+    assert await events(session_database, "tokens_in, tokens_out, measured") == {"m-odd": (0, 5, True)}
 
 
 async def test_a_file_that_cannot_be_read_is_named_once_and_stops_nothing(

@@ -27,12 +27,12 @@ from langgraph.types import Command, interrupt
 from session_lifecycle import SessionDatabase
 from session_lifecycle.integrations.langchain import SessionCallbackHandler
 from session_lifecycle.writing.recorder import SessionRecorder
+from support.books import open_parts
 from support.eventually import eventually
 from support.model_server import ModelServer, Served
 from support.transcripts import SHARED, everything, rows, runs, steps
 from support.usage import A
 
-# ruff: noqa: SLF001 - a test looks at what a handler keeps
 Fields = dict[str, Any]
 LOGS = SHARED / "payloads"
 needs_logs = pytest.mark.skipif(not SHARED.is_dir(), reason="the logs are not beside the project")
@@ -495,7 +495,7 @@ async def test_two_runs_at_once_stay_apart(
     await recorder.flush()
     sums = "SELECT session_id, tokens_in, tokens_out FROM session_lifecycle.session_records ORDER BY session_id"
     assert await rows(session_database, sums) == [("t0", 2500, 161), ("t1", 2500, 161)]
-    assert [len(open_parts) for open_parts in (handler._nodes, handler._namespaces, handler._calls)] == [0, 0, 0]
+    assert open_parts(handler) == 0
     assert recorder.quiet.open == set()
 
 
@@ -513,11 +513,15 @@ class Fake(FakeMessagesListChatModel):
         return self
 
 
+def content_of(said: Any) -> Any:
+    return said.content
+
+
 async def test_a_chain_without_a_graph_is_one_run(session_database: SessionDatabase, recorder: SessionRecorder) -> None:
     handler = SessionCallbackHandler(recorder, user_id=A)
     usage: Any = {"input_tokens": 10, "output_tokens": 2, "total_tokens": 12}
     model = Fake(responses=[AIMessage("It is 7.", usage_metadata=usage)])
-    chain = ChatPromptTemplate.from_messages([("user", "{words}")]) | model | RunnableLambda(lambda said: said.content)
+    chain = ChatPromptTemplate.from_messages([("user", "{words}")]) | model | RunnableLambda(content_of)
     config: Any = {"callbacks": [handler], "metadata": {"session_id": "chat-1"}, "run_name": "answer"}
     await chain.ainvoke({"words": "What is it?"}, config=config)
     assert await books(session_database, recorder, "session_id, tokens_in") == [("chat-1", 10)]
@@ -717,14 +721,16 @@ async def test_a_broken_object_of_the_runtime_disturbs_nobody(
     assert len(await events(session_database, "measured")) == 5
 
 
-async def test_parts_whose_end_is_never_told_are_given_up(recorder: SessionRecorder) -> None:
+async def test_parts_whose_end_is_never_told_are_given_up(
+    recorder: SessionRecorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("session_lifecycle.integrations.adapter.MOST_OPEN", 2)
     handler = SessionCallbackHandler(recorder, user_id=A)
-    handler._nodes._most = handler._calls._most = 2
     for _ in range(5):
         outer = uuid4()
         handler.on_chain_start(None, {}, run_id=outer, name="chain")
         handler.on_chat_model_start({}, [[]], run_id=uuid4(), parent_run_id=outer)
-    assert (len(handler._nodes), len(handler._calls)) == (2, 2)
+    assert open_parts(handler) == 4  # chains, and calls
     assert len(recorder.quiet.open) == 4
 
 

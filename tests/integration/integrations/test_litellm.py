@@ -4,7 +4,7 @@ import asyncio
 import json
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from types import SimpleNamespace
@@ -30,8 +30,6 @@ from support.usage import A
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # LiteLLM's own, and of what it imports
     pytest.mark.filterwarnings("ignore::UserWarning:pydantic"),  # LiteLLM's objects are not as their classes say
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),  # LiteLLM keeps its connections open
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 LOGS = pytest.mark.skipif(not SHARED.is_dir(), reason="the logs are not beside the project")
 NOW = datetime(2026, 11, 21, tzinfo=UTC)
@@ -195,14 +193,14 @@ class Calls:
         """Waits until LiteLLM has told the ends of so many calls."""
 
         async def are_told() -> bool:
-            return len(self.logger._closed) >= count  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+            return len(self.logger.ended) >= count
 
         await eventually(are_told, within_seconds=20)
         await self.recorder.flush()
 
 
 @asynccontextmanager
-async def opened(db: SessionDatabase, **more: Any) -> AsyncIterator[Calls]:
+async def opened(db: SessionDatabase, **more: Any) -> AsyncGenerator[Calls]:
     async with ModelServer() as server, db.recorder() as recorder:
         yield Calls(recorder, server, **more)
 

@@ -3,7 +3,7 @@
 import asyncio
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -62,7 +62,7 @@ class Books:
 
 
 @asynccontextmanager
-async def opened(db: SessionDatabase) -> AsyncIterator[Books]:
+async def opened(db: SessionDatabase) -> AsyncGenerator[Books]:
     """Inside run r1 of session s1."""
     async with ModelServer() as server, db.recorder() as recorder:
         made = Books(db, recorder, server)

@@ -5,7 +5,7 @@ import itertools
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -96,7 +96,7 @@ async def exported(db: SessionDatabase, *batches: Sequence[ReadableSpan], **more
 
 
 @contextmanager
-def processed(recorder: SessionRecorder, **more: Any) -> Iterator[Tracer]:
+def processed(recorder: SessionRecorder, **more: Any) -> Generator[Tracer]:
     """A tracer of a provider of its own, whose spans are recorded."""
     provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(SessionSpanProcessor(recorder, **({"user_id": A} | more)))
@@ -610,6 +610,7 @@ async def test_H48_a_call_is_given_up_after_the_timeout_and_when_the_recorder_cl
     async with session_database.recorder() as recorder:
         with processed(recorder, attempt_timeout=0.05) as tracer:
             tracer.start_span("chat", attributes=CHAT)
+            found: dict[str, Any] = {}
             for _ in range(400):
                 await recorder.flush()
                 if found := await events(session_database, "measured"):
@@ -787,7 +788,6 @@ async def test_spans_that_never_end_do_not_fill_the_memory(
     monkeypatch.setattr("session_lifecycle.integrations.adapter.MOST_OPEN", 3)
     async with session_database.recorder() as recorder:
         processor = SessionSpanProcessor(recorder, user_id=A)
-        monkeypatch.setattr(processor._open, "_most", 3)  # noqa: SLF001 - ten thousand open spans take long to make
         provider = TracerProvider(shutdown_on_exit=False)
         provider.add_span_processor(processor)
         for _ in range(5):

@@ -187,7 +187,8 @@ async def make_model(server: ModelServer) -> AsyncIterator[MakeModel]:
 
 def agent_of(capability: SessionCapability | Sequence[SessionCapability], model: Model, **more: Any) -> Agent[Any, Any]:
     capabilities = [capability] if isinstance(capability, SessionCapability) else list(capability)
-    return Agent(model, capabilities=capabilities, **{"name": "main", "tools": [get_weather, get_time], **more})
+    options: dict[str, Any] = {"name": "main", "tools": [get_weather, get_time], **more}
+    return Agent(model, capabilities=capabilities, **options)
 
 
 KINDS = pytest.mark.parametrize("kind", ["responses", "chat", "anthropic"])

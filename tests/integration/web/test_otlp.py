@@ -5,7 +5,7 @@ import gzip
 import json
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
@@ -107,7 +107,7 @@ async def owner(authorization: Annotated[str | None, Header()] = None) -> str:
 
 
 @asynccontextmanager
-async def receiver(db: SessionDatabase, **more: Any) -> AsyncIterator[httpx.AsyncClient]:
+async def receiver(db: SessionDatabase, **more: Any) -> AsyncGenerator[httpx.AsyncClient]:
     app = FastAPI()
     app.include_router(otlp_router(db.lifecycle, owner, **more), prefix="/otlp")
     transport = httpx.ASGITransport(app)

@@ -160,6 +160,7 @@ async def test_a_short_way_that_does_not_fit_goes_the_long_one(
     prices = PriceCatalogue()
     await prices.load()
     found = []
+    count = 3 if way == "plain" else 1
     for number, is_plain in enumerate((True, False), 1):
         user = UUID(int=number)
         await session_database.lifecycle.record(
@@ -181,4 +182,4 @@ async def test_a_short_way_that_does_not_fit_goes_the_long_one(
         del usage["session_usage_events"]  # recorded at two moments
         found.append((sorted(rows), usage))
     assert found[0] == found[1]
-    assert [row[1] for row in found[0][0]] == ["applied", "created", "terminal"][: len(given)]
+    assert [row[1] for row in found[0][0]] == ["applied", "created", "terminal"][:count]
