@@ -44,7 +44,8 @@ async def recent(db: SessionDatabase, viewer: Viewer | UUID = A, limit: int = 20
 
 
 async def test_the_newest_are_there_and_all_are_counted(session_database: SessionDatabase) -> None:
-    others: list[Item] = [message(99, session_id="other"), Step(**{**step(99).model_dump(), "run_id": "elsewhere"})]
+    elsewhere = step(99).model_copy(update={"run_id": "elsewhere"})
+    others: list[Item] = [message(99, session_id="other"), elsewhere]
     items: list[Item] = [
         run(),
         run("r2", second=1),
