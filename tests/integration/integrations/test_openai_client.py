@@ -12,6 +12,7 @@ from openai import APIConnectionError, APIError, APIStatusError, AsyncAzureOpenA
 from pydantic import BaseModel
 
 from session_lifecycle import SessionDatabase, SessionRecorder
+from session_lifecycle.integrations.adapter import value_at
 from session_lifecycle.integrations.openai_client import recorded_openai
 from support import books
 from support.books import Event
@@ -407,7 +408,8 @@ async def test_calls_at_once_stay_apart(session_database: SessionDatabase) -> No
                 with session.run(run_id=f"r{number}"):
                     response = await client.responses.create(model="gpt-5", input="hello")
                     stream = await client.responses.create(model="gpt-5", input="hello", stream=True)
-                    return response.id + "," + [one async for one in stream][-1].response.id  # type: ignore[union-attr]
+                    last = [one async for one in stream][-1]
+                    return f"{response.id},{value_at(last, 'response', 'id')}"
 
         ids = await asyncio.gather(*(work(number) for number in range(8)))
         await recorder.flush()
