@@ -30,6 +30,7 @@ from support.usage import A
 pytestmark = [
     # LiteLLM makes models of types that Pydantic warns of when it first streams.
     pytest.mark.filterwarnings("ignore:Items? .* on TypedDict class:UserWarning"),
+    pytest.mark.filterwarnings("ignore:Accessing the 'model_:DeprecationWarning"),
 ]
 LOGS = pytest.mark.skipif(not SHARED.is_dir(), reason="the logs are not beside the project")
 NOW = datetime(2026, 11, 21, tzinfo=UTC)
