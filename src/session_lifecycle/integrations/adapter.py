@@ -7,13 +7,14 @@ attempt that the runtime has told the beginning of.
 import inspect
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable
 from datetime import timedelta
 from functools import wraps
 from typing import Any, Generic, ParamSpec, Protocol, TypeVar, cast
 from uuid import UUID
 
 from session_lifecycle.errors import ConfigurationError, SessionLifecycleError
+from session_lifecycle.integrations.counts import value_at
 from session_lifecycle.writing.attempt import ends_as_cancelled
 from session_lifecycle.writing.quiet import QuietWriter
 from session_lifecycle.writing.session_trace import SessionTrace, current_trace
@@ -216,10 +217,15 @@ def is_answer(error: BaseException) -> bool:
     return not ends_as_cancelled(error) and not names & _NO_ANSWER
 
 
-def value_at(source: Any, *path: str) -> Any:
-    """The value at a path of keys or attributes; None where the path ends early. Runtimes give objects and dicts."""
-    for name in path:
-        if source is None:
-            return None
-        source = source.get(name) if isinstance(source, Mapping) else getattr(source, name, None)
-    return source
+def text_of(content: Any) -> str:
+    """The text of a content, which is text or a list of texts and parts. Images, sounds and files are not recorded."""
+    if isinstance(content, str):
+        return content
+    parts = content if isinstance(content, list | tuple) else ()
+    texts = (part if isinstance(part, str) else value_at(part, "text") for part in parts)
+    return "\n".join(text for text in texts if isinstance(text, str))
+
+
+def text_or_none(value: Any) -> str | None:
+    """The value, where it is text and not empty."""
+    return value if isinstance(value, str) and value else None

@@ -13,10 +13,10 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 from uuid import UUID
 
-from session_lifecycle.integrations.adapter import TakesQuietly, value_at
-from session_lifecycle.integrations.counts import anthropic_counts
+from session_lifecycle.integrations.adapter import TakesQuietly, text_of
+from session_lifecycle.integrations.counts import anthropic_counts, value_at
 from session_lifecycle.integrations.generated_clients import Api, Operation, recorded_client
-from session_lifecycle.integrations.model_calls import Answer, ModelCalls, last_prompt, text_of
+from session_lifecycle.integrations.model_calls import Answer, ModelCalls, last_prompt
 
 try:
     from anthropic import Anthropic, AsyncAnthropic

@@ -22,9 +22,9 @@ from typing import Any, Literal, cast
 from uuid import UUID
 
 from session_lifecycle.errors import SessionLifecycleError
-from session_lifecycle.integrations.adapter import Adapter, TakesQuietly, recorded, value_at
+from session_lifecycle.integrations.adapter import Adapter, TakesQuietly, recorded
 from session_lifecycle.integrations.claude_code import CLIENT, ClaudeCodeReader
-from session_lifecycle.integrations.counts import anthropic_counts, number
+from session_lifecycle.integrations.counts import anthropic_counts, number, value_at
 from session_lifecycle.integrations.transcripts import (
     BadLineError,
     Fields,

@@ -65,29 +65,34 @@ def tier_counts(word: Any) -> Counts:
 
     `auto`, `default`, `scale`, `on_demand` and words that are not known are billed as standard, or not by token.
     """
-    tier = _TIERS.get(str(getattr(word, "value", word)).lower())
+    tier = tier_of(word)
     return {} if tier is None else {"service_tier": tier}
+
+
+def tier_of(word: Any) -> Tier | None:
+    """The service tier, as in `tier_counts`; None for the standard tier and others."""
+    return _TIERS.get(str(getattr(word, "value", word)).lower())
 
 
 def openai_chat_counts(usage: Any) -> Counts:
     """The counts of `usage` of OpenAI's Chat Completions, and of APIs that are like them."""
     details_in, details_out = "prompt_tokens_details", "completion_tokens_details"
     return fitted(
-        tokens_in=_at(usage, "prompt_tokens"),
-        tokens_out=_at(usage, "completion_tokens"),
-        cache_read_tokens=_at(usage, details_in, "cached_tokens"),
-        cache_write_tokens=_at(usage, details_in, "cache_write_tokens"),
-        audio_tokens_in=_at(usage, details_in, "audio_tokens"),
-        image_tokens_in=_at(usage, details_in, "image_tokens"),
-        reasoning_tokens=_at(usage, details_out, "reasoning_tokens"),
-        audio_tokens_out=_at(usage, details_out, "audio_tokens"),
-        image_tokens_out=_at(usage, details_out, "image_tokens"),
+        tokens_in=value_at(usage, "prompt_tokens"),
+        tokens_out=value_at(usage, "completion_tokens"),
+        cache_read_tokens=value_at(usage, details_in, "cached_tokens"),
+        cache_write_tokens=value_at(usage, details_in, "cache_write_tokens"),
+        audio_tokens_in=value_at(usage, details_in, "audio_tokens"),
+        image_tokens_in=value_at(usage, details_in, "image_tokens"),
+        reasoning_tokens=value_at(usage, details_out, "reasoning_tokens"),
+        audio_tokens_out=value_at(usage, details_out, "audio_tokens"),
+        image_tokens_out=value_at(usage, details_out, "image_tokens"),
     )
 
 
 def openai_embedding_counts(usage: Any) -> Counts:
     """The counts of `usage` of OpenAI's embeddings: input only."""
-    return fitted(tokens_in=_at(usage, "prompt_tokens"))
+    return fitted(tokens_in=value_at(usage, "prompt_tokens"))
 
 
 def openai_responses_counts(usage: Any, output: Any = None) -> Counts:
@@ -99,22 +104,22 @@ def openai_responses_counts(usage: Any, output: Any = None) -> Counts:
             page or the search in it.
     """
     details_in, details_out = "input_tokens_details", "output_tokens_details"
-    if _at(usage, details_in) is None:
+    if value_at(usage, details_in) is None:
         details_in = "input_token_details"  # a transcription's name of it
     return fitted(
-        tokens_in=_at(usage, "input_tokens"),
-        tokens_out=_at(usage, "output_tokens"),
-        cache_read_tokens=_at(usage, details_in, "cached_tokens"),
-        cache_write_tokens=_at(usage, details_in, "cache_write_tokens"),
-        audio_tokens_in=_at(usage, details_in, "audio_tokens"),
-        image_tokens_in=_at(usage, details_in, "image_tokens"),
-        cache_read_audio_tokens=_at(usage, details_in, "cached_tokens_details", "audio_tokens"),
-        cache_read_image_tokens=_at(usage, details_in, "cached_tokens_details", "image_tokens"),
-        reasoning_tokens=_at(usage, details_out, "reasoning_tokens"),
-        audio_tokens_out=_at(usage, details_out, "audio_tokens"),
-        image_tokens_out=_at(usage, details_out, "image_tokens"),
+        tokens_in=value_at(usage, "input_tokens"),
+        tokens_out=value_at(usage, "output_tokens"),
+        cache_read_tokens=value_at(usage, details_in, "cached_tokens"),
+        cache_write_tokens=value_at(usage, details_in, "cache_write_tokens"),
+        audio_tokens_in=value_at(usage, details_in, "audio_tokens"),
+        image_tokens_in=value_at(usage, details_in, "image_tokens"),
+        cache_read_audio_tokens=value_at(usage, details_in, "cached_tokens_details", "audio_tokens"),
+        cache_read_image_tokens=value_at(usage, details_in, "cached_tokens_details", "image_tokens"),
+        reasoning_tokens=value_at(usage, details_out, "reasoning_tokens"),
+        audio_tokens_out=value_at(usage, details_out, "audio_tokens"),
+        image_tokens_out=value_at(usage, details_out, "image_tokens"),
         web_searches=sum(
-            _at(item, "type") == "web_search_call" and _at(item, "action", "type") in {None, "search"}
+            value_at(item, "type") == "web_search_call" and value_at(item, "action", "type") in {None, "search"}
             for item in _list(output)
         ),
     )
@@ -126,22 +131,22 @@ def anthropic_counts(usage: Any) -> Counts:
     The writes are told as a sum, by how long the cache keeps them, or both ways. The larger figure counts.
     """
     by_time = [
-        number(_at(usage, "cache_creation", name))
+        number(value_at(usage, "cache_creation", name))
         for name in ("ephemeral_5m_input_tokens", "ephemeral_1h_input_tokens")
     ]
-    read = number(_at(usage, "cache_read_input_tokens"))
-    written = max(number(_at(usage, "cache_creation_input_tokens")), sum(by_time))
+    read = number(value_at(usage, "cache_read_input_tokens"))
+    written = max(number(value_at(usage, "cache_creation_input_tokens")), sum(by_time))
     counts = fitted(
-        tokens_in=number(_at(usage, "input_tokens")) + read + written,
-        tokens_out=_at(usage, "output_tokens"),
+        tokens_in=number(value_at(usage, "input_tokens")) + read + written,
+        tokens_out=value_at(usage, "output_tokens"),
         cache_read_tokens=read,
         cache_write_tokens=written,
         cache_write_1h_tokens=by_time[1],
-        reasoning_tokens=_at(usage, "output_tokens_details", "thinking_tokens"),
-        web_searches=_at(usage, "server_tool_use", "web_search_requests"),
+        reasoning_tokens=value_at(usage, "output_tokens_details", "thinking_tokens"),
+        web_searches=value_at(usage, "server_tool_use", "web_search_requests"),
     )
-    is_fast = _at(usage, "speed") == "fast"
-    counts.update({"service_tier": "fast"} if is_fast else tier_counts(_at(usage, "service_tier")))
+    is_fast = value_at(usage, "speed") == "fast"
+    counts.update({"service_tier": "fast"} if is_fast else tier_counts(value_at(usage, "service_tier")))
     return counts
 
 
@@ -239,8 +244,8 @@ def fitted(
     return cast(Counts, {name: count for name, count in counts.items() if count})
 
 
-def _at(source: Any, *path: str) -> Any:
-    """The value at a path of keys or attributes; None where the path ends early."""
+def value_at(source: Any, *path: str) -> Any:
+    """The value at a path of keys or attributes; None where the path ends early. Runtimes give objects and dicts."""
     for name in path:
         if source is None:
             return None
@@ -254,10 +259,10 @@ def _list(value: Any) -> Iterable[Any]:
 
 def _google(usage: Any, name: str) -> Any:
     """The value by its name in Python, or by its name in JSON."""
-    value = _at(usage, name)
+    value = value_at(usage, name)
     if value is None:
         first, *others = name.split("_")
-        value = _at(usage, first + "".join(map(str.capitalize, others)))
+        value = value_at(usage, first + "".join(map(str.capitalize, others)))
     return value
 
 
@@ -266,7 +271,7 @@ def _modalities(usage: Any, *names: str) -> dict[str, int]:
     sums: dict[str, int] = {}
     for name in names:
         for detail in _list(_google(usage, name)):
-            modality = _at(detail, "modality")
+            modality = value_at(detail, "modality")
             modality = str(getattr(modality, "value", modality)).upper()
             sums[modality] = sums.get(modality, 0) + number(_google(detail, "token_count"))
     return sums

@@ -17,7 +17,8 @@ from copy import copy as shallow_copy
 from functools import cache
 from typing import Any, Literal, NamedTuple, TypeVar, cast
 
-from session_lifecycle.integrations.adapter import OpenParts, value_at
+from session_lifecycle.integrations.adapter import OpenParts
+from session_lifecycle.integrations.counts import value_at
 from session_lifecycle.integrations.model_calls import Answer, ModelCall, ModelCalls
 
 Client = TypeVar("Client")

@@ -17,8 +17,8 @@ from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
-from session_lifecycle.integrations.adapter import Adapter, OpenParts, TakesQuietly, is_answer, recorded, value_at
-from session_lifecycle.integrations.counts import Counts, google_counts, number
+from session_lifecycle.integrations.adapter import Adapter, OpenParts, TakesQuietly, is_answer, recorded, text_or_none
+from session_lifecycle.integrations.counts import Counts, google_counts, number, value_at
 from session_lifecycle.writing.attempt import Attempt
 from session_lifecycle.writing.run_block import RunBlock
 from session_lifecycle.writing.step_block import StepBlock
@@ -133,7 +133,7 @@ class SessionPlugin(Adapter, BasePlugin):
     async def after_agent_callback(self, *, agent: Any, callback_context: Any) -> None:
         """An agent ended. A call that is open then was cancelled, and ADK calls nothing else."""
         invocation = self._invocations.get(str(value_at(callback_context, "invocation_id")))
-        name = _text(value_at(callback_context, "agent_name")) or _text(value_at(agent, "name"))
+        name = text_or_none(value_at(callback_context, "agent_name")) or text_or_none(value_at(agent, "name"))
         if invocation is None or name is None:
             return
         call = invocation.call(name, _branch_of(callback_context))
@@ -150,13 +150,13 @@ class SessionPlugin(Adapter, BasePlugin):
         found = self._invocations.get(invocation_id)
         if found is not None:
             return found
-        agent = _text(value_at(context, "agent", "name")) or _text(value_at(context, "agent_name"))
+        agent = text_or_none(value_at(context, "agent", "name")) or text_or_none(value_at(context, "agent_name"))
         around = _calling.get()
         if around is not None and around[0].invocation_id != invocation_id:
             caller, tool_call_id = around
             run = caller.run.run(agent, run_id=invocation_id, agent_name=agent, parent_tool_call_id=tool_call_id)
         else:
-            trace = self.session_of(_text(value_at(context, "session", "id")), invocation_id, agent_name=agent)
+            trace = self.session_of(text_or_none(value_at(context, "session", "id")), invocation_id, agent_name=agent)
             trace.begin()
             run = trace.run(agent, run_id=invocation_id, agent_name=agent)
         run.begin()
@@ -219,7 +219,7 @@ class SessionPlugin(Adapter, BasePlugin):
         if call is not None:
             call.is_answered = call.is_answered or value_at(llm_response, "partial") is not True
             call.usage = value_at(llm_response, "usage_metadata") or call.usage
-            call.model = _text(value_at(llm_response, "model_version")) or call.model
+            call.model = text_or_none(value_at(llm_response, "model_version")) or call.model
 
     @recorded
     async def on_model_error_callback(self, *, callback_context: Any, llm_request: Any, error: Exception) -> None:
@@ -241,14 +241,14 @@ class SessionPlugin(Adapter, BasePlugin):
         if value_at(event, "partial") is True:
             return
         invocation = self._begin(invocation_context)
-        agent = _text(value_at(event, "author"))
-        event_id = _text(value_at(event, "id"))
-        call = None if agent is None else invocation.call(agent, _text(value_at(event, "branch")))
+        agent = text_or_none(value_at(event, "author"))
+        event_id = text_or_none(value_at(event, "id"))
+        call = None if agent is None else invocation.call(agent, text_or_none(value_at(event, "branch")))
         usage = value_at(event, "usage_metadata")
         if usage is not None and value_at(usage, "prompt_token_count") is None and call is not None:
             usage = call.usage
         if call is not None:
-            call.model = _text(value_at(event, "model_version")) or call.model
+            call.model = text_or_none(value_at(event, "model_version")) or call.model
         if usage is not None:
             self._record(invocation, agent, call, event_id, google_counts_with_writes(usage), event)
         elif call is not None and call.attempt.is_open and not _has_tool_result(event):
@@ -273,7 +273,7 @@ class SessionPlugin(Adapter, BasePlugin):
         if agent is not None and agent not in invocation.agents:
             invocation.agents.append(agent)
         if call is None:  # a live session has no call of its own for each answer
-            model = _text(value_at(event, "model_version"))
+            model = text_or_none(value_at(event, "model_version"))
             invocation.run.attempt(model).usage(model, idempotency_key=event_id, **counts)
             return
         if call.event_id is not None and not call.attempt.is_open and not _is_more(counts, call.counts):
@@ -301,8 +301,8 @@ class SessionPlugin(Adapter, BasePlugin):
     async def before_tool_callback(self, *, tool: Any, tool_args: dict[str, Any], tool_context: Any) -> None:
         """A tool begins."""
         invocation = self._begin(tool_context)
-        tool_call_id = _text(value_at(tool_context, "function_call_id"))
-        name = _text(value_at(tool, "name"))
+        tool_call_id = text_or_none(value_at(tool_context, "function_call_id"))
+        name = text_or_none(value_at(tool, "name"))
         step_id = tool_call_id
         if step_id is None or step_id in invocation.step_ids:  # a call that is tried again has its id once more
             step_id = f"{invocation.invocation_id}:{len(invocation.step_ids)}"
@@ -310,7 +310,7 @@ class SessionPlugin(Adapter, BasePlugin):
         step = invocation.run.step(
             "tool", name, step_id=step_id, tool_call_id=tool_call_id, inputs=self.shown(tool_args)
         )
-        agent = _text(value_at(tool_context, "agent_name"))
+        agent = text_or_none(value_at(tool_context, "agent_name"))
         invocation.steps[tool_call_id or step_id] = (agent, step.begin())
         # For an agent that this tool runs. ADK calls the tool in this context.
         _calling.set((invocation, tool_call_id))
@@ -332,7 +332,7 @@ class SessionPlugin(Adapter, BasePlugin):
     def _end_step(self, context: Any, error: Exception | None, output: Any) -> None:
         _calling.set(None)
         invocation = self._invocations.get(str(value_at(context, "invocation_id")))
-        tool_call_id = _text(value_at(context, "function_call_id"))
+        tool_call_id = text_or_none(value_at(context, "function_call_id"))
         open_step = None if invocation is None or tool_call_id is None else invocation.steps.pop(tool_call_id, None)
         if open_step is not None:
             open_step[1].finish(None if error is None else self.shown_error(error), output=self.shown(output))
@@ -365,7 +365,7 @@ def _is_more(counts: Counts, before: Counts) -> bool:
 
 
 def _provider_and_model(asked: Any) -> tuple[str | None, str | None]:
-    model = _text(asked)
+    model = text_or_none(asked)
     if model is None or model.startswith(_RESOURCES) or "/" not in model:
         is_google = model is not None and model.rpartition("/")[2].startswith(("gemini", "gemma"))
         return "google" if is_google else None, model
@@ -374,15 +374,11 @@ def _provider_and_model(asked: Any) -> tuple[str | None, str | None]:
 
 
 def _branch_of(context: Any) -> str | None:
-    return _text(value_at(context, "branch")) or _text(value_at(context, "_invocation_context", "branch"))
+    return text_or_none(value_at(context, "branch")) or text_or_none(value_at(context, "_invocation_context", "branch"))
 
 
 def _has_tool_result(event: Any) -> bool:
     return any(value_at(part, "function_response") is not None for part in value_at(event, "content", "parts") or ())
-
-
-def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) and value else None
 
 
 def _text_of(content: Any) -> str:

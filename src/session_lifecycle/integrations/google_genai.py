@@ -17,9 +17,9 @@ from functools import cache
 from typing import Any, TypeVar
 from uuid import UUID
 
-from session_lifecycle.integrations.adapter import TakesQuietly, value_at
-from session_lifecycle.integrations.counts import google_counts
-from session_lifecycle.integrations.model_calls import Answer, ModelCall, ModelCalls, text_of
+from session_lifecycle.integrations.adapter import TakesQuietly, text_of
+from session_lifecycle.integrations.counts import google_counts, value_at
+from session_lifecycle.integrations.model_calls import Answer, ModelCall, ModelCalls
 
 try:
     from google.genai import Client as GenaiClient

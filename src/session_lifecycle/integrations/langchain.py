@@ -16,8 +16,16 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import NAMESPACE_URL, UUID, uuid5
 
-from session_lifecycle.integrations.adapter import Adapter, OpenParts, TakesQuietly, is_answer, recorded, value_at
-from session_lifecycle.integrations.counts import Counts, fitted, number, openai_chat_counts, tier_counts
+from session_lifecycle.integrations.adapter import (
+    Adapter,
+    OpenParts,
+    TakesQuietly,
+    is_answer,
+    recorded,
+    text_of,
+    text_or_none,
+)
+from session_lifecycle.integrations.counts import Counts, fitted, number, openai_chat_counts, tier_counts, value_at
 from session_lifecycle.writing.attempt import Attempt, ends_as_cancelled, now
 from session_lifecycle.writing.run_block import RunBlock
 from session_lifecycle.writing.step_block import StepBlock
@@ -174,11 +182,11 @@ class SessionCallbackHandler(Adapter, BaseCallbackHandler):
         self, run_id: UUID, parent_run_id: UUID | None, metadata: Mapping[str, Any] | None, name: str | None
     ) -> _Node:
         told = metadata or {}
-        namespace = _text(told.get("langgraph_checkpoint_ns"))
+        namespace = text_or_none(told.get("langgraph_checkpoint_ns"))
         node = _Node(str(run_id), name, namespace=namespace)
         if parent_run_id is not None:
             node.parent = self._nodes.get(str(parent_run_id)) or self._by_namespace(namespace)
-        node.session_id = next((found for key in _SESSION_KEYS if (found := _text(told.get(key)))), None)
+        node.session_id = next((found for key in _SESSION_KEYS if (found := text_or_none(told.get(key)))), None)
         root = node.root
         if root.session_id is None:
             root.session_id = node.session_id
@@ -236,9 +244,11 @@ class SessionCallbackHandler(Adapter, BaseCallbackHandler):
         call = self._open_call(serialized, run_id, parent_run_id, metadata, kwargs)
         if self.content:
             for message in _new_prompts(messages[0] if messages else ()):
-                said = _text_of(message)
+                said = text_of(value_at(message, "content"))
                 # The same prompt may be sent again, by another call of the run or of the session.
-                message_id = _text(value_at(message, "id")) or str(uuid5(NAMESPACE_URL, f"{call.run.run_id} {said}"))
+                message_id = text_or_none(value_at(message, "id")) or str(
+                    uuid5(NAMESPACE_URL, f"{call.run.run_id} {said}")
+                )
                 call.run.message("user", said, message_id=message_id, at=call.attempt.started_at)
 
     @recorded
@@ -276,9 +286,9 @@ class SessionCallbackHandler(Adapter, BaseCallbackHandler):
             value_at(kwargs, "invocation_params", "model_name"),
         )
         is_whole_run = node.run is run
-        provider = _text(value_at(metadata, "ls_provider"))
+        provider = text_or_none(value_at(metadata, "ls_provider"))
         attempt = run.attempt(
-            next(filter(None, map(_text, told)), None),
+            next(filter(None, map(text_or_none, told)), None),
             provider,
             idempotency_key=node.run_id,
             started_at=node.started_at,
@@ -310,8 +320,10 @@ class SessionCallbackHandler(Adapter, BaseCallbackHandler):
             call.attempt.discard()  # LangChain had the answer in its cache, and marks it so
         else:
             told = None if call.knows_provider else value_at(answer, "message", "response_metadata", "model_provider")
-            call.attempt.usage(_served_model(response, answer), provider=_text(told), **_counts(response, answer))
-        said = _text_of(value_at(answer, "message")) or value_at(answer, "text")
+            call.attempt.usage(
+                _served_model(response, answer), provider=text_or_none(told), **_counts(response, answer)
+            )
+        said = text_of(value_at(answer, "message", "content")) or value_at(answer, "text")
         if self.content and said:
             call.run.message("assistant", said, message_id=message_id)
 
@@ -362,7 +374,7 @@ class SessionCallbackHandler(Adapter, BaseCallbackHandler):
     ) -> None:
         """A tool begins."""
         node = self._node(run_id, parent_run_id, metadata, _name(serialized, kwargs))
-        node.tool_call_id = _text(kwargs.get("tool_call_id"))
+        node.tool_call_id = text_or_none(kwargs.get("tool_call_id"))
         self._begin_step("tool", node, input_str if inputs is None else inputs)
 
     @recorded
@@ -433,7 +445,7 @@ class SessionCallbackHandler(Adapter, BaseCallbackHandler):
         if error is not None and not _goes_on(error):
             failure = self.shown_error(error)
         elif value_at(output, "status") == "error":
-            failure = _text_of(output) if self.content else "tool_error"
+            failure = text_of(value_at(output, "content")) if self.content else "tool_error"
         content = value_at(output, "content")
         node.step.finish(failure, output=self.shown(output if content is None else content))
         if node.run is not None:  # a tool that was called by itself
@@ -448,11 +460,7 @@ def _current_task() -> "asyncio.Task[Any] | None":
 
 
 def _name(serialized: Mapping[str, Any] | None, kwargs: Mapping[str, Any]) -> str | None:
-    return _text(kwargs.get("name")) or _text(value_at(serialized, "name"))
-
-
-def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) and value else None
+    return text_or_none(kwargs.get("name")) or text_or_none(value_at(serialized, "name"))
 
 
 def _goes_on(error: BaseException) -> bool:
@@ -473,7 +481,7 @@ def _served_model(response: Any, answer: Any) -> str | None:
         value_at(answer, "generation_info", "model_name"),
         value_at(response, "llm_output", "model_name"),
     )
-    return next(filter(None, map(_text, told)), None)
+    return next(filter(None, map(text_or_none, told)), None)
 
 
 def _counts(response: Any, answer: Any) -> Counts:
@@ -520,11 +528,3 @@ def _new_prompts(messages: Iterable[Any]) -> list[Any]:
         elif kind == "human":
             new.append(message)
     return new
-
-
-def _text_of(message: Any) -> str:
-    content = value_at(message, "content")
-    if isinstance(content, str):
-        return content
-    texts = (block if isinstance(block, str) else value_at(block, "text") for block in content or ())
-    return "\n".join(text for text in texts if isinstance(text, str))

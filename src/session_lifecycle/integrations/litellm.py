@@ -13,14 +13,7 @@ from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from session_lifecycle.integrations.adapter import (
-    Adapter,
-    OpenParts,
-    TakesQuietly,
-    is_answer,
-    recorded,
-    value_at,
-)
+from session_lifecycle.integrations.adapter import Adapter, OpenParts, TakesQuietly, is_answer, recorded, text_of
 from session_lifecycle.integrations.counts import (
     Counts,
     anthropic_counts,
@@ -28,8 +21,9 @@ from session_lifecycle.integrations.counts import (
     openai_chat_counts,
     openai_responses_counts,
     tier_counts,
+    value_at,
 )
-from session_lifecycle.integrations.model_calls import last_prompt, text_of
+from session_lifecycle.integrations.model_calls import last_prompt
 from session_lifecycle.models import RunStatus
 from session_lifecycle.writing.attempt import Attempt, ends_as_cancelled
 from session_lifecycle.writing.run_block import RunBlock, current_run

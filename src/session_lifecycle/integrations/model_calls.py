@@ -11,8 +11,8 @@ from datetime import timedelta
 from typing import Any, Literal
 from uuid import UUID, uuid4
 
-from session_lifecycle.integrations.adapter import Adapter, TakesQuietly, recorded, value_at
-from session_lifecycle.integrations.counts import Counts
+from session_lifecycle.integrations.adapter import Adapter, TakesQuietly, recorded, text_of
+from session_lifecycle.integrations.counts import Counts, value_at
 from session_lifecycle.models import RunStatus
 from session_lifecycle.writing.attempt import ends_as_cancelled
 from session_lifecycle.writing.run_block import RunBlock, current_run
@@ -209,11 +209,3 @@ def last_prompt(messages: Any) -> str:
         return messages
     last = messages[-1] if isinstance(messages, list) and messages else None
     return text_of(value_at(last, "content")) if value_at(last, "role") == "user" else ""
-
-
-def text_of(content: Any) -> str:
-    """The text of a content, which is text or a list of parts."""
-    if isinstance(content, str):
-        return content
-    parts = content if isinstance(content, list) else []
-    return "\n".join(text for part in parts if isinstance(text := value_at(part, "text"), str))

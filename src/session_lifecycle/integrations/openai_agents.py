@@ -13,13 +13,13 @@ from collections import Counter
 from collections.abc import Callable
 from datetime import timedelta
 from json import loads
-from typing import Any, NamedTuple, Self, TypedDict, get_args
+from typing import Any, NamedTuple, Self, TypedDict
 from uuid import UUID, uuid4
 
-from session_lifecycle.integrations.adapter import Adapter, OpenParts, TakesQuietly, recorded, value_at
+from session_lifecycle.integrations.adapter import Adapter, OpenParts, TakesQuietly, recorded, text_of
+from session_lifecycle.integrations.counts import tier_of, value_at
 from session_lifecycle.models import RunStatus
 from session_lifecycle.models.usage import RareUse
-from session_lifecycle.models.usage_classes import ServiceTier
 from session_lifecycle.writing.attempt import Attempt
 from session_lifecycle.writing.run_block import RunBlock
 from session_lifecycle.writing.session_trace import SessionTrace
@@ -31,7 +31,6 @@ try:
 except ImportError as missing:
     raise ImportError("OpenAI Agents is not installed: pip install 'session-lifecycle[openai-agents]'") from missing
 
-_TIERS: dict[Any, ServiceTier] = {"default": "standard", **{tier: tier for tier in get_args(ServiceTier)}}
 _NO_IDS = {None, "", "no-op", "__fake_id__"}
 _MODEL_SPANS = {"response", "generation"}
 _ANSWER = re.compile(r"Error code: \d{3}|Error details are redacted|litellm\.(?!Timeout|APIConnectionError)\w+Error")
@@ -593,7 +592,7 @@ class SessionHooks(Adapter, RunHooks[Any], TracingProcessor):
         if key is not None:
             unit.keys.add(key)
         counts: RareUse = {}
-        if (tier := _TIERS.get(call.tier)) is not None:
+        if (tier := tier_of(call.tier)) is not None:
             counts["service_tier"] = tier
         totals = _totals(usage)
         unit.family.in_books += totals
@@ -670,14 +669,14 @@ class SessionHooks(Adapter, RunHooks[Any], TracingProcessor):
         text = items if isinstance(items, str) else ""
         if not isinstance(items, str):
             asked = [item for item in items or () if value_at(item, "role") == "user"]
-            text = _text_in(value_at(asked[-1], "content")) if asked else ""
+            text = text_of(value_at(asked[-1], "content")) if asked else ""
         if text:
             unit.block.message("user", text, message_id=f"{call.own_key}:prompt")
 
     def _show_answer(self, unit: _Unit, call: _Call, items: Any) -> None:
         if not self.content:
             return
-        said = [_text_in(value_at(item, "content")) for item in items or () if value_at(item, "type") == "message"]
+        said = [text_of(value_at(item, "content")) for item in items or () if value_at(item, "type") == "message"]
         if text := "\n".join(one for one in said if one):
             unit.block.message("assistant", text, message_id=f"{call.own_key}:reply")
 
@@ -714,14 +713,6 @@ def _tool_call_id(context: Any, tool: Tool) -> str | None:
 
 def _text_of_error(error: Any) -> str:
     return str(value_at(error, "data", "error") or value_at(error, "message") or "error")
-
-
-def _text_in(content: Any) -> str:
-    """The texts of a message. Images, sounds and files are not recorded."""
-    if isinstance(content, str):
-        return content
-    texts = (value_at(part, "text") for part in content or ())
-    return "\n".join(text for text in texts if isinstance(text, str))
 
 
 def _json_of(text: Any) -> Any:

@@ -11,13 +11,13 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import timedelta
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 from uuid import UUID
 
-from session_lifecycle.integrations.adapter import Adapter, OpenParts, TakesQuietly, recorded, value_at
+from session_lifecycle.integrations.adapter import Adapter, OpenParts, TakesQuietly, recorded
+from session_lifecycle.integrations.counts import tier_of, value_at
 from session_lifecycle.models import RunStatus
 from session_lifecycle.models.usage import RareUse
-from session_lifecycle.models.usage_classes import ServiceTier
 from session_lifecycle.writing.attempt import Attempt, ends_as_cancelled
 from session_lifecycle.writing.quiet import QuietWriter
 from session_lifecycle.writing.run_block import RunBlock, current_run
@@ -40,8 +40,6 @@ try:
     from pydantic_ai.usage import RequestUsage
 except ImportError as missing:
     raise ImportError("Pydantic AI is not installed: pip install 'session-lifecycle[pydantic-ai]'") from missing
-
-_TIERS: dict[Any, ServiceTier] = {"default": "standard", **{tier: tier for tier in get_args(ServiceTier)}}
 
 
 class _Place(NamedTuple):
@@ -190,7 +188,7 @@ class SessionCapability(Adapter, AbstractCapability[Any]):
 
     def _told(self, error: BaseException | None) -> BaseException | str | None:
         """An error as it may be recorded: its text may hold content."""
-        return error if error is None or self.content else type(error).__name__
+        return None if error is None else self.shown_error(error)
 
     # Model calls
 
@@ -260,7 +258,7 @@ class SessionCapability(Adapter, AbstractCapability[Any]):
         has_counts = bool(usage.input_tokens or usage.output_tokens)
         if has_counts and (is_cut or usage.unmeasured_requests):
             counts["partial"] = True
-        tier = _TIERS.get(value_at(response.provider_details, "service_tier"))
+        tier = tier_of(value_at(response.provider_details, "service_tier"))
         if tier is not None:
             counts["service_tier"] = tier
         own_key = attempt.idempotency_key
