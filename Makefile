@@ -82,6 +82,7 @@ benchmark: setup  ## Measure what writing, reading and rolling up cost, each bes
 	$(BIN)/python benchmarks/small_reads.py
 	$(BIN)/python benchmarks/session_summaries.py --plot docs/discussion/activity.svg
 	$(BIN)/python benchmarks/roll_up_cost.py
+	$(BIN)/python benchmarks/adapter_overhead.py
 	$(BIN)/python benchmarks/roll_up_beside_writers.py
 
 clean:  ## Remove what was made.

@@ -98,6 +98,9 @@ async def run_block(page: Path, block: Block, names: dict[str, Any]) -> None:
         await running
 
 
+# LiteLLM is imported by its page, and Pydantic warns of two of its types.
+@pytest.mark.filterwarnings("ignore:Items? .* on TypedDict class:UserWarning")
+@pytest.mark.filterwarnings("ignore:Accessing the 'model_:DeprecationWarning")
 @pytest.mark.parametrize("page", [page for page in PAGES if page.name != "README.md"], ids=lambda page: page.stem)
 async def test_the_python_of_a_page_runs(
     page: Path, session_database: SessionDatabase, session_database_url: str, session_clock: SessionClock

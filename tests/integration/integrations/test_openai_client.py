@@ -12,7 +12,7 @@ from openai import APIConnectionError, APIError, APIStatusError, AsyncAzureOpenA
 from pydantic import BaseModel
 
 from session_lifecycle import SessionDatabase, SessionRecorder
-from session_lifecycle.integrations.adapter import value_at
+from session_lifecycle.integrations.counts import value_at
 from session_lifecycle.integrations.openai_client import recorded_openai
 from support import books
 from support.books import Event
