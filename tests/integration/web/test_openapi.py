@@ -63,7 +63,7 @@ def test_schemathesis_finds_nothing(label: str, session_database_url: str) -> No
         runner.run(seed(db))
 
         @settings(
-            max_examples=25, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck)
+            max_examples=10, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck)
         )
         @given(case=cases)
         def check(case: Any) -> None:
