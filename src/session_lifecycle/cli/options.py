@@ -28,7 +28,7 @@ FAILURE = 1
 MISUSE = 2
 """The exit code of a command whose arguments are refused, as it is Typer's."""
 TERMINATED = 128 + signal.SIGTERM
-"""The exit code of a command that SIGTERM ended, as a shell tells it."""
+"""The exit code of a command that SIGTERM ended. Shells use the same number."""
 MOST_DAYS = 365_000
 PRUNE_BATCH = 1000
 REPRICE_BATCH = 500

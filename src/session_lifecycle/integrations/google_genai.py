@@ -75,7 +75,8 @@ def recorded_genai(
         content=content,
         attempt_timeout=attempt_timeout,
     )
-    # The client has no public name for it. Every version since 1.0 has it under this one.
+    # The client has no public name for it. Every version since 1.0 has it under this one. Without it, streams and
+    # automatic function calls would go unrecorded.
     sender: Any = client._api_client  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
     kind: Any = type(sender)
     sender.session_lifecycle_calls = calls

@@ -162,7 +162,7 @@ ROWS = [
 
 @needs_logs
 @pytest.mark.parametrize("row", ROWS, ids=["H36", "H37", "H38", "H39"])
-async def test_H36_to_H39_captured_invocations(session_database: SessionDatabase, row: tuple[Any, ...]) -> None:
+async def test_H36_H37_H38_H39_captured_invocations(session_database: SessionDatabase, row: tuple[Any, ...]) -> None:
     name, (run, status, agent), expected, expected_steps = row
     for _ in range(2):
         await replay(session_database, name)
