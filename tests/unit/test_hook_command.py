@@ -31,7 +31,8 @@ OURS = {
     "session_lifecycle.writing.spool_directory",
 }
 READING = {
-    f"session_lifecycle.integrations.{name}" for name in ("claude_code", "hook_transcript", "positions", "transcripts")
+    f"session_lifecycle.integrations.{name}"
+    for name in ("claude_code", "counts", "hook_transcript", "positions", "transcripts")
 }
 
 

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from pydantic_core import to_json
 
 from session_lifecycle import models
-from session_lifecycle.models import End, Message, Run, RunStatus, SessionListFilters, UsageEvent, Viewer
+from session_lifecycle.models import Budget, End, Message, Run, RunStatus, SessionListFilters, UsageEvent, Viewer
 from session_lifecycle.models.fields import COST_DECIMALS, Value
 from session_lifecycle.models.usage import RARE_CLASSES
 
@@ -33,6 +33,7 @@ OF_TYPE: dict[Any, Callable[[Random], Any]] = {
     Decimal: lambda chance: Decimal(chance.randrange(10**20)).scaleb(-chance.randint(11, 20)),
     UUID: lambda chance: UUID(int=chance.getrandbits(128)),
     datetime: lambda chance: datetime(2026, 1, 1, tzinfo=UTC) + timedelta(microseconds=chance.randrange(10**15)),
+    timedelta: lambda chance: timedelta(microseconds=chance.randrange(1, 10**14)),
 }
 # Rules about several fields are met by leaving these at their defaults.
 AT_DEFAULT = {
@@ -83,10 +84,12 @@ def value_of(model: type[BaseModel], chance: Random) -> Any:
         given["parent_session_id"] = "parent" if given["session_id"] and chance.random() < 0.5 else None
     if issubclass(model, End):
         given["status"] = "completed"
-    if "cost_usd" in given and isinstance(given["cost_usd"], str):
-        given["cost_usd"] = "0.25"
-    if isinstance(given.get("reported_cost_usd"), str):
-        given["reported_cost_usd"] = "0.25"
+    if issubclass(model, Budget):
+        # A budget counts somebody's usage and has a limit.
+        given |= {"user_id": UUID(int=1), "limit_tokens": chance.randrange(10**9)}
+        given["timezone"] = chance.choice(["UTC", "Europe/Berlin", "Asia/Kathmandu"])
+    # Money may be given as text, but not as any text.
+    given |= {name: "0.25" for name, one in given.items() if name.endswith("_usd") and isinstance(one, str)}
     return model(**given)
 
 
