@@ -1,5 +1,6 @@
 """The columns of a session record, the orders of sessions (rule R13), and the preferred session of an id (rule R15)."""
 
+import json
 from datetime import timedelta
 from functools import lru_cache
 from typing import Any
@@ -15,12 +16,10 @@ from sqlalchemy import (
     false,
     func,
     literal,
-    literal_column,
     select,
     true,
     union_all,
 )
-from sqlalchemy.dialects.postgresql import JSONB
 
 from session_lifecycle.models import SessionRecord, SessionRowWithStatus
 from session_lifecycle.models.session_filters import ALL_SESSION_ORDERS
@@ -44,35 +43,39 @@ OWN_FIRST, OF_AGENT, OF_OTHERS, OWN_LAST = range(4)
 """Whose session is preferred: the lowest of the ranks that are there."""
 
 
-NO_TAGS: ColumnElement[Any] = literal_column("'{}'::jsonb", JSONB)
-
 _FURTHER_FIELDS = frozenset(SessionRecord.model_fields) - set(tables.sessions.__table__.columns.keys())
-_RECORD_FIELDS = tuple(name for name in SessionRecord.model_fields if name not in _FURTHER_FIELDS)
-_RECORD_LABELS = {name: f"record_{name}" for name in _RECORD_FIELDS}
+_OBJECTS = ("metadata", "tags")
+_RECORD_COLUMNS = (*(name for name in SessionRecord.model_fields if name not in _FURTHER_FIELDS), FURTHER_TOTALS)
 
 
 def record_columns(columns: Columns = tables.sessions.__table__.columns) -> list[ColumnElement[Any]]:
-    """The columns of a `SessionRecord`, labelled `record_<field>`, from columns named as in the table."""
-    own = [
-        (func.coalesce(columns[name], NO_TAGS, type_=JSONB) if name == "tags" else columns[name]).label(
-            f"record_{name}"
-        )
-        for name in _RECORD_FIELDS
-    ]
-    return [*own, as_text(columns[FURTHER_TOTALS]).label(f"record_{FURTHER_TOTALS}")]
+    """The columns of a `SessionRecord`, labelled `record_<field>`, from columns named as in the table.
+
+    A statement that returns them has them first. Objects are JSON text.
+    """
+    are_text = {*_OBJECTS, FURTHER_TOTALS}
+    chosen = ((name, as_text(columns[name]) if name in are_text else columns[name]) for name in _RECORD_COLUMNS)
+    return [column.label(f"record_{name}") for name, column in chosen]
 
 
 def record_of(row: Any) -> SessionRecord:
-    """The record from a row with the columns of `record_columns`."""
-    # A row looks up one attribute after another slowly, and a page has 50 rows.
-    columns = dict(zip(row._fields, row, strict=True))
-    further = parsed(columns[f"record_{FURTHER_TOTALS}"], _FURTHER_FIELDS)
-    return SessionRecord.model_validate({name: columns[label] for name, label in _RECORD_LABELS.items()} | further)
+    """The record from a row whose first columns are those of `record_columns`."""
+    return SessionRecord.model_validate(_fields_of(row))
 
 
 def row_of(row: Any) -> SessionRowWithStatus:
-    """The record and its effective status from a row with the columns of `record_columns` and `effective_status`."""
-    return SessionRowWithStatus(record=record_of(row), effective_status=row.effective_status)
+    """The record and its effective status, from a row as `record_of` takes it with a column `effective_status`."""
+    return SessionRowWithStatus.model_validate({"record": _fields_of(row), "effective_status": row.effective_status})
+
+
+def _fields_of(row: Any) -> dict[str, Any]:
+    # By place, as most of a page's time went into looking up one column after another by its name. And most objects
+    # are empty or null, which a codec of the driver would read one by one.
+    fields = dict(zip(_RECORD_COLUMNS, row, strict=False))
+    for name in _OBJECTS:
+        text = fields[name]
+        fields[name] = json.loads(text) if text and text != "{}" else {}
+    return fields | parsed(fields.pop(FURTHER_TOTALS), _FURTHER_FIELDS)
 
 
 def belongs_to_record(table: type[tables.runs | tables.messages], sessions: FromClause) -> ColumnElement[bool]:

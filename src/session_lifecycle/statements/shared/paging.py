@@ -116,14 +116,14 @@ def place(rows: FromClause, order: Order, *, descending: bool) -> Label[int]:
 
 
 def beside_total(rows: CTE, total: ColumnElement[Any], as_of: datetime | None = None) -> Select[*tuple[Any, ...]]:
-    """The rows of a page in their order, each with the `total` and with the clock as `as_of`.
+    """The rows of a page in their order, each followed by the `total` and by the clock as `as_of`.
 
     Rows and total come from one statement and so from one snapshot (rule R18). An empty page is one row: the total, the
     clock, and nulls.
     """
     figures = select(total.label("total"), clock(as_of).label("as_of")).subquery("figures")
     return (
-        select(figures.c.total, figures.c.as_of, *rows.c)
+        select(*rows.c, figures.c.total, figures.c.as_of)
         .select_from(figures.outerjoin(rows, true()))
         .order_by(rows.c.place)
     )
