@@ -1,6 +1,6 @@
 # Needs Python >= 3.11 and make; everything else is set up here, inside this folder.
 
-.PHONY: help setup tools demo test test-postgres soak schema lint lint-mypy lint-pyright format benchmark clean
+.PHONY: help setup tools demo test test-postgres soak schema lint lint-mypy lint-pyright docs format benchmark clean
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 
@@ -56,11 +56,11 @@ soak: setup tools  ## Run the long storms.
 schema: setup  ## Write alembic/schema.sql from a migrated database.
 	$(BIN)/python tests/support/schema_file.py
 
-lint: setup  ## Check style, types and layers.
+lint: setup  ## Check style, types, layers and the documentation's site.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
-	@$(MAKE) --no-print-directory --jobs 2 --output-sync lint-mypy lint-pyright
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync lint-pyright lint-mypy docs
 
 lint-mypy:
 	$(BIN)/mypy
@@ -68,6 +68,9 @@ lint-mypy:
 
 lint-pyright:
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+docs: setup  ## Build the documentation's site into site/. A link that leads nowhere is an error.
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going docs site
 
 format: setup  ## Put the code into its form.
 	$(BIN)/ruff check --fix .
@@ -86,4 +89,4 @@ benchmark: setup  ## Measure what writing, reading and rolling up cost, each bes
 	$(BIN)/python benchmarks/roll_up_beside_writers.py
 
 clean:  ## Remove what was made.
-	rm -rf .venv .make .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv .make site .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

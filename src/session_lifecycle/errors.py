@@ -1,4 +1,4 @@
-"""Every error this library raises.
+"""Every error this library raises::
 
     SessionLifecycleError
     ├── InvalidValueError            (also ValueError) a value was refused; nothing was written

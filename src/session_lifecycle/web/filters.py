@@ -1,4 +1,4 @@
-"""The query parameters of lists and reports as dependencies, which a host's own routes may use as well.
+"""The query parameters of lists and reports as dependencies, which a host's own routes may use as well::
 
     @app.get("/mine")
     async def mine(asked: Annotated[Asked[SessionListFilters], Depends(asked_sessions)], viewer: ...):

@@ -59,13 +59,11 @@ def otlp_router(
     `partial_success` how many were not, and why. Sending a request again adds nothing. Spans of no agent are taken and
     not recorded.
 
-    | answer | when |
-    |---|---|
-    | 200 | recorded, but for what `partial_success` says |
-    | 400 | the body is no request of OTLP |
-    | 413 | it is larger than `max_body_bytes` |
-    | 415 | its content type or encoding is another one |
-    | 503 | the database is away; the sender tries again |
+    - 200: recorded, but for what `partial_success` says
+    - 400: the body is no request of OTLP
+    - 413: it is larger than `max_body_bytes`
+    - 415: its content type or encoding is another one
+    - 503: the database is away; the sender tries again
 
     Args:
         writer: Writes the items: `db.lifecycle`.

@@ -1,0 +1,42 @@
+"""The site of the documentation: `make docs`."""
+
+import os
+from importlib import import_module
+from pkgutil import walk_packages
+
+import session_lifecycle
+from session_lifecycle import __version__
+
+os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # importing LiteLLM asks the network for prices otherwise
+# Imported here, as Sphinx imports with `TYPE_CHECKING` set, which neither FastAPI nor every agent runtime survives.
+for module in walk_packages(session_lifecycle.__path__, "session_lifecycle."):
+    import_module(module.name)
+
+project = "session-lifecycle"
+author = "the authors of session-lifecycle"
+project_copyright = author
+release = version = __version__
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+    "sphinx_copybutton",
+    "sphinxcontrib.mermaid",
+]
+exclude_patterns = ["conf.py"]
+html_theme = "furo"
+html_title = f"session-lifecycle {release}"
+html_copy_source = False
+
+# Links into a page name its headings, as they do where a repository is read.
+myst_heading_anchors = 4
+myst_fence_as_directive = ["mermaid"]
+
+autodoc_typehints = "signature"
+autodoc_typehints_format = "short"
+autodoc_member_order = "bysource"
+autodoc_default_options = {"members": True, "show-inheritance": False}
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
