@@ -1,4 +1,6 @@
-"""Every error this library raises::
+"""Every error this library raises.
+
+Their tree::
 
     SessionLifecycleError
     ├── InvalidValueError            (also ValueError) a value was refused; nothing was written

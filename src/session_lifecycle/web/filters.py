@@ -1,4 +1,6 @@
-"""The query parameters of lists and reports as dependencies, which a host's own routes may use as well::
+"""The query parameters of lists and reports as dependencies, which a host's own routes may use as well.
+
+One of a host::
 
     @app.get("/mine")
     async def mine(asked: Annotated[Asked[SessionListFilters], Depends(asked_sessions)], viewer: ...):
