@@ -1,5 +1,5 @@
--- Deletes the reservations of these users whose events are in the ledger. Whoever deletes events calls it first: without its
--- event, a reservation would count again until its lease ends.
+-- Deletes the reservations of these users whose events are in the ledger. A function that deletes events calls it first: a
+-- reservation whose event is gone would count again until its lease ends.
 -- Answers nothing and raises nothing.
 -- Locks: the rows that it deletes; it skips those that somebody else has locked, so it never waits.
 CREATE FUNCTION {schema}.delete_settled(users uuid[]) RETURNS void

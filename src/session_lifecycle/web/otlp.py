@@ -25,12 +25,8 @@ from session_lifecycle.integrations.otlp import (
 from session_lifecycle.integrations.span_books import SpanBatches, item_of
 from session_lifecycle.integrations.span_reader import INPUT_WITHOUT_CACHE, Span
 from session_lifecycle.models import Item
+from session_lifecycle.web.framework import APIRouter, Depends, Request, Response
 from session_lifecycle.writing.protocol import SessionWriter
-
-try:
-    from fastapi import APIRouter, Depends, Request, Response
-except ImportError as error:
-    raise ImportError("FastAPI is missing: pip install 'session-lifecycle[web]'", name=error.name) from error
 
 MAX_BODY_BYTES = 8 * 1024 * 1024
 """How large a body may be: that of a request, and what it is when it is decompressed."""

@@ -13,6 +13,7 @@ import typer
 
 from session_lifecycle.cli.options import refuse
 from session_lifecycle.cli.output import print_line, print_note
+from session_lifecycle.errors import InvalidValueError
 from session_lifecycle.integrations.hook_command import COMMAND, EVENTS, default_user
 
 
@@ -72,7 +73,8 @@ def install_hooks(file: Path, hooks: dict[str, Any]) -> Path | None:
         The path of the backup, which exists if the file did. None: the settings had these hooks already.
 
     Raises:
-        ValueError: The file is no JSON object, or its hooks are not lists by event.
+        ValueError: The file is no JSON.
+        InvalidValueError: It is no JSON object, or its hooks are not lists by event.
         OSError: The file cannot be read or written.
     """
     file = file.resolve()  # settings may be a link into a directory that is kept elsewhere
@@ -80,8 +82,8 @@ def install_hooks(file: Path, hooks: dict[str, Any]) -> Path | None:
     settings = {} if before is None or not before.strip() else json.loads(before)
     present = settings.get("hooks", {}) if isinstance(settings, dict) else None
     if not isinstance(present, dict):
-        raise ValueError("expected a JSON object, and in it an object named hooks")  # noqa: TRY004 - as in `_others`
-    merged = {event: _others(entries) for event, entries in present.items()}
+        raise InvalidValueError("settings", settings, "a JSON object, and in it an object named hooks")
+    merged = {event: _others(event, entries) for event, entries in present.items()}
     for event, entries in hooks.items():
         merged[event] = [*merged.get(event, []), *entries]
     merged = {event: entries for event, entries in merged.items() if entries or present.get(event) == []}
@@ -110,10 +112,10 @@ def _free_name(file: Path) -> Path:
     return backup
 
 
-def _others(entries: Any) -> list[Any]:
+def _others(event: str, entries: Any) -> list[Any]:
     """The entries of an event without our command."""
     if not isinstance(entries, list):
-        raise ValueError("expected a list of hooks for each event")  # noqa: TRY004 - the file is refused, not a type
+        raise InvalidValueError(f"hooks.{event}", entries, "a list of hooks")
     kept = []
     for entry in entries:
         commands = entry.get("hooks") if isinstance(entry, dict) else None
