@@ -32,7 +32,7 @@ FILES = {name: one.source for name, one in function_files().items()}
 README = (directory() / "functions" / "README.md").read_text("utf-8")
 SAFE_PATH = "SET search_path = pg_catalog, pg_temp"
 U, S, AT = UUID(int=1), SessionKey(UUID(int=1), "s"), datetime(2026, 1, 1, tzinfo=UTC)
-PART = reconcile_roll_ups.Part("user")
+PART = reconcile_roll_ups.Part("user").shape
 STATEMENTS: dict[str, ClauseElement] = {
     "record": record.record("ours"),
     "lock items": record.lock_items("ours"),
@@ -52,8 +52,8 @@ STATEMENTS: dict[str, ClauseElement] = {
     "compact": roll_up.compact("ours"),
     "take out": reconcile_roll_ups.take_out("ours", S),
     "rebuild": reconcile_roll_ups.rebuild("ours", PART),
-    "rolled-up sessions": reconcile_roll_ups.rolled_up_mismatches(S, S),
-    "their models": reconcile_roll_ups.rolled_up_model_mismatches("ours", S, S),
+    "rolled-up sessions": reconcile_roll_ups.rolled_up_mismatches(),
+    "their models": reconcile_roll_ups.rolled_up_model_mismatches("ours"),
     "buckets": reconcile_roll_ups.bucket_mismatches("ours", SessionRollUpEntity, PART, 1),
     "buckets by model": reconcile_roll_ups.bucket_mismatches("ours", SessionModelRollUpEntity, PART, 1),
 }

@@ -47,26 +47,30 @@ class Reconciler:
         while keys := await self._execution.fetch(reconcile.sessions(last, SESSIONS_AT_ONCE)):
             self._sessions_looked_at += len(keys)
             first, last = SessionKey(*keys[0]), SessionKey(*keys[-1])
-            for row in await self._execution.fetch(reconcile.session_mismatches(first, last)):
+            between = reconcile.sessions_between(first, last)
+            for row in await self._execution.fetch(reconcile.session_mismatches(), between):
                 key: tuple[str, ...] = ("user_id", "session_id")
                 await self._compare(row, SessionRecordEntity, key, reconcile.OF_SESSION)
-            for row in await self._execution.fetch(reconcile.model_mismatches(first, last)):
+            for row in await self._execution.fetch(reconcile.model_mismatches(), between):
                 key = ("user_id", "session_id", "model")
                 await self._compare(row, SessionModelUsageEntity, key, reconcile.OF_MODEL)
             # After the repairs above, which take a session out of the roll-ups or leave it rolled up wrongly.
-            await self._compare_rolled_up(first, last)
+            await self._compare_rolled_up(between)
         user = None
         while users := await self._execution.fetch(reconcile.users_with_runs(user, USERS_AT_ONCE)):
             user = users[-1].user_id
-            for row in await self._execution.fetch(reconcile.run_mismatches(users[0].user_id, user)):
+            between = reconcile.users_between(users[0].user_id, user)
+            for row in await self._execution.fetch(reconcile.run_mismatches(), between):
                 await self._compare(row, SessionRunEntity, ("user_id", "run_id"), reconcile.OF_RUN)
-            for row in await self._execution.fetch(reconcile.adjustment_mismatches(users[0].user_id, user)):
+            for row in await self._execution.fetch(reconcile.adjustment_mismatches(), between):
                 await self._compare_adjustment(row)
         # After all sessions, as the buckets are sums over them.
         await self._compare_buckets(Part("all"))
         for family in ("user", "dataset", "user_dataset"):
             rest = Part(family)
-            while end := await self._execution.fetch(reconcile_roll_ups.end_of_part(rest, ROLLED_UP_AT_ONCE)):
+            while end := await self._execution.fetch(
+                reconcile_roll_ups.end_of_part(rest.shape, ROLLED_UP_AT_ONCE), rest.parameters
+            ):
                 [(owner,)] = end
                 await self._compare_buckets(rest._replace(up_to=owner))
                 rest = Part(family, after=owner)
@@ -107,11 +111,11 @@ class Reconciler:
             )
             self._repaired += differing
 
-    async def _compare_rolled_up(self, first: SessionKey, last: SessionKey) -> None:
+    async def _compare_rolled_up(self, between: dict[str, Any]) -> None:
         """Notes the sessions that are rolled up wrongly, and takes them out of the roll-ups if asked to repair."""
         schema = self._execution.schema
-        sessions = await self._execution.fetch(reconcile_roll_ups.rolled_up_mismatches(first, last))
-        models = await self._execution.fetch(reconcile_roll_ups.rolled_up_model_mismatches(schema, first, last))
+        sessions = await self._execution.fetch(reconcile_roll_ups.rolled_up_mismatches(), between)
+        models = await self._execution.fetch(reconcile_roll_ups.rolled_up_model_mismatches(schema), between)
         wrong: Counter[SessionKey] = Counter()
         for rows, names, columns in (
             (sessions, ("user_id", "session_id"), OF_ROLLED_UP),
@@ -132,14 +136,14 @@ class Reconciler:
         differing = 0
         for table, figures in FIGURES.items():
             names = [column.key for column in table.__table__.primary_key]
-            found = reconcile_roll_ups.bucket_mismatches(schema, table, part, MOST_MISMATCHES)
-            rows = await self._execution.fetch(found)
+            found = reconcile_roll_ups.bucket_mismatches(schema, table, part.shape, MOST_MISMATCHES)
+            rows = await self._execution.fetch(found, part.parameters)
             for row in rows:
                 self._note(row, table, names, figures)
             differing += rows[0].mismatches if rows else 0
         self._mismatch_count += differing
         if self._repair and differing:
-            await self._execution.fetch(reconcile_roll_ups.rebuild(schema, part))
+            await self._execution.fetch(reconcile_roll_ups.rebuild(schema, part.shape), part.parameters)
             self._repaired += differing
 
     def _note(self, row: Any, entity: Any, names: Iterable[str], columns: Iterable[str]) -> int:

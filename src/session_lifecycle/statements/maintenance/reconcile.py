@@ -1,6 +1,6 @@
 """The stored totals of sessions, of their models and of runs, compared with the sums of the ledger.
 
-`reconcile_roll_ups` compares the roll-ups.
+`reconcile_roll_ups` compares the roll-ups. The statements that compare are kept, as a job runs each of them many times.
 
 Every writer of the ledger changes the totals by the same amount in the same transaction. So a row that still has the
 totals that were read together with the ledger is still wrong by the same amount. A row that changed meanwhile is left
@@ -8,6 +8,7 @@ for the next run. A repair is one statement on one row, so it never waits for a 
 """
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -19,6 +20,7 @@ from sqlalchemy import (
     Select,
     Text,
     and_,
+    bindparam,
     case,
     cast,
     column,
@@ -52,7 +54,7 @@ from session_lifecycle.statements.shared.ledger import (
     RUN_TOKEN_COLUMNS,
     TOKEN_COLUMNS,
 )
-from session_lifecycle.statements.shared.paging import after_key, literals
+from session_lifecycle.statements.shared.paging import after_key
 
 Totals = Mapping[str, ColumnElement[Any]]
 NONE = cast(literal("{}", Text), JSONB)
@@ -64,6 +66,22 @@ class SessionKey(NamedTuple):
 
     user_id: UUID
     session_id: str
+
+
+_USER, _SESSION = tables.sessions.user_id.type, tables.sessions.session_id.type
+_FIRST = (bindparam("first_user_id", type_=_USER), bindparam("first_session_id", type_=_SESSION))
+_LAST = (bindparam("last_user_id", type_=_USER), bindparam("last_session_id", type_=_SESSION))
+_USERS = (_FIRST[0], _LAST[0])
+
+
+def sessions_between(first: SessionKey, last: SessionKey) -> dict[str, Any]:
+    """The parameters of a statement on the sessions from the first to the last."""
+    return {**users_between(first.user_id, last.user_id), "first_session_id": first[1], "last_session_id": last[1]}
+
+
+def users_between(first: UUID, last: UUID) -> dict[str, Any]:
+    """The parameters of a statement on the users from the first to the last."""
+    return {"first_user_id": first, "last_user_id": last}
 
 
 def _sum(column: InstrumentedAttribute[Any], *conditions: ColumnElement[bool]) -> ColumnElement[Any]:
@@ -134,40 +152,39 @@ def users_with_runs(after: UUID | None, limit: int) -> Select[UUID]:
     return select(users.user_id).order_by(users.user_id).limit(limit)
 
 
-def session_mismatches(first: SessionKey, last: SessionKey) -> Select[*tuple[Any, ...]]:
+@cache
+def session_mismatches() -> Select[*tuple[Any, ...]]:
     """The sessions from the first to the last that have a wrong total, in the order of their keys.
+
+    Binds `sessions_between`.
 
     Columns: the key, and for each total the stored value as `found_…` and the ledger's sum as `expected_…`.
     """
     key = (tables.usage_events.user_id, tables.usage_events.session_id)
-    ledger = (
-        select(*key, *_labelled(OF_SESSION))
-        .where(between(tables.usage_events, first, last))
-        .group_by(*key)
-        .subquery("ledger")
-    )
+    ledger = select(*key, *_labelled(OF_SESSION)).where(between(tables.usage_events)).group_by(*key).subquery("ledger")
     totals = {name: getattr(tables.sessions, name) for name in OF_SESSION}
     return (
         select(tables.sessions.user_id, tables.sessions.session_id, *pairs(totals, ledger))
         .select_from(tables.sessions)
         .outerjoin(ledger, same_session(tables.sessions, ledger.c))
-        .where(between(tables.sessions, first, last), or_(*differ(totals, ledger)))
+        .where(between(tables.sessions), or_(*differ(totals, ledger)))
         .order_by(tables.sessions.user_id, tables.sessions.session_id)
     )
 
 
-def model_mismatches(first: SessionKey, last: SessionKey) -> Select[*tuple[Any, ...]]:
+@cache
+def model_mismatches() -> Select[*tuple[Any, ...]]:
     """The same for the totals by model. `found_…` is null where the model has no row."""
     names = ("user_id", "session_id", "model_key")
     model = func.coalesce(tables.usage_events.model, "", type_=KeyText)
     key = (tables.usage_events.user_id, tables.usage_events.session_id, func.lower(model).label("model_key"))
     ledger = (
         select(*key, func.min(model).label("model"), *_labelled(OF_MODEL))
-        .where(between(tables.usage_events, first, last), IS_MEASUREMENT)
+        .where(between(tables.usage_events), IS_MEASUREMENT)
         .group_by(*key)
         .subquery("ledger")
     )
-    stored = select(tables.model_usage).where(between(tables.model_usage, first, last)).subquery("stored")
+    stored = select(tables.model_usage).where(between(tables.model_usage)).subquery("stored")
     totals = {name: stored.c[name] for name in OF_MODEL}
     keys = {name: func.coalesce(stored.c[name], ledger.c[name]) for name in ("user_id", "session_id", "model")}
     return (
@@ -178,16 +195,20 @@ def model_mismatches(first: SessionKey, last: SessionKey) -> Select[*tuple[Any, 
     )
 
 
-def run_mismatches(first: UUID, last: UUID) -> Select[*tuple[Any, ...]]:
-    """The same for the runs of the users from the first to the last. `found_…` is null where the run has no row."""
+@cache
+def run_mismatches() -> Select[*tuple[Any, ...]]:
+    """The same for the runs of the users from the first to the last. `found_…` is null where the run has no row.
+
+    Binds `users_between`.
+    """
     ledger = (
         select(tables.usage_events.user_id, tables.usage_events.run_id, *_labelled(OF_RUN))
-        .where(tables.usage_events.user_id.between(first, last), IS_OF_RUN)
+        .where(tables.usage_events.user_id.between(*_USERS), IS_OF_RUN)
         .group_by(tables.usage_events.user_id, tables.usage_events.run_id)
         .subquery("ledger")
     )
     columns = (tables.runs.user_id, tables.runs.run_id, *(getattr(tables.runs, name) for name in OF_RUN))
-    stored = select(*columns).where(tables.runs.user_id.between(first, last)).subquery("stored")
+    stored = select(*columns).where(tables.runs.user_id.between(*_USERS)).subquery("stored")
     totals = {name: stored.c[name] for name in OF_RUN}
     keys = {name: func.coalesce(stored.c[name], ledger.c[name]) for name in ("user_id", "run_id")}
     is_same = and_(stored.c.user_id == ledger.c.user_id, stored.c.run_id == ledger.c.run_id)
@@ -199,8 +220,11 @@ def run_mismatches(first: UUID, last: UUID) -> Select[*tuple[Any, ...]]:
     )
 
 
-def adjustment_mismatches(first: UUID, last: UUID) -> Select[*tuple[Any, ...]]:
+@cache
+def adjustment_mismatches() -> Select[*tuple[Any, ...]]:
     """The runs of these users whose adjustment is not what the run reports beyond its events, in the order of keys.
+
+    Binds `users_between`.
 
     Columns: the key, and the session, the model and the cost of the adjustment as `found_…` and `expected_…`; null
     where there is or ought to be none.
@@ -214,12 +238,12 @@ def adjustment_mismatches(first: UUID, last: UUID) -> Select[*tuple[Any, ...]]:
     )
     expected = (
         select(runs.user_id, runs.run_id, runs.session_id, runs.model, due.label("cost_usd"))
-        .where(runs.user_id.between(first, last), due > 0)
+        .where(runs.user_id.between(*_USERS), due > 0)
         .subquery("expected")
     )
     stored = (
         select(held.user_id, held.run_id, held.session_id, held.model, held.cost_usd)
-        .where(held.user_id.between(first, last), IS_ADJUSTMENT, held.run_id.is_not(None))
+        .where(held.user_id.between(*_USERS), IS_ADJUSTMENT, held.run_id.is_not(None))
         .subquery("stored")
     )
     keys = {name: func.coalesce(stored.c[name], expected.c[name]) for name in ("user_id", "run_id")}
@@ -337,9 +361,6 @@ def differ(stored: Totals, expected: FromClause) -> list[ColumnElement[bool]]:
 
 def between(
     entity: type[tables.sessions | tables.model_usage | tables.usage_events | tables.rolled_up_sessions],
-    first: SessionKey,
-    last: SessionKey,
 ) -> ColumnElement[bool]:
-    """Whether the session of a row is between the first and the last, both included."""
-    key = (entity.user_id, entity.session_id)
-    return tuple_(*key).between(tuple_(*literals(key, first)), tuple_(*literals(key, last)))
+    """Whether the session of a row is between the first and the last, both included. Binds `sessions_between`."""
+    return tuple_(entity.user_id, entity.session_id).between(tuple_(*_FIRST), tuple_(*_LAST))

@@ -6,6 +6,7 @@ roll-ups themselves.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -19,6 +20,7 @@ from sqlalchemy import (
     Select,
     SQLColumnExpression,
     and_,
+    bindparam,
     case,
     cast,
     column,
@@ -54,6 +56,32 @@ FIGURES: Mapping[type[tables.roll_ups | tables.model_roll_ups], Sequence[str]] =
 }
 
 
+Table = type[tables.rolled_up_sessions | tables.roll_ups | tables.model_roll_ups]
+_AFTER, _UP_TO = bindparam("after", type_=Uuid), bindparam("up_to", type_=Uuid)
+
+
+class PartShape(NamedTuple):
+    """The kind of a part: its family, and which of its ends are closed. Equal shapes share one statement."""
+
+    family: str
+    has_after: bool
+    has_up_to: bool
+
+    @property
+    def arguments(self) -> tuple[ColumnElement[Any], ...]:
+        """The part as arguments of our database functions."""
+        return literal(self.family, Text), _AFTER, _UP_TO
+
+    def owner(self, table: Table) -> InstrumentedAttribute[Any]:
+        """The column that divides the family into parts: the dataset or the user."""
+        return table.dataset_id if self.family == "dataset" else table.user_id
+
+    def conditions(self, table: Table) -> list[ColumnElement[bool]]:
+        """Conditions on the rows of the family that are in this part."""
+        after = [self.owner(table) > _AFTER] if self.has_after else []
+        return [*after, *([self.owner(table) <= _UP_TO] if self.has_up_to else [])]
+
+
 class Part(NamedTuple):
     """A part of a family of buckets: the owners after `after`, up to and with `up_to`. None is an open end."""
 
@@ -62,42 +90,33 @@ class Part(NamedTuple):
     up_to: UUID | None = None
 
     @property
-    def arguments(self) -> tuple[ColumnElement[Any], ...]:
-        """The part as arguments of our database functions."""
-        return literal(self.family, Text), literal(self.after, Uuid), literal(self.up_to, Uuid)
+    def shape(self) -> PartShape:
+        """The shape, for which statements are kept."""
+        return PartShape(self.family, self.after is not None, self.up_to is not None)
 
-    def owner(
-        self, table: type[tables.rolled_up_sessions | tables.roll_ups | tables.model_roll_ups]
-    ) -> InstrumentedAttribute[Any]:
-        """The column that divides the family into parts: the dataset or the user."""
-        return table.dataset_id if self.family == "dataset" else table.user_id
-
-    def conditions(
-        self, table: type[tables.rolled_up_sessions | tables.roll_ups | tables.model_roll_ups]
-    ) -> list[ColumnElement[bool]]:
-        """Conditions on the rows of the family that are in this part."""
-        conditions: list[ColumnElement[bool]] = []
-        if self.after is not None:
-            conditions.append(self.owner(table) > self.after)
-        if self.up_to is not None:
-            conditions.append(self.owner(table) <= self.up_to)
-        return conditions
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The parameters that statements of this shape bind."""
+        return {"after": self.after, "up_to": self.up_to}
 
 
-def rolled_up_mismatches(first: SessionKey, last: SessionKey) -> Select[*tuple[Any, ...]]:
+@cache
+def rolled_up_mismatches() -> Select[*tuple[Any, ...]]:
     """The sessions from the first to the last that the roll-ups wrongly have, lack, or have with other values.
+
+    Binds `sessions_between`.
 
     Columns: the key, and as `found_…` and `expected_…` the fields of `OF_ROLLED_UP`. `rolled_up` says whether the
     roll-ups have the session. The other fields can differ only where the roll-ups have the session and should have it.
     """
-    stored = select(tables.rolled_up_sessions).where(between(tables.rolled_up_sessions, first, last)).subquery("stored")
+    stored = select(tables.rolled_up_sessions).where(between(tables.rolled_up_sessions)).subquery("stored")
     columns = (
         tables.sessions.user_id,
         tables.sessions.session_id,
         tables.sessions.rolled_up,
         *(getattr(tables.sessions, name) for name in KEPT),
     )
-    session = select(*columns).where(between(tables.sessions, first, last)).subquery("session")
+    session = select(*columns).where(between(tables.sessions)).subquery("session")
     is_there, is_expected = stored.c.user_id.is_not(None), func.coalesce(session.c.rolled_up, false())
     compared: dict[str, tuple[ColumnElement[Any], ColumnElement[Any]]] = {"rolled_up": (is_there, is_expected)}
     for name in KEPT:
@@ -118,8 +137,11 @@ def rolled_up_mismatches(first: SessionKey, last: SessionKey) -> Select[*tuple[A
     )
 
 
-def rolled_up_model_mismatches(schema: str, first: SessionKey, last: SessionKey) -> Select[*tuple[Any, ...]]:
+@cache
+def rolled_up_model_mismatches(schema: str) -> Select[*tuple[Any, ...]]:
     """The models of rolled-up sessions from the first to the last whose kept figures differ from the session's usage.
+
+    Binds `sessions_between`.
 
     Columns: the key with the model, and for each figure the kept value as `found_…` and the session's value as
     `expected_…`. `sessions` is how often the model occurs.
@@ -127,7 +149,7 @@ def rolled_up_model_mismatches(schema: str, first: SessionKey, last: SessionKey)
     names = ("user_id", "session_id", "model")
     kept = aliased(tables.rolled_up_sessions, name="kept")
     of_session = and_(same_session(tables.sessions, kept), tables.sessions.rolled_up)
-    in_range = (between(tables.sessions, first, last), between(kept, first, last))
+    in_range = (between(tables.sessions), between(kept))
     columns: list[ColumnClause[Any]] = [
         column("model", Text(collation="C")),
         *(column(name, JSONB if name == FURTHER_TOTALS else Numeric) for name in MODEL_FIGURES),
@@ -180,8 +202,12 @@ def take_out(schema: str, key: SessionKey) -> Select[bool]:
     )
 
 
-def end_of_part(part: Part, sessions: int) -> Select[UUID]:
-    """One row: the owner up to whom a part has about this many sessions. No row where the part has fewer."""
+@cache
+def end_of_part(part: PartShape, sessions: int) -> Select[UUID]:
+    """One row: the owner up to whom a part has about this many sessions. No row where the part has fewer.
+
+    Binds the parameters of the part.
+    """
     owner = part.owner(tables.rolled_up_sessions)
     return (
         select(owner)
@@ -192,10 +218,13 @@ def end_of_part(part: Part, sessions: int) -> Select[UUID]:
     )
 
 
+@cache
 def bucket_mismatches(
-    schema: str, table: type[tables.roll_ups | tables.model_roll_ups], part: Part, limit: int
+    schema: str, table: type[tables.roll_ups | tables.model_roll_ups], part: PartShape, limit: int
 ) -> Select[*tuple[Any, ...]]:
     """The first buckets of a part that differ from the sums of the rolled-up sessions, in the order of their keys.
+
+    Binds the parameters of the part.
 
     Columns: the bucket's key, with null for a user or dataset that its family has none of; for each figure the stored
     value as `found_…`, null where there is no bucket, and the sum as `expected_…`; and `mismatches`, the same in each
@@ -224,6 +253,7 @@ def bucket_mismatches(
     )
 
 
-def rebuild(schema: str, part: Part) -> Select[*tuple[Any, ...]]:
-    """Replaces the buckets of a part with the sums of the rolled-up sessions."""
+@cache
+def rebuild(schema: str, part: PartShape) -> Select[*tuple[Any, ...]]:
+    """Replaces the buckets of a part with the sums of the rolled-up sessions. Binds the parameters of the part."""
     return select(database_function(schema, "rebuild_roll_ups_v1", *part.arguments))
