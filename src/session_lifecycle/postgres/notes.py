@@ -1,7 +1,8 @@
 """Notes of changed sessions: the triggers that send them, and a connection that listens.
 
 A note says whose sessions a transaction has changed: ids of owners and datasets, and no content. Postgres sends it when
-the transaction commits. The triggers are there only where a host asks for them. Without them, no statement pays anything.
+the transaction commits. The triggers are there only where a host asks for them. Without them, no statement pays
+anything.
 """
 
 import asyncio
@@ -20,9 +21,8 @@ from session_lifecycle.postgres.function_files import quoted
 
 CHANNEL = "session_lifecycle"
 """The channel of the notes of all schemas of a database. A schema's name may be longer than that of a channel."""
-_EVERYBODY = "*"
 MOST_IDS = 10_000
-"""How many ids a listener keeps that nobody has taken yet. Beyond them, it says that anybody's sessions may have changed."""
+"""How many ids a listener keeps that nobody has taken yet. With more, anybody's sessions may have changed."""
 CHECK_SECONDS = 15.0
 """How long a listener hears nothing before it asks whether the server is still there."""
 CLOSE_SECONDS = 2.0

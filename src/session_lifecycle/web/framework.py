@@ -1,12 +1,12 @@
 """FastAPI's names that our routes use. Without the extra `web`, importing any of our routes names it."""
 
 try:
-    from fastapi import APIRouter, Depends, Path, Query, Request, Response
+    from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
     from fastapi.exceptions import RequestValidationError
-    from fastapi.responses import JSONResponse
+    from fastapi.responses import JSONResponse, StreamingResponse
     from fastapi.routing import APIRoute
     from starlette.routing import Match
-    from starlette.types import Scope
+    from starlette.types import Receive, Scope, Send
 except ModuleNotFoundError as missing:
     if missing.name != "fastapi":
         raise
@@ -18,12 +18,16 @@ __all__ = [
     "APIRoute",
     "APIRouter",
     "Depends",
+    "Header",
     "JSONResponse",
     "Match",
     "Path",
     "Query",
+    "Receive",
     "Request",
     "RequestValidationError",
     "Response",
     "Scope",
+    "Send",
+    "StreamingResponse",
 ]
