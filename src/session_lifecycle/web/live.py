@@ -3,12 +3,12 @@
 from collections.abc import AsyncGenerator
 from http import HTTPStatus
 from random import SystemRandom
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 from session_lifecycle.database import SessionDatabase
 from session_lifecycle.models import SessionListFilters
 from session_lifecycle.web.dependencies import Asker, Dependency, bring
-from session_lifecycle.web.feed import MOST_RECENT, FeedEvent, LiveFeed, LiveStream, StreamsFullError
+from session_lifecycle.web.feed import MOST_RECENT, EventName, FeedEvent, LiveFeed, LiveStream, StreamsFullError
 from session_lifecycle.web.filters import asked_changes
 from session_lifecycle.web.framework import (
     APIRouter,
@@ -35,24 +35,26 @@ HEADERS = {
 }
 RETRY_SECONDS = (1.0, 3.0)
 """When a client comes back that has lost its stream: between these, so that not all of them come at once."""
-_EXAMPLE = """\
-retry: 2113
-
-id: 5f0c9a1be2d3.0
-event: session
-data: {"session_id":"chat-1","user_id":"018f3a5e-0000-7000-8000-000000000001","status":"running",…}
-
-id: 5f0c9a1be2d3.1
-event: gone
-data: {"user_id":"018f3a5e-0000-7000-8000-000000000001","session_id":"chat-2"}
-
-: nothing new
-
-"""
+_SCHEMA: dict[str, Any] = {
+    "title": "Event",
+    "description": "One event of the stream.",
+    "type": "object",
+    "required": ["event", "id", "data"],
+    "properties": {
+        "event": {"type": "string", "enum": list(get_args(EventName))},
+        "id": {"type": "string", "description": "What a stream can go on after, by the header Last-Event-ID."},
+        "data": {"type": "string", "description": "JSON in one line."},
+    },
+}
+_EXAMPLE = {
+    "event": "gone",
+    "id": "5f0c9a1be2d3.1",
+    "data": '{"user_id":"018f3a5e-0000-7000-8000-000000000001","session_id":"chat-2"}',
+}
 _ANSWERS: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "A stream of events `session`, `gone` and `look_again`.",
-        "content": {MEDIA_TYPE: {"schema": {"type": "string"}, "example": _EXAMPLE}},
+        "content": {MEDIA_TYPE: {"schema": _SCHEMA, "example": _EXAMPLE}},
     },
     401: {"description": "The host's authentication refuses the request."},
     **described(HTTPStatus.UNPROCESSABLE_ENTITY, HTTPStatus.INTERNAL_SERVER_ERROR, HTTPStatus.SERVICE_UNAVAILABLE),
@@ -112,7 +114,7 @@ def _event(event: FeedEvent) -> str:
     return f"id: {event.id}\nevent: {event.name}\ndata: {event.data}\n\n"
 
 
-@_LIVE.get("/events", tags=["live"], responses=_ANSWERS, response_class=_EventResponse)
+@_LIVE.get("/events", tags=["live"], status_code=200, responses=_ANSWERS, response_class=_EventResponse)
 async def stream_events(
     request: Request,
     viewer: Asker,
