@@ -22,7 +22,7 @@ setup: .make/installed  ## Create .venv with the library, its extras and the too
 	@touch $@
 
 .make/demo: .make/venv
-	$(BIN)/python -m pip install --quiet --editable '.[cli]'
+	$(BIN)/python -m pip install --quiet --editable '.[serve]'
 	@touch $@
 
 .make/venv: pyproject.toml
