@@ -34,7 +34,7 @@ from session_lifecycle.database import SessionDatabase
 from session_lifecycle.errors import ConfigurationError, SessionLifecycleError
 from session_lifecycle.models import SessionListFilters, SessionRecord, SessionRowWithStatus, Viewer
 
-WINDOW = 100
+WINDOW = 50
 """How many of the newest sessions a look reads and compares."""
 MOST_RECENT = WINDOW
 MOST_EVENTS = 500
@@ -93,7 +93,7 @@ class StreamsFullError(SessionLifecycleError):
 class _Known(NamedTuple):
     """What a look has seen of a session."""
 
-    digest: bytes
+    fingerprint: int
     position: tuple[datetime, bytes, bytes]
     dataset_id: UUID | None
 
@@ -101,6 +101,12 @@ class _Known(NamedTuple):
 def _position(record: SessionRecord) -> tuple[datetime, bytes, bytes]:
     """The place of a session in the order by last activity."""
     return record.last_activity_at, record.user_id.bytes, record.session_id.encode()
+
+
+def _fingerprint(row: SessionRowWithStatus) -> int:
+    """A number that is another one when the row has changed. Most rows have not, and need not become JSON."""
+    values = (repr(value) if isinstance(value, dict) else value for value in vars(row.record).values())
+    return hash((row.effective_status, *values))
 
 
 def _json(value: Any) -> str:
@@ -209,12 +215,10 @@ class _Look:
         for row in reversed(rows):
             record = row.record
             key = (record.user_id, record.session_id)
-            data = _json(row.to_dict())
-            digest = blake2b(data.encode("utf-8", "surrogatepass"), digest_size=16).digest()
-            known[key] = _Known(digest, _position(record), record.dataset_id)
+            found = known[key] = _Known(_fingerprint(row), _position(record), record.dataset_id)
             last = None if before is None else before.get(key)
-            if before is not None and (last is None or last.digest != digest):
-                self._add("session", data, row, key)
+            if before is not None and (last is None or last.fingerprint != found.fingerprint):
+                self._add("session", _json(row.to_dict()), row, key)
                 ids |= {record.user_id, record.dataset_id, last.dataset_id if last is not None else None}
         for key, last in () if before is None else before.items():
             # A session that is older than all of a full page was only overtaken.

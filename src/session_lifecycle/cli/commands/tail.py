@@ -18,7 +18,7 @@ def tail(
     place: Place,
     seen: Seen,
     choice: SessionChoice,
-    recent: Annotated[int, typer.Option(min=0, max=100, help="How many of the newest sessions come first.")] = 10,
+    recent: Annotated[int, typer.Option(min=0, max=50, help="How many of the newest sessions come first.")] = 10,
     as_json: Json = False,
 ) -> None:
     """Follow the sessions until interrupted: a line for each that is new, has changed, or is gone."""
