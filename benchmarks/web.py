@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import os
 import signal
 import socket
 import sys
@@ -82,6 +83,12 @@ def memory_mb(pid: int) -> float:
     return int(line.split()[1]) / 1024
 
 
+def processor_seconds(pid: int) -> float:
+    """The processor time that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text("utf-8").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 async def at_rate(per_second: float, seconds: float, ask: Ask) -> None:
     """Begins so many calls a second, however long they take."""
     began = time.perf_counter()
@@ -110,6 +117,8 @@ class Load(NamedTuple):
     listening: int
     before_mb: float
     after_mb: float
+    processor_seconds: float
+    seconds: float
 
 
 def calls_of(db: SessionDatabase, viewers: Sequence[Viewer], sessions: Sequence[str]) -> dict[str, tuple[Ask, PathOf]]:
@@ -165,13 +174,14 @@ async def load(
         async def write(number: int) -> None:
             await use(db.lifecycle, user_of(number), f"live-{number % USERS}")
 
-        before = memory_mb(pid)
+        before, processor, began = memory_mb(pid), processor_seconds(pid), time.perf_counter()
         try:
             await asyncio.gather(
                 at_rate(arguments.rate, arguments.seconds, ask),
                 at_rate(WRITES_PER_SECOND, arguments.seconds, write),
             )
-            found = Load(events, await scalar(db, LISTENING), before, memory_mb(pid))
+            processor, seconds = processor_seconds(pid) - processor, time.perf_counter() - began
+            found = Load(events, await scalar(db, LISTENING), before, memory_mb(pid), processor, seconds)
         finally:
             for one in following:
                 one.cancel()
@@ -211,6 +221,7 @@ async def main() -> None:
         print(table("", ["", "call p50 ms", "p99 ms", "route p50 ms", "p99 ms"], rows))
         sent, missed = found.events["event: session"], found.events["event: look_again"]
         print(f"{sent:,} events, {missed} times `look_again`; connections that listen: {found.listening}")
+        print(f"the server used {found.processor_seconds:.1f} s of a processor in {found.seconds:.1f} s")
         print(
             f"memory of the server: {found.before_mb:.0f} MB with the streams open, {found.after_mb:.0f} MB at the end"
         )
