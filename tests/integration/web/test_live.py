@@ -203,7 +203,8 @@ async def test_a_session_that_is_shared_no_more_is_gone(session_database: Sessio
     db = session_database
     await db.migrate(notes=notes)
     await touch(db, "shared", A, dataset_id=D1)
-    async with live_host(db) as host, host.stream("b", recent=5) as stream:
+    async with live_host(db, look_seconds=1000) as host, host.stream("b", recent=5) as stream:
+        await eventually(lambda: host.feed.is_listening or not notes)
         assert (await stream.next()).session_id == "shared"
         await db.lifecycle.update_session("shared", A, dataset_id=None)
         event = await stream.next()
