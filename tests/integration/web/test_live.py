@@ -43,6 +43,11 @@ async def touch(db: SessionDatabase, session_id: str, user: UUID = A, **more: An
     await db.lifecycle.record([Touch(session_id=session_id, user_id=user, **more)])
 
 
+async def past_the_first_look() -> None:
+    """Whoever begins to listen looks once, for what happened before. What happens now needs a note."""
+    await asyncio.sleep(4 * feed_module.PAUSE_SECONDS)
+
+
 async def asked(db: SessionDatabase, sql: str) -> Any:
     async with db.engine.connect() as connection:
         return await connection.scalar(text(sql))
@@ -102,6 +107,7 @@ async def test_every_way_of_changing_a_session_sends_a_note(session_database: Se
     # Nothing is looked after without a note.
     async with LiveFeed(db, look_seconds=1000) as feed, await feed.open(viewer=Viewer(A)) as stream:
         await eventually(lambda: feed.is_listening)
+        await past_the_first_look()
         await change(db)
         event = await asyncio.wait_for(anext(stream), 10)
     assert event is not None
@@ -206,6 +212,7 @@ async def test_a_session_that_is_shared_no_more_is_gone(session_database: Sessio
     async with live_host(db, look_seconds=1000) as host, host.stream("b", recent=5) as stream:
         await eventually(lambda: host.feed.is_listening or not notes)
         assert (await stream.next()).session_id == "shared"
+        await past_the_first_look()
         await db.lifecycle.update_session("shared", A, dataset_id=None)
         event = await stream.next()
         assert (event.name, event.data) == ("gone", {"user_id": str(A), "session_id": "shared"})
