@@ -22,7 +22,7 @@ setup: .make/installed  ## Create .venv with the library, its extras and the too
 	@touch $@
 
 .make/demo: .make/venv
-	$(BIN)/python -m pip install --quiet --editable '.[cli]'
+	$(BIN)/python -m pip install --quiet --editable '.[serve]'
 	@touch $@
 
 .make/venv: pyproject.toml
@@ -87,6 +87,8 @@ benchmark: setup  ## Measure what writing, reading and rolling up cost, each bes
 	$(BIN)/python benchmarks/roll_up_cost.py
 	$(BIN)/python benchmarks/adapter_overhead.py
 	$(BIN)/python benchmarks/roll_up_beside_writers.py
+	$(BIN)/python benchmarks/notes_cost.py
+	$(BIN)/python benchmarks/web.py
 
 clean:  ## Remove what was made.
 	rm -rf .venv .make site .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -507,6 +507,8 @@ CREATE FUNCTION session_lifecycle.lock_sessions(waves jsonb, activity jsonb, oth
 
 CREATE FUNCTION session_lifecycle.model_shares_v1(of_user uuid, of_dataset uuid, active_at timestamp with time zone, models jsonb, sign integer) RETURNS TABLE(user_id uuid, dataset_id uuid, starts_at timestamp with time zone, model text, sessions bigint, cost_usd numeric, tokens_in numeric, tokens_out numeric, cache_read_tokens numeric, cache_write_tokens numeric, reasoning_tokens numeric, events bigint, unpriced_events bigint, further_totals jsonb) LANGUAGE sql STABLE;
 
+CREATE FUNCTION session_lifecycle.notify_of_changes_v1() RETURNS trigger LANGUAGE plpgsql SET search_path=pg_catalog, pg_temp;
+
 CREATE FUNCTION session_lifecycle.oldest_served_version_v1() RETURNS text LANGUAGE sql IMMUTABLE;
 
 CREATE FUNCTION session_lifecycle.rebuild_roll_ups_v1(of_family text, after uuid, up_to uuid) RETURNS void LANGUAGE plpgsql SET plan_cache_mode=force_custom_plan SET search_path=pg_catalog, pg_temp;

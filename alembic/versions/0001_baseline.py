@@ -11,6 +11,7 @@ from sqlalchemy.dialects import postgresql
 
 from session_lifecycle.postgres.function_files import function_files, quoted
 from session_lifecycle.postgres.migrations import create_function_sql, create_search_index_sql, create_trigger_sql
+from session_lifecycle.postgres.notes import drop_trigger_sql
 
 revision = "0001"
 down_revision = None
@@ -74,6 +75,7 @@ FUNCTIONS = (
     "update_session_v1",
     "annotate_session_v1",
     "reprice_v1",
+    "notify_of_changes_v1",
     "lock_idle_sessions",
     "is_settled",
     "delete_settled",
@@ -620,6 +622,8 @@ def upgrade() -> None:
 def downgrade() -> None:
     ours = quoted(schema())
     execute(f"DROP TRIGGER leave_roll_ups ON {ours}.session_records")
+    for sql in drop_trigger_sql(schema()):
+        execute(sql)
     for name in reversed(FUNCTIONS):
         execute(f"DROP FUNCTION {ours}.{function_files()[name].signature}")
     for table in reversed(TABLES):

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
@@ -36,6 +36,7 @@ from session_lifecycle.postgres.engines import (
 from session_lifecycle.postgres.execution import BoundExecution, Execution, PoolExecution
 from session_lifecycle.postgres.failures import DRIVER_FAILURES, raise_as_ours
 from session_lifecycle.postgres.host_engines import check_encoding
+from session_lifecycle.postgres.notes import Notes, listening
 from session_lifecycle.postgres.processes import forget_in_child
 from session_lifecycle.postgres.schema_check import check_everything
 from session_lifecycle.pricing.catalogue import PriceCatalogue
@@ -570,7 +571,7 @@ class SessionDatabase:
         execution = BoundExecution(host, self._settings.database_schema, savepoints=savepoints)
         return self._roles_with(execution, execution)
 
-    async def migrate(self, *, connection: AsyncConnection | None = None) -> None:
+    async def migrate(self, *, connection: AsyncConnection | None = None, notes: bool | None = None) -> None:
         """Migrates the schema to this version's revision; does nothing if it is already there.
 
         If several processes migrate at once, one of them does it and the others wait. No writer waits for longer than
@@ -580,6 +581,8 @@ class SessionDatabase:
         Args:
             connection: The host's connection: the migration is part of its transaction, and the host sets the
                 `lock_timeout`. None: the migration runs in its own transaction and is committed.
+            notes: Whether every transaction that changes sessions sends a note, for `listening`. None: as it is; a new
+                schema sends none. Notes have a price: see `docs/how-to/live.md`.
 
         Raises:
             ConfigurationError: The database refuses the user, the user may not create the schema, the encoding of the
@@ -591,11 +594,11 @@ class SessionDatabase:
         try:
             if connection is not None:
                 check_encoding(connection)
-                await migrations.upgrade(connection, self._settings.database_schema)
+                await migrations.upgrade(connection, self._settings.database_schema, notes=notes)
                 return
             async with self._patient_engine() as engine:
                 may_have_written = True
-                await migrations.upgrade_on(engine, self._settings.database_schema)
+                await migrations.upgrade_on(engine, self._settings.database_schema, notes=notes)
         except DRIVER_FAILURES as error:
             raise_as_ours(error, may_have_written=may_have_written)
 
@@ -634,6 +637,25 @@ class SessionDatabase:
                 return await check_everything(connection, self._settings.database_schema)
         except DRIVER_FAILURES as error:
             raise_as_ours(error)
+
+    def listening(self) -> AbstractAsyncContextManager[Notes]:
+        """Listens for notes of changed sessions on one connection beside the pool, until the block is left.
+
+        `await notes.next()` waits, and returns the ids of the owners and datasets whose sessions transactions have
+        changed since; None means that they may be anybody's. A note says nothing else: read what the viewer may see.
+
+        Raises:
+            ConfigurationError: On entering: the database sends no notes (`migrate(notes=True)` has it send them), or a
+                pooler stands before it. `next`: the notes were switched off.
+            DatabaseUnavailableError: On entering: the database cannot be reached. `next`: the connection is lost, so
+                notes may have been missed.
+
+        Example:
+            async with db.listening() as notes:
+                while True:
+                    print(await notes.next())
+        """
+        return listening(self.engine, self._settings.database_schema)
 
     async def migration_sql(self) -> str:
         """The SQL that migrates an empty database, for operators who run it themselves. Opens no connection."""

@@ -53,7 +53,10 @@ PUBLIC: dict[str, type] = {
 NO_CALLS = {
     # They send nothing, or only end what the rounds have begun.
     *("database." + name for name in ("bind", "close", "connect", "embedded", "from_engine")),
-    *("database." + name for name in ("recorder", "rolling_up", "session", "synchronous_recorder", "forget_parent")),
+    *(
+        "database." + name
+        for name in ("listening", "recorder", "rolling_up", "session", "synchronous_recorder", "forget_parent")
+    ),
     *("recorder." + name for name in ("close", "forget_parent", "open", "session", "snapshot", "submit_threadsafe")),
     *("synchronous." + name for name in ("close", "finish", "forget_parent", "session", "snapshot")),
     "recorder.lose",

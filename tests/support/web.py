@@ -9,6 +9,7 @@ import httpx
 from fastapi import FastAPI, Header, HTTPException
 
 from session_lifecycle import SessionDatabase, Viewer
+from session_lifecycle.web.feed import LiveFeed
 from session_lifecycle.web.ingest import ingest_router
 from session_lifecycle.web.reading import session_router
 from session_lifecycle.web.writing import writing_router
@@ -39,9 +40,10 @@ async def emails(user_ids: Any) -> Mapping[UUID, str]:
 
 
 def host_app(db: SessionDatabase, **bounds: int) -> FastAPI:
-    """The host's app, with all our routers under a prefix."""
+    """The host's app, with all our routers under a prefix. A stream of events ends with what it begins with."""
     app = FastAPI()
-    app.include_router(session_router(db, viewer=viewer, user_emails=emails), prefix=PREFIX)
+    feed = LiveFeed(db, stream_seconds=0)
+    app.include_router(session_router(db, viewer=viewer, user_emails=emails, feed=feed), prefix=PREFIX)
     app.include_router(writing_router(db, writer=viewer), prefix=PREFIX)
     app.include_router(ingest_router(db, writer=viewer, **bounds), prefix=PREFIX)
     return app

@@ -22,8 +22,10 @@ from session_lifecycle.cli.commands import (
     replay,
     reports,
     schema,
+    serve,
     sessions,
     spool,
+    tail,
 )
 from session_lifecycle.cli.option_groups import with_groups
 
@@ -82,6 +84,7 @@ _register(
         "search": activity.search,
         "runs": activity.runs,
         "events": activity.events,
+        "tail": tail.tail,
         "stats": reports.stats,
         "usage": reports.usage,
         "cost": reports.cost,
@@ -91,6 +94,7 @@ _register(
         "reconcile": maintenance.reconcile,
         "reprice": maintenance.reprice,
         "roll-up": maintenance.roll_up,
+        "serve": serve.serve,
         "demo": demo.demo,
         "replay": replay.replay,
     },

@@ -6,13 +6,13 @@ Every command loads this module before it knows its options, so nothing here loa
 import asyncio
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Coroutine, Generator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 from uuid import UUID
 
 import typer
@@ -222,6 +222,15 @@ def run_until_done(work: Callable[[], Awaitable[None]]) -> None:
             if not terminated:
                 raise
             raise typer.Exit(TERMINATED) from None
+
+
+async def until_interrupted(work: Coroutine[Any, Any, None]) -> None:
+    """Runs work that has no end of its own. SIGINT and SIGTERM cancel it, and the command goes on after it."""
+    running = asyncio.ensure_future(work)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, running.cancel)
+    with suppress(asyncio.CancelledError):
+        await running
 
 
 @contextmanager

@@ -25,6 +25,7 @@ from session_lifecycle.errors import SchemaError
 from session_lifecycle.postgres.execution import with_jitter
 from session_lifecycle.postgres.failures import DRIVER_FAILURES, driver_error
 from session_lifecycle.postgres.function_files import directory, function_files, quoted
+from session_lifecycle.postgres.notes import set_notes
 from session_lifecycle.postgres.schema_check import (
     SEARCH_INDEX,
     TRIGGER,
@@ -176,7 +177,7 @@ async def _alembic() -> AsyncGenerator[None]:
         _alembic_lock.release()
 
 
-async def upgrade_on(engine: AsyncEngine, schema: str) -> None:
+async def upgrade_on(engine: AsyncEngine, schema: str, *, notes: bool | None = None) -> None:
     """Migrates to the newest revision and creates what the schema lacks, in transactions of its own.
 
     No writer waits for longer than `LOCK_TIMEOUT_SECONDS`. Indexes that are missing are built after the migration is
@@ -194,6 +195,8 @@ async def upgrade_on(engine: AsyncEngine, schema: str) -> None:
                 # A migration may take longer than the statement timeout, which is for requests.
                 await connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
                 indexes = await _upgrade_all_but_indexes(connection, schema, LOCK_TIMEOUT_SECONDS)
+                if notes is not None:
+                    await connection.run_sync(set_notes, schema, on=notes)
                 if not await _is_direct(connection):
                     await connection.run_sync(_create, schema, indexes)
                     indexes = []
@@ -207,7 +210,7 @@ async def upgrade_on(engine: AsyncEngine, schema: str) -> None:
         await _create_beside_writers(engine, schema)
 
 
-async def upgrade(connection: AsyncConnection, schema: str) -> None:
+async def upgrade(connection: AsyncConnection, schema: str, *, notes: bool | None = None) -> None:
     """Migrates to the newest revision and creates what the schema lacks, in the transaction of this connection.
 
     The caller commits, and sets the `lock_timeout`. A schema that is newer and serves this version is left as it is.
@@ -217,6 +220,8 @@ async def upgrade(connection: AsyncConnection, schema: str) -> None:
     """
     indexes = await _upgrade_all_but_indexes(connection, schema)
     await connection.run_sync(_create, schema, indexes)
+    if notes is not None:
+        await connection.run_sync(set_notes, schema, on=notes)
 
 
 async def _upgrade_all_but_indexes(

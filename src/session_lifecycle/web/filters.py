@@ -250,6 +250,17 @@ async def asked_sessions(
     return _asked(SessionListFilters, period, page, conditions, {"order_by": order_by})
 
 
+async def asked_changes(
+    conditions: _SessionConditions,
+    owner_id: Annotated[UUID | None, Query(description="Only what this user owns.")] = None,
+    dataset_id: Annotated[UUID | None, Query(description="Only what is shared through this data set.")] = None,
+    agent_name: Annotated[str | None, Query(description="Only what is of this agent.")] = None,
+) -> SessionListFilters:
+    """The filters of a stream of changed sessions, which has no window and no pages."""
+    of_session = {"owner_id": owner_id, "dataset_id": dataset_id, "agent_name": agent_name}
+    return SessionListFilters.of_call(**_given(conditions | of_session))
+
+
 async def asked_summaries(
     period: AskedPeriod,
     page: _Page,

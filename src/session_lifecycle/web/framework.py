@@ -1,12 +1,12 @@
 """FastAPI's names that our routes use. Without the extra `web`, importing any of our routes names it."""
 
 try:
-    from fastapi import APIRouter, Depends, Path, Query, Request, Response
+    from fastapi import APIRouter, Depends, FastAPI, Header, Path, Query, Request, Response
     from fastapi.exceptions import RequestValidationError
-    from fastapi.responses import JSONResponse
+    from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
     from fastapi.routing import APIRoute
     from starlette.routing import Match
-    from starlette.types import Scope
+    from starlette.types import ASGIApp, Receive, Scope, Send
 except ModuleNotFoundError as missing:
     if missing.name != "fastapi":
         raise
@@ -17,13 +17,20 @@ except ModuleNotFoundError as missing:
 __all__ = [
     "APIRoute",
     "APIRouter",
+    "ASGIApp",
     "Depends",
+    "FastAPI",
+    "Header",
     "JSONResponse",
     "Match",
     "Path",
+    "PlainTextResponse",
     "Query",
+    "Receive",
     "Request",
     "RequestValidationError",
     "Response",
     "Scope",
+    "Send",
+    "StreamingResponse",
 ]

@@ -59,6 +59,7 @@ from session_lifecycle.web.filters import (
     asked_usage_of_session,
 )
 from session_lifecycle.web.framework import APIRouter, Depends, Query, Request, Response
+from session_lifecycle.web.live import LiveFeed, live_router
 from session_lifecycle.web.problems import RequestRefusedError, described
 from session_lifecycle.web.routes import SessionRoute
 
@@ -120,7 +121,9 @@ _READING = APIRouter(route_class=SessionRoute)
 _HEALTH = APIRouter(route_class=SessionRoute)
 
 
-def session_router(db: SessionDatabase, *, viewer: Dependency, user_emails: UserEmails | None = None) -> APIRouter:
+def session_router(
+    db: SessionDatabase, *, viewer: Dependency, user_emails: UserEmails | None = None, feed: LiveFeed | None = None
+) -> APIRouter:
     """The routes that read, and those of health. No route of it writes.
 
     Args:
@@ -128,6 +131,7 @@ def session_router(db: SessionDatabase, *, viewer: Dependency, user_emails: User
         viewer: The host's dependency that gives the `Viewer` of a request, or raises the host's own error, such as 401.
             The routes of health do not ask it.
         user_emails: Finds the e-mail addresses of users for `/sessions/cost-by-user-agent`; None: all are `unknown`.
+        feed: What `/events` streams; None: there is no such route.
 
     Example:
         app.include_router(session_router(db, viewer=current_viewer), prefix="/api/v1")
@@ -139,6 +143,8 @@ def session_router(db: SessionDatabase, *, viewer: Dependency, user_emails: User
     router = APIRouter()
     router.include_router(_READING, dependencies=[Depends(bring(db, viewer)), Depends(bring_emails)])
     router.include_router(health_router(db))
+    if feed is not None:
+        router.include_router(live_router(db, viewer=viewer, feed=feed))
     return router
 
 

@@ -438,6 +438,8 @@ ON_DATABASE = (
     ("search", "text"),
     ("runs",),
     ("events",),
+    ("tail",),
+    ("serve", "--port", "0"),
     ("stats",),
     ("usage",),
     ("cost",),

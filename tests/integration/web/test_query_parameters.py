@@ -32,6 +32,7 @@ from support.web import AGENT, D1, PREFIX, Host, hosting, refuses
 NOW = datetime.now(UTC)
 # The fields that no parameter has: the viewer is the host's, and a path names the session.
 OF_HOST = {"viewer", "user_id", "permitted_dataset_ids"}
+OF_PAGES = {"since", "until", "limit", "offset", "order_by", "descending", "cursor", "total"}
 RENAMED = {"status_filter": "status"}
 
 
@@ -56,6 +57,7 @@ def parameters(host: Host, path: str) -> set[str]:
         ("/sessions/{session_id}/runs", RunFilters, set()),
         ("/sessions/{session_id}/usage", UsageEventFilters, set()),
         ("/usage", UsageFilters, set()),
+        ("/events", SessionListFilters, OF_PAGES),
         ("/usage", UsageQuestion, {"filters"}),
     ],
 )

@@ -9,14 +9,13 @@ from uuid import UUID, uuid4
 
 import typer
 
+from session_lifecycle.cli.demo_fleet import AGENTS, MODELS
 from session_lifecycle.cli.options import Json, Place, on_database
-from session_lifecycle.cli.output import print_json, print_line, print_tables
+from session_lifecycle.cli.output import print_json, print_line, print_note, print_tables
 
 if TYPE_CHECKING:
     from session_lifecycle import SessionDatabase
 
-MODELS = ("gpt-4o", "gpt-4o-mini", "claude-sonnet-4-5", "gemini-2.5-flash", "in-house-7b")
-AGENTS = ("researcher", "coder", "reviewer")
 ENDINGS = ("completed", "completed", "completed", "failed", "silent", "running")
 SESSIONS_PER_OWNER = 6
 ERROR_RATE = 0.1
@@ -81,6 +80,7 @@ async def record_fleet(db: "SessionDatabase", seed: int, *, as_json: bool) -> No
     print_line("What Ann sees: her own sessions, her agent's, and those Ben shares through a dataset.")
     print_line("")
     print_tables(sessions_table(page, fleet.names), stats_table(stats), costs_table(costs))
+    print_note("To see a fleet that moves, in your browser: session-lifecycle serve --demo")
 
 
 async def _record_session(

@@ -1,8 +1,6 @@
 """`import`: records what coding agents have written into their own files."""
 
 import asyncio
-import signal
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -10,7 +8,7 @@ from uuid import UUID
 
 import typer
 
-from session_lifecycle.cli.options import MISUSE, Json, Place, on_database, refuse
+from session_lifecycle.cli.options import MISUSE, Json, Place, on_database, refuse, until_interrupted
 from session_lifecycle.cli.output import print_json, print_line, print_note
 from session_lifecycle.errors import DatabaseUnavailableError, TransactionConflictError
 from session_lifecycle.integrations.hook_command import default_user
@@ -117,11 +115,7 @@ def _import(program: "Program", reading: Reading, place: Place, *, as_json: bool
             if not reading.follow:
                 await job.run()
             else:
-                following = asyncio.ensure_future(_follow(job))
-                for number in (signal.SIGINT, signal.SIGTERM):
-                    asyncio.get_running_loop().add_signal_handler(number, following.cancel)
-                with suppress(asyncio.CancelledError):
-                    await following
+                await until_interrupted(_follow(job))
         _print_report(job, named, as_json=as_json)
 
     on_database(work, place)

@@ -1,7 +1,9 @@
 """`db`: migrates the schema, checks it, and prints the SQL of the migrations."""
 
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from session_lifecycle.cli.options import Json, Place, Schema, on_database, run_until_done
 from session_lifecycle.cli.output import print_json, print_line, print_note
@@ -10,11 +12,22 @@ if TYPE_CHECKING:
     from session_lifecycle import SessionDatabase
 
 
-def upgrade(place: Place, as_json: Json = False) -> None:
+def upgrade(
+    place: Place,
+    notes: Annotated[
+        bool | None,
+        typer.Option(
+            "--notes/--no-notes",
+            help="Whether every transaction that changes sessions sends a note, for live pages. Default: as it is.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
     """Migrate the schema to the revision of this version."""
 
     async def work(db: "SessionDatabase") -> None:
-        await db.migrate()
+        await db.migrate(notes=notes)
         _report(await db.check(), as_json=as_json)
 
     on_database(work, place)
