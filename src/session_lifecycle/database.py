@@ -18,6 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 from session_lifecycle.activity import SessionActivityDb
 from session_lifecycle.budgets import SessionBudgetsDb
 from session_lifecycle.errors import ConfigurationError
+from session_lifecycle.maintenance.administration import SchemaAdministration
 from session_lifecycle.maintenance.background import DEFAULT_ROLL_UP_EVERY, BackgroundRollUp
 from session_lifecycle.maintenance.role import SessionMaintenanceDb
 from session_lifecycle.models import RollUpReport
@@ -37,6 +38,7 @@ from session_lifecycle.postgres.execution import BoundExecution, Execution, Pool
 from session_lifecycle.postgres.failures import DRIVER_FAILURES, raise_as_ours
 from session_lifecycle.postgres.host_engines import check_encoding
 from session_lifecycle.postgres.processes import forget_in_child
+from session_lifecycle.postgres.row_level_security import viewer_signer
 from session_lifecycle.postgres.schema_check import check_everything
 from session_lifecycle.pricing.catalogue import PriceCatalogue
 from session_lifecycle.reports import SessionReportsDb
@@ -98,6 +100,7 @@ class SessionDatabase:
         self._settings = settings
         self._prices = PriceCatalogue(prices)
         self._payloads = PayloadPolicy(settings.payload_limit_bytes, settings.payload_when_larger, redact)
+        self._sign = viewer_signer(settings)
         self._start_server = start_server
         self._server: EmbeddedPostgres | None = None
         self._engines: Engines | None = None
@@ -327,6 +330,7 @@ class SessionDatabase:
             settings.retries,
             repeat_within_seconds=None if timeout is None else timeout + DEADLINE_MARGIN_SECONDS,
             is_for_reads=is_for_reads,
+            sign=self._sign,
         )
 
     def _roles_with(self, primary: Execution, reading: Execution) -> SessionRoles:
@@ -567,10 +571,17 @@ class SessionDatabase:
         """
         if not isinstance(host, AsyncConnection | AsyncSession):
             raise ConfigurationError(f"bind: got {host!r}, expected an AsyncConnection or an AsyncSession")
-        execution = BoundExecution(host, self._settings.database_schema, savepoints=savepoints)
+        execution = BoundExecution(host, self._settings.database_schema, savepoints=savepoints, sign=self._sign)
         return self._roles_with(execution, execution)
 
-    async def migrate(self, *, connection: AsyncConnection | None = None) -> None:
+    @property
+    def administration(self) -> SchemaAdministration:
+        """What an operator does with the schema: revisions, rights of roles, row-level security."""
+        return SchemaAdministration(self._patient_engine, self._settings)
+
+    async def migrate(
+        self, *, connection: AsyncConnection | None = None, on_progress: Callable[[str], object] | None = None
+    ) -> None:
         """Migrates the schema to this version's revision; does nothing if it is already there.
 
         If several processes migrate at once, one of them does it and the others wait. No writer waits for longer than
@@ -580,6 +591,8 @@ class SessionDatabase:
         Args:
             connection: The host's connection: the migration is part of its transaction, and the host sets the
                 `lock_timeout`. None: the migration runs in its own transaction and is committed.
+            on_progress: Called with a sentence each time that the locks are not free, and for each index that is
+                built. Not called with a `connection`.
 
         Raises:
             ConfigurationError: The database refuses the user, the user may not create the schema, the encoding of the
@@ -595,7 +608,7 @@ class SessionDatabase:
                 return
             async with self._patient_engine() as engine:
                 may_have_written = True
-                await migrations.upgrade_on(engine, self._settings.database_schema)
+                await migrations.upgrade_on(engine, self._settings.database_schema, on_progress)
         except DRIVER_FAILURES as error:
             raise_as_ours(error, may_have_written=may_have_written)
 
@@ -635,9 +648,16 @@ class SessionDatabase:
         except DRIVER_FAILURES as error:
             raise_as_ours(error)
 
-    async def migration_sql(self) -> str:
-        """The SQL that migrates an empty database, for operators who run it themselves. Opens no connection."""
-        return await migrations.offline_sql(self._settings.database_schema)
+    async def migration_sql(self, since: str = "base") -> str:
+        """The SQL that migrates a database, for operators who run it themselves. Opens no connection.
+
+        Args:
+            since: The revision that the database is at; `base` is an empty one.
+
+        Raises:
+            SchemaError: This version does not know the revision.
+        """
+        return await migrations.offline_sql(self._settings.database_schema, since)
 
 
 def _settings(settings: Settings | None, schema: str | None) -> Settings:

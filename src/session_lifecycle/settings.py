@@ -33,6 +33,8 @@ _EXPECTED = {
     "retries": "a whole number from 0 to 100",
     "payload_limit_bytes": "a whole number from 1,000 to 100,000,000",
     "payload_when_larger": "truncate or refuse",
+    "row_level_security": "true or false",
+    "row_level_security_key": "a secret of at least 32 characters",
 }
 _NAMES = {"SESSION_ABANDON_AFTER_SECONDS": "abandon_after"}
 
@@ -119,6 +121,13 @@ class Settings(BaseSettings):
     payload_when_larger: Literal["truncate", "refuse"] = Field(
         default="truncate",
         description="What is done with a larger one: `truncate` it with a mark, or `refuse` the item.",
+    )
+    row_level_security: bool = Field(
+        default=False,
+        description="Whether each read names its viewer to Postgres, for a database with row-level security.",
+    )
+    row_level_security_key: Annotated[SecretStr, Field(min_length=32)] | None = Field(
+        default=None, description="Signs the viewers. `db rls enable` gives the database what proves a signature."
     )
 
     @classmethod

@@ -1,0 +1,276 @@
+"""Row-level security is a second wall behind R11: without a signed viewer, a role that reads sees no row."""
+
+import random
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
+from uuid import UUID
+
+import asyncpg
+import pytest
+import pytest_asyncio
+
+from session_lifecycle import (
+    ConfigurationError,
+    End,
+    Message,
+    Run,
+    RunFilters,
+    SessionDatabase,
+    SessionLifecycleDb,
+    SessionListFilters,
+    Settings,
+    Step,
+    SummaryFilters,
+    Touch,
+    UsageEvent,
+    Viewer,
+)
+from session_lifecycle.models import Budget, UsageEventFilters
+from session_lifecycle.postgres import row_level_security as rls
+from session_lifecycle.postgres.driver_statements import VIEWER_SETTING
+from session_lifecycle.postgres.permissions import DatabaseRole
+from session_lifecycle.testing import TemplateServer
+from support.contract import SessionLifecycleContract
+from support.roles import database_roles, grant, url_as
+from support.statements import noted
+
+KEY = "a key that no other database has: 1234567890"
+ON = Settings(row_level_security=True, row_level_security_key=KEY)
+USERS = [UUID(int=number) for number in (1, 2, 3)]
+SHARED, OTHER = UUID(int=11), UUID(int=12)
+STARTED = datetime(2026, 1, 1, tzinfo=UTC)
+READER, WORKER, ROLLER = DatabaseRole.READER, DatabaseRole.WORKER, DatabaseRole.ROLLER
+
+
+class Walled(NamedTuple):
+    """A database with row-level security, and how its roles connect."""
+
+    url: str
+    worker_url: str
+    reader_url: str
+    reader: str
+
+
+@pytest_asyncio.fixture
+async def roles(session_template_server: TemplateServer) -> AsyncIterator[dict[DatabaseRole, str]]:
+    async with database_roles(session_template_server, READER, WORKER, ROLLER) as names:
+        yield names
+
+
+@pytest_asyncio.fixture
+async def walled(roles: dict[DatabaseRole, str], session_database_url: str) -> Walled:
+    async with SessionDatabase.connect(session_database_url, settings=ON) as owner:
+        for role, name in roles.items():
+            await grant(owner, role, name)
+        report = await owner.administration.enable_row_level_security()
+        assert report.trusted_roles == tuple(sorted((roles[WORKER], roles[ROLLER])))
+        assert report.problems == ()
+    worker, reader = (url_as(session_database_url, roles[role]) for role in (WORKER, READER))
+    return Walled(session_database_url, worker, reader, roles[READER])
+
+
+async def fill(url: str, owner_url: str) -> None:
+    """Rows of every user in every table, some of them shared and some rolled up."""
+    async with SessionDatabase.connect(url) as db, SessionDatabase.connect(owner_url) as owner:
+        for number, user in enumerate(USERS):
+            dataset = (SHARED, OTHER, None)[number]
+            for session in ("over", "ended", "open", "alone"):
+                key = {"session_id": session, "user_id": user}
+                of_dataset = None if session == "alone" else dataset
+                run = Run(run_id=f"r-{session}", **key, started_at=STARTED, model="m", agent_name="a", client="c")
+                await db.lifecycle.record(
+                    [
+                        Touch(**key, agent_name="a", dataset_id=of_dataset),
+                        UsageEvent(**key, model="m", tokens_in=1, cost_usd=1, idempotency_key="k", run_id=run.run_id),
+                        run,
+                        Step(step_id="t", run_id=run.run_id, user_id=user, kind="task", started_at=STARTED),
+                        Message(message_id=session, **key, role="user", content="secret", created_at=STARTED),
+                    ]
+                )
+                await db.lifecycle.annotate_session(session, user, "quality", score=1)
+            ends = [End(session_id=name, user_id=user, status="completed") for name in ("over", "ended")]
+            await db.lifecycle.record(ends)
+        await owner.maintenance.roll_up()
+        for user in USERS:
+            await owner.budgets.set_budget(Budget(budget_id=str(user), user_id=user, limit_usd=9))
+            await db.budgets.reserve("open", user, cost_usd=1, idempotency_key="b")
+            # Taken out of the roll-ups and not yet put into the buckets.
+            await db.lifecycle.reopen_session("over", user)
+            ends = [End(session_id=name, user_id=user, status="completed") for name in ("over", "ended")]
+            await db.lifecycle.record(ends)
+        await owner.maintenance.reprice(since=STARTED - timedelta(days=1), until=STARTED)
+        async with owner.engine.begin() as connection:
+            await connection.exec_driver_sql(
+                "INSERT INTO session_lifecycle.session_tombstones (user_id) SELECT * FROM unnest("
+                f"'{{{','.join(map(str, USERS))}}}'::uuid[])"
+            )
+
+
+async def counted(connection: "asyncpg.Connection", condition: str = "true") -> dict[str, int]:
+    found = {}
+    for table in rls.TABLES:
+        found[table] = await connection.fetchval(f"SELECT count(*) FROM session_lifecycle.{table} WHERE {condition}")
+    return found
+
+
+async def test_R11_a_raw_connection_of_a_reader_sees_no_row_by_any_statement(walled: Walled) -> None:
+    await fill(walled.worker_url, walled.url)
+    owner = await asyncpg.connect(walled.url)
+    everything = await counted(owner)
+    assert min(everything.values()) > 0, everything
+    await owner.close()
+    reader = await asyncpg.connect(walled.reader_url)
+    chance = random.Random(1)
+    forged = [
+        "",
+        "x",
+        rls.sign_viewer(b"another key of more than thirty-two characters", Viewer.auditor()),
+        "0" * 64 + '{"owners": [], "all": true, "until": 99999999999}',
+        rls.sign_viewer(KEY.encode(), Viewer(USERS[0]))[:64] + rls.sign_viewer(KEY.encode(), Viewer.auditor())[64:],
+    ]
+    shapes = [
+        "SELECT count(*) FROM {0}",
+        "SELECT count(*) FROM {0} a, {1} b",
+        "SELECT count(*) FROM (SELECT * FROM {0} UNION ALL SELECT * FROM {0}) x",
+        "WITH x AS MATERIALIZED (SELECT * FROM {0}) SELECT count(*) FROM x",
+        "SELECT count(*) FROM {0} WHERE EXISTS (SELECT FROM {1})",
+        "SELECT count(*) FROM {0} a RIGHT JOIN {1} b ON true",
+        "SELECT count(DISTINCT x::text) FROM {0} x",
+        "SELECT count(*) FROM {0} WHERE length(set_config('session_lifecycle.viewer', $${2}$$, false)) >= 0",
+        "SELECT count(*) FROM {0} x WHERE 1 / length(x::text) >= 0",
+        "SELECT count(*) FROM ONLY {0} TABLESAMPLE SYSTEM (100)",
+        "SELECT count(*) FROM (SELECT * FROM {0} ORDER BY 1 LIMIT 5 OFFSET 0) x",
+    ]
+    seen, refused = 0, set()
+    for _ in range(400):
+        one, two = (f"session_lifecycle.{chance.choice(rls.TABLES)}" for _ in range(2))
+        try:
+            await reader.fetchval("SELECT set_config($1, $2, false)", VIEWER_SETTING, chance.choice(forged))
+            seen += await reader.fetchval(chance.choice(shapes).format(one, two, chance.choice(forged)))
+        except asyncpg.InsufficientPrivilegeError as error:
+            refused.add(str(error))
+    assert seen == 0
+    assert refused == {"the viewer is not signed with the key of this database: compare row_level_security_key"}
+    for escape in (
+        "SET row_security = off; SELECT count(*) FROM session_lifecycle.session_records",
+        "SET ROLE session_lifecycle",
+        "ALTER TABLE session_lifecycle.session_records DISABLE ROW LEVEL SECURITY",
+        "DROP POLICY session_lifecycle_viewer ON session_lifecycle.session_records",
+        "SELECT * FROM session_lifecycle.session_viewer_key",
+        "SELECT session_lifecycle.signed_viewer()",
+        "COPY session_lifecycle.session_records TO PROGRAM 'cat'",
+        "DELETE FROM session_lifecycle.session_records",
+    ):
+        with pytest.raises((asyncpg.InsufficientPrivilegeError, asyncpg.InvalidParameterValueError)):
+            await reader.execute(escape)
+    assert (
+        await reader.fetch("SELECT * FROM pg_stats WHERE schemaname = 'session_lifecycle' AND attname = 'user_id'")
+        == []
+    )
+    await reader.close()
+
+
+async def test_R11_each_viewer_sees_with_the_wall_what_they_see_without_it(walled: Walled) -> None:
+    await fill(walled.worker_url, walled.url)
+    viewers = [
+        Viewer(USERS[0]),
+        Viewer(USERS[1], [SHARED]),
+        Viewer(USERS[2], [SHARED, OTHER], [USERS[0]]),
+        Viewer(UUID(int=99)),
+        Viewer(UUID(int=99), [OTHER]),
+        Viewer.of_users([]),
+        Viewer.auditor(),
+    ]
+    since, until = STARTED - timedelta(days=1), datetime.now(UTC) + timedelta(days=1)
+
+    async def answers(db: SessionDatabase, viewer: Viewer) -> list[object]:
+        return [
+            await db.lifecycle.list_session_rows(SessionListFilters(viewer=viewer)),
+            await db.lifecycle.aggregate_stats(viewer),
+            await db.lifecycle.cost_by_model(viewer),
+            await db.lifecycle.get_session_row("open", viewer),
+            await db.lifecycle.list_annotations("open", viewer),
+            await db.lifecycle.get_family_figures("over", viewer),
+            await db.activity.list_session_summaries(SummaryFilters(viewer=viewer)),
+            await db.activity.get_session_detail("open", viewer),
+            await db.activity.get_recent_activity("open", viewer),
+            await db.activity.list_threads("open", viewer),
+            await db.activity.list_runs(RunFilters(viewer=viewer, include_open=True)),
+            await db.activity.list_usage_events(UsageEventFilters(viewer=viewer)),
+            await db.activity.list_models(viewer),
+            await db.activity.list_clients(viewer),
+            await db.activity.list_agents(viewer),
+            await db.activity.chat_history("over", viewer),
+            await db.reports.spend(viewer),
+            await db.reports.usage(viewer, group_by=("user", "model")),
+            await db.reports.usage_timeseries(viewer, since=since, until=until),
+            await db.reports.cost_by_user(viewer),
+            await db.reports.session_durations(viewer),
+            await db.reports.telemetry(viewer),
+            await db.reports.list_telemetry_keys(viewer),
+            await db.budgets.list_budgets(viewer),
+        ]
+
+    async with (
+        SessionDatabase.connect(walled.url) as owner,
+        SessionDatabase.connect(walled.reader_url, settings=ON) as reader,
+        SessionDatabase.connect(walled.reader_url) as unnamed,
+    ):
+        for viewer in viewers:
+            assert await answers(reader, viewer) == await answers(owner, viewer)
+            # Inside a host's transaction, too, which has no viewer afterwards.
+            async with reader.engine.begin() as host:
+                bound = reader.bind(host)
+                stats = await bound.lifecycle.aggregate_stats(viewer)
+                assert stats == await owner.lifecycle.aggregate_stats(viewer)
+                assert (await host.exec_driver_sql(f"SELECT current_setting('{VIEWER_SETTING}')")).scalar_one() == ""
+        # A process that names no viewer sees nothing, and is told by the check.
+        assert (await unnamed.lifecycle.aggregate_stats(Viewer.auditor())).sessions == 0
+        [problem] = (await unnamed.administration.check_row_level_security()).problems
+        assert "row_level_security is off" in problem
+        assert (await reader.administration.check_row_level_security()).problems == ()
+        await owner.administration.disable_row_level_security()
+        assert (await unnamed.lifecycle.aggregate_stats(Viewer.auditor())).sessions == 12
+        assert not (await owner.administration.check_row_level_security()).is_enabled
+
+
+async def test_R11_another_key_and_an_old_signature_are_refused(
+    walled: Walled, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await fill(walled.worker_url, walled.url)
+    wrong = Settings(row_level_security=True, row_level_security_key="x" * 32)
+    async with SessionDatabase.connect(walled.reader_url, settings=wrong) as db:
+        with pytest.raises(ConfigurationError, match="compare row_level_security_key"):
+            await db.lifecycle.aggregate_stats(USERS[0])
+    monkeypatch.setattr(rls, "TOKEN_SECONDS", -1)
+    async with SessionDatabase.connect(walled.reader_url, settings=ON) as db:
+        with pytest.raises(ConfigurationError, match="compare the clocks"):
+            await db.lifecycle.aggregate_stats(USERS[0])
+    with pytest.raises(ConfigurationError, match="SESSION_LIFECYCLE_ROW_LEVEL_SECURITY_KEY"):
+        SessionDatabase.connect(walled.url, settings=Settings(row_level_security=True))
+
+
+async def test_R11_a_read_names_its_viewer_in_the_same_round_trip_and_leaves_none(walled: Walled) -> None:
+    await fill(walled.worker_url, walled.url)
+    async with SessionDatabase.connect(walled.reader_url, settings=ON) as db:
+        await db.lifecycle.aggregate_stats(USERS[0])
+        async with noted(db) as sent:
+            await db.lifecycle.aggregate_stats(USERS[0])
+        assert len(sent) == 1
+        async with db.engine.connect() as connection:
+            asked = f"SELECT current_setting('{VIEWER_SETTING}', true)"
+            assert (await connection.exec_driver_sql(asked)).scalar_one() in {None, ""}
+
+
+def test_R11_every_table_has_a_condition() -> None:
+    assert set(rls.CONDITIONS) == set(rls.TABLES)
+
+
+class TestWithRowLevelSecurity(SessionLifecycleContract):
+    """Writes as the worker and reads as the reader, who is walled in."""
+
+    @pytest_asyncio.fixture
+    async def lifecycle(self, walled: Walled) -> AsyncIterator[SessionLifecycleDb]:
+        async with SessionDatabase.connect(walled.worker_url, read_url=walled.reader_url, settings=ON) as db:
+            yield db.lifecycle
