@@ -372,7 +372,8 @@ async def _upgrade_all_but_indexes(
     inventory = await take_inventory(connection, schema)
     if inventory.revision is None and SchemaObject(Kind.TABLE, "session_records") in inventory.objects:
         raise SchemaError(
-            f"schema {schema!r} has our tables and no revision, as before 0.1.0: drop it, or name another one"
+            f"schema {schema!r} has our tables and no revision, as before 0.1.0: drop it, or name another one; or, if "
+            f"only the version table was lost, run `session-lifecycle db stamp {HEAD}`"
         )
     if inventory.is_newer:
         refuse_unserved(schema, inventory)
