@@ -18,10 +18,12 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 from session_lifecycle.activity import SessionActivityDb
 from session_lifecycle.budgets import SessionBudgetsDb
 from session_lifecycle.errors import ConfigurationError
-from session_lifecycle.maintenance.administration import SchemaAdministration
+from session_lifecycle.maintenance.administration import SchemaAdministration, role_of
 from session_lifecycle.maintenance.background import DEFAULT_ROLL_UP_EVERY, BackgroundRollUp
+from session_lifecycle.maintenance.doctor import Doctor
 from session_lifecycle.maintenance.role import SessionMaintenanceDb
 from session_lifecycle.models import RollUpReport
+from session_lifecycle.models.doctor import DatabaseFigures, DoctorReport
 from session_lifecycle.models.prices import PriceOverride
 from session_lifecycle.postgres import migrations
 from session_lifecycle.postgres.embedded import EmbeddedPostgres
@@ -627,6 +629,47 @@ class SessionDatabase:
             yield engine
         finally:
             await engine.dispose()
+
+    async def diagnose(
+        self, *, full: bool = False, spool: str | Path | None = None, role: str | None = None
+    ) -> DoctorReport:
+        """Looks at the server, the schema, the role and the data, and says what to do. Changes nothing.
+
+        Each look is bounded, except with `full`. A look that the role may not take is a finding.
+
+        Args:
+            full: Whether every total is compared with the ledger, as `maintenance.reconcile` does; otherwise those of a
+                random stretch of at most 500 sessions.
+            spool: The directory of a spool to look at; None: the default one, where there is one.
+            role: What the role that is connected does, as `worker`: its rights are compared with those it needs. None:
+                they are not.
+
+        Raises:
+            InvalidValueError: `role` is none of those of `administration.check_role`.
+            ConfigurationError: The database refuses the user.
+            DatabaseUnavailableError: The database cannot be reached or lost the connection.
+        """
+        kind = None if role is None else role_of(role)
+        try:
+            return await self._doctor().diagnose(full=full, spool=None if spool is None else Path(spool), role=kind)
+        except DRIVER_FAILURES as error:
+            raise_as_ours(error)
+
+    async def measure(self) -> DatabaseFigures:
+        """The figures that a monitor watches: what waits for a roll-up, what is unpriced, drift of a sample.
+
+        Raises:
+            SchemaError: The schema is not migrated, or does not serve this version.
+            ConfigurationError: The database refuses the user or the access.
+            DatabaseUnavailableError: The database cannot be reached or lost the connection.
+        """
+        try:
+            return await self._doctor().measure()
+        except DRIVER_FAILURES as error:
+            raise_as_ours(error)
+
+    def _doctor(self) -> Doctor:
+        return Doctor(self._execution(), self._settings, self._prices)
 
     async def check(self) -> list[str]:
         """Checks that the schema of the database has everything that this version uses. Changes nothing.

@@ -84,7 +84,7 @@ WHERE e.extname = 'pg_trgm'
 """
 
 _OLDEST_TRANSACTION = """
-SELECT pid, application_name, round(extract(epoch FROM clock_timestamp() - xact_start))::bigint
+SELECT pid, application_name, round(extract(epoch FROM clock_timestamp() - xact_start))::bigint AS seconds
 FROM pg_catalog.pg_stat_activity
 WHERE datname = pg_catalog.current_database() AND pid <> pg_catalog.pg_backend_pid() AND xact_start IS NOT NULL
     AND backend_type = 'client backend'
@@ -211,7 +211,7 @@ async def upgrade_on(engine: AsyncEngine, schema: str, on_progress: OnProgress |
 
     async def migrate(connection: AsyncConnection) -> list[SchemaObject]:
         indexes = await _upgrade_all_but_indexes(connection, schema, LOCK_TIMEOUT_SECONDS)
-        if await _is_direct(connection):
+        if await is_direct(connection):
             return indexes
         await connection.run_sync(_create, schema, indexes)
         return []
@@ -344,8 +344,8 @@ async def _oldest_transaction(engine: AsyncEngine) -> str:
         found = (await connection.exec_driver_sql(_OLDEST_TRANSACTION)).first()
     if found is None:
         return "No transaction is open now."
-    process, application, seconds = found
-    return f"The oldest transaction is of process {process} ({shortened(application)}), open for {seconds} s."
+    application = shortened(found.application_name)
+    return f"The oldest transaction is of process {found.pid} ({application}), open for {found.seconds} s."
 
 
 async def upgrade(connection: AsyncConnection, schema: str) -> None:
@@ -409,7 +409,7 @@ def _create(connection: Connection, schema: str, objects: list[SchemaObject]) ->
                 indexes[name].create(connection)
 
 
-async def _is_direct(connection: AsyncConnection) -> bool:
+async def is_direct(connection: AsyncConnection) -> bool:
     """Whether no pooler stands before the server. A setting of a session would stay on a connection of the pooler."""
     driver = (await connection.get_raw_connection()).driver_connection
     backend = (await connection.exec_driver_sql("SELECT pg_catalog.pg_backend_pid()")).scalar_one()
