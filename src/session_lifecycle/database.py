@@ -21,6 +21,7 @@ from session_lifecycle.errors import ConfigurationError
 from session_lifecycle.maintenance.administration import SchemaAdministration, role_of
 from session_lifecycle.maintenance.background import DEFAULT_ROLL_UP_EVERY, BackgroundRollUp
 from session_lifecycle.maintenance.doctor import Doctor
+from session_lifecycle.maintenance.metrics import DEFAULT_MAX_AGE, DatabaseMetrics, RecorderSums
 from session_lifecycle.maintenance.role import SessionMaintenanceDb
 from session_lifecycle.models import RollUpReport
 from session_lifecycle.models.doctor import DatabaseFigures, DoctorReport
@@ -57,6 +58,7 @@ from session_lifecycle.writing.recorder import (
     OnLost,
     SessionRecorder,
 )
+from session_lifecycle.writing.recorder_metrics import RecorderCounts
 from session_lifecycle.writing.session_block import SessionBlock
 from session_lifecycle.writing.synchronous import SynchronousRecorder
 
@@ -112,6 +114,7 @@ class SessionDatabase:
         self._on_primary: SessionRoles | None = None
         self._with_replica: SessionRoles | None = None
         self._background: WeakSet[SessionRecorder | SynchronousRecorder | BackgroundRollUp] = WeakSet()
+        self._gone = RecorderCounts()
         self._in_loops: dict[asyncio.AbstractEventLoop, _InLoop] = {}
         forget_in_child(self)
 
@@ -480,6 +483,7 @@ class SessionDatabase:
             budgets=self.budgets,
         )
         self._background.add(recorder)
+        self._gone.keep(recorder)
         return recorder
 
     def synchronous_recorder(
@@ -534,6 +538,7 @@ class SessionDatabase:
         )
         recorder = SynchronousRecorder(make(WritePipeline(self._execution(), self._prices, self._payloads)))
         self._background.add(recorder)
+        self._gone.keep(recorder)
         return recorder
 
     def rolling_up(self, *, every: timedelta | float = DEFAULT_ROLL_UP_EVERY) -> BackgroundRollUp:
@@ -667,6 +672,22 @@ class SessionDatabase:
             return await self._doctor().measure()
         except DRIVER_FAILURES as error:
             raise_as_ours(error)
+
+    def metrics(
+        self, *, max_age: timedelta | float = DEFAULT_MAX_AGE, spool: str | Path | None = None
+    ) -> DatabaseMetrics:
+        """The metrics of this database and of its recorders, for Prometheus and OpenTelemetry. Asks nothing yet.
+
+        Args:
+            max_age: How old the figures of the database may be, a timedelta or seconds above 0. They are read again
+                when they are older and somebody asks.
+            spool: The directory of a spool to watch; None: none is.
+
+        Raises:
+            ConfigurationError: `max_age` is no such duration.
+        """
+        recorders = RecorderSums(self._background, self._gone)
+        return DatabaseMetrics(self.measure, recorders, max_age, None if spool is None else Path(spool))
 
     def _doctor(self) -> Doctor:
         return Doctor(self._execution(), self._settings, self._prices)

@@ -103,6 +103,7 @@ _register(
         "reprice": maintenance.reprice,
         "roll-up": maintenance.roll_up,
         "doctor": doctor.doctor,
+        "metrics": doctor.metrics,
         "demo": demo.demo,
         "replay": replay.replay,
     },

@@ -1,5 +1,6 @@
-"""`doctor`: looks at the database and says what to do."""
+"""`doctor`: looks at the database and says what to do. `metrics`: the same figures for Prometheus."""
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -48,6 +49,28 @@ def doctor(
         else:
             _show(report)
         if report.needs_action:
+            raise typer.Exit(FAILURE)
+
+    on_database(work, place)
+
+
+def metrics(
+    place: Place,
+    spool: Annotated[
+        Path | None, typer.Option(help="Directory of a spool to watch. Default: none.", show_default=False)
+    ] = None,
+) -> None:
+    """Print the metrics of the database and of a spool in Prometheus's text format.
+
+    Exit with code 1 if the database could not be read; what is known is printed all the same.
+    """
+
+    async def work(db: "SessionDatabase") -> None:
+        from session_lifecycle.maintenance.metrics import UP
+
+        found = db.metrics(spool=spool)
+        sys.stdout.write(await found.text())
+        if not found.values()[UP]:
             raise typer.Exit(FAILURE)
 
     on_database(work, place)
