@@ -36,6 +36,7 @@ _EXPECTED = {
     "row_level_security": "true or false",
     "row_level_security_key": "a secret of at least 32 characters",
 }
+_SECRETS = {"row_level_security_key"}
 _NAMES = {"SESSION_ABANDON_AFTER_SECONDS": "abandon_after"}
 
 _logger = logging.getLogger(__name__)
@@ -144,6 +145,8 @@ class Settings(BaseSettings):
             name = str(first["loc"][0])
             setting = _NAMES.get(name, name)
             expected = _EXPECTED.get(setting, "no setting of that name")
-            raise ConfigurationError(
-                f"setting {setting}: got {shortened(first['input'])}, expected {expected}"
-            ) from error
+            # The refused key must not be in a log.
+            got = "another" if setting in _SECRETS else shortened(first["input"])
+            raise ConfigurationError(f"setting {setting}: got {got}, expected {expected}") from (
+                None if setting in _SECRETS else error
+            )

@@ -16,7 +16,7 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from asyncpg import LockNotAvailableError
-from sqlalchemy import Connection, func, select, text
+from sqlalchemy import Connection, Table, func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.schema import CreateIndex
 
@@ -382,7 +382,7 @@ async def _upgrade_all_but_indexes(
         await connection.run_sync(run, schema, "upgrade", "head")
     lack = find_lack(await take_inventory(connection, schema), schema)
     lacking = [*lack.missing, *lack.replaced, *lack.optional]
-    indexes = [one for one in lacking if one.kind in INDEX_KINDS]
+    indexes = [one for one in lacking if one.kind in INDEX_KINDS and one.name not in _primary_keys()]
     await connection.run_sync(_create, schema, [one for one in lacking if one not in indexes])
     return indexes
 
@@ -402,11 +402,21 @@ def _create(connection: Connection, schema: str, objects: list[SchemaObject]) ->
                 on_table = f"DROP TRIGGER IF EXISTS {TRIGGER} ON {quoted(schema)}.session_records"
                 connection.execute(text(as_text(on_table)))
                 connection.execute(text(create_trigger_sql(schema)))
+            elif name in (keys := _primary_keys()):
+                table = keys[name]
+                columns = ", ".join(quoted(column.name) for column in table.primary_key.columns)
+                on_table = f"ALTER TABLE {quoted(schema)}.{quoted(table.name)} ADD CONSTRAINT {quoted(name)}"
+                connection.execute(text(as_text(f"{on_table} PRIMARY KEY ({columns})")))
             elif name == SEARCH_INDEX:
                 connection.execute(text(create_search_index_sql(schema)))
             elif name in indexes:
                 connection.execute(text(as_text(f"DROP INDEX IF EXISTS {quoted(schema)}.{quoted(name)}")))
                 indexes[name].create(connection)
+
+
+def _primary_keys() -> dict[str, Table]:
+    """The tables by the names of their primary keys. A restore that was interrupted leaves tables without one."""
+    return {str(table.primary_key.name): table for table in metadata.tables.values()}
 
 
 async def is_direct(connection: AsyncConnection) -> bool:

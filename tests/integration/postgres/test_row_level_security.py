@@ -2,9 +2,7 @@
 
 import random
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
-from uuid import UUID
 
 import asyncpg
 import pytest
@@ -12,34 +10,22 @@ import pytest_asyncio
 
 from session_lifecycle import (
     ConfigurationError,
-    End,
-    Message,
-    Run,
-    RunFilters,
     SessionDatabase,
     SessionLifecycleDb,
-    SessionListFilters,
     Settings,
-    Step,
-    SummaryFilters,
-    Touch,
-    UsageEvent,
     Viewer,
 )
-from session_lifecycle.models import Budget, UsageEventFilters
 from session_lifecycle.postgres import row_level_security as rls
 from session_lifecycle.postgres.driver_statements import VIEWER_SETTING
 from session_lifecycle.postgres.permissions import DatabaseRole
 from session_lifecycle.testing import TemplateServer
+from support.answers import USERS, VIEWERS, answers, fill
 from support.contract import SessionLifecycleContract
 from support.roles import database_roles, grant, url_as
 from support.statements import noted
 
 KEY = "a key that no other database has: 1234567890"
 ON = Settings(row_level_security=True, row_level_security_key=KEY)
-USERS = [UUID(int=number) for number in (1, 2, 3)]
-SHARED, OTHER = UUID(int=11), UUID(int=12)
-STARTED = datetime(2026, 1, 1, tzinfo=UTC)
 READER, WORKER, ROLLER = DatabaseRole.READER, DatabaseRole.WORKER, DatabaseRole.ROLLER
 
 
@@ -68,43 +54,6 @@ async def walled(roles: dict[DatabaseRole, str], session_database_url: str) -> W
         assert report.problems == ()
     worker, reader = (url_as(session_database_url, roles[role]) for role in (WORKER, READER))
     return Walled(session_database_url, worker, reader, roles[READER])
-
-
-async def fill(url: str, owner_url: str) -> None:
-    """Rows of every user in every table, some of them shared and some rolled up."""
-    async with SessionDatabase.connect(url) as db, SessionDatabase.connect(owner_url) as owner:
-        for number, user in enumerate(USERS):
-            dataset = (SHARED, OTHER, None)[number]
-            for session in ("over", "ended", "open", "alone"):
-                key = {"session_id": session, "user_id": user}
-                of_dataset = None if session == "alone" else dataset
-                run = Run(run_id=f"r-{session}", **key, started_at=STARTED, model="m", agent_name="a", client="c")
-                await db.lifecycle.record(
-                    [
-                        Touch(**key, agent_name="a", dataset_id=of_dataset),
-                        UsageEvent(**key, model="m", tokens_in=1, cost_usd=1, idempotency_key="k", run_id=run.run_id),
-                        run,
-                        Step(step_id="t", run_id=run.run_id, user_id=user, kind="task", started_at=STARTED),
-                        Message(message_id=session, **key, role="user", content="secret", created_at=STARTED),
-                    ]
-                )
-                await db.lifecycle.annotate_session(session, user, "quality", score=1)
-            ends = [End(session_id=name, user_id=user, status="completed") for name in ("over", "ended")]
-            await db.lifecycle.record(ends)
-        await owner.maintenance.roll_up()
-        for user in USERS:
-            await owner.budgets.set_budget(Budget(budget_id=str(user), user_id=user, limit_usd=9))
-            await db.budgets.reserve("open", user, cost_usd=1, idempotency_key="b")
-            # Taken out of the roll-ups and not yet put into the buckets.
-            await db.lifecycle.reopen_session("over", user)
-            ends = [End(session_id=name, user_id=user, status="completed") for name in ("over", "ended")]
-            await db.lifecycle.record(ends)
-        await owner.maintenance.reprice(since=STARTED - timedelta(days=1), until=STARTED)
-        async with owner.engine.begin() as connection:
-            await connection.exec_driver_sql(
-                "INSERT INTO session_lifecycle.session_tombstones (user_id) SELECT * FROM unnest("
-                f"'{{{','.join(map(str, USERS))}}}'::uuid[])"
-            )
 
 
 async def counted(connection: "asyncpg.Connection", condition: str = "true") -> dict[str, int]:
@@ -178,51 +127,12 @@ async def test_R11_a_raw_connection_of_a_reader_sees_no_row_by_any_statement(wal
 
 async def test_R11_each_viewer_sees_with_the_wall_what_they_see_without_it(walled: Walled) -> None:
     await fill(walled.worker_url, walled.url)
-    viewers = [
-        Viewer(USERS[0]),
-        Viewer(USERS[1], [SHARED]),
-        Viewer(USERS[2], [SHARED, OTHER], [USERS[0]]),
-        Viewer(UUID(int=99)),
-        Viewer(UUID(int=99), [OTHER]),
-        Viewer.of_users([]),
-        Viewer.auditor(),
-    ]
-    since, until = STARTED - timedelta(days=1), datetime.now(UTC) + timedelta(days=1)
-
-    async def answers(db: SessionDatabase, viewer: Viewer) -> list[object]:
-        return [
-            await db.lifecycle.list_session_rows(SessionListFilters(viewer=viewer)),
-            await db.lifecycle.aggregate_stats(viewer),
-            await db.lifecycle.cost_by_model(viewer),
-            await db.lifecycle.get_session_row("open", viewer),
-            await db.lifecycle.list_annotations("open", viewer),
-            await db.lifecycle.get_family_figures("over", viewer),
-            await db.activity.list_session_summaries(SummaryFilters(viewer=viewer)),
-            await db.activity.get_session_detail("open", viewer),
-            await db.activity.get_recent_activity("open", viewer),
-            await db.activity.list_threads("open", viewer),
-            await db.activity.list_runs(RunFilters(viewer=viewer, include_open=True)),
-            await db.activity.list_usage_events(UsageEventFilters(viewer=viewer)),
-            await db.activity.list_models(viewer),
-            await db.activity.list_clients(viewer),
-            await db.activity.list_agents(viewer),
-            await db.activity.chat_history("over", viewer),
-            await db.reports.spend(viewer),
-            await db.reports.usage(viewer, group_by=("user", "model")),
-            await db.reports.usage_timeseries(viewer, since=since, until=until),
-            await db.reports.cost_by_user(viewer),
-            await db.reports.session_durations(viewer),
-            await db.reports.telemetry(viewer),
-            await db.reports.list_telemetry_keys(viewer),
-            await db.budgets.list_budgets(viewer),
-        ]
-
     async with (
         SessionDatabase.connect(walled.url) as owner,
         SessionDatabase.connect(walled.reader_url, settings=ON) as reader,
         SessionDatabase.connect(walled.reader_url) as unnamed,
     ):
-        for viewer in viewers:
+        for viewer in VIEWERS:
             assert await answers(reader, viewer) == await answers(owner, viewer)
             # Inside a host's transaction, too, which has no viewer afterwards.
             async with reader.engine.begin() as host:
