@@ -7,14 +7,12 @@ import typer
 
 from session_lifecycle.cli.options import (
     FAILURE,
-    DatabaseUrl,
-    DataDir,
-    Embedded,
     Json,
     Place,
     Schema,
     Yes,
     on_database,
+    refuse_two_databases,
     refusing_errors,
     run_until_done,
 )
@@ -146,10 +144,7 @@ def sql(
 
 
 def roles(
-    database_url: DatabaseUrl = None,
-    data_dir: DataDir = None,
-    embedded: Embedded = False,
-    schema: Schema = None,
+    place: Place,
     role: Annotated[
         str | None,
         typer.Option(
@@ -177,7 +172,8 @@ def roles(
     not need.
     """
     if check is None:
-        _print_roles(schema, role, prefix, create=create)
+        refuse_two_databases(place)
+        _print_roles(place.schema, role, prefix, create=create)
         return
 
     async def work(db: "SessionDatabase") -> None:
@@ -196,7 +192,7 @@ def roles(
         if report.missing or report.excess:
             raise typer.Exit(FAILURE)
 
-    on_database(work, Place(database_url, data_dir, embedded, schema))
+    on_database(work, place)
 
 
 def _print_roles(schema: str | None, role: str | None, prefix: str, *, create: bool) -> None:
