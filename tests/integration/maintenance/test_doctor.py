@@ -2,7 +2,10 @@
 
 import asyncio
 import json
+import time
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from uuid import UUID
 
@@ -143,12 +146,16 @@ async def test_statistics_and_dead_rows_are_found(session_database_url: str, mon
         assert "vacuum" not in found(await db.diagnose())
 
 
+def later(clock: Callable[[], float], seconds: float) -> float:
+    return clock() + seconds
+
+
 async def test_a_clock_that_differs_is_found(
     session_database: SessionDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = doctor.time.time
+    real = time.time
     for ahead, severity, says in ((30.0, Severity.WARNING, "30 s behind"), (-400.0, Severity.ERROR, "400 s ahead of")):
-        monkeypatch.setattr(doctor.time, "time", lambda ahead=ahead: real() + ahead)
+        monkeypatch.setattr("session_lifecycle.maintenance.doctor.time.time", partial(later, real, ahead))
         clock = found(await session_database.diagnose())["clock"]
         assert clock.severity is severity
         assert says in clock.says

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
 from uuid import UUID
@@ -42,7 +43,7 @@ class Copies:
             "PGPASSWORD": str(parsed.password or ""),
             "PGDATABASE": str(parsed.database),
         }
-        ran = run_program([PROGRAMS / name, *arguments], None, **place)
+        ran = run_program([PROGRAMS / name, *arguments], None, subprocess.PIPE, **place)
         return ran.returncode, ran.stdout
 
     def dump(self, *arguments: str) -> None:
