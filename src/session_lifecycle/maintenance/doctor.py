@@ -164,7 +164,9 @@ class Doctor:
                 if not trigrams.is_available:
                     says += " and not installed on the server"
             create = "" if trigrams.is_there else 'psql -c "CREATE EXTENSION pg_trgm" && '
-            yield Finding(check="search", severity=WARNING, says=says, do=f"{create}{UPGRADE_COMMAND}")
+            # Where the server does not have the extension, the database is as good as it can be there.
+            severity = WARNING if trigrams.is_available else NOTE
+            yield Finding(check="search", severity=severity, says=says, do=f"{create}{UPGRADE_COMMAND}")
 
     async def _of_transactions(self, connection: AsyncConnection, server: Row[Any]) -> Findings:
         for one in await connection.execute(doctor.IDLE_TRANSACTIONS, {"most": doctor.MOST_NAMES}):

@@ -254,6 +254,15 @@ async def test_the_rights_of_a_role_are_found(
                 await execute(session_database_url, f"DROP OWNED BY {name}")
 
 
+async def test_a_pooler_is_noted(session_database: SessionDatabase, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def is_direct(_connection: object) -> bool:
+        return False  # as behind a pooler, which gives a client no process number of a backend
+
+    monkeypatch.setattr(doctor, "is_direct", is_direct)
+    pooler = found(await session_database.diagnose())["pooler"]
+    assert (pooler.severity, pooler.do) == (Severity.NOTE, None)
+
+
 async def test_a_wall_that_shows_nothing_is_found(
     session_template_server: TemplateServer, session_database_url: str
 ) -> None:

@@ -8,6 +8,7 @@ import asyncpg
 import pytest
 import pytest_asyncio
 
+from integration.postgres.test_read_replicas import READS
 from session_lifecycle import (
     ConfigurationError,
     SessionDatabase,
@@ -26,6 +27,8 @@ from support.statements import noted
 
 KEY = "a key that no other database has: 1234567890"
 ON = Settings(row_level_security=True, row_level_security_key=KEY)
+# Jobs, which look at every user, and a question of a runtime before it writes.
+OF_OPERATORS_AND_WRITERS = {"prune_sessions", "prune_payloads", "reconcile", "reprice", "would_exceed"}
 READER, WORKER, ROLLER = DatabaseRole.READER, DatabaseRole.WORKER, DatabaseRole.ROLLER
 
 
@@ -176,6 +179,24 @@ async def test_R11_a_read_names_its_viewer_in_the_same_round_trip_and_leaves_non
         async with db.engine.connect() as connection:
             asked = f"SELECT current_setting('{VIEWER_SETTING}', true)"
             assert (await connection.exec_driver_sql(asked)).scalar_one() in {None, ""}
+
+
+async def test_R11_every_read_names_its_viewer(walled: Walled, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`READS` has every read of the roles; another test looks for new ones."""
+    signed: list[Viewer] = []
+    sign = rls.sign_viewer
+
+    def noted(key: bytes, viewer: Viewer) -> str:
+        signed.append(viewer)
+        return sign(key, viewer)
+
+    monkeypatch.setattr(rls, "sign_viewer", noted)
+    await fill(walled.worker_url, walled.url)
+    async with SessionDatabase.connect(walled.worker_url, read_url=walled.reader_url, settings=ON) as db:
+        for name in READS.keys() - OF_OPERATORS_AND_WRITERS:
+            signed.clear()
+            await READS[name](db)
+            assert signed == [Viewer(USERS[0])], name
 
 
 def test_R11_every_table_has_a_condition() -> None:
