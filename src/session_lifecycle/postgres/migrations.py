@@ -26,6 +26,7 @@ from session_lifecycle.models.schema import SchemaRevision, SchemaRevisions
 from session_lifecycle.postgres.execution import with_jitter
 from session_lifecycle.postgres.failures import DRIVER_FAILURES, driver_error
 from session_lifecycle.postgres.function_files import directory, function_files, quoted
+from session_lifecycle.postgres.row_level_security import disable_sql
 from session_lifecycle.postgres.schema_check import (
     HEAD,
     REVISIONS,
@@ -238,6 +239,10 @@ async def downgrade_on(engine: AsyncEngine, schema: str, revision: str, on_progr
                 f"schema {schema!r} is at revision {applied or 'base'}, from which this version goes back to "
                 f"{', '.join(earlier) or 'nothing'}: got {revision!r}"
             )
+        if revision == "base":
+            # An operator enables row-level security, so it is in no revision.
+            for statement in disable_sql(schema).splitlines():
+                await connection.exec_driver_sql(statement)
         async with _alembic():
             await connection.run_sync(run, schema, "downgrade", revision)
 

@@ -199,6 +199,23 @@ async def test_R11_every_read_names_its_viewer(walled: Walled, monkeypatch: pyte
             assert signed == [Viewer(USERS[0])], name
 
 
+async def test_going_back_to_base_leaves_neither_a_policy_nor_a_key(walled: Walled) -> None:
+    functions = "SELECT count(*) FROM pg_proc WHERE pronamespace = 'session_lifecycle'::regnamespace"
+    # The version table of Alembic stays, without a row.
+    others = """
+        SELECT count(*) FROM pg_class
+        WHERE relnamespace = 'session_lifecycle'::regnamespace AND relname !~ 'session_lifecycle_version'
+    """
+    async with SessionDatabase.connect(walled.url) as owner:
+        await owner.administration.downgrade("base")
+        connection = await asyncpg.connect(walled.url)
+        assert [await connection.fetchval(sql) for sql in (functions, others)] == [0, 0]
+        await connection.close()
+        await owner.migrate()
+        await owner.check()
+        assert not (await owner.administration.check_row_level_security()).is_enabled
+
+
 def test_R11_every_table_has_a_condition() -> None:
     assert set(rls.CONDITIONS) == set(rls.TABLES)
 
