@@ -290,6 +290,9 @@ class SessionActivityDb(Protocol):
         ...
 
 
+LESS = "a viewer who sees less"
+
+
 class SqlAlchemySessionActivityDb(SessionActivityDb):
     """`SessionActivityDb` on Postgres. Made by `SessionDatabase`; not constructed by hosts."""
 
@@ -300,14 +303,16 @@ class SqlAlchemySessionActivityDb(SessionActivityDb):
 
     async def find_lineage(self, user_id: UUID | str, tool_call_id: str) -> Lineage | None:
         call = ToolCall.of_call(user_id=user_id, tool_call_id=tool_call_id)
-        rows = await self._primary.fetch(lineage.find_lineage(call.user_id, call.tool_call_id))
+        statement = lineage.find_lineage(call.user_id, call.tool_call_id)
+        rows = await self._primary.fetch(statement, viewer=Viewer(call.user_id))
         return Lineage(**rows[0]._mapping) if rows else None
 
     async def list_session_summaries(self, filters: SummaryFilters) -> SummaryPage:
         filters = SummaryFilters.checked(filters, "filters")
         order = summaries.order_of(filters)
         position = read_position(filters, order)
-        rows = await self._reading.fetch(*summaries.list_summaries(filters, position, self._abandon_after))
+        asked = summaries.list_summaries(filters, position, self._abandon_after)
+        rows = await self._reading.fetch(*asked, viewer=filters.asker)
         page, of_page = answered_page(rows, order, filters)
         return SummaryPage(sessions=[_summary(row) for row in page], **of_page)
 
@@ -325,10 +330,9 @@ class SqlAlchemySessionActivityDb(SessionActivityDb):
         wanted = OneDetail.of_call(
             session_id=session_id, owner_id=owner_id, project=project, limit=limit, offset=offset, payloads=payloads
         )
-        statement, parameters = session_detail.find_session_detail(
-            wanted, Viewer.of_caller(viewer), self._abandon_after
-        )
-        rows = await self._page(statement, wanted.limit, parameters)
+        asker = Viewer.of_caller(viewer)
+        statement, parameters = session_detail.find_session_detail(wanted, asker, self._abandon_after)
+        rows = await self._page(asker, statement, wanted.limit, parameters)
         if not rows:
             return None
         [row] = rows
@@ -352,8 +356,9 @@ class SqlAlchemySessionActivityDb(SessionActivityDb):
         limit: int = 20,
     ) -> RecentActivity | None:
         wanted = RecentlyOfSession.of_call(session_id=session_id, owner_id=owner_id, limit=limit)
-        statement = recent_activity.get_recent_activity(wanted, Viewer.of_caller(viewer), self._abandon_after)
-        rows = await self._page(statement, wanted.limit)
+        asker = Viewer.of_caller(viewer)
+        statement = recent_activity.get_recent_activity(wanted, asker, self._abandon_after)
+        rows = await self._page(asker, statement, wanted.limit)
         if not rows:
             return None
         [row] = rows
@@ -380,16 +385,17 @@ class SqlAlchemySessionActivityDb(SessionActivityDb):
         wanted = ThreadsOfSession.of_call(
             session_id=session_id, owner_id=owner_id, limit=limit, after=after, before=before
         )
+        asker = Viewer.of_caller(viewer)
         statement = threads.list_threads(
             wanted.session_id,
-            Viewer.of_caller(viewer),
+            asker,
             owner_id=wanted.owner_id,
             limit=wanted.limit,
             after=wanted.after,
             before=wanted.before,
             abandon_after=self._abandon_after,
         )
-        rows = await self._page(statement, wanted.limit)
+        rows = await self._page(asker, statement, wanted.limit)
         if not rows:
             return None
         [row] = rows
@@ -410,7 +416,7 @@ class SqlAlchemySessionActivityDb(SessionActivityDb):
     async def list_runs(self, filters: RunFilters) -> RunPage:
         filters = RunFilters.checked(filters, "filters")
         position = read_position(filters, runs.RUN_ORDER)
-        rows = await self._page(runs.list_runs(filters, position), filters.limit)
+        rows = await self._page(filters.asker, runs.list_runs(filters, position), filters.limit)
         page, of_page = answered_page(rows, runs.RUN_ORDER, filters)
         found = [RunDetail.model_validate_json(row.body) for row in page]
         return RunPage(runs=found, has_payloads=rows[0].has_payloads, **of_page)
@@ -418,22 +424,24 @@ class SqlAlchemySessionActivityDb(SessionActivityDb):
     async def list_usage_events(self, filters: UsageEventFilters) -> UsageEventPage:
         filters = UsageEventFilters.checked(filters, "filters")
         position = read_position(filters, usage_events.USE_ORDER)
-        rows = await self._reading.fetch(usage_events.list_usage_events(filters, position))
+        statement = usage_events.list_usage_events(filters, position)
+        rows = await self._reading.fetch(statement, viewer=filters.asker)
         page, of_page = answered_page(rows, usage_events.USE_ORDER, filters)
         return UsageEventPage(events=[usage_events.event_of(row) for row in page], **of_page)
 
     async def list_models(self, viewer: Viewer | UUID | str, prefix: str = "") -> list[str]:
         wanted = ModelPrefix.of_call(prefix=prefix)
-        statement = distinct_names.list_models(Viewer.of_caller(viewer), wanted.prefix)
-        return await self._names(statement, "prefix", wanted.prefix, "a longer prefix")
+        asker = Viewer.of_caller(viewer)
+        statement = distinct_names.list_models(asker, wanted.prefix)
+        return await self._names(asker, statement, "prefix", wanted.prefix, "a longer prefix")
 
     async def list_clients(self, viewer: Viewer | UUID | str) -> list[str]:
         asker = Viewer.of_caller(viewer)
-        return await self._names(distinct_names.list_clients(asker), "viewer", asker, "a viewer who sees less")
+        return await self._names(asker, distinct_names.list_clients(asker), "viewer", asker, LESS)
 
     async def list_agents(self, viewer: Viewer | UUID | str) -> list[str]:
         asker = Viewer.of_caller(viewer)
-        return await self._names(distinct_names.list_agents(asker), "viewer", asker, "a viewer who sees less")
+        return await self._names(asker, distinct_names.list_agents(asker), "viewer", asker, LESS)
 
     async def chat_history(
         self,
@@ -452,27 +460,30 @@ class SqlAlchemySessionActivityDb(SessionActivityDb):
             max_characters=max_characters,
             exclude_run_id=exclude_run_id,
         )
+        asker = Viewer.of_caller(viewer)
         statement = messages.chat_history(
             wanted.session_id,
-            Viewer.of_caller(viewer),
+            asker,
             owner_id=wanted.owner_id,
             limit=MOST_MESSAGES if wanted.limit is None else wanted.limit,
             max_characters=wanted.max_characters,
             most_bytes=MOST_TEXT_BYTES,
             exclude_run_id=wanted.exclude_run_id,
         )
-        rows = await self._primary.fetch(statement)
+        rows = await self._primary.fetch(statement, viewer=asker)
         return [Message(**row._mapping) for row in rows]
 
-    async def _names(self, statement: AnySelect, field: str, given: Any, narrower: str) -> list[str]:
+    async def _names(self, viewer: Viewer, statement: AnySelect, field: str, given: Any, narrower: str) -> list[str]:
         """The names of a list that takes no limit."""
-        rows = await self._reading.fetch(statement.limit(MOST_ROWS + 1))
+        rows = await self._reading.fetch(statement.limit(MOST_ROWS + 1), viewer=viewer)
         return [row.name for row in whole_answer(rows, field, given, narrower, MOST_ROWS)]
 
-    async def _page(self, statement: AnySelect, limit: int, parameters: dict[str, Any] | None = None) -> Sequence[Any]:
+    async def _page(
+        self, viewer: Viewer, statement: AnySelect, limit: int, parameters: dict[str, Any] | None = None
+    ) -> Sequence[Any]:
         """The rows of a page. A page beyond the bounds, or that Postgres cannot build, is refused."""
         try:
-            rows = await self._reading.fetch(statement, parameters)
+            rows = await self._reading.fetch(statement, parameters, viewer=viewer)
         except SessionLifecycleError as error:
             if not is_too_large(error):
                 raise

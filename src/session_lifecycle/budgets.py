@@ -108,16 +108,18 @@ class SqlAlchemySessionBudgetsDb(SessionBudgetsDb):
 
     async def get_budget(self, budget_id: str, viewer: Viewer | UUID | str) -> BudgetUse | None:
         asked = OneBudget.of_call(budget_id=budget_id)
-        statement = reservations.budget_use(self._execution.schema, asked.budget_id, Viewer.of_caller(viewer))
-        found = await self._execution.fetch(statement)
+        asker = Viewer.of_caller(viewer)
+        statement = reservations.budget_use(self._execution.schema, asked.budget_id, asker)
+        found = await self._execution.fetch(statement, viewer=asker)
         return _use(found[0]) if found else None
 
     async def list_budgets(
         self, viewer: Viewer | UUID | str, *, limit: int = 100, after: str | None = None
     ) -> list[Budget]:
         asked = BudgetList.of_call(limit=limit, after=after)
-        statement = budgets.list_budgets(Viewer.of_caller(viewer), asked.after, asked.limit)
-        return [_budget(row) for row in await self._execution.fetch(statement)]
+        asker = Viewer.of_caller(viewer)
+        statement = budgets.list_budgets(asker, asked.after, asked.limit)
+        return [_budget(row) for row in await self._execution.fetch(statement, viewer=asker)]
 
     async def delete_budget(self, budget_id: str) -> bool:
         asked = OneBudget.of_call(budget_id=budget_id)

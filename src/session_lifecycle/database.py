@@ -18,9 +18,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 from session_lifecycle.activity import SessionActivityDb
 from session_lifecycle.budgets import SessionBudgetsDb
 from session_lifecycle.errors import ConfigurationError
+from session_lifecycle.maintenance.administration import SchemaAdministration, role_of
 from session_lifecycle.maintenance.background import DEFAULT_ROLL_UP_EVERY, BackgroundRollUp
+from session_lifecycle.maintenance.doctor import Doctor
+from session_lifecycle.maintenance.metrics import DEFAULT_MAX_AGE, DatabaseMetrics, RecorderSums
 from session_lifecycle.maintenance.role import SessionMaintenanceDb
 from session_lifecycle.models import RollUpReport
+from session_lifecycle.models.doctor import DatabaseFigures, DoctorReport
 from session_lifecycle.models.prices import PriceOverride
 from session_lifecycle.postgres import migrations
 from session_lifecycle.postgres.embedded import EmbeddedPostgres
@@ -38,6 +42,7 @@ from session_lifecycle.postgres.failures import DRIVER_FAILURES, raise_as_ours
 from session_lifecycle.postgres.host_engines import check_encoding
 from session_lifecycle.postgres.notes import Notes, listening
 from session_lifecycle.postgres.processes import forget_in_child
+from session_lifecycle.postgres.row_level_security import viewer_signer
 from session_lifecycle.postgres.schema_check import check_everything
 from session_lifecycle.pricing.catalogue import PriceCatalogue
 from session_lifecycle.reports import SessionReportsDb
@@ -54,6 +59,7 @@ from session_lifecycle.writing.recorder import (
     OnLost,
     SessionRecorder,
 )
+from session_lifecycle.writing.recorder_metrics import RecorderCounts
 from session_lifecycle.writing.session_block import SessionBlock
 from session_lifecycle.writing.synchronous import SynchronousRecorder
 
@@ -99,6 +105,7 @@ class SessionDatabase:
         self._settings = settings
         self._prices = PriceCatalogue(prices)
         self._payloads = PayloadPolicy(settings.payload_limit_bytes, settings.payload_when_larger, redact)
+        self._sign = viewer_signer(settings)
         self._start_server = start_server
         self._server: EmbeddedPostgres | None = None
         self._engines: Engines | None = None
@@ -108,6 +115,7 @@ class SessionDatabase:
         self._on_primary: SessionRoles | None = None
         self._with_replica: SessionRoles | None = None
         self._background: WeakSet[SessionRecorder | SynchronousRecorder | BackgroundRollUp] = WeakSet()
+        self._gone = RecorderCounts()
         self._in_loops: dict[asyncio.AbstractEventLoop, _InLoop] = {}
         forget_in_child(self)
 
@@ -328,6 +336,7 @@ class SessionDatabase:
             settings.retries,
             repeat_within_seconds=None if timeout is None else timeout + DEADLINE_MARGIN_SECONDS,
             is_for_reads=is_for_reads,
+            sign=self._sign,
         )
 
     def _roles_with(self, primary: Execution, reading: Execution) -> SessionRoles:
@@ -475,6 +484,7 @@ class SessionDatabase:
             budgets=self.budgets,
         )
         self._background.add(recorder)
+        self._gone.keep(recorder)
         return recorder
 
     def synchronous_recorder(
@@ -529,6 +539,7 @@ class SessionDatabase:
         )
         recorder = SynchronousRecorder(make(WritePipeline(self._execution(), self._prices, self._payloads)))
         self._background.add(recorder)
+        self._gone.keep(recorder)
         return recorder
 
     def rolling_up(self, *, every: timedelta | float = DEFAULT_ROLL_UP_EVERY) -> BackgroundRollUp:
@@ -568,10 +579,21 @@ class SessionDatabase:
         """
         if not isinstance(host, AsyncConnection | AsyncSession):
             raise ConfigurationError(f"bind: got {host!r}, expected an AsyncConnection or an AsyncSession")
-        execution = BoundExecution(host, self._settings.database_schema, savepoints=savepoints)
+        execution = BoundExecution(host, self._settings.database_schema, savepoints=savepoints, sign=self._sign)
         return self._roles_with(execution, execution)
 
-    async def migrate(self, *, connection: AsyncConnection | None = None, notes: bool | None = None) -> None:
+    @property
+    def administration(self) -> SchemaAdministration:
+        """What an operator does with the schema: revisions, rights of roles, row-level security."""
+        return SchemaAdministration(self._patient_engine, self._settings)
+
+    async def migrate(
+        self,
+        *,
+        connection: AsyncConnection | None = None,
+        notes: bool | None = None,
+        on_progress: Callable[[str], object] | None = None,
+    ) -> None:
         """Migrates the schema to this version's revision; does nothing if it is already there.
 
         If several processes migrate at once, one of them does it and the others wait. No writer waits for longer than
@@ -583,6 +605,8 @@ class SessionDatabase:
                 `lock_timeout`. None: the migration runs in its own transaction and is committed.
             notes: Whether every transaction that changes sessions sends a note, for `listening`. None: as it is; a new
                 schema sends none. Notes have a price: see `docs/how-to/live.md`.
+            on_progress: Called with a sentence each time that the locks are not free, and for each index that is
+                built. Not called with a `connection`.
 
         Raises:
             ConfigurationError: The database refuses the user, the user may not create the schema, the encoding of the
@@ -598,7 +622,7 @@ class SessionDatabase:
                 return
             async with self._patient_engine() as engine:
                 may_have_written = True
-                await migrations.upgrade_on(engine, self._settings.database_schema, notes=notes)
+                await migrations.upgrade_on(engine, self._settings.database_schema, on_progress, notes=notes)
         except DRIVER_FAILURES as error:
             raise_as_ours(error, may_have_written=may_have_written)
 
@@ -617,6 +641,63 @@ class SessionDatabase:
             yield engine
         finally:
             await engine.dispose()
+
+    async def diagnose(
+        self, *, full: bool = False, spool: str | Path | None = None, role: str | None = None
+    ) -> DoctorReport:
+        """Looks at the server, the schema, the role and the data, and says what to do. Changes nothing.
+
+        Each look is bounded, except with `full`. A look that the role may not take is a finding.
+
+        Args:
+            full: Whether every total is compared with the ledger, as `maintenance.reconcile` does; otherwise those of a
+                random stretch of at most 500 sessions.
+            spool: The directory of a spool to look at; None: the default one, where there is one.
+            role: What the role that is connected does, as `worker`: its rights are compared with those it needs. None:
+                they are not.
+
+        Raises:
+            InvalidValueError: `role` is none of those of `administration.check_role`.
+            ConfigurationError: The database refuses the user.
+            DatabaseUnavailableError: The database cannot be reached or lost the connection.
+        """
+        kind = None if role is None else role_of(role)
+        try:
+            return await self._doctor().diagnose(full=full, spool=None if spool is None else Path(spool), role=kind)
+        except DRIVER_FAILURES as error:
+            raise_as_ours(error)
+
+    async def measure(self) -> DatabaseFigures:
+        """The figures that a monitor watches: what waits for a roll-up, what is unpriced, drift of a sample.
+
+        Raises:
+            SchemaError: The schema is not migrated, or does not serve this version.
+            ConfigurationError: The database refuses the user or the access.
+            DatabaseUnavailableError: The database cannot be reached or lost the connection.
+        """
+        try:
+            return await self._doctor().measure()
+        except DRIVER_FAILURES as error:
+            raise_as_ours(error)
+
+    def metrics(
+        self, *, max_age: timedelta | float = DEFAULT_MAX_AGE, spool: str | Path | None = None
+    ) -> DatabaseMetrics:
+        """The metrics of this database and of its recorders, for Prometheus and OpenTelemetry. Asks nothing yet.
+
+        Args:
+            max_age: How old the figures of the database may be, a timedelta or seconds above 0. They are read again
+                when they are older and somebody asks.
+            spool: The directory of a spool to watch; None: none is.
+
+        Raises:
+            ConfigurationError: `max_age` is no such duration.
+        """
+        recorders = RecorderSums(self._background, self._gone)
+        return DatabaseMetrics(self.measure, recorders, max_age, None if spool is None else Path(spool))
+
+    def _doctor(self) -> Doctor:
+        return Doctor(self._execution(), self._settings, self._prices)
 
     async def check(self) -> list[str]:
         """Checks that the schema of the database has everything that this version uses. Changes nothing.
@@ -657,9 +738,16 @@ class SessionDatabase:
         """
         return listening(self.engine, self._settings.database_schema)
 
-    async def migration_sql(self) -> str:
-        """The SQL that migrates an empty database, for operators who run it themselves. Opens no connection."""
-        return await migrations.offline_sql(self._settings.database_schema)
+    async def migration_sql(self, since: str = "base") -> str:
+        """The SQL that migrates a database, for operators who run it themselves. Opens no connection.
+
+        Args:
+            since: The revision that the database is at; `base` is an empty one.
+
+        Raises:
+            SchemaError: This version does not know the revision.
+        """
+        return await migrations.offline_sql(self._settings.database_schema, since)
 
 
 def _settings(settings: Settings | None, schema: str | None) -> Settings:

@@ -730,6 +730,9 @@ class SessionRepricingEntity(Base):
 VERSION_TABLE = "session_lifecycle_version"
 """The table with the schema's revision. The name is specific to this library, so a host's own Alembic never uses it."""
 
+KEY_TABLE = "session_viewer_key"
+"""The table with the key of row-level security, where an operator has enabled it."""
+
 
 def include_object(obj: Any, _name: str | None, type_: str, _reflected: bool, _compare_to: Any, /) -> bool:
     """Leaves our tables out of a host's autogenerate. The host passes it to `context.configure(include_object=…)`.
@@ -743,4 +746,5 @@ def include_object(obj: Any, _name: str | None, type_: str, _reflected: bool, _c
         return True
     keys = {ours.name: set(ours.primary_key.columns.keys()) for ours in metadata.tables.values()}
     keys[VERSION_TABLE] = {"version_num"}
+    keys[KEY_TABLE] = {"only_row"}
     return not (table.name in keys and keys[table.name] <= set(table.columns.keys()))

@@ -332,31 +332,35 @@ class SqlAlchemySessionReportsDb(SessionReportsDb):
         self, viewer: Viewer | UUID | str, *, since: datetime | None = None, until: datetime | None = None
     ) -> list[CostByAgentRow]:
         window = Window.of_call(since=since, until=until)
-        statement = costs.cost_by_agent(Viewer.of_caller(viewer), window.since, window.until)
-        return [CostByAgentRow(**row._mapping) for row in await self._groups(statement, window.until)]
+        asker = Viewer.of_caller(viewer)
+        statement = costs.cost_by_agent(asker, window.since, window.until)
+        return [CostByAgentRow(**row._mapping) for row in await self._groups(asker, statement, window.until)]
 
     async def cost_by_user(
         self, viewer: Viewer | UUID | str, *, since: datetime | None = None, until: datetime | None = None
     ) -> list[CostByUserRow]:
         window = Window.of_call(since=since, until=until)
-        statement = costs.cost_by_user(Viewer.of_caller(viewer), window.since, window.until)
-        return [CostByUserRow(**row._mapping) for row in await self._groups(statement, window.until)]
+        asker = Viewer.of_caller(viewer)
+        statement = costs.cost_by_user(asker, window.since, window.until)
+        return [CostByUserRow(**row._mapping) for row in await self._groups(asker, statement, window.until)]
 
     async def cost_by_user_agent(
         self, viewer: Viewer | UUID | str, *, since: datetime | None = None, until: datetime | None = None
     ) -> list[CostByUserAgentRow]:
         window = Window.of_call(since=since, until=until)
-        statement = costs.cost_by_user_agent(Viewer.of_caller(viewer), window.since, window.until)
-        return [CostByUserAgentRow(**row._mapping) for row in await self._groups(statement, window.until)]
+        asker = Viewer.of_caller(viewer)
+        statement = costs.cost_by_user_agent(asker, window.since, window.until)
+        return [CostByUserAgentRow(**row._mapping) for row in await self._groups(asker, statement, window.until)]
 
     async def session_durations(
         self, viewer: Viewer | UUID | str, *, since: datetime | None = None, until: datetime | None = None
     ) -> SessionDurations:
         window = Window.of_call(since=since, until=until)
-        seen = scopes(Viewer.of_caller(viewer))
+        asker = Viewer.of_caller(viewer)
+        seen = scopes(asker)
         parameters = {**seen.parameters(), **window.model_dump(), "abandon_after": self._abandon_after, "as_of": None}
         statement = session_stats.session_durations(seen.kinds, ends_of(window.since, window.until))
-        together, *rows = await self._execution.fetch(statement, parameters)
+        together, *rows = await self._execution.fetch(statement, parameters, viewer=asker)
         found = {row.key: Durations(**_durations(row)) for row in rows}
         by_status = {status: found.get(status, NO_DURATIONS) for status in EffectiveStatus}
         return SessionDurations(**_durations(together), by_status=by_status)
@@ -365,8 +369,9 @@ class SqlAlchemySessionReportsDb(SessionReportsDb):
         self, viewer: Viewer | UUID | str, *, since: datetime | None = None, until: datetime | None = None
     ) -> RunDurations:
         window = Window.of_call(since=since, until=until)
-        statement = run_telemetry.run_durations(Viewer.of_caller(viewer), window.since, window.until)
-        together, *rows = await self._groups(statement, window.until)
+        asker = Viewer.of_caller(viewer)
+        statement = run_telemetry.run_durations(asker, window.since, window.until)
+        together, *rows = await self._groups(asker, statement, window.until)
         return RunDurations(**_durations(together), by_agent={row.key: Durations(**_durations(row)) for row in rows})
 
     async def telemetry(
@@ -380,7 +385,8 @@ class SqlAlchemySessionReportsDb(SessionReportsDb):
         until: datetime | None = None,
     ) -> TelemetrySummary:
         filters = TelemetryFilters.of_call(provider=provider, model=model, client=client, since=since, until=until)
-        [row] = await self._execution.fetch(run_telemetry.telemetry(Viewer.of_caller(viewer), filters))
+        asker = Viewer.of_caller(viewer)
+        [row] = await self._execution.fetch(run_telemetry.telemetry(asker, filters), viewer=asker)
         figures = {name: figure for name, figure in row._mapping.items() if name in TelemetrySummary.model_fields}
         return TelemetrySummary(**figures, **_percentiles(row, "duration_{}_ms", 1_000))
 
@@ -388,19 +394,21 @@ class SqlAlchemySessionReportsDb(SessionReportsDb):
         self, viewer: Viewer | UUID | str, *, since: datetime | None = None, until: datetime | None = None
     ) -> list[TelemetryKey]:
         window = Window.of_call(since=since, until=until)
-        statement = run_telemetry.telemetry_keys(Viewer.of_caller(viewer), window.since, window.until)
-        return [TelemetryKey(**row._mapping) for row in await self._groups(statement, window.until)]
+        asker = Viewer.of_caller(viewer)
+        statement = run_telemetry.telemetry_keys(asker, window.since, window.until)
+        return [TelemetryKey(**row._mapping) for row in await self._groups(asker, statement, window.until)]
 
-    async def _groups(self, statement: AnySelect, until: datetime | None) -> Sequence[Any]:
+    async def _groups(self, viewer: Viewer, statement: AnySelect, until: datetime | None) -> Sequence[Any]:
         """The rows of a report that takes no limit."""
-        return _bounded(await self._execution.fetch(statement.limit(MOST_ROWS + 1)), until)
+        return _bounded(await self._execution.fetch(statement.limit(MOST_ROWS + 1), viewer=viewer), until)
 
     async def _usage(
         self, viewer: Viewer | UUID | str, question: UsageQuestion, figures: Sequence[str], limit: int
     ) -> tuple[Any, Sequence[Any]]:
         """The row over all groups, and the rows of the groups: up to the limit, and one more."""
-        asked = usage.find_usage(Viewer.of_caller(viewer), question, self._abandon_after, figures, limit)
-        total, *rows = await self._execution.fetch(*asked)
+        asker = Viewer.of_caller(viewer)
+        asked = usage.find_usage(asker, question, self._abandon_after, figures, limit)
+        total, *rows = await self._execution.fetch(*asked, viewer=asker)
         return total, rows
 
 

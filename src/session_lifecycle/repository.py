@@ -328,14 +328,15 @@ class SqlAlchemySessionLifecycleDb(WritePipeline, CallsAsItems, SessionLifecycle
         offset: int = 0,
     ) -> list[SessionAnnotation]:
         wanted = AnnotationsOfSession.of_call(session_id=session_id, owner_id=owner_id, limit=limit, offset=offset)
+        asker = Viewer.of_caller(viewer)
         statement = annotations.list_annotations(
             wanted.session_id,
-            Viewer.of_caller(viewer),
+            asker,
             owner_id=wanted.owner_id,
             limit=MOST_ANNOTATIONS + 1 if wanted.limit is None else wanted.limit,
             offset=wanted.offset,
         )
-        rows = await self._primary.fetch(statement)
+        rows = await self._primary.fetch(statement, viewer=asker)
         whole = whole_answer(rows, "limit", limit, "a limit", MOST_ANNOTATIONS)
         return [SessionAnnotation(**row._mapping) for row in whole]
 
@@ -345,7 +346,7 @@ class SqlAlchemySessionLifecycleDb(WritePipeline, CallsAsItems, SessionLifecycle
         wanted = OneSession.of_call(session_id=session_id, owner_id=owner_id)
         asker = Viewer.of_caller(viewer)
         statement = descendants.family_figures(wanted.session_id, asker, owner_id=wanted.owner_id)
-        figures = {row.label: _figures(row) for row in await self._reading.fetch(statement)}
+        figures = {row.label: _figures(row) for row in await self._reading.fetch(statement, viewer=asker)}
         own = figures[descendants.OWN]
         return FamilyFigures(own=own, with_descendants=figures[descendants.WITH_DESCENDANTS]) if own.sessions else None
 
@@ -359,7 +360,8 @@ class SqlAlchemySessionLifecycleDb(WritePipeline, CallsAsItems, SessionLifecycle
         owner_id: UUID | str | None = None,
     ) -> SessionRowWithStatus | None:
         wanted = OneSession.of_call(session_id=session_id, prefer_other_owner=prefer_other_owner, owner_id=owner_id)
-        seen, parameters = shape_of_viewer(Viewer.of_caller(viewer, permitted_dataset_ids))
+        asker = Viewer.of_caller(viewer, permitted_dataset_ids)
+        seen, parameters = shape_of_viewer(asker)
         statement = records.get_session(
             seen,
             prefer_other_owner=wanted.prefer_other_owner,
@@ -367,14 +369,15 @@ class SqlAlchemySessionLifecycleDb(WritePipeline, CallsAsItems, SessionLifecycle
             abandon_after=self._abandon_after,
         )
         parameters |= {"session_id": wanted.session_id, "owner_id": wanted.owner_id, "as_of": None}
-        rows = await self._primary.fetch(statement, parameters)
+        rows = await self._primary.fetch(statement, parameters, viewer=asker)
         return records.row_of(rows[0]) if rows else None
 
     async def list_session_rows(self, filters: SessionListFilters) -> SessionListPage:
         filters = SessionListFilters.checked(filters, "filters")
         order = records.ORDERS[filters.order_column]
         position = read_position(filters, order)
-        rows = await self._reading.fetch(*listing.list_sessions(filters, position, self._abandon_after))
+        asked = listing.list_sessions(filters, position, self._abandon_after)
+        rows = await self._reading.fetch(*asked, viewer=filters.asker)
         page, of_page = answered_page(rows, order, filters)
         return SessionListPage(sessions=[records.row_of(row) for row in page], **of_page)
 
@@ -391,7 +394,7 @@ class SqlAlchemySessionLifecycleDb(WritePipeline, CallsAsItems, SessionLifecycle
         seen = scopes(asker)
         parameters = {**seen.parameters(), **window.model_dump(), "abandon_after": self._abandon_after, "as_of": None}
         rows = await self._reading.fetch(
-            session_stats.aggregate_stats(seen.kinds, ends_of(window.since, window.until)), parameters
+            session_stats.aggregate_stats(seen.kinds, ends_of(window.since, window.until)), parameters, viewer=asker
         )
         figures = dict(rows[0]._mapping)
         count = figures["sessions"]
@@ -421,7 +424,7 @@ class SqlAlchemySessionLifecycleDb(WritePipeline, CallsAsItems, SessionLifecycle
         seen = scopes(asker)
         parameters = {**seen.parameters(), **window.model_dump(), "row_limit": MOST_ROWS + 1}
         statement = costs.cost_by_model(seen.kinds, ends_of(window.since, window.until))
-        rows = await self._reading.fetch(statement, parameters)
+        rows = await self._reading.fetch(statement, parameters, viewer=asker)
         narrower = "a shorter window, or fewer sessions to see"
         return [_cost_row(row) for row in whole_answer(rows, "until", window.until, narrower, MOST_ROWS)]
 

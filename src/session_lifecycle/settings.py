@@ -33,7 +33,10 @@ _EXPECTED = {
     "retries": "a whole number from 0 to 100",
     "payload_limit_bytes": "a whole number from 1,000 to 100,000,000",
     "payload_when_larger": "truncate or refuse",
+    "row_level_security": "true or false",
+    "row_level_security_key": "a secret of at least 32 characters",
 }
+_SECRETS = {"row_level_security_key"}
 _NAMES = {"SESSION_ABANDON_AFTER_SECONDS": "abandon_after"}
 
 _logger = logging.getLogger(__name__)
@@ -120,6 +123,13 @@ class Settings(BaseSettings):
         default="truncate",
         description="What is done with a larger one: `truncate` it with a mark, or `refuse` the item.",
     )
+    row_level_security: bool = Field(
+        default=False,
+        description="Whether each read names its viewer to Postgres, for a database with row-level security.",
+    )
+    row_level_security_key: Annotated[SecretStr, Field(min_length=32)] | None = Field(
+        default=None, description="Signs the viewers. `db rls enable` gives the database what proves a signature."
+    )
 
     @classmethod
     def load(cls, **values: Any) -> "Settings":
@@ -135,6 +145,8 @@ class Settings(BaseSettings):
             name = str(first["loc"][0])
             setting = _NAMES.get(name, name)
             expected = _EXPECTED.get(setting, "no setting of that name")
-            raise ConfigurationError(
-                f"setting {setting}: got {shortened(first['input'])}, expected {expected}"
-            ) from error
+            # The refused key must not be in a log.
+            got = "another" if setting in _SECRETS else shortened(first["input"])
+            raise ConfigurationError(f"setting {setting}: got {got}, expected {expected}") from (
+                None if setting in _SECRETS else error
+            )

@@ -55,7 +55,15 @@ NO_CALLS = {
     *("database." + name for name in ("bind", "close", "connect", "embedded", "from_engine")),
     *(
         "database." + name
-        for name in ("listening", "recorder", "rolling_up", "session", "synchronous_recorder", "forget_parent")
+        for name in (
+            "listening",
+            "metrics",
+            "recorder",
+            "rolling_up",
+            "session",
+            "synchronous_recorder",
+            "forget_parent",
+        )
     ),
     *("recorder." + name for name in ("close", "forget_parent", "open", "session", "snapshot", "submit_threadsafe")),
     *("synchronous." + name for name in ("close", "finish", "forget_parent", "session", "snapshot")),
@@ -172,6 +180,8 @@ def _two(user: UUID) -> list[Item]:
 
 CALLS: dict[str, Call] = {
     "database.check": Call(lambda on, user: on.db.check()),
+    "database.diagnose": Call(lambda on, user: on.db.diagnose()),
+    "database.measure": Call(lambda on, user: on.db.measure()),
     "database.migrate": Call(lambda on, user: on.db.migrate()),
     "database.migration_sql": Call(lambda on, user: on.db.migration_sql(), waits=False),
     "lifecycle.ensure_and_touch_session": Call(

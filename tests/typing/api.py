@@ -74,6 +74,8 @@ from session_lifecycle.models import (
     UsagePoint,
     UsageReport,
 )
+from session_lifecycle.models.doctor import DatabaseFigures, DoctorReport, Finding
+from session_lifecycle.models.schema import RoleReport, RowLevelSecurityReport, SchemaRevisions
 from session_lifecycle.models.usage import RareUse
 from session_lifecycle.roles import SessionRoles
 from session_lifecycle.writing.attempt import Attempt
@@ -241,7 +243,17 @@ async def ways_in(engine: AsyncEngine, connection: AsyncConnection, session: Asy
     async with SessionDatabase.embedded() as embedded:
         assert_type(embedded.engine, AsyncEngine)
     await db.migrate(connection=connection)
+    await db.migrate(on_progress=print)
     assert_type(await db.migration_sql(), str)
+    report = await db.diagnose(full=True, role="worker")
+    assert_type(report, DoctorReport)
+    assert_type(report.findings, tuple[Finding, ...])
+    assert_type(await db.measure(), DatabaseFigures)
+    assert_type(await db.administration.revisions(), SchemaRevisions)
+    assert_type(await db.administration.check_role("reader"), RoleReport)
+    assert_type(await db.administration.enable_row_level_security(["app"]), RowLevelSecurityReport)
+    async with db.metrics(max_age=timedelta(minutes=1)) as metrics:
+        assert_type(await metrics.text(), str)
 
 
 class Unbilled:

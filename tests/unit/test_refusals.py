@@ -270,6 +270,8 @@ SETTINGS = {
     "application_name": 5,
     "retries": 101,
     "payload_limit_bytes": 1,
+    "row_level_security": "perhaps",
+    "row_level_security_key": "a key that is too short",
     "payload_when_larger": "drop",
 }
 

@@ -16,11 +16,13 @@ from session_lifecycle.cli.commands import (
     activity,
     budgets,
     demo,
+    doctor,
     hooks,
     importing,
     maintenance,
     replay,
     reports,
+    row_level_security,
     schema,
     serve,
     sessions,
@@ -60,9 +62,18 @@ def _register(to: typer.Typer, commands: Mapping[str, Callable[..., None]]) -> N
         to.command(name)(with_groups(command))
 
 
-def _group(name: str, explained: str, commands: Mapping[str, Callable[..., None]]) -> None:
+def _group(
+    name: str,
+    explained: str,
+    commands: Mapping[str, Callable[..., None]],
+    groups: Mapping[str, tuple[str, Mapping[str, Callable[..., None]]]] | None = None,
+) -> None:
     group = typer.Typer(help=explained, no_args_is_help=True)
     _register(group, commands)
+    for inner_name, (inner_explained, inner_commands) in (groups or {}).items():
+        inner = typer.Typer(help=inner_explained, no_args_is_help=True)
+        _register(inner, inner_commands)
+        group.add_typer(inner, name=inner_name)
     app.add_typer(group, name=name)
 
 
@@ -95,6 +106,8 @@ _register(
         "reprice": maintenance.reprice,
         "roll-up": maintenance.roll_up,
         "serve": serve.serve,
+        "doctor": doctor.doctor,
+        "metrics": doctor.metrics,
         "demo": demo.demo,
         "replay": replay.replay,
     },
@@ -111,8 +124,28 @@ _group(
 )
 _group(
     "db",
-    "Migrate and check the database's schema.",
-    {"upgrade": schema.upgrade, "check": schema.check, "sql": schema.sql},
+    "Migrate and check the schema, and its roles and row-level security.",
+    {
+        "upgrade": schema.upgrade,
+        "downgrade": schema.downgrade,
+        "current": schema.current,
+        "check": schema.check,
+        "history": schema.history,
+        "sql": schema.sql,
+        "stamp": schema.stamp,
+        "roles": schema.roles,
+    },
+    {
+        "rls": (
+            "Let Postgres show each role only the rows of the viewer of its read.",
+            {
+                "enable": row_level_security.enable,
+                "disable": row_level_security.disable,
+                "check": row_level_security.check,
+                "sql": row_level_security.sql,
+            },
+        )
+    },
 )
 _group(
     "spool",

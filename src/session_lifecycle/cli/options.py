@@ -119,13 +119,9 @@ def on_database(
             SIGTERM.
         typer.Abort: The user does not confirm.
     """
+    refuse_two_databases(place)
     url, data_dir = place.database_url, place.data_dir
     is_embedded = place.embedded or data_dir is not None
-    if url is not None and is_embedded:
-        refuse(
-            "--embedded and --data-dir are for the embedded Postgres, --database-url for another: give one",
-            code=MISUSE,
-        )
 
     from session_lifecycle import SessionDatabase, Settings
 
@@ -151,6 +147,19 @@ def on_database(
     if confirm is not None:
         confirm_on_terminal(confirm)
     run_until_done(run)
+
+
+def refuse_two_databases(place: Place) -> None:
+    """Refuses options that name two databases.
+
+    Raises:
+        typer.Exit: With code 2, after an error message.
+    """
+    if place.database_url is not None and (place.embedded or place.data_dir is not None):
+        refuse(
+            "--embedded and --data-dir are for the embedded Postgres, --database-url for another: give one",
+            code=MISUSE,
+        )
 
 
 def confirm_on_terminal(question: str) -> None:

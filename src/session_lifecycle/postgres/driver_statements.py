@@ -10,6 +10,9 @@ from sqlalchemy.engine import result_tuple
 
 from session_lifecycle.entities import metadata
 
+VIEWER_SETTING = "session_lifecycle.viewer"
+"""The setting of a transaction that names the viewer to row-level security."""
+
 AnySelect = Select[*tuple[Any, ...]]
 
 
@@ -53,9 +56,25 @@ class DriverStatement:
         )
         self.sql = str(compiled)
         self._names: Sequence[str] = compiled.positiontup or ()
+        self._sql_for_viewer: str | None = None
         # The driver's values are SQLAlchemy's: it reads JSON in a codec of the connection, and no type of our columns
         # has a reader of its own.
         self._row = result_tuple(statement.selected_columns.keys())
+
+    @property
+    def sql_for_viewer(self) -> str:
+        """The text that sets the viewer of row-level security first. The last number stands for the viewer.
+
+        A left join keeps its left side outside, so the function runs before the statement looks at a row. If it ever
+        did not, the statement would see no row. Each row has `true` in front, and no row of the statement is a null.
+        """
+        if self._sql_for_viewer is None:
+            viewer = f"pg_catalog.set_config('{VIEWER_SETTING}', ${len(self._names) + 1}::text, true)"
+            marked = f"SELECT true AS is_row, answer.* FROM (\n{self.sql}\n) AS answer"  # noqa: S608 - our own SQL
+            self._sql_for_viewer = (
+                f"SELECT marked.* FROM {viewer} AS viewer LEFT JOIN LATERAL ({marked}) AS marked ON true"  # noqa: S608
+            )
+        return self._sql_for_viewer
 
     def values(self, parameters: Mapping[str, Any]) -> list[Any]:
         """The values in the order of the text."""
@@ -64,6 +83,10 @@ class DriverStatement:
     def rows(self, records: Sequence[Any]) -> list[Row[*tuple[Any, ...]]]:
         """The rows, as SQLAlchemy would return them."""
         return [self._row(record) for record in records]
+
+    def rows_for_viewer(self, records: Sequence[Any]) -> list[Row[*tuple[Any, ...]]]:
+        """The rows of `sql_for_viewer`, as SQLAlchemy would return them."""
+        return [self._row(tuple(record)[1:]) for record in records if record[0]]
 
 
 # For all databases of the process: compiling takes tens of milliseconds. As long as others keep the statement.

@@ -11,13 +11,14 @@ from typing import Any, NoReturn, Protocol, cast, overload
 from weakref import WeakSet
 
 import asyncpg
-from sqlalchemy import Engine, Executable
+from sqlalchemy import Engine, Executable, Text, bindparam, func, select, true
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 from sqlalchemy.util import await_only, greenlet_spawn
 
 from session_lifecycle.entities import metadata
 from session_lifecycle.errors import ConfigurationError, DatabaseUnavailableError, TransactionConflictError
-from session_lifecycle.postgres.driver_statements import AnySelect, driver_statement
+from session_lifecycle.models import Viewer
+from session_lifecycle.postgres.driver_statements import VIEWER_SETTING, AnySelect, driver_statement
 from session_lifecycle.postgres.engines import OTHER_LOOP, Engines, LoopEngine
 from session_lifecycle.postgres.failures import (
     DRIVER_FAILURES,
@@ -30,6 +31,7 @@ from session_lifecycle.postgres.failures import (
 from session_lifecycle.postgres.host_engines import check_encoding, driver_connection, look_at_host_engine
 from session_lifecycle.postgres.schema_check import check_schema, check_schema_once
 
+_SET_VIEWER = select(func.pg_catalog.set_config(VIEWER_SETTING, bindparam("token", type_=Text), true()))
 FIRST_PAUSE_SECONDS = 0.01
 LONGEST_PAUSE_SECONDS = 1.0
 
@@ -56,12 +58,16 @@ class Execution(Protocol):
     schema: str
 
     @overload
-    async def fetch(self, statement: Executable) -> Sequence[Any]: ...
+    async def fetch(self, statement: Executable, *, viewer: Viewer | None = None) -> Sequence[Any]: ...
 
     @overload
-    async def fetch(self, statement: AnySelect, parameters: dict[str, Any] | None) -> Sequence[Any]: ...
+    async def fetch(
+        self, statement: AnySelect, parameters: dict[str, Any] | None, *, viewer: Viewer | None = None
+    ) -> Sequence[Any]: ...
 
-    async def fetch(self, statement: Any, parameters: dict[str, Any] | None = None) -> Sequence[Any]:
+    async def fetch(
+        self, statement: Any, parameters: dict[str, Any] | None = None, *, viewer: Viewer | None = None
+    ) -> Sequence[Any]:
         """Runs a statement and returns all its rows.
 
         Args:
@@ -69,6 +75,7 @@ class Execution(Protocol):
             parameters: The values of its bound parameters, where the statement is kept: pass the same object every
                 time, because its SQL is compiled once per object. None: the statement was built for this call, with its
                 values.
+            viewer: Who is asking, for row-level security. None: a role that is walled in sees no row.
         """
         ...
 
@@ -118,6 +125,7 @@ class PoolExecution:
         *,
         repeat_within_seconds: float | None = None,
         is_for_reads: bool = False,
+        sign: Callable[[Viewer], str] | None = None,
     ) -> None:
         """Opens no connection.
 
@@ -127,8 +135,10 @@ class PoolExecution:
             retries: How often a call is repeated at most.
             repeat_within_seconds: A call that has taken longer is not repeated; None: `retries` alone decides.
             is_for_reads: Whether no call writes, so that any isolation level will do.
+            sign: Writes a viewer as row-level security reads it; None: row-level security is off.
         """
         self.schema = schema
+        self._sign = sign
         self._engines = engines
         self._retries = retries
         self._repeat_within_seconds = repeat_within_seconds
@@ -137,12 +147,21 @@ class PoolExecution:
         # A host's own server timeout and some more. An engine of ours brings its deadline along, so this stays None.
         self._deadline_seconds: float | None = None
 
-    async def fetch(self, statement: Any, parameters: dict[str, Any] | None = None) -> Sequence[Any]:
+    async def fetch(
+        self, statement: Any, parameters: dict[str, Any] | None = None, *, viewer: Viewer | None = None
+    ) -> Sequence[Any]:
+        token = None if viewer is None or self._sign is None else self._sign(viewer)
         if parameters is not None:
             engine = self._engines.current()
             kept = driver_statement(statement, parameters, self.schema)
+            if token is not None:
+                values = [*kept.values(parameters), token]
+                on_driver = partial(greenlet_spawn, self._on_driver, engine, kept.sql_for_viewer, values)
+                return kept.rows_for_viewer(await self._repeated(on_driver, repeatable=True))
             on_driver = partial(greenlet_spawn, self._on_driver, engine, kept.sql, kept.values(parameters))
             return kept.rows(await self._repeated(on_driver, repeatable=True))
+        if token is not None:
+            return await self.write_together(partial(_fetch_for, token, statement), repeatable=True)
 
         async def run(mark_sent: Callable[[], None]) -> Sequence[Any]:
             async with self._connection() as connection:
@@ -344,14 +363,26 @@ _checked_hosts: "WeakSet[Engine]" = WeakSet()
 class BoundExecution:
     """Runs statements in the host's transaction, which this library never commits, rolls back or repeats."""
 
-    def __init__(self, host: AsyncConnection | AsyncSession, schema: str, *, savepoints: bool) -> None:
+    def __init__(
+        self,
+        host: AsyncConnection | AsyncSession,
+        schema: str,
+        *,
+        savepoints: bool,
+        sign: Callable[[Viewer], str] | None = None,
+    ) -> None:
         self.schema = schema
+        self._sign = sign
         self._host = host
         self._savepoints = savepoints
         self._is_isolation_checked = False
 
-    async def fetch(self, statement: Any, parameters: dict[str, Any] | None = None) -> Sequence[Any]:
-        return await self._run(statement, parameters or {})
+    async def fetch(
+        self, statement: Any, parameters: dict[str, Any] | None = None, *, viewer: Viewer | None = None
+    ) -> Sequence[Any]:
+        if viewer is None or self._sign is None:
+            return await self._run(statement, parameters or {})
+        return await self._within(partial(_fetch_for, self._sign(viewer), statement, parameters=parameters))
 
     async def write(
         self,
@@ -418,6 +449,16 @@ class BoundExecution:
                 "writers of one session fail, and a statement in the host's transaction cannot be repeated"
             )
         self._is_isolation_checked = True
+
+
+async def _fetch_for(
+    token: str, statement: Executable, run: Run, parameters: dict[str, Any] | None = None
+) -> Sequence[Any]:
+    """The rows that a viewer of row-level security sees. The rest of the transaction has no viewer."""
+    await run(_SET_VIEWER, {"token": token})
+    rows = await run(statement, parameters or {})
+    await run(_SET_VIEWER, {"token": ""})
+    return rows
 
 
 async def _all_rows(

@@ -11,24 +11,29 @@ import asyncio
 import importlib
 import io
 import threading
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from contextlib import asynccontextmanager, contextmanager
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from asyncpg import LockNotAvailableError
-from sqlalchemy import Connection, func, select, text
+from sqlalchemy import Connection, Table, func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.schema import CreateIndex
 
 from session_lifecycle.entities import metadata
-from session_lifecycle.errors import SchemaError
+from session_lifecycle.errors import SchemaError, TransactionConflictError, shortened
+from session_lifecycle.models.schema import SchemaRevision, SchemaRevisions
 from session_lifecycle.postgres.execution import with_jitter
 from session_lifecycle.postgres.failures import DRIVER_FAILURES, driver_error
 from session_lifecycle.postgres.function_files import directory, function_files, quoted
 from session_lifecycle.postgres.notes import set_notes
+from session_lifecycle.postgres.row_level_security import disable_sql
 from session_lifecycle.postgres.schema_check import (
+    HEAD,
+    REVISIONS,
     SEARCH_INDEX,
     TRIGGER,
+    UPGRADE_COMMAND,
     Kind,
     SchemaObject,
     find_lack,
@@ -79,6 +84,17 @@ SELECT pg_catalog.quote_ident(n.nspname)
 FROM pg_catalog.pg_extension e JOIN pg_catalog.pg_namespace n ON n.oid = e.extnamespace
 WHERE e.extname = 'pg_trgm'
 """
+
+_OLDEST_TRANSACTION = """
+SELECT pid, application_name, round(extract(epoch FROM clock_timestamp() - xact_start))::bigint AS seconds
+FROM pg_catalog.pg_stat_activity
+WHERE datname = pg_catalog.current_database() AND pid <> pg_catalog.pg_backend_pid() AND xact_start IS NOT NULL
+    AND backend_type = 'client backend'
+ORDER BY xact_start
+LIMIT 1
+"""
+
+Migrated = TypeVar("Migrated")
 
 _alembic_lock = threading.Lock()
 
@@ -154,7 +170,9 @@ def prepare_schema(connection: Connection, schema: str) -> None:
         connection.execute(text(create_schema_sql(schema)))
 
 
-def run(connection: Connection, schema: str, direction: Literal["upgrade", "downgrade"], revision: str) -> None:
+def run(
+    connection: Connection, schema: str, direction: Literal["upgrade", "downgrade", "stamp"], revision: str
+) -> None:
     """Migrates on this connection, inside the transaction it is in or begins; the caller commits."""
     from alembic import command
 
@@ -177,7 +195,13 @@ async def _alembic() -> AsyncGenerator[None]:
         _alembic_lock.release()
 
 
-async def upgrade_on(engine: AsyncEngine, schema: str, *, notes: bool | None = None) -> None:
+OnProgress = Callable[[str], object]
+"""Gets a sentence at each step of a migration that takes longer."""
+
+
+async def upgrade_on(
+    engine: AsyncEngine, schema: str, on_progress: OnProgress | None = None, *, notes: bool | None = None
+) -> None:
     """Migrates to the newest revision and creates what the schema lacks, in transactions of its own.
 
     No writer waits for longer than `LOCK_TIMEOUT_SECONDS`. Indexes that are missing are built after the migration is
@@ -186,28 +210,152 @@ async def upgrade_on(engine: AsyncEngine, schema: str, *, notes: bool | None = N
 
     Raises:
         SchemaError: The schema is newer and does not serve this version, or has our tables without a revision.
+        TransactionConflictError: Another transaction kept a lock for longer than all attempts; nothing was changed.
+    """
+
+    async def migrate(connection: AsyncConnection) -> list[SchemaObject]:
+        indexes = await _upgrade_all_but_indexes(connection, schema, LOCK_TIMEOUT_SECONDS)
+        if notes is not None:
+            await connection.run_sync(set_notes, schema, on=notes)
+        if await is_direct(connection):
+            return indexes
+        await connection.run_sync(_create, schema, indexes)
+        return []
+
+    if await with_short_locks(engine, migrate, on_progress):
+        await _create_beside_writers(engine, schema, on_progress)
+
+
+async def downgrade_on(engine: AsyncEngine, schema: str, revision: str, on_progress: OnProgress | None = None) -> None:
+    """Migrates back to a revision, or to `base`, in one transaction. What later revisions added is dropped.
+
+    Raises:
+        SchemaError: The schema is not migrated or is newer, or the revision is not one before its own.
+        TransactionConflictError: See `upgrade_on`.
+    """
+
+    async def migrate(connection: AsyncConnection) -> None:
+        await connection.run_sync(lock_migrations, schema)
+        await connection.exec_driver_sql(f"SET LOCAL lock_timeout = {round(LOCK_TIMEOUT_SECONDS * 1000)}")
+        applied = (await take_inventory(connection, schema)).revision
+        earlier = ("base", *REVISIONS[: REVISIONS.index(applied)]) if applied in REVISIONS else ()
+        if revision not in earlier:
+            raise SchemaError(
+                f"schema {schema!r} is at revision {applied or 'base'}, from which this version goes back to "
+                f"{', '.join(earlier) or 'nothing'}: got {revision!r}"
+            )
+        if revision == "base":
+            # An operator enables row-level security, so it is in no revision.
+            for statement in disable_sql(schema).splitlines():
+                await connection.exec_driver_sql(statement)
+        async with _alembic():
+            await connection.run_sync(run, schema, "downgrade", revision)
+
+    await with_short_locks(engine, migrate, on_progress)
+
+
+async def stamp_on(engine: AsyncEngine, schema: str, revision: str) -> None:
+    """Notes a revision as applied, and runs nothing. `base` notes none.
+
+    Raises:
+        SchemaError: This version does not know the revision, or the schema lacks the tables of it.
+    """
+
+    async def stamp(connection: AsyncConnection) -> None:
+        await connection.run_sync(lock_migrations, schema)
+        inventory = await take_inventory(connection, schema)
+        known = ("base", *REVISIONS)
+        if revision not in known:
+            raise SchemaError(f"revision {revision!r} is not one of this version: {', '.join(known)}")
+        if revision != "base" and SchemaObject(Kind.TABLE, "session_records") not in inventory.objects:
+            raise SchemaError(f"schema {schema!r} has no table session_records: run `{UPGRADE_COMMAND}` instead")
+        async with _alembic():
+            await connection.run_sync(run, schema, "stamp", revision)
+
+    async with engine.begin() as connection:
+        await stamp(connection)
+
+
+async def revisions(connection: AsyncConnection, schema: str) -> SchemaRevisions:
+    """The revision of the schema, and the revisions that this version knows with what each does, oldest first."""
+    from alembic.script import ScriptDirectory
+
+    inventory = await take_inventory(connection, schema)
+
+    def read() -> list[tuple[str, str]]:
+        scripts = ScriptDirectory.from_config(configuration(schema)).walk_revisions()
+        return [(one.revision, (one.doc or "").partition("\n")[0]) for one in scripts]
+
+    known = reversed(await asyncio.to_thread(read))
+    return SchemaRevisions(
+        applied=inventory.revision,
+        newest=HEAD,
+        oldest_served_version=inventory.oldest_served_version,
+        known=tuple(SchemaRevision(revision=revision, does=does) for revision, does in known),
+    )
+
+
+def index_beside_writers(sql: str) -> None:
+    """Says in a revision that an index of `entities.py` is built beside the writers, after the revision is committed.
+
+    `upgrade_on` builds every index that `entities.py` has and the schema lacks, so nothing is done here. In the printed
+    SQL, which has no such step, it writes the statement outside the transaction.
+
+    Args:
+        sql: `CREATE INDEX CONCURRENTLY …`, with the schema in its name.
+    """
+    from alembic import op
+
+    context = op.get_context()
+    if context.as_sql:
+        with context.autocommit_block():
+            op.execute(text(as_text(sql)))
+
+
+async def with_short_locks(
+    engine: AsyncEngine, migrate: Callable[[AsyncConnection], Awaitable[Migrated]], on_progress: OnProgress | None
+) -> Migrated:
+    """Runs a migration in one transaction, again and again until it gets its locks.
+
+    A lock that it does not get within `LOCK_TIMEOUT_SECONDS` it gives up, with all others, so that the writers behind
+    it go on.
     """
     pause = FIRST_PAUSE_SECONDS
-    indexes: list[SchemaObject] = []
-    for attempts_left in reversed(range(LOCK_ATTEMPTS)):
+    for attempt in range(1, LOCK_ATTEMPTS + 1):
         try:
             async with engine.begin() as connection:
                 # A migration may take longer than the statement timeout, which is for requests.
                 await connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
-                indexes = await _upgrade_all_but_indexes(connection, schema, LOCK_TIMEOUT_SECONDS)
-                if notes is not None:
-                    await connection.run_sync(set_notes, schema, on=notes)
-                if not await _is_direct(connection):
-                    await connection.run_sync(_create, schema, indexes)
-                    indexes = []
-            break
+                return await migrate(connection)
         except DRIVER_FAILURES as error:
-            if not isinstance(driver_error(error), LockNotAvailableError) or attempts_left == 0:
+            if not isinstance(driver_error(error), LockNotAvailableError):
                 raise
+            holder = await _oldest_transaction(engine)
+            if attempt == LOCK_ATTEMPTS:
+                raise TransactionConflictError(
+                    f"the migration did not get its locks in {LOCK_ATTEMPTS} attempts (lock timeout). Nothing was "
+                    f"changed, and the database works as before. {holder} Wait for it or end it, then run "
+                    f"`{UPGRADE_COMMAND}` again"
+                ) from error
+        _tell(on_progress, f"attempt {attempt} of {LOCK_ATTEMPTS} did not get its locks, and writers go on. {holder}")
         await asyncio.sleep(with_jitter(pause))
         pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
-    if indexes:
-        await _create_beside_writers(engine, schema)
+    raise AssertionError("unreachable: the last attempt returns or raises")
+
+
+def _tell(on_progress: OnProgress | None, sentence: str) -> None:
+    if on_progress is not None:
+        on_progress(sentence)
+
+
+async def _oldest_transaction(engine: AsyncEngine) -> str:
+    """A sentence on the oldest transaction of the database, which most likely holds the lock."""
+    async with engine.connect() as connection:
+        found = (await connection.exec_driver_sql(_OLDEST_TRANSACTION)).first()
+    if found is None:
+        return "No transaction is open now."
+    application = shortened(found.application_name)
+    return f"The oldest transaction is of process {found.pid} ({application}), open for {found.seconds} s."
 
 
 async def upgrade(connection: AsyncConnection, schema: str, *, notes: bool | None = None) -> None:
@@ -236,7 +384,8 @@ async def _upgrade_all_but_indexes(
     inventory = await take_inventory(connection, schema)
     if inventory.revision is None and SchemaObject(Kind.TABLE, "session_records") in inventory.objects:
         raise SchemaError(
-            f"schema {schema!r} has our tables and no revision, as before 0.1.0: drop it, or name another one"
+            f"schema {schema!r} has our tables and no revision, as before 0.1.0: drop it, or name another one; or, if "
+            f"only the version table was lost, run `session-lifecycle db stamp {HEAD}`"
         )
     if inventory.is_newer:
         refuse_unserved(schema, inventory)
@@ -245,7 +394,7 @@ async def _upgrade_all_but_indexes(
         await connection.run_sync(run, schema, "upgrade", "head")
     lack = find_lack(await take_inventory(connection, schema), schema)
     lacking = [*lack.missing, *lack.replaced, *lack.optional]
-    indexes = [one for one in lacking if one.kind in INDEX_KINDS]
+    indexes = [one for one in lacking if one.kind in INDEX_KINDS and one.name not in _primary_keys()]
     await connection.run_sync(_create, schema, [one for one in lacking if one not in indexes])
     return indexes
 
@@ -265,6 +414,11 @@ def _create(connection: Connection, schema: str, objects: list[SchemaObject]) ->
                 on_table = f"DROP TRIGGER IF EXISTS {TRIGGER} ON {quoted(schema)}.session_records"
                 connection.execute(text(as_text(on_table)))
                 connection.execute(text(create_trigger_sql(schema)))
+            elif name in (keys := _primary_keys()):
+                table = keys[name]
+                columns = ", ".join(quoted(column.name) for column in table.primary_key.columns)
+                on_table = f"ALTER TABLE {quoted(schema)}.{quoted(table.name)} ADD CONSTRAINT {quoted(name)}"
+                connection.execute(text(as_text(f"{on_table} PRIMARY KEY ({columns})")))
             elif name == SEARCH_INDEX:
                 connection.execute(text(create_search_index_sql(schema)))
             elif name in indexes:
@@ -272,7 +426,12 @@ def _create(connection: Connection, schema: str, objects: list[SchemaObject]) ->
                 indexes[name].create(connection)
 
 
-async def _is_direct(connection: AsyncConnection) -> bool:
+def _primary_keys() -> dict[str, Table]:
+    """The tables by the names of their primary keys. A restore that was interrupted leaves tables without one."""
+    return {str(table.primary_key.name): table for table in metadata.tables.values()}
+
+
+async def is_direct(connection: AsyncConnection) -> bool:
     """Whether no pooler stands before the server. A setting of a session would stay on a connection of the pooler."""
     driver = (await connection.get_raw_connection()).driver_connection
     backend = (await connection.exec_driver_sql("SELECT pg_catalog.pg_backend_pid()")).scalar_one()
@@ -280,7 +439,7 @@ async def _is_direct(connection: AsyncConnection) -> bool:
     return driver is not None and bool(driver.get_server_pid() == backend)
 
 
-async def _create_beside_writers(engine: AsyncEngine, schema: str) -> None:
+async def _create_beside_writers(engine: AsyncEngine, schema: str, on_progress: OnProgress | None) -> None:
     """Creates the missing indexes without locking out writers. It waits for the transactions that are under way.
 
     An interrupted build leaves an invalid index, which counts as missing: the next call drops it and begins again.
@@ -298,6 +457,7 @@ async def _create_beside_writers(engine: AsyncEngine, schema: str) -> None:
                     if kind not in INDEX_KINDS or (create := await _create_index_sql(connection, schema, name)) is None:
                         continue
                     place = f"{quoted(schema)}.{quoted(name)}"
+                    _tell(on_progress, f"builds index {name} beside the writers, after the transactions of now")
                     await connection.exec_driver_sql(f"DROP INDEX CONCURRENTLY IF EXISTS {place}")
                     await connection.exec_driver_sql(create.replace("INDEX ", "INDEX CONCURRENTLY ", 1))
         finally:
@@ -337,13 +497,20 @@ async def _create_index_sql(connection: AsyncConnection, schema: str, name: str)
     return None
 
 
-async def offline_sql(schema: str, revision: str = "head") -> str:
-    """The SQL that migrates an empty database, for those who run it themselves."""
+async def offline_sql(schema: str, since: str = "base") -> str:
+    """The SQL that migrates a database from a revision to the newest, for those who run it themselves.
+
+    Raises:
+        SchemaError: This version does not know the revision.
+    """
+    known = ("base", *REVISIONS)
+    if since not in known:
+        raise SchemaError(f"revision {since!r} is not one of this version: {', '.join(known)}")
     async with _alembic():
         from alembic import command
 
         output = io.StringIO()
         config = configuration(schema)
         config.output_buffer = output
-        await asyncio.to_thread(command.upgrade, config, revision, sql=True)
+        await asyncio.to_thread(command.upgrade, config, "head" if since == "base" else f"{since}:head", sql=True)
         return output.getvalue()

@@ -39,7 +39,7 @@ from session_lifecycle.writing.pipeline import WritePipeline
 from session_lifecycle.writing.prepared import PreparedItem, WritableItem
 from session_lifecycle.writing.protocol import SessionReserver
 from session_lifecycle.writing.quiet import QuietWriter
-from session_lifecycle.writing.recorder_metrics import RecorderSnapshot, observe
+from session_lifecycle.writing.recorder_metrics import RecorderCounts, RecorderSnapshot, observe
 from session_lifecycle.writing.session_block import SessionBlock
 
 if TYPE_CHECKING:
@@ -143,7 +143,8 @@ class SessionRecorder(CallsAsItems):
         self.loop: asyncio.AbstractEventLoop | None = None
         """The event loop to which the recorder belongs; None before its first use, and in a forked child."""
         self._forget()
-        self._batches = self._items = self._repeats = self._failures = 0
+        self.counts = RecorderCounts()
+        """What it did, kept by whoever adds up recorders that are gone."""
         self.quiet = QuietWriter(self.submit, self.lose)
         self._delivery: SpoolDelivery | None = None
         if spool is not None:
@@ -277,12 +278,12 @@ class SessionRecorder(CallsAsItems):
         self._lose(items, error)
 
     def _lose(self, items: Sequence[Item], error: SessionLifecycleError) -> None:
-        self._failures += len(items) or 1
+        self.counts.failures += len(items) or 1
         self._report_lost(items, error)
 
     def _count_drained(self, items: int) -> None:
-        self._batches += 1
-        self._items += items
+        self.counts.batches += 1
+        self.counts.items += items
 
     def session(
         self,
@@ -319,10 +320,10 @@ class SessionRecorder(CallsAsItems):
         return RecorderSnapshot(
             pending=self._pending,
             waiting=len(self._waiting),
-            batches=self._batches,
-            items=self._items,
-            repeats=self._repeats,
-            failures=self._failures,
+            batches=self.counts.batches,
+            items=self.counts.items,
+            repeats=self.counts.repeats,
+            failures=self.counts.failures,
             oldest_waiting_seconds=0.0 if oldest is None else time.monotonic() - oldest,
         )
 
@@ -614,14 +615,14 @@ class SessionRecorder(CallsAsItems):
                     written = await self._pipeline.send(prepared, on_sent=self._note_sent)
             except (DatabaseUnavailableError, TransactionConflictError, TimeoutError) as error:
                 self._in_flight = calls = self._to_repeat(calls, error)
-                self._repeats += bool(calls)
+                self.counts.repeats += bool(calls)
                 await asyncio.sleep(with_jitter(PAUSE_SECONDS))
             except SessionLifecycleError as error:
                 # Permanent failure: either one call is bad (bisect) or the set-up is (fail all).
                 if len(calls) == 1 or isinstance(error, SchemaError | ConfigurationError):
                     self._fail(calls, error)
                     return
-                self._repeats += 1
+                self.counts.repeats += 1
                 middle = len(calls) // 2
                 later = calls[middle:]
                 self._queue.extendleft(reversed(later))
@@ -660,8 +661,8 @@ class SessionRecorder(CallsAsItems):
         return [call for call in calls if call.taken_at > since]
 
     def _succeed(self, calls: Sequence[_Call], written: list[WriteResult]) -> None:
-        self._batches += bool(written)
-        self._items += len(written)
+        self.counts.batches += bool(written)
+        self.counts.items += len(written)
         position = 0
         for call in calls:
             following = position + len(call.items)
@@ -674,7 +675,7 @@ class SessionRecorder(CallsAsItems):
     def _fail(self, calls: Sequence[_Call], error: SessionLifecycleError) -> None:
         lost: list[WritableItem] = []
         for call in calls:
-            self._failures += len(call.items)
+            self.counts.failures += len(call.items)
             if call.answer is None or call.answer.done():
                 lost += call.items
             else:

@@ -6,7 +6,7 @@ The OpenTelemetry metrics add up all recorders of one process.
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
-from weakref import WeakSet
+from weakref import WeakSet, finalize
 
 if TYPE_CHECKING:
     from opentelemetry.metrics import CallbackOptions, Observation
@@ -37,8 +37,34 @@ class RecorderSnapshot:
         return self.items / self.batches if self.batches else 0.0
 
 
+@dataclass(slots=True)
+class RecorderCounts:
+    """The counters of a recorder, which may outlive it: a sum over recorders must not fall when one is gone."""
+
+    batches: int = 0
+    items: int = 0
+    repeats: int = 0
+    failures: int = 0
+
+    def add(self, other: "RecorderCounts") -> None:
+        """Adds the counters of another recorder."""
+        self.batches += other.batches
+        self.items += other.items
+        self.repeats += other.repeats
+        self.failures += other.failures
+
+    def keep(self, recorder: "Observed") -> None:
+        """Adds the counters of a recorder once it is gone."""
+        finalize(recorder, self.add, recorder.counts).atexit = False
+
+
 class Observed(Protocol):
     """An object whose recorder metrics are exported."""
+
+    @property
+    def counts(self) -> RecorderCounts:
+        """The counters now."""
+        ...
 
     def snapshot(self) -> RecorderSnapshot:
         """The metrics now."""
@@ -46,6 +72,7 @@ class Observed(Protocol):
 
 
 _observed: "WeakSet[Observed]" = WeakSet()
+_gone = RecorderCounts()
 _instruments: list[object] = []
 
 
@@ -58,6 +85,7 @@ def observe(recorder: Observed) -> None:
             raise
         return
     _observed.add(recorder)
+    _gone.keep(recorder)
     if _instruments:
         return
     meter = metrics.get_meter("session_lifecycle")
@@ -89,7 +117,8 @@ def _sum(metric: str) -> "Callable[[CallbackOptions], Iterable[Observation]]":
     def callback(_options: "CallbackOptions") -> "Iterable[Observation]":
         from opentelemetry.metrics import Observation
 
-        yield Observation(sum(getattr(recorder.snapshot(), metric) for recorder in list(_observed)))
+        now = sum(getattr(recorder.snapshot(), metric) for recorder in list(_observed))
+        yield Observation(now + getattr(_gone, metric, 0))
 
     return callback
 

@@ -36,7 +36,7 @@ from session_lifecycle.postgres.processes import forget_in_child
 from session_lifecycle.writing.protocol import SessionReserver
 from session_lifecycle.writing.quiet import QuietWriter
 from session_lifecycle.writing.recorder import SessionRecorder
-from session_lifecycle.writing.recorder_metrics import RecorderSnapshot
+from session_lifecycle.writing.recorder_metrics import RecorderCounts, RecorderSnapshot
 from session_lifecycle.writing.session_block import log_lost_end
 from session_lifecycle.writing.session_trace import SessionTrace
 
@@ -211,6 +211,11 @@ class SynchronousRecorder:
             is_quiet=self._recorder.has_spool if quiet is None else quiet,
             attempt_timeout=attempt_timeout,
         )
+
+    @property
+    def counts(self) -> RecorderCounts:
+        """See `SessionRecorder.counts`."""
+        return self._recorder.counts
 
     def snapshot(self) -> RecorderSnapshot:
         """The recorder's metrics now."""

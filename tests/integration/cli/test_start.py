@@ -108,8 +108,8 @@ def test_the_texts_of_options_are_those_of_the_library() -> None:
 @pytest.mark.parametrize("command", sorted(options_of_commands()))
 def test_every_command_that_answers_has_json(command: str) -> None:
     has_json = "--json" in options_of_commands()[command]
-    # What these print is SQL, JSON already, or a link.
-    assert has_json is (command not in {"db sql", "hook claude-code", "serve"})
+    # They print SQL, JSON already, a link, or what Prometheus reads.
+    assert has_json is (command not in {"db sql", "db rls sql", "hook claude-code", "metrics", "serve"})
 
 
 def test_an_argument_that_is_refused_is_misuse() -> None:

@@ -3,7 +3,7 @@
 import os
 import re
 from collections.abc import AsyncIterator, Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import UUID
 
@@ -24,12 +24,14 @@ from session_lifecycle import (
     UsageEvent,
     Viewer,
 )
+from session_lifecycle.entities import VERSION_TABLE, metadata
 from session_lifecycle.models import Budget
 from session_lifecycle.postgres.migrations import run
+from session_lifecycle.postgres.permissions import GRANTS, DatabaseRole, role_sql
 from session_lifecycle.testing import TemplateServer
 
 PAGE = (Path(__file__).parents[3] / "docs/reference/permissions.md").read_text()
-ROLES = ("sessions_migrator", "sessions_worker", "sessions_roller", "sessions_reader")
+ROLES = tuple(f"sessions_{role}" for role in DatabaseRole)
 TABLES = ("session_records", "session_model_usage", "session_usage_events")
 ONE = Viewer.auditor()
 USER = UUID(int=1)
@@ -54,7 +56,7 @@ async def roles(session_template_server: TemplateServer) -> AsyncIterator[Roles]
     def of(url: str, role: str) -> tuple[str, list[str]]:
         parsed = make_url(url)
         grants = [
-            statement.replace(role, names[role]).replace("DATABASE app", f'DATABASE "{parsed.database}"')
+            statement.replace(role, names[role]).replace('DATABASE "app"', f'DATABASE "{parsed.database}"')
             for block in re.findall(r"```sql\n(.*?)```", PAGE, re.DOTALL)
             for statement in block.split(";")
             if role in statement
@@ -66,6 +68,42 @@ async def roles(session_template_server: TemplateServer) -> AsyncIterator[Roles]
     yield of
     for name in names.values():
         await session_template_server.run(f"DROP OWNED BY {name}", f"DROP ROLE {name}")
+
+
+def test_the_page_has_the_statements_of_the_command() -> None:
+    blocks = re.findall(r"```sql\n(.*?)\n```", PAGE, re.DOTALL)
+    of_code = [role_sql("session_lifecycle", role, f"sessions_{role}", database="app") for role in DatabaseRole]
+    assert blocks == of_code
+
+
+def test_every_table_has_rights_of_the_operator_and_of_the_reader() -> None:
+    for role in (DatabaseRole.OPERATOR, DatabaseRole.READER):
+        assert {table for _, tables in GRANTS[role] for table in tables} == {
+            *(table.name for table in metadata.tables.values()),
+            VERSION_TABLE,
+        }
+
+
+async def test_the_operator_makes_every_call_of_maintenance_and_does_not_migrate(
+    roles: Roles, session_database: SessionDatabase, session_database_url: str
+) -> None:
+    url, grants = roles(session_database_url, "sessions_operator")
+    await grant(session_database, grants)
+    long_ago = datetime(2026, 1, 1, tzinfo=UTC)
+    async with SessionDatabase.connect(url) as db:
+        await write_everything(db, db)
+        await db.lifecycle.record([Touch(session_id="old", user_id=USER, at=long_ago)])
+        await db.maintenance.roll_up()
+        await db.maintenance.reprice()
+        assert (await db.maintenance.reconcile(repair=True)).mismatch_count == 0
+        assert (await db.maintenance.prune_payloads(timedelta(days=1))).messages == 1
+        assert (await db.maintenance.prune_sessions(timedelta(days=1))).sessions == 3
+        assert await db.maintenance.delete_session("s", USER)
+        assert (await db.maintenance.erase_user(USER, tombstone=True)).tombstoned
+        await db.budgets.set_budget(Budget(budget_id="more", user_id=UUID(int=2), limit_usd=2))
+        assert await db.budgets.delete_budget("more")
+        with pytest.raises(ConfigurationError, match="42501"):
+            await db.administration.downgrade("base")
 
 
 async def grant(db: SessionDatabase, statements: list[str]) -> None:
