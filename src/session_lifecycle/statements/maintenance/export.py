@@ -225,7 +225,7 @@ def add_rows(shape: TableShape) -> Select[int]:
         insert(shape.table)
         .from_select(names, select(*(incoming.c[name] for name in names)))
         .on_conflict_do_nothing()
-        .returning(literal(1).label("one"))
+        .returning(shape.table.c[shape.key[0]])
         .cte("added")
     )
     return select(func.count()).select_from(added)
