@@ -66,12 +66,13 @@ class ForeignImport:
     """Records rows in batches, each in one transaction. Everything may be repeated: it changes nothing.
 
     Attributes:
+        into: Records the items.
         report: What was done so far.
         refused: The latest refusals; `take_refused` empties it.
     """
 
     def __init__(self, into: Records) -> None:
-        self._into = into
+        self.into = into
         self._waiting: list[ForeignRow] = []
         self.report = ForeignReport()
         self.refused: list[RefusedForeignRow] = []
@@ -111,7 +112,7 @@ class ForeignImport:
         if not rows:
             return
         try:
-            receipts = await self._into.record([item for row in rows for item in row.items])
+            receipts = await self.into.record([item for row in rows for item in row.items])
         except InvalidValueError as error:
             if len(rows) == 1:
                 self.refuse(rows[0].where, error)
@@ -146,7 +147,7 @@ class ForeignImport:
                 return
 
 
-def made(kind: type[Any], **fields: Any) -> Any:
+def made(kind: type[Any], /, **fields: Any) -> Any:
     """An item with these fields.
 
     Raises:

@@ -20,7 +20,7 @@ UNMAPPED = (
     *("response", "request_tags", "team_id"),
 )
 """The columns that have no place here."""
-_EMPTY = (None, "", "{}", "[]", {}, [], "None", "Cache OFF")
+_EMPTY: tuple[Any, ...] = (None, "", "{}", "[]", {}, [], "None", "Cache OFF")
 _DETAILS = ("prompt_tokens_details", "completion_tokens_details")
 
 

@@ -193,7 +193,7 @@ class _Hashed(io.RawIOBase):
         return written
 
 
-class Exports(Protocol):
+class Export(Protocol):
     """Yields rows: `SessionMaintenanceDb.export`."""
 
     def __call__(self, table: Any) -> AsyncGenerator[ExportBatch]:
@@ -236,7 +236,7 @@ class _OpenFile:
 
 
 async def export_to_folder(
-    export: Exports,
+    export: Export,
     folder: Path,
     file_format: ExportFormat = "jsonl",
     on_progress: Callable[[str, int], object] = lambda _table, _rows: None,

@@ -4,6 +4,7 @@ from typing import Any
 
 from sqlalchemy import Select, Text, cast, column, func, literal_column, select, table
 from sqlalchemy.dialects.postgresql import aggregate_order_by
+from sqlalchemy.types import NullType
 
 REFERENCE_TABLES = ("session_records", "session_model_usage")
 SPEND_LOGS = "LiteLLM_SpendLogs"
@@ -16,9 +17,9 @@ def _row(name: str) -> Any:
 
 def reference_sessions(schema: str) -> Select[str, str | None]:
     """The reference's sessions in the order of their keys, each with its models, as texts of JSON."""
-    keys = (column("user_id"), column("session_id"))
-    sessions = table(REFERENCE_TABLES[0], *keys, schema=schema).alias("s")
-    models = table(REFERENCE_TABLES[1], *keys, column("model", Text()), schema=schema).alias("m")
+    sessions = table(REFERENCE_TABLES[0], column("user_id"), column("session_id"), schema=schema).alias("s")
+    columns = (column("user_id", NullType()), column("session_id", NullType()), column("model", Text()))
+    models = table(REFERENCE_TABLES[1], *columns, schema=schema).alias("m")
     of_session = (
         select(cast(func.jsonb_agg(aggregate_order_by(_row("m"), models.c.model)), Text))
         .where(models.c.user_id == sessions.c.user_id, models.c.session_id == sessions.c.session_id)
