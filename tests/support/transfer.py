@@ -49,13 +49,17 @@ def at(minutes: float) -> datetime:
 
 
 def _event(user: UUID, session_id: str, minute: float, **fields: Any) -> UsageEvent:
-    return UsageEvent(**{"user_id": user, "session_id": session_id, "at": at(minute), "model": "m", "tokens_in": 100, **fields})
+    return UsageEvent(
+        **{"user_id": user, "session_id": session_id, "at": at(minute), "model": "m", "tokens_in": 100, **fields}
+    )
 
 
 def _items(user: UUID) -> Iterator[Sequence[Item]]:
     """What happened to a user, in the batches in which it is recorded."""
     yield [
-        Touch(user_id=user, session_id="s", at=at(0), agent_name="coder", title="Tïtle 🎈", metadata={"deep": [1, 0.1]}),
+        Touch(
+            user_id=user, session_id="s", at=at(0), agent_name="coder", title="Tïtle 🎈", metadata={"deep": [1, 0.1]}
+        ),
         Touch(user_id=user, session_id="s", at=at(0), dataset_id=D1, tags={"customer": "acme"}),
         _event(user, "s", 1, tokens_out=7, cache_read_tokens=3, cache_write_tokens=2, idempotency_key="k1"),
         _event(user, "s", 2, cost_usd=TINY, tokens_out=9, reasoning_tokens=4, details={"odd": 3}),
@@ -102,7 +106,16 @@ def _items(user: UUID) -> Iterator[Sequence[Item]]:
             agent_name="coder",
         ),
         _event(user, "s", 12.5, run_id="reports", cost_usd=1),
-        Step(user_id=user, run_id="reports", step_id="2", kind="task", started_at=at(12), seq=2, prompt="p", injected=True),
+        Step(
+            user_id=user,
+            run_id="reports",
+            step_id="2",
+            kind="task",
+            started_at=at(12),
+            seq=2,
+            prompt="p",
+            injected=True,
+        ),
         Step(user_id=user, run_id="reports", step_id="1", kind="task", started_at=at(12), seq=1, tool_call_id="call"),
         Run(user_id=user, run_id="called", parent_tool_call_id="call", started_at=at(12.1), ended_at=at(12.2)),
     ]
@@ -112,7 +125,15 @@ def _items(user: UUID) -> Iterator[Sequence[Item]]:
         for one in ("z", "a", "m")
     ]
     yield [
-        Message(user_id=user, session_id="s", message_id="t", run_id="reports", role="thought", content="hm", created_at=at(14)),
+        Message(
+            user_id=user,
+            session_id="s",
+            message_id="t",
+            run_id="reports",
+            role="thought",
+            content="hm",
+            created_at=at(14),
+        ),
         Touch(user_id=user, session_id="waits", at=at(15), waiting=True, parent_session_id="s"),
         Touch(user_id=user, session_id="grandchild", at=at(15), parent_session_id="waits", dataset_id=D2),
         _event(user, "grandchild", 15),
@@ -140,8 +161,12 @@ async def live(db: SessionDatabase, users: Sequence[UUID] = (A, B)) -> None:
         await db.lifecycle.update_session("grandchild", user, dataset_id=None, title="of no dataset any more")
         await db.lifecycle.annotate_session("s", user, "quality", score=0.3, label="good", annotator="judge", at=at(30))
         await db.lifecycle.annotate_session("s", user, "quality", score=1, comment="a human", at=at(31))
-        await db.budgets.set_budget(Budget(budget_id=f"of {user}", user_id=user, limit_usd=Decimal("100.50"), window="month"))
-    await db.budgets.set_budget(Budget(budget_id="coder", agent_name="coder", limit_tokens=10, window=timedelta(days=3)))
+        await db.budgets.set_budget(
+            Budget(budget_id=f"of {user}", user_id=user, limit_usd=Decimal("100.50"), window="month")
+        )
+    await db.budgets.set_budget(
+        Budget(budget_id="coder", agent_name="coder", limit_tokens=10, window=timedelta(days=3))
+    )
     await db.lifecycle.record([Touch(user_id=C, session_id="gone", at=at(0))])
     await db.maintenance.erase_user(C, tombstone=True)
     await db.maintenance.reprice("m")
@@ -209,8 +234,9 @@ async def _answers(db: SessionDatabase, viewer: Viewer) -> AsyncIterator[tuple[s
         yield f"list_threads {session_id}", await activity.list_threads(session_id, viewer)
         yield f"chat_history {session_id}", await activity.chat_history(session_id, viewer)
     yield "list_session_summaries", await activity.list_session_summaries(SummaryFilters(viewer=viewer))
-    yield "list_session_summaries search", await activity.list_session_summaries(
-        SummaryFilters(viewer=viewer, search="STRASSE")
+    yield (
+        "list_session_summaries search",
+        await activity.list_session_summaries(SummaryFilters(viewer=viewer, search="STRASSE")),
     )
     yield "list_runs", await activity.list_runs(RunFilters(viewer=viewer, include_open=True))
     yield "list_usage_events", await activity.list_usage_events(UsageEventFilters(viewer=viewer))

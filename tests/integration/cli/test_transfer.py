@@ -19,7 +19,8 @@ from support.commands import run, running, succeed
 from support.eventually import eventually
 from support.transfer import A, another_database, answers, live
 
-CRUSHING = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'PgSleep'"
+WAITING = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+SLEEPING = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'PgSleep'"
 SLOW_SESSIONS = """
     CREATE FUNCTION public.sleep() RETURNS trigger LANGUAGE plpgsql AS
         $$ BEGIN PERFORM pg_catalog.pg_sleep(60); RETURN NEW; END $$;
@@ -68,9 +69,15 @@ async def test_the_rows_that_the_filters_of_the_lists_choose_are_exported(at: tu
         runs = await db.activity.list_runs(RunFilters(viewer=Viewer(A), session_id="s", include_open=True))
     of_a = ("--user", str(A), *at)
     lines = succeed("export", "sessions", "--tag", "customer=acme", *of_a).splitlines()
-    assert [json.loads(line)["session_id"] for line in lines] == [row.record.session_id for row in page.sessions] == ["s"]
+    assert (
+        [json.loads(line)["session_id"] for line in lines] == [row.record.session_id for row in page.sessions] == ["s"]
+    )
     assert json.loads(lines[0])["cost_usd"] == format(page.sessions[0].record.cost_usd, "f")
-    table = list(csv.DictReader(io.StringIO(succeed("export", "usage-events", "--session", "s", "--model", "m", "--format", "csv", *of_a))))
+    table = list(
+        csv.DictReader(
+            io.StringIO(succeed("export", "usage-events", "--session", "s", "--model", "m", "--format", "csv", *of_a))
+        )
+    )
     assert {row["event_id"] for row in table} == {str(event.event_id) for event in events.events}
     assert [row["event_id"] for row in table] == sorted(row["event_id"] for row in table)
     exported = succeed("export", "runs", "--session", "s", "--include-open", *of_a).splitlines()
@@ -91,7 +98,10 @@ async def test_an_export_into_a_file_is_whole_or_not_there(at: tuple[str, str], 
     assert json.loads(succeed("export", "sessions", *to, *at, "--json")) == report
     assert file.read_text().count("\n") == 8
     there = run("export", "sessions", *to, *at)
-    assert (there.returncode, there.stderr) == (2, f"error: --output: {file} exists already: give another path, or delete it\n")
+    assert (there.returncode, there.stderr) == (
+        2,
+        f"error: --output: {file} exists already: give another path, or delete it\n",
+    )
     nowhere = run("export", "sessions", "--output", str(tmp_path / "no" / "file"), *at)
     assert (nowhere.returncode, nowhere.stdout) == (1, "")
     both = run("export", "sessions", "--json", *at)
@@ -124,7 +134,7 @@ async def test_an_import_that_ends_on_the_way_shows_nothing_and_is_run_again(
         with running(*command) as process:
 
             async def writes_sessions() -> bool:
-                return bool(await admin.fetchval(CRUSHING))
+                return bool(await admin.fetchval(SLEEPING))
 
             await eventually(writes_sessions, within_seconds=60)
             process.send_signal(how)
@@ -145,24 +155,111 @@ async def test_an_import_that_ends_on_the_way_shows_nothing_and_is_run_again(
 
 async def test_an_interrupted_export_leaves_no_manifest(at: tuple[str, str], tmp_path: Path) -> None:
     folder = tmp_path / "all"
-    admin = await asyncpg.connect(at[1])
-    async with admin.transaction():
-        await admin.execute("LOCK TABLE session_lifecycle.session_usage_events")
+    # Another connection looks on: a transaction sees the activity of the server as it was at its first look.
+    locker, admin = await asyncpg.connect(at[1]), await asyncpg.connect(at[1])
+    async with locker.transaction():
+        await locker.execute("LOCK TABLE session_lifecycle.session_usage_events")
         with running("export", "all", "--output", str(folder), *at) as process:
 
             async def waits() -> bool:
-                sql = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
-                return bool(await admin.fetchval(sql))
+                return bool(await admin.fetchval(WAITING))
 
             await eventually(waits, within_seconds=60)
             process.send_signal(signal.SIGINT)
             await asyncio.to_thread(process.communicate, timeout=60)
+    await locker.close()
     await admin.close()
     assert process.returncode == 130
     assert not (folder / "manifest.json").exists()
     assert run("import", "lifecycle", str(folder), *at).returncode == 2
 
 
-def write_lines(path: Path, rows: list[dict[str, Any]]) -> Path:
-    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    return path
+SPEND_LOG = {
+    "request_id": "chatcmpl-1",
+    "call_type": "acompletion",
+    "api_key": "hash",
+    "spend": 0.00022500000000000002,
+    "total_tokens": 30,
+    "prompt_tokens": 10,
+    "completion_tokens": 20,
+    "startTime": "2026-02-01T08:00:00",
+    "endTime": "2026-02-01T08:00:02.5",
+    "model": "gpt-4o",
+    "custom_llm_provider": "openai",
+    "user": str(A),
+    "session_id": "s",
+    "status": "success",
+}
+OBSERVATION = {
+    "id": "o1",
+    "trace_id": "t1",
+    "trace_name": "answer",
+    "type": "GENERATION",
+    "parent_observation_id": "",
+    "start_time": "2026-02-01 08:00:00.000000",
+    "end_time": "2026-02-01 08:00:01.000000",
+    "user_id": str(A),
+    "session_id": "s",
+    "provided_model_name": "gpt-4o",
+    "usage_details": {"input": 7, "input_cached_tokens": 3, "output": 5, "total": 15},
+    "total_cost": 0.125,
+    "environment": "production",
+}
+
+
+@pytest.mark.parametrize(
+    ("source", "row", "kept"), [("litellm-spend-logs", SPEND_LOG, "api_key"), ("langfuse", OBSERVATION, "environment")]
+)
+async def test_rows_of_another_system_are_imported_once_and_refused_by_line(
+    session_database_url: str, tmp_path: Path, source: str, row: dict[str, Any], kept: str
+) -> None:
+    to = ("--database-url", session_database_url)
+    file = tmp_path / "rows.jsonl"
+    nobodys = {name: value for name, value in row.items() if name not in {"user", "user_id"}} | {"session_id": None}
+    file.write_text(
+        "".join(f"{json.dumps(one)}\n" for one in (row, {**nobodys, "id": "o2", "trace_id": "t2"})) + "no json\n"
+    )
+    ran = run("import", source, str(file), "--json", *to)
+    report = json.loads(ran.stdout)
+    assert (ran.returncode, report["new_events"], report["refused"]) == (1, 1, 2)
+    assert report["unmapped"][kept] == 2
+    assert f"not kept: {kept} of 2 rows" in ran.stderr
+    assert f"refused: {file}:3: line: got '7 characters', expected a JSON object" in ran.stderr
+    assert f"refused: {file}:2: " in ran.stderr
+    file.write_text(json.dumps(row))
+    again = succeed("import", source, str(file), *to)
+    assert again.startswith("Imported: rows 1, items ")
+    assert "new_events 0" in again
+    assert json.loads(succeed("stats", *to, "--json"))["sessions"] == 1
+
+
+async def test_the_reference_is_imported_from_its_database(
+    session_database_url: str, session_template_server: TemplateServer
+) -> None:
+    to = ("--database-url", session_database_url)
+    async with another_database(session_template_server) as theirs:
+        url = theirs.engine.url.set(drivername="postgresql").render_as_string(hide_password=False)
+        missing = run("import", "reference", url, *to)
+        assert (missing.returncode, missing.stdout) == (1, "")
+        assert 'relation "public.session_records" does not exist' in missing.stderr
+        ours = run("import", "reference", url, "--source-schema", "session_lifecycle", *to)
+        assert ours.returncode == 0
+        admin = await asyncpg.connect(url)
+        await admin.execute(REFERENCE)
+        await admin.close()
+        assert "new_events 1, skipped 0, refused 0" in succeed("import", "reference", url, *to)
+        assert "new_events 0, skipped 0, refused 0" in succeed("import", "reference", url, *to)
+
+
+REFERENCE = f"""
+    CREATE TABLE public.session_records (
+        session_id varchar, user_id text, dataset_id text, status varchar NOT NULL, started_at timestamp NOT NULL,
+        last_activity_at timestamp NOT NULL, ended_at timestamp, tokens_in int NOT NULL, tokens_out int NOT NULL,
+        cost_usd float8 NOT NULL, error_count int NOT NULL, last_model text, PRIMARY KEY (session_id, user_id));
+    CREATE TABLE public.session_model_usage (
+        session_id varchar, user_id text, model text, tokens_in int NOT NULL, tokens_out int NOT NULL,
+        cost_usd float8 NOT NULL, updated_at timestamp NOT NULL, PRIMARY KEY (session_id, user_id, model));
+    INSERT INTO public.session_records VALUES ('s', '{A.hex}', NULL, 'completed', '2026-02-01 08:00', '2026-02-01 08:05',
+        '2026-02-01 08:06', 10, 5, 0.1, 0, 'm');
+    INSERT INTO public.session_model_usage VALUES ('s', '{A.hex}', 'm', 10, 5, 0.1, '2026-02-01 08:04');
+"""
