@@ -4,6 +4,7 @@ import asyncio
 import csv
 import io
 import json
+import os
 import signal
 from pathlib import Path
 from typing import Any
@@ -108,7 +109,7 @@ async def test_an_export_into_a_file_is_whole_or_not_there(at: tuple[str, str], 
     assert (both.returncode, both.stdout) == (2, "")
     refused = run("export", "sessions", "--min-cost", "-1", "--output", str(tmp_path / "x"), *at)
     assert (refused.returncode, refused.stdout) == (2, "")
-    assert [one.name for one in tmp_path.iterdir()] == ["sessions.csv"]
+    assert os.listdir(tmp_path) == ["sessions.csv"]
 
 
 async def test_an_import_of_what_is_no_export_is_refused(at: tuple[str, str], tmp_path: Path) -> None:
@@ -259,7 +260,7 @@ REFERENCE = f"""
     CREATE TABLE public.session_model_usage (
         session_id varchar, user_id text, model text, tokens_in int NOT NULL, tokens_out int NOT NULL,
         cost_usd float8 NOT NULL, updated_at timestamp NOT NULL, PRIMARY KEY (session_id, user_id, model));
-    INSERT INTO public.session_records VALUES ('s', '{A.hex}', NULL, 'completed', '2026-02-01 08:00', '2026-02-01 08:05',
-        '2026-02-01 08:06', 10, 5, 0.1, 0, 'm');
+    INSERT INTO public.session_records VALUES ('s', '{A.hex}', NULL, 'completed', '2026-02-01 08:00',
+        '2026-02-01 08:05', '2026-02-01 08:06', 10, 5, 0.1, 0, 'm');
     INSERT INTO public.session_model_usage VALUES ('s', '{A.hex}', 'm', 10, 5, 0.1, '2026-02-01 08:04');
 """

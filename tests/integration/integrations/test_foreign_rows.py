@@ -44,7 +44,8 @@ STATS = """
     FROM theirs.session_records
 """
 BY_MODEL = """
-    SELECT model, sum(tokens_in)::int, sum(tokens_out)::int FROM theirs.session_model_usage GROUP BY model ORDER BY model
+    SELECT model, sum(tokens_in)::int, sum(tokens_out)::int
+    FROM theirs.session_model_usage GROUP BY model ORDER BY model
 """
 SESSIONS = """
     SELECT session_id, user_id::text, status, started_at, last_activity_at, ended_at, tokens_in, tokens_out,
@@ -281,7 +282,8 @@ SPEND_LOGS = """
         spend double precision NOT NULL DEFAULT 0, total_tokens int NOT NULL DEFAULT 0,
         prompt_tokens int NOT NULL DEFAULT 0, completion_tokens int NOT NULL DEFAULT 0,
         "startTime" timestamp(3) NOT NULL, "endTime" timestamp(3) NOT NULL, model text NOT NULL DEFAULT '',
-        custom_llm_provider text DEFAULT '', "user" text DEFAULT '', metadata jsonb DEFAULT '{}', cache_hit text DEFAULT '',
+        custom_llm_provider text DEFAULT '', "user" text DEFAULT '', metadata jsonb DEFAULT '{}',
+        cache_hit text DEFAULT '',
         request_tags jsonb DEFAULT '[]', session_id text, status text, agent_id text)
 """
 

@@ -1,6 +1,5 @@
 """Exports: every row once, in the order of keys, from one snapshot, exact in every format, with flat memory."""
 
-import asyncio
 import csv
 import io
 import json
@@ -12,7 +11,6 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-import asyncpg
 import duckdb
 import pyarrow.parquet
 import pytest
@@ -33,7 +31,7 @@ from session_lifecycle.maintenance.export_files import export_to_folder, row_wri
 from session_lifecycle.models.transfer import EXPORT_TABLES
 from session_lifecycle.statements.maintenance.export import SHAPES
 from support.stored_rows import ask
-from support.transfer import A, TINY, answers, live
+from support.transfer import TINY, A, answers, live
 
 NOT_EXPORTED = {
     "rolled_up_sessions",
@@ -112,10 +110,14 @@ async def test_an_export_that_is_left_early_gives_its_connection_back(session_da
 
 async def test_an_error_of_the_caller_stays_its_own(session_database: SessionDatabase) -> None:
     await session_database.lifecycle.accumulate_usage("s", A, "m", 1, cost_usd=1)
-    with pytest.raises(OSError, match="the disk is full"):
+
+    async def fail() -> None:
         async with aclosing(session_database.maintenance.export("sessions")) as batches:
             async for _ in batches:
                 raise OSError("the disk is full")
+
+    with pytest.raises(OSError, match="the disk is full"):
+        await fail()
 
 
 async def test_an_export_in_a_hosts_transaction_sees_what_it_has_written(session_database: SessionDatabase) -> None:
