@@ -79,7 +79,7 @@ def _items(user: UUID) -> Iterator[Sequence[Item]]:
         _event(user, "origin", 7, idempotency_key="forked", key_scope="user", cost_usd=2),
         _event(user, "fork", 9, idempotency_key="forked", key_scope="user", cost_usd=2),
     ]
-    # A run that moves into a session with its thread, a run outside any session, a run that reports more than its events.
+    # A run that moves into a session with its thread, and a run outside any session.
     yield [
         Run(user_id=user, run_id="child", parent_run_id="root", started_at=at(10), ended_at=at(11), model="m"),
         Step(user_id=user, run_id="child", step_id="tool", kind="tool", name="grep", started_at=at(10), errors=["no"]),

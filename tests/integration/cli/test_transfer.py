@@ -4,8 +4,8 @@ import asyncio
 import csv
 import io
 import json
-import os
 import signal
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -109,7 +109,8 @@ async def test_an_export_into_a_file_is_whole_or_not_there(at: tuple[str, str], 
     assert (both.returncode, both.stdout) == (2, "")
     refused = run("export", "sessions", "--min-cost", "-1", "--output", str(tmp_path / "x"), *at)
     assert (refused.returncode, refused.stdout) == (2, "")
-    assert os.listdir(tmp_path) == ["sessions.csv"]
+    left = await asyncio.to_thread(lambda: [one.name for one in tmp_path.iterdir()])
+    assert left == ["sessions.csv"]
 
 
 async def test_an_import_of_what_is_no_export_is_refused(at: tuple[str, str], tmp_path: Path) -> None:
@@ -146,7 +147,7 @@ async def test_an_import_that_ends_on_the_way_shows_nothing_and_is_run_again(
         auditor = Viewer.auditor()
         page = await target.lifecycle.list_session_rows(SessionListFilters(viewer=auditor))
         events = await target.activity.list_usage_events(UsageEventFilters(viewer=auditor))
-        assert (page.total, events.total, (await target.reports.spend(auditor)).cost_usd) == (0, 0, 0)
+        assert (page.total, events.total, (await target.reports.spend(auditor)).cost_usd) == (0, 0, Decimal(0))
         await admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event = 'PgSleep'")
         await admin.execute(NO_LONGER_SLOW)
         await admin.close()

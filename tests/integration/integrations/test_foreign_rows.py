@@ -13,7 +13,7 @@ from uuid import UUID
 import asyncpg
 import pytest
 
-from session_lifecycle import InvalidValueError, SessionDatabase, SessionListFilters, Settings, Viewer
+from session_lifecycle import InvalidValueError, SessionDatabase, SessionListFilters, Settings, UsageEvent, Viewer
 from session_lifecycle.integrations.foreign_import import ForeignImport, ForeignRow
 from session_lifecycle.integrations.langfuse_export import LangfuseReader, langfuse_counts
 from session_lifecycle.integrations.litellm_spend_logs import spend_log_row, unmapped_fields
@@ -325,6 +325,7 @@ def test_a_spend_log_without_use_is_skipped_and_a_failure_is_an_error() -> None:
     nothing = {**REQUEST, "spend": 0, "prompt_tokens": 0, "completion_tokens": 0}
     assert spend_log_row("here", nothing, None).items == []
     *_, failed = spend_log_row("here", {**nothing, "status": "failure", "session_id": None}, None).items
+    assert isinstance(failed, UsageEvent)
     assert (failed.errored, failed.session_id, failed.idempotency_key) == (True, "chatcmpl-1", "chatcmpl-1")
     assert unmapped_fields(REQUEST) == ["api_key", "request_tags"]
     default = UUID(int=9)
@@ -423,6 +424,7 @@ def test_an_observation_of_nobody_is_refused() -> None:
     *_, event = (
         LangfuseReader(A).row("here", {**GENERATION, "usage_details": {}, "total_cost": 0, "cost_details": {}}).items
     )
+    assert isinstance(event, UsageEvent)
     assert (event.measured, event.session_id) == (False, "t")
     assert LangfuseReader(A).row("here", {"id": "x", "name": "helpfulness", "value": 1}).items == []
 

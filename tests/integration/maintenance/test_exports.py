@@ -50,6 +50,13 @@ async def exported(db: SessionDatabase, table: Any, filters: Any = None, batch: 
         return [row async for one in batches for row in one.rows]
 
 
+def relation(sql: str) -> duckdb.DuckDBPyRelation:
+    """The rows of a query of DuckDB."""
+    found = duckdb.sql(sql)
+    assert found is not None
+    return found
+
+
 def test_every_table_and_column_is_exported_or_derived() -> None:
     tables = {shape.table.name for shape in SHAPES.values()}
     assert tables | NOT_EXPORTED == {table.name for table in metadata.tables.values()}
@@ -188,7 +195,7 @@ async def test_amounts_ids_times_and_json_are_exact_in_every_format(
     )
     lines = (tmp_path / "jsonl" / "usage_events.jsonl").read_text().split("\n")[:-1]
     table = list(csv.DictReader(io.StringIO((tmp_path / "csv" / "usage_events.csv").read_text())))
-    columns = duckdb.sql(f"SELECT * FROM '{tmp_path / 'parquet' / 'usage_events.parquet'}'")
+    columns = relation(f"SELECT * FROM '{tmp_path / 'parquet' / 'usage_events.parquet'}'")
     by_duckdb = [dict(zip(columns.columns, row, strict=True)) for row in columns.fetchall()]
     for rows in ([json.loads(line) for line in lines], table, by_duckdb):
         amounts = {row["idempotency_key"]: Decimal(row["cost_usd"]) for row in rows}
@@ -198,7 +205,7 @@ async def test_amounts_ids_times_and_json_are_exact_in_every_format(
         AT + timedelta(microseconds=n) for n in range(len(AMOUNTS))
     }
     assert [(row["late"], row["parts"]) for row in table] == [("false", "")] * len(AMOUNTS)
-    totals = duckdb.sql(
+    totals = relation(
         f"SELECT sum(CAST(cost_usd AS DECIMAL(38, 20))), sum(tokens_in) "
         f"FROM '{tmp_path / 'parquet' / 'usage_events.parquet'}' WHERE idempotency_key IN ('0.10', '3E-20')"
     ).fetchall()
@@ -214,14 +221,14 @@ async def test_parquet_read_back_has_the_rows_of_the_database(
         rows = await exported(session_database, name)
         path = tmp_path / "all" / f"{name}.parquet"
         read = pyarrow.parquet.read_table(path).to_pylist()
-        counted = duckdb.sql(f"SELECT count(*) FROM '{path}'").fetchall()
+        counted = relation(f"SELECT count(*) FROM '{path}'").fetchall()
         assert counted == [(len(rows),)] == [(manifest["tables"][name]["rows"],)]
         for found, stored in zip(read, rows, strict=True):
             for column, value in stored.items():
                 expected = str(value) if isinstance(value, UUID) else value
                 got = Decimal(found[column]) if isinstance(value, Decimal) else found[column]
                 assert got == expected, (name, column)
-    smallest = duckdb.sql(f"SELECT min(CAST(given_cost_usd AS VARCHAR)) FROM '{tmp_path}/all/usage_events.parquet'")
+    smallest = relation(f"SELECT min(CAST(given_cost_usd AS VARCHAR)) FROM '{tmp_path}/all/usage_events.parquet'")
     assert smallest.fetchall() == [(format(TINY, "f"),)]
 
 

@@ -5,6 +5,7 @@ import json
 import tracemalloc
 from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import UTC, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -156,7 +157,8 @@ async def test_a_total_that_the_ledger_does_not_have_is_told(folder: Path, targe
     report, refused = await imported(target, folder)
     [mismatch] = report.mismatches
     assert (refused, report.mismatch_count) == ([], 1)
-    assert (mismatch.user_id, mismatch.field, mismatch.found, mismatch.expected) == (A, "tokens_in", 11, 10)
+    assert (mismatch.user_id, mismatch.field) == (A, "tokens_in")
+    assert (mismatch.found, mismatch.expected) == (Decimal(11), Decimal(10))
 
 
 @pytest.mark.parametrize(
