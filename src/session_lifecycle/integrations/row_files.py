@@ -100,7 +100,7 @@ def _json_lines(path: Path, file: TextIO) -> Iterator[FileRow]:
         try:
             row = json.loads(line)
         except (ValueError, RecursionError):
-            yield FileRow(where, {}, InvalidValueError("line", f"{len(line)} characters", "a JSON object"))
+            yield FileRow(where, {}, InvalidValueError("line", f"{len(line.strip())} characters", "a JSON object"))
             continue
         yield _object_row(where, row)
 
