@@ -251,12 +251,13 @@ async def test_a_user_who_is_erased_does_not_come_back(folder: Path, target: Ses
 
 
 async def test_what_is_recorded_after_an_import_comes_after_it(folder: Path, target: SessionDatabase) -> None:
+    # The message of B has the second number, and a sequence that begins anew would give the first.
     await imported(target, folder)
     said = Message(
-        user_id=A, session_id="s", message_id="0 comes first by its id", role="user", content="x", created_at=AT
+        user_id=B, session_id="s", message_id="0 comes first by its id", role="user", content="x", created_at=AT
     )
     await target.lifecycle.record([said])
-    history = await target.activity.chat_history("s", A)
+    history = await target.activity.chat_history("s", B)
     assert [message.message_id for message in history] == ["m", "0 comes first by its id"]
 
 
