@@ -1,11 +1,18 @@
 """Every public call with its arguments and with what it writes, and rounds in which all of them are made at once."""
 
 import asyncio
+import atexit
+import hashlib
 import inspect
+import json
+import shutil
+import tempfile
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import NamedTuple
 from uuid import UUID, uuid4
 
@@ -31,8 +38,11 @@ from session_lifecycle import (
     SummaryFilters,
     Touch,
 )
+from session_lifecycle.maintenance.export_files import FORMAT
 from session_lifecycle.models import Budget, Item, PriceOverride
+from session_lifecycle.models.transfer import EXPORT_TABLES, FORMAT_VERSION
 from session_lifecycle.models.usage_filters import UsageEventFilters
+from session_lifecycle.postgres.schema_check import HEAD
 from session_lifecycle.writing.session_block import SessionBlock
 from session_lifecycle.writing.synchronous import SynchronousRecorder, SynchronousSessionBlock
 from support.eventually import eventually
@@ -174,6 +184,28 @@ def _submit_and_flush(recorder: SynchronousRecorder, user: UUID) -> None:
     recorder.flush()
 
 
+async def _export(caller: Caller, _user: UUID) -> None:
+    async with aclosing(caller.db.maintenance.export("sessions")) as batches:
+        async for _ in batches:
+            pass
+
+
+def _export_of(user: UUID) -> Path:
+    """The folder of an export that has nothing but the tombstone of this user."""
+    folder = Path(tempfile.mkdtemp(prefix="session-lifecycle-export-"))
+    tombstone = json.dumps({"user_id": str(user), "erased_at": "2026-01-01T00:00:00Z"})
+    tables = {}
+    for table in EXPORT_TABLES:
+        content = f"{tombstone}\n" if table == "tombstones" else ""
+        (folder / f"{table}.jsonl").write_text(content)
+        checksum = hashlib.sha256(content.encode()).hexdigest()
+        tables[table] = {"file": f"{table}.jsonl", "rows": len(content.splitlines()), "sha256": checksum}
+    manifest = {"format": FORMAT, "version": FORMAT_VERSION, "schema_revision": HEAD, "file_format": "jsonl"}
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "tables": tables}))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
 def _two(user: UUID) -> list[Item]:
     return [Touch(session_id="new", user_id=user), usage(session_id="newer", user_id=user)]
 
@@ -261,6 +293,10 @@ CALLS: dict[str, Call] = {
     ),
     "maintenance.reconcile": Call(
         lambda on, user: on.db.maintenance.reconcile(repair=True), _sessions("session_id = 'ended' AND tokens_in = 1")
+    ),
+    "maintenance.export": Call(_export),
+    "maintenance.import_export": Call(
+        lambda on, user: on.db.maintenance.import_export(_export_of(user)), _rows("session_tombstones")
     ),
     "budgets.set_budget": Call(
         lambda on, user: on.db.budgets.set_budget(_budget(user, 7)), _rows("session_budgets", "limit_usd = 7")

@@ -1,6 +1,7 @@
 """Type-checked, never run: what hosts write against the public names."""
 
 from collections.abc import Sequence
+from contextlib import aclosing
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any, Literal, Unpack, assert_type
@@ -44,13 +45,16 @@ from session_lifecycle.models import (
     Durations,
     EffectiveStatus,
     ErasureReceipt,
+    ExportBatch,
     FamilyFigures,
+    ImportReport,
     Item,
     Lineage,
     PruneReport,
     Receipt,
     RecentActivity,
     ReconcileReport,
+    RefusedRow,
     Reservation,
     RollUpReport,
     RunDurations,
@@ -201,6 +205,11 @@ async def care(maintenance: SessionMaintenanceDb, user: UUID, age: timedelta) ->
     assert_type(receipt.pseudonym, UUID | None)
     assert_type(await maintenance.reconcile(repair=True), ReconcileReport)
     assert_type(await maintenance.roll_up(on_progress=lambda _report: None), RollUpReport)
+    async with aclosing(maintenance.export("usage_events", UsageEventFilters(viewer=Viewer(user)))) as batches:
+        async for batch in batches:
+            assert_type(batch, ExportBatch)
+    refused: list[RefusedRow] = []
+    assert_type(await maintenance.import_export("folder", on_refused=refused.append), ImportReport)
 
 
 async def limit(budgets: SessionBudgetsDb, user: UUID) -> None:

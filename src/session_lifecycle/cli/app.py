@@ -28,6 +28,7 @@ from session_lifecycle.cli.commands import (
     sessions,
     spool,
     tail,
+    transfer,
 )
 from session_lifecycle.cli.option_groups import with_groups
 
@@ -108,6 +109,7 @@ _register(
         "serve": serve.serve,
         "doctor": doctor.doctor,
         "metrics": doctor.metrics,
+        "move": transfer.move,
         "demo": demo.demo,
         "replay": replay.replay,
     },
@@ -153,9 +155,28 @@ _group(
     {"status": spool.status, "drain": spool.drain, "poison": spool.poison},
 )
 _group(
+    "export",
+    "Write sessions, usage events, runs, steps, messages, or everything into files.",
+    {
+        "sessions": transfer.export_sessions,
+        "usage-events": transfer.export_usage_events,
+        "runs": transfer.export_runs,
+        "steps": transfer.export_steps,
+        "messages": transfer.export_messages,
+        "all": transfer.export_all,
+    },
+)
+_group(
     "import",
-    "Record what coding agents have written into their own files.",
-    {"claude-code": importing.claude_code, "codex": importing.codex},
+    "Import an export, the data of other systems, or the files of coding agents.",
+    {
+        "lifecycle": transfer.import_lifecycle,
+        "reference": transfer.import_reference,
+        "litellm-spend-logs": transfer.import_litellm_spend_logs,
+        "langfuse": transfer.import_langfuse,
+        "claude-code": importing.claude_code,
+        "codex": importing.codex,
+    },
 )
 _group("hook", "Have a coding agent tell what it does while it runs.", {"claude-code": hooks.claude_code})
 

@@ -1,18 +1,32 @@
-"""SessionMaintenanceDb: the operator's jobs reprice, roll up, prune, delete, erase and reconcile."""
+"""SessionMaintenanceDb: the operator's jobs reprice, roll up, prune, delete, erase, reconcile, export and import."""
 
-from collections.abc import Callable, Collection
+from collections.abc import AsyncGenerator, Callable, Collection
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Literal, Protocol
 from uuid import UUID
 
-from session_lifecycle.errors import ConfigurationError
+from session_lifecycle.errors import ConfigurationError, InvalidValueError
 from session_lifecycle.maintenance.erase import Eraser
+from session_lifecycle.maintenance.export_files import ExportFolder
+from session_lifecycle.maintenance.exports import DEFAULT_EXPORT_BATCH, Exporter, checked_filters, exported_tables
+from session_lifecycle.maintenance.imports import Importer
 from session_lifecycle.maintenance.prune import Pruner
 from session_lifecycle.maintenance.reconcile import Reconciler
 from session_lifecycle.maintenance.reprice import Repricer
 from session_lifecycle.maintenance.roll_up import RollUp
-from session_lifecycle.models import ErasureReceipt, PruneReport, ReconcileReport, RepriceReport, RollUpReport
-from session_lifecycle.models.maintenance import Erasing, OwnedSession, Pruning, Reconciling, Repricing
+from session_lifecycle.models import (
+    ErasureReceipt,
+    PruneReport,
+    ReconcileReport,
+    RepriceReport,
+    RollUpReport,
+    RunFilters,
+    SessionListFilters,
+    UsageEventFilters,
+)
+from session_lifecycle.models.maintenance import Erasing, Exporting, OwnedSession, Pruning, Reconciling, Repricing
+from session_lifecycle.models.transfer import ExportBatch, ExportTable, ImportReport, RefusedRow
 from session_lifecycle.postgres.execution import Execution
 from session_lifecycle.pricing.catalogue import PriceCatalogue
 
@@ -196,6 +210,68 @@ class SessionMaintenanceDb(Protocol):
         """
         ...
 
+    def export(
+        self,
+        table: ExportTable | Literal["all"],
+        filters: SessionListFilters | UsageEventFilters | RunFilters | None = None,
+        *,
+        batch: int = DEFAULT_EXPORT_BATCH,
+    ) -> AsyncGenerator[ExportBatch]:
+        """Yields the rows of a table, or of all tables one after another, in batches and in the order of the key.
+
+        A row has every column of the table, but those that are derived from others. Roll-ups and reservations are in
+        no table: roll-ups are derived, and reservations belong to calls in flight.
+
+        All batches are from one snapshot, which is held until the iterator is closed: one transaction that reads, with
+        a cursor of the server. In a host's transaction, each table is a snapshot of its own. Memory is bounded by one
+        batch. Close the iterator where it is left early, as with `contextlib.aclosing`. An export is not retried.
+
+        Args:
+            table: The table; `all`: the tables of a complete export, in the order of `EXPORT_TABLES`.
+            filters: Which rows. `SessionListFilters` choose sessions, and messages by their session. `RunFilters`
+                choose runs, and steps by their run. `UsageEventFilters` choose usage events. Order and page of the
+                filters do not count. None, and for other tables: all rows.
+            batch: The most rows of a batch, 1..10,000.
+
+        Example:
+            async with aclosing(db.maintenance.export("sessions")) as batches:
+                async for batch in batches:
+                    print(len(batch.rows))
+        """
+        ...
+
+    async def import_export(
+        self,
+        folder: Path | str,
+        *,
+        on_refused: Callable[[RefusedRow], object] | None = None,
+        on_progress: Callable[[str, str, int], object] | None = None,
+    ) -> ImportReport:
+        """Adds the rows of a complete export, a folder of JSON Lines or Parquet, as they are.
+
+        Every answer about the imported sessions is then the one of the database that was exported. A row that is there
+        already with the same content is left alone, so another call adds nothing, and a call after an interruption adds
+        the rest. No row is imported over another one: a row that is there with other content is refused, and so is a
+        row that breaks a rule, or whose user is erased. A user is imported as a whole: if one row is refused, all rows
+        of its user are left out, those of other users are not.
+
+        The job looks at every row before it writes the first one. Then each batch of rows is one transaction, sessions
+        come last, and at the end the totals are compared with the ledger as by `reconcile`. Nobody should write to the
+        imported sessions meanwhile. The files are read in threads.
+
+        Args:
+            folder: The folder that `session-lifecycle export all` wrote.
+            on_refused: Called with each refused row, before anything is written.
+            on_progress: Called after each batch with `looked at` or `read`, the table, and its rows so far.
+
+        Raises:
+            InvalidValueError: Also: the folder is no complete export of this version, a file differs from its checksum,
+                a line is no JSON object or does not say whose it is, or more than 100,000 rows are refused. Nothing was
+                written.
+            ConfigurationError: Also: Parquet needs pyarrow, which is not installed.
+        """
+        ...
+
 
 class SqlAlchemySessionMaintenanceDb(SessionMaintenanceDb):
     """`SessionMaintenanceDb` on Postgres. Made by `SessionDatabase`; not constructed by hosts."""
@@ -206,6 +282,7 @@ class SqlAlchemySessionMaintenanceDb(SessionMaintenanceDb):
         self._roll_up = RollUp(execution, abandon_after)
         self._pruner = Pruner(execution)
         self._eraser = Eraser(execution)
+        self._exporter = Exporter(execution, abandon_after)
 
     async def reprice(
         self,
@@ -284,12 +361,36 @@ class SqlAlchemySessionMaintenanceDb(SessionMaintenanceDb):
         asked = Reconciling.of_call(repair=repair)
         return await Reconciler(self._execution, repair=asked.repair).reconcile()
 
+    def export(
+        self,
+        table: ExportTable | Literal["all"],
+        filters: SessionListFilters | UsageEventFilters | RunFilters | None = None,
+        *,
+        batch: int = DEFAULT_EXPORT_BATCH,
+    ) -> AsyncGenerator[ExportBatch]:
+        tables = exported_tables(table)
+        asked = Exporting.of_call(batch=batch)
+        return self._exporter.export(tables, checked_filters(tables, filters), asked.batch)
+
+    async def import_export(
+        self,
+        folder: Path | str,
+        *,
+        on_refused: Callable[[RefusedRow], object] | None = None,
+        on_progress: Callable[[str, str, int], object] | None = None,
+    ) -> ImportReport:
+        _check_callable(on_progress)
+        _check_callable(on_refused, "on_refused")
+        if not isinstance(folder, Path | str):
+            raise InvalidValueError("folder", folder, "a path")
+        return await Importer(self._execution, ExportFolder(Path(folder)), on_refused, on_progress).run()
+
 
 def _listed(values: object) -> object:
     """The values of a collection as a tuple. What is no collection stays as it is, and is refused with its value."""
     return tuple(values) if isinstance(values, Collection) and not isinstance(values, str | bytes) else values
 
 
-def _check_callable(on_progress: object) -> None:
-    if on_progress is not None and not callable(on_progress):
-        raise ConfigurationError(f"on_progress: got {on_progress!r}, expected a callable")
+def _check_callable(given: object, name: str = "on_progress") -> None:
+    if given is not None and not callable(given):
+        raise ConfigurationError(f"{name}: got {given!r}, expected a callable")

@@ -55,6 +55,7 @@ from session_lifecycle.models.sessions import (
     TouchOutcome,
 )
 from session_lifecycle.models.summaries import SessionSummary, SummaryFilters, SummaryPage
+from session_lifecycle.models.transfer import ExportBatch, ImportReport, RefusedRow, TableReport
 from session_lifecycle.models.usage import UsageEvent, UsageOutcome, UsageReceipt
 from session_lifecycle.models.usage_filters import LedgerEvent, UsageEventFilters, UsageEventPage, UsageFilters
 from session_lifecycle.models.viewer import Viewer
@@ -74,7 +75,9 @@ __all__ = [
     "End",
     "EndOutcome",
     "ErasureReceipt",
+    "ExportBatch",
     "FamilyFigures",
+    "ImportReport",
     "Item",
     "LedgerEvent",
     "Lineage",
@@ -86,6 +89,7 @@ __all__ = [
     "Receipt",
     "RecentActivity",
     "ReconcileReport",
+    "RefusedRow",
     "ReopenOutcome",
     "RepriceReport",
     "Reservation",
@@ -114,6 +118,7 @@ __all__ = [
     "Step",
     "SummaryFilters",
     "SummaryPage",
+    "TableReport",
     "TelemetryKey",
     "TelemetrySummary",
     "Thread",

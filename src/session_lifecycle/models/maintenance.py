@@ -136,6 +136,12 @@ class Reconciling(Value):
     repair: Flag
 
 
+class Exporting(Value):
+    """The arguments of `export`, without the table and the filters."""
+
+    batch: BatchSize
+
+
 class Mismatch(Value):
     """A stored value that differs from the value it is derived from. Part of a `ReconcileReport`.
 

@@ -2,8 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, nullcontext
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, nullcontext
 from functools import partial
 from random import SystemRandom
 from types import TracebackType
@@ -46,6 +46,10 @@ def with_jitter(seconds: float) -> float:
 
 Run = Callable[[Executable, dict[str, Any]], Awaitable[Sequence[Any]]]
 """Runs a statement with the values of its bound parameters, and returns all its rows."""
+
+
+Stream = Callable[[Executable, int], AsyncGenerator[Sequence[Any]]]
+"""Runs a statement and yields its rows by a cursor, at most so many at once. Close what it returns."""
 
 
 class Execution(Protocol):
@@ -110,6 +114,14 @@ class Execution(Protocol):
             work: Runs the statements and returns the rows. It is called again where the transaction is repeated.
             repeatable: See `write`.
             on_sent: See `write`.
+        """
+        ...
+
+    def snapshot(self) -> AbstractAsyncContextManager[Stream]:
+        """A stream of rows, for statements that read. Nothing is repeated.
+
+        On the pool, everything that the stream reads is one snapshot: the database as it was at the first statement.
+        In a host's transaction, which is READ COMMITTED, each statement has a snapshot of its own.
         """
         ...
 
@@ -203,6 +215,40 @@ class PoolExecution:
                     return await work(partial(_all_rows, connection))
 
         return await self._repeated(run, repeatable=repeatable, on_sent=on_sent)
+
+    @asynccontextmanager
+    async def snapshot(self) -> AsyncGenerator[Stream]:
+        try:
+            await self._check_schema()
+        except DRIVER_FAILURES as error:
+            raise_as_ours(error)
+        options = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True, **_options(self.schema)}
+        engine = self._engines.current().engine.execution_options(**options)
+        pooled = _PooledConnection(engine, self._engines, self._raise_no_connection)
+        try:
+            connection = await pooled.__aenter__()
+        except DRIVER_FAILURES as error:
+            raise_as_ours(error)
+        # An error of the caller's block is no failure of the driver, though it may be of the same class.
+        failure: BaseException | None = None
+
+        async def stream(statement: Executable, size: int) -> AsyncGenerator[Sequence[Any]]:
+            nonlocal failure
+            async with aclosing(_streamed(connection, statement, size, self._deadline_seconds)) as rows:
+                while True:
+                    try:
+                        batch = await anext(rows, None)
+                    except DRIVER_FAILURES as error:
+                        failure = error
+                        raise_as_ours(error)
+                    if batch is None:
+                        return
+                    yield batch
+
+        try:
+            yield stream
+        finally:
+            await pooled.__aexit__(type(failure) if failure else None, failure, None)
 
     async def _repeated(
         self,
@@ -409,19 +455,36 @@ class BoundExecution:
             on_sent()
         return await self._within(work)
 
+    @asynccontextmanager
+    async def snapshot(self) -> AsyncGenerator[Stream]:
+        async def stream(statement: Executable, size: int) -> AsyncGenerator[Sequence[Any]]:
+            try:
+                connection = await self._checked_connection()
+                async with aclosing(_streamed(connection, statement, size, None, _options(self.schema))) as rows:
+                    async for batch in rows:
+                        yield batch
+            except DRIVER_FAILURES as error:
+                raise_as_ours(error)
+
+        yield stream
+
     async def _run(self, statement: Executable, parameters: dict[str, Any]) -> Sequence[Any]:
         return await self._within(lambda run: run(statement, parameters))
 
     async def _within(self, work: Callable[[Run], Awaitable[Sequence[Any]]]) -> Sequence[Any]:
         try:
-            connection = await self._connection()
-            await self._check_isolation(connection)
-            await self._check_host(connection)
-            await check_schema_once(connection, self.schema)
+            connection = await self._checked_connection()
             async with connection.begin_nested() if self._savepoints else nullcontext():
                 return await work(partial(_all_rows, connection, options=_options(self.schema)))
         except DRIVER_FAILURES as error:
             raise_as_ours(error)
+
+    async def _checked_connection(self) -> AsyncConnection:
+        connection = await self._connection()
+        await self._check_isolation(connection)
+        await self._check_host(connection)
+        await check_schema_once(connection, self.schema)
+        return connection
 
     async def _connection(self) -> AsyncConnection:
         try:
@@ -468,6 +531,31 @@ async def _all_rows(
     options: dict[str, Any] | None = None,
 ) -> Sequence[Any]:
     return (await connection.execute(statement, parameters, execution_options=options)).all()
+
+
+async def _streamed(
+    connection: AsyncConnection,
+    statement: Executable,
+    size: int,
+    deadline_seconds: float | None,
+    options: dict[str, Any] | None = None,
+) -> AsyncGenerator[Sequence[Any]]:
+    """The rows by a cursor of the server, which holds those that are not yet asked for."""
+
+    def deadline() -> AbstractAsyncContextManager[object]:
+        return asyncio.timeout(deadline_seconds) if deadline_seconds else nullcontext()
+
+    async with deadline():
+        result = await connection.stream(statement, execution_options={**(options or {}), "max_row_buffer": size})
+    try:
+        while True:
+            async with deadline():
+                batch = await result.fetchmany(size)
+            if not batch:
+                return
+            yield batch
+    finally:
+        await result.close()
 
 
 def _options(schema: str) -> dict[str, Any]:

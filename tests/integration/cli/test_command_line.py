@@ -450,6 +450,17 @@ ON_DATABASE = (
     ("spool", "drain"),
     ("import", "claude-code", os.devnull),
     ("import", "codex", os.devnull),
+    ("import", "lifecycle", os.devnull),
+    ("import", "reference", "postgresql://127.0.0.1:1/theirs"),
+    ("import", "litellm-spend-logs", os.devnull),
+    ("import", "langfuse", os.devnull),
+    ("export", "sessions"),
+    ("export", "usage-events"),
+    ("export", "runs"),
+    ("export", "steps"),
+    ("export", "messages"),
+    ("export", "all", "--output", "nowhere"),
+    ("move", "--to", "postgresql://127.0.0.1:1/theirs"),
 )
 DELETING = (
     ("prune-sessions", "--older-than-days", "0.00001"),
@@ -617,7 +628,7 @@ async def test_X48_a_table_of_sessions_prints_any_name(session_database: Session
         assert all(character.isprintable() for line in shown.split("\n") for character in line)
 
 
-@pytest.mark.parametrize("command", ["", "db", "sessions", "spool", "import", "hook", *options_of_commands()])
+@pytest.mark.parametrize("command", ["", "db", "sessions", "spool", "export", "import", "hook", *options_of_commands()])
 def test_every_command_explains_itself(command: str) -> None:
     assert f"Usage: session-lifecycle {command}".strip() in succeed(*command.split(), "--help")
 

@@ -12,13 +12,14 @@ import pytest
 
 from session_lifecycle import __version__
 from session_lifecycle.cli import choices, options
-from session_lifecycle.cli.commands import reports
+from session_lifecycle.cli.commands import reports, transfer
 from session_lifecycle.maintenance.role import DEFAULT_BATCH, DEFAULT_PRUNE_BATCH
 from session_lifecycle.models import EffectiveStatus
 from session_lifecycle.models.pages import Total
 from session_lifecycle.models.reports import BUCKETS
 from session_lifecycle.models.session_filters import ALL_SESSION_ORDERS
 from session_lifecycle.models.summaries import SUMMARY_ORDERS
+from session_lifecycle.models.transfer import ExportFormat
 from session_lifecycle.models.usage_classes import ServiceTier
 from support.commands import options_of_commands, run, succeed
 
@@ -101,6 +102,8 @@ def test_the_texts_of_options_are_those_of_the_library() -> None:
     assert get_args(choices.SummaryOrder) == SUMMARY_ORDERS
     assert choices.Total == Total
     assert choices.ServiceTier == ServiceTier
+    for file_format in (transfer.Format, transfer.FolderFormat):
+        assert get_args(file_format)[0] == ExportFormat
     assert reports.TIMES == BUCKETS
     assert (options.PRUNE_BATCH, options.REPRICE_BATCH) == (DEFAULT_PRUNE_BATCH, DEFAULT_BATCH)
 
