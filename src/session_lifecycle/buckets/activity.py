@@ -95,7 +95,9 @@ class BucketActivityDb(SessionActivityDb):
         filters = RunFilters.checked(filters, "filters")
 
         async def rows_of(bucket: Bucket, asked: RunFilters, position: Position | None) -> PageRows:
-            rows, total = await bucket.activity.run_rows(asked, _in_bucket(position, bucket.number, asked.descending))
+            rows, total = await bucket.activity.run_rows(
+                asked, in_bucket(position, bucket.number, descending=asked.descending)
+            )
             return PageRows([NumberedRow(row, bucket.number) for row in rows], total)
 
         page, of_page = await self._page(filters, RUN_ORDER, rows_of)
@@ -178,7 +180,7 @@ class BucketActivityDb(SessionActivityDb):
         return answered_page(found, order, filters)
 
 
-def _in_bucket(position: Position | None, number: int, descending: bool) -> Position | None:
+def in_bucket(position: Position | None, number: int, *, descending: bool) -> Position | None:
     """The position for one bucket: the rows of the page before that have the same key come from the buckets up to it.
 
     `record_no` is a whole number, so the rows of one number come after the number before.

@@ -1,8 +1,10 @@
 """Merging: the answer of all buckets from the answers of each. Pure functions, exact to the last decimal."""
 
+from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from decimal import Decimal
+from itertools import accumulate
 from math import ceil, floor
 from typing import Any, NamedTuple, TypeVar
 
@@ -241,34 +243,27 @@ def merge_usage(
 # Durations
 
 
-def percentile(durations: Mapping[float, int], fraction: float) -> float | None:
-    """The percentile as `percentile_cont` of Postgres computes it; None without durations.
+def percentiles(durations: Mapping[float, int]) -> dict[str, float | None]:
+    """Each percentile by its name, as `percentile_cont` of Postgres computes it; None without durations.
 
     Args:
         durations: How often each duration is there.
-        fraction: Which percentile, 0..1.
     """
-    count = sum(durations.values())
-    if not count:
-        return None
-    place = fraction * (count - 1)
-    first, second = _at(durations, floor(place)), _at(durations, ceil(place))
-    # https://github.com/postgres/postgres/blob/REL_17_0/src/backend/utils/adt/orderedsetaggs.c: float8_lerp
-    return first + (place - floor(place)) * (second - first)
+    ordered = sorted(durations)
+    passed = list(accumulate(durations[one] for one in ordered))
+    if not ordered:
+        return dict.fromkeys(PERCENTILES)
 
+    def at(place: int) -> float:
+        return ordered[bisect_right(passed, place)]
 
-def _at(durations: Mapping[float, int], place: int) -> float:
-    passed = 0
-    for duration in sorted(durations):
-        passed += durations[duration]
-        if passed > place:
-            return duration
-    raise AssertionError("unreachable: the place is one of the durations")
+    def interpolated(fraction: float) -> float:
+        # https://github.com/postgres/postgres/blob/REL_17_0/src/backend/utils/adt/orderedsetaggs.c: float8_lerp
+        place = fraction * (passed[-1] - 1)
+        first, second = at(floor(place)), at(ceil(place))
+        return first + (place - floor(place)) * (second - first)
 
-
-def percentiles(durations: Mapping[float, int]) -> dict[str, float | None]:
-    """Each percentile of the durations by its name."""
-    return {name: percentile(durations, fraction) for name, fraction in PERCENTILES.items()}
+    return {name: interpolated(fraction) for name, fraction in PERCENTILES.items()}
 
 
 def merge_durations(listings: Iterable[Iterable[Any]]) -> tuple[MergedRow, list[MergedRow]]:
