@@ -689,14 +689,14 @@ class SessionDatabase:
                 check_encoding(connection)
                 await migrations.upgrade(connection, self._settings.database_schema)
                 return
-            async with self._patient_engine() as engine:
+            async with self.patient_engine() as engine:
                 may_have_written = True
                 await migrations.upgrade_on(engine, self._settings.database_schema)
         except DRIVER_FAILURES as error:
             raise_as_ours(error, may_have_written=may_have_written)
 
     @asynccontextmanager
-    async def _patient_engine(self) -> AsyncGenerator[AsyncEngine]:
+    async def patient_engine(self) -> AsyncGenerator[AsyncEngine]:
         """An engine whose client waits for as long as a migration takes. Its database has been looked at."""
         if self._make_engine is None:
             async with self.pool_execution().connection() as connection:

@@ -1,13 +1,14 @@
 """BucketDatabase: the front door over buckets of users. `SessionDatabase.buckets` makes it."""
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import timedelta
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self, TypeVar, cast, overload
 from uuid import UUID
 
-from sqlalchemy.engine import make_url
+import asyncpg
+from sqlalchemy.engine import URL, make_url
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 
 from session_lifecycle.activity import SessionActivityDb
@@ -17,6 +18,7 @@ from session_lifecycle.buckets.directory import Deployment
 from session_lifecycle.buckets.execution import BoundBucketExecution, BucketExecution
 from session_lifecycle.buckets.lifecycle import BucketLifecycleDb
 from session_lifecycle.buckets.maintenance import BucketMaintenanceDb
+from session_lifecycle.buckets.moving import Mover, clear_new_place
 from session_lifecycle.buckets.places import (
     HASH_NAME,
     HOSTS_OWN,
@@ -33,11 +35,14 @@ from session_lifecycle.budgets import SessionBudgetsDb
 from session_lifecycle.errors import ConfigurationError, SessionLifecycleError
 from session_lifecycle.maintenance.background import DEFAULT_ROLL_UP_EVERY, BackgroundRollUp
 from session_lifecycle.maintenance.role import SessionMaintenanceDb
+from session_lifecycle.models.maintenance import MoveReport
 from session_lifecycle.postgres.execution import Execution, PoolExecution
+from session_lifecycle.postgres.failures import DRIVER_FAILURES, raise_as_ours
 from session_lifecycle.reports import SessionReportsDb
 from session_lifecycle.repository import SessionLifecycleDb
 from session_lifecycle.roles import SessionRoles
 from session_lifecycle.settings import Settings
+from session_lifecycle.statements.buckets import moving
 from session_lifecycle.writing.pipeline import WritePipeline
 from session_lifecycle.writing.recorder import (
     DEFAULT_DRAIN_WITHIN,
@@ -68,6 +73,7 @@ class Home(Protocol):
     def run_through(self, execution: Execution) -> None: ...
     def pool_execution(self) -> PoolExecution: ...
     def roles_on(self, execution: Execution) -> SessionRoles: ...
+    def patient_engine(self) -> AbstractAsyncContextManager[AsyncEngine]: ...
     async def migrate(self) -> None: ...
     async def check(self) -> list[str]: ...
     async def close(self) -> None: ...
@@ -244,6 +250,77 @@ class BucketDatabase:
         await self._each(check)
         return list(dict.fromkeys(advice))
 
+    async def where(self) -> list[str]:
+        """Where each bucket is now, by number: the URL of the database without a password, `#` and the schema.
+
+        Raises:
+            DatabaseUnavailableError: A bucket was away. The message names it.
+        """
+        found: list[str] = []
+
+        async def look(number: int) -> None:
+            execution = self._executions[number]
+            await execution.settle()
+            found.append(f"{_public(self._homes[number].engine.url)}#{execution.schema}")
+
+        await self._each(look)
+        return found
+
+    async def move_bucket(
+        self,
+        number: int,
+        to: str,
+        *,
+        keep_copy: bool = False,
+        on_progress: Callable[[str], object] | None = None,
+    ) -> MoveReport:
+        """Moves a bucket to another server, into a schema of the same name, while programs write into it.
+
+        The writers of this bucket wait for less than a second at the end; no other bucket is touched. Every program
+        goes on at the new place by itself. Tell them the new place before the old server goes: a program that starts
+        afterwards must know it. The user of the new place owns the schema there; grant it to the role that works.
+
+        An interrupted move changes nothing, and the next call begins anew. Where the bucket is at the new place
+        already, the call does what an interrupted one has left undone.
+
+        Args:
+            number: The number of the bucket.
+            to: The URL of the new server and its database.
+            keep_copy: Whether the rows stay at the old place, in the schema with ` (moved)` after its name. They stay
+                as they were: erasing a user does not reach them.
+            on_progress: Called with a sentence after each step.
+
+        Raises:
+            ConfigurationError: There is no such bucket, the schema is there already at the new place, another move of
+                the bucket is at work, or the database refuses the user or the access.
+            TransactionConflictError: The writers never let the move have its lock. The bucket is where it was.
+            DatabaseUnavailableError: A place cannot be reached or lost the connection.
+        """
+        if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < self.bucket_count:
+            raise ConfigurationError(f"number: got {number!r}, expected a bucket from 0 to {self.bucket_count - 1}")
+        execution, home = self._executions[number], self._homes[number]
+        await execution.settle()
+        schema, server = execution.schema, self._server(to)
+        wanted = server.home_of(schema)
+        report = MoveReport(rows=0, changes=0, paused_seconds=0.0)
+        try:
+            async with _driver(wanted) as new:
+                if _public(wanted.engine.url) != _public(home.engine.url):
+                    await execution.run_here(lambda pool: self._deployment.look(pool, number))
+                    await clear_new_place(new, schema, number)
+                    await wanted.migrate()
+                    one = self._deployment
+                    fields = (number, one.bucket_count, one.hash_name, one.deployment_id)
+                    await new.execute(moving.say_arriving(schema), *fields)
+                    async with _driver(home) as old:
+                        mover = Mover(old, new, schema, on_progress)
+                        report = await mover.move(_public(wanted.engine.url), keeps_copy=keep_copy)
+                await new.execute(moving.say_arrived(schema))
+        except DRIVER_FAILURES as error:
+            raise_as_ours(error)
+        await execution.settle()
+        return report
+
     async def _each(self, work: Callable[[int], Awaitable[None]]) -> None:
         """Does the work for each bucket, also after one has failed. The error names the buckets that failed."""
         failures: dict[int, SessionLifecycleError] = {}
@@ -359,6 +436,19 @@ class BucketDatabase:
 
         routing = Routing(_Lazily(len(self._homes), bound), self._choose, is_at_once=False)
         return BucketRoles(routing, BucketLifecycleDb(routing, together))
+
+
+def _public(url: URL) -> str:
+    """The URL without user and password."""
+    return url.set(drivername="postgresql", username=None, password=None).render_as_string()
+
+
+@asynccontextmanager
+async def _driver(home: Home) -> AsyncGenerator["asyncpg.Connection"]:
+    """A connection of the driver without a deadline, outside a transaction."""
+    async with home.patient_engine() as engine, engine.connect() as connection:
+        pooled = await connection.get_raw_connection()
+        yield cast("asyncpg.Connection", pooled.driver_connection)
 
 
 class _Lazily(Sequence[Bucket]):

@@ -42,8 +42,13 @@ class Deployment:
             rows = await execution.fetch(directory.this_bucket())
         self.compare(number, rows[0])
 
-    async def look(self, execution: Execution, number: int) -> None:
+    async def look(self, execution: Execution, number: int, *, is_complete: bool = False) -> None:
         """Compares what a bucket says of itself with what the host says.
+
+        Args:
+            execution: Runs statements at the place of the bucket.
+            number: The number that the bucket should have.
+            is_complete: Whether the bucket is known to be complete, also where it says that it is being copied.
 
         Raises:
             ConfigurationError: They differ. The message names what differs.
@@ -55,11 +60,11 @@ class Deployment:
                 f"schema {execution.schema!r} is no bucket yet: migrate all buckets "
                 f"(`await db.migrate()`, or `{UPGRADE_COMMAND}` and then `session-lifecycle db buckets list`)"
             )
-        self.compare(number, rows[0])
+        self.compare(number, rows[0], is_complete=is_complete)
 
-    def compare(self, number: int, row: Any) -> None:
+    def compare(self, number: int, row: Any, *, is_complete: bool = False) -> None:
         """Compares a bucket's row with what the host says. See `look`."""
-        if row.is_arriving:
+        if row.is_arriving and not is_complete:
             raise ConfigurationError(f"bucket {number}: the bucket is being copied to this place and is not complete")
         if self.deployment_id is None:
             self.deployment_id = row.deployment_id

@@ -68,6 +68,7 @@ class BucketExecution:
         self._pool = pool
         self._follow = follow
         self._looked_at: PoolExecution | None = None
+        self._has_followed = False
 
     async def fetch(self, statement: Any, parameters: dict[str, Any] | None = None) -> Sequence[Any]:
         asked, values = at_clock(statement, parameters)
@@ -107,7 +108,8 @@ class BucketExecution:
                 pool = self._pool()
                 try:
                     if compares and self._looked_at is not pool:
-                        await self._deployment.look(pool, self._number)
+                        # A place to which the bucket's own pointer led is complete, whatever it says of itself.
+                        await self._deployment.look(pool, self._number, is_complete=self._has_followed)
                         self._looked_at = pool
                     return await call(pool)
                 except SchemaError:
@@ -141,6 +143,7 @@ class BucketExecution:
             return False
         if pool is self._pool():
             self._follow(moved_to)
+            self._has_followed = True
         return True
 
 

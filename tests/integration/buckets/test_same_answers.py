@@ -103,7 +103,7 @@ async def walk(
     call: Callable[[Any], Awaitable[Any]],
     filters: Any,
     rows: str,
-    without: set[str] = frozenset(),  # type: ignore[assignment]
+    without: set[str] | None = None,
 ) -> list[Any]:
     """All rows by cursor, with the total of each page."""
     found: list[Any] = []
