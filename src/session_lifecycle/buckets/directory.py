@@ -4,7 +4,7 @@ So a wrong list of places is found by any bucket that answers, and a place that 
 Where a bucket moved away, its place says where it went.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -12,6 +12,8 @@ from session_lifecycle.errors import ConfigurationError, SchemaError
 from session_lifecycle.postgres.execution import Execution
 from session_lifecycle.postgres.schema_check import UPGRADE_COMMAND
 from session_lifecycle.statements.buckets import directory
+
+INCOMPLETE = "the bucket is being copied to this place and is not complete"
 
 
 @dataclass
@@ -22,7 +24,6 @@ class Deployment:
     hash_name: str
     deployment_id: UUID | None = None
     """The id that the first bucket that was asked has; None before that."""
-    _known: set[int] = field(default_factory=set)
 
     async def write(self, execution: Execution, number: int) -> None:
         """Says in a bucket which one it is, unless the bucket says so already, and compares.
@@ -65,7 +66,7 @@ class Deployment:
     def compare(self, number: int, row: Any, *, is_complete: bool = False) -> None:
         """Compares a bucket's row with what the host says. See `look`."""
         if row.is_arriving and not is_complete:
-            raise ConfigurationError(f"bucket {number}: the bucket is being copied to this place and is not complete")
+            raise ConfigurationError(INCOMPLETE)
         if self.deployment_id is None:
             self.deployment_id = row.deployment_id
         given = {

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from sqlalchemy import Select, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
-from session_lifecycle.buckets.directory import Deployment
+from session_lifecycle.buckets.directory import INCOMPLETE, Deployment
 from session_lifecycle.errors import ConfigurationError, DatabaseUnavailableError, SchemaError
 from session_lifecycle.postgres.driver_statements import AnySelect
 from session_lifecycle.postgres.execution import BoundExecution, PoolExecution, Run
@@ -129,20 +129,26 @@ class BucketExecution:
                 return
 
     async def _has_moved_from(self, pool: PoolExecution) -> bool:
-        """Whether the bucket is no longer at this place. Then the next call goes to its new place."""
+        """Whether the bucket is no longer at this place. Then the next call goes to its new place.
+
+        Raises:
+            ConfigurationError: The bucket is not here yet.
+        """
         if pool is not self._pool():  # another call has found it out
             return True
         try:
             async with pool.connection() as connection:
                 if await connection.scalar(_TABLE, {"table": f"{quoted(self.schema)}.session_buckets"}) is None:
                     return False
-                moved_to = await connection.scalar(directory.moved_to())
+                found = (await connection.execute(directory.present_state())).one_or_none()
         except DRIVER_FAILURES as error:
             raise_as_ours(error)
-        if moved_to is None:
+        if found is not None and found.is_arriving and not self._has_followed:
+            raise ConfigurationError(INCOMPLETE)
+        if found is None or found.moved_to is None:
             return False
         if pool is self._pool():
-            self._follow(moved_to)
+            self._follow(found.moved_to)
             self._has_followed = True
         return True
 

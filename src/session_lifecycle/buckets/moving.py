@@ -69,9 +69,9 @@ class Mover:
             rows = await self._copy()
             changes, paused = await self._switch(moved_to)
         except BaseException:
-            with suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
-                for sql in moving.drop_notes(self._schema):
-                    await self._old.execute(sql)
+            # What cannot be dropped now is dropped by the next move.
+            with suppress(TransactionConflictError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+                await self._drop_notes()
             raise
         finally:
             with suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
@@ -87,8 +87,8 @@ class Mover:
     async def _copy(self) -> int:
         """Has changes noted from now on, and copies every table. Returns the number of rows."""
         schema = self._schema
-        left = moving.drop_schema(left_schema(schema))
-        for sql in (left, *moving.drop_notes(schema), *moving.create_notes(schema)):
+        await self._drop_notes()
+        for sql in (moving.drop_schema(left_schema(schema)), *moving.create_notes(schema)):
             await self._old.execute(sql)
         for table, key in self._keys.items():
             await self._with_lock(moving.note_changes(schema, table, key))
@@ -103,6 +103,10 @@ class Mover:
         for table in self._keys:
             await self._new.execute(f"ANALYZE {moving.place(schema, table)}")
         return copied
+
+    async def _drop_notes(self) -> None:
+        for sql in moving.drop_notes(self._schema):
+            await self._with_lock(sql)
 
     async def _with_lock(self, sql: str) -> None:
         """Runs DDL that waits for writers, a short while at a time."""

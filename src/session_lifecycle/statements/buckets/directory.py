@@ -20,9 +20,9 @@ def this_bucket() -> Select[*tuple[Any, ...]]:
     return select(*COLUMNS)
 
 
-def moved_to() -> Select[str | None]:
-    """At most one row: the URL of the place to which the bucket went; null where it is here."""
-    return select(tables.buckets.moved_to)
+def present_state() -> Select[bool, str | None]:
+    """At most one row: whether the bucket is being copied here, and the URL of the place to which it went."""
+    return select(tables.buckets.is_arriving, tables.buckets.moved_to)
 
 
 def write_bucket(fields: dict[str, Any]) -> ReturningInsert[int]:
