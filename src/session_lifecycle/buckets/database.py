@@ -440,7 +440,8 @@ class BucketDatabase:
 
 def _public(url: URL) -> str:
     """The URL without user and password."""
-    return url.set(drivername="postgresql", username=None, password=None).render_as_string()
+    # `URL.set` keeps what is set to None.
+    return URL.create("postgresql", None, None, url.host, url.port, url.database, url.query).render_as_string()
 
 
 @asynccontextmanager

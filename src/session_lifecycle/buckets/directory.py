@@ -10,7 +10,6 @@ from uuid import UUID, uuid4
 
 from session_lifecycle.errors import ConfigurationError, SchemaError
 from session_lifecycle.postgres.execution import Execution
-from session_lifecycle.postgres.schema_check import UPGRADE_COMMAND
 from session_lifecycle.statements.buckets import directory
 
 INCOMPLETE = "the bucket is being copied to this place and is not complete"
@@ -58,8 +57,8 @@ class Deployment:
         rows = await execution.fetch(directory.this_bucket())
         if not rows:
             raise SchemaError(
-                f"schema {execution.schema!r} is no bucket yet: migrate all buckets "
-                f"(`await db.migrate()`, or `{UPGRADE_COMMAND}` and then `session-lifecycle db buckets list`)"
+                f"schema {execution.schema!r} is no bucket yet: "
+                "run `session-lifecycle db buckets migrate` with all places"
             )
         self.compare(number, rows[0], is_complete=is_complete)
 

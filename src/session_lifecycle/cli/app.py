@@ -14,6 +14,7 @@ import typer
 from session_lifecycle._version import __version__
 from session_lifecycle.cli.commands import (
     activity,
+    buckets,
     budgets,
     demo,
     hooks,
@@ -58,10 +59,13 @@ def _register(to: typer.Typer, commands: Mapping[str, Callable[..., None]]) -> N
         to.command(name)(with_groups(command))
 
 
-def _group(name: str, explained: str, commands: Mapping[str, Callable[..., None]]) -> None:
+def _group(
+    name: str, explained: str, commands: Mapping[str, Callable[..., None]], *, within: typer.Typer = app
+) -> typer.Typer:
     group = typer.Typer(help=explained, no_args_is_help=True)
     _register(group, commands)
-    app.add_typer(group, name=name)
+    within.add_typer(group, name=name)
+    return group
 
 
 _group(
@@ -105,10 +109,16 @@ _group(
         "delete": budgets.delete,
     },
 )
-_group(
+_db = _group(
     "db",
     "Migrate and check the database's schema.",
     {"upgrade": schema.upgrade, "check": schema.check, "sql": schema.sql},
+)
+_group(
+    "buckets",
+    "Migrate and list buckets of users, and move one to another server.",
+    {"migrate": buckets.migrate, "list": buckets.list_buckets, "move": buckets.move},
+    within=_db,
 )
 _group(
     "spool",

@@ -1,6 +1,7 @@
 """A bucket moves between servers while programs write into it: nothing is lost, doubled or hidden."""
 
 import asyncio
+import json
 import time
 from collections import Counter
 from datetime import UTC, datetime
@@ -26,6 +27,7 @@ from session_lifecycle.buckets import moving
 from session_lifecycle.buckets.database import BucketDatabase
 from session_lifecycle.entities import metadata
 from support.buckets import BucketServers, user_in
+from support.commands import run, succeed
 
 BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -158,7 +160,8 @@ async def test_a_moved_bucket_is_complete_and_leaves_nothing_behind(four_buckets
         assert report.rows == sum(before.values()) - before["session_buckets"]
         assert any(one.startswith("session_records: 1 rows") for one in said)
         where = await db.where()
-        assert where[0] == f"{make_url(new).set(username=None, password=None).render_as_string()}#{schema}"
+        parsed = make_url(new)
+        assert where[0] == f"postgresql://{parsed.host}:{parsed.port}/{parsed.database}#{schema}"
         with pytest.raises(SchemaError):  # a plain database on the old place finds nothing either
             async with SessionDatabase.connect(old, schema=schema) as plain:
                 await plain.lifecycle.get_session_row("s", user)
@@ -207,3 +210,24 @@ async def test_a_move_that_is_interrupted_changes_nothing_and_begins_anew(
             await db.move_bucket(1, f"{places[0].url!s}?target_session_attrs=any")
         with pytest.raises(ConfigurationError, match="expected a bucket from 0 to 3"):
             await db.move_bucket(4, new)
+
+
+async def test_an_operator_lists_and_moves_buckets(four_buckets: BucketServers) -> None:
+    async with four_buckets.cloned() as places, SessionDatabase.buckets(places) as db:
+        user = user_in(db, 1)
+        await db.lifecycle.ensure_and_touch_session("s", user)
+        named = [word for place in places for word in ("--place", f"{place.url}#{place.schema}")]
+        listed = succeed("db", "buckets", "list", *named).splitlines()
+        assert [line.split()[0] for line in listed] == ["0", "1", "2", "3"]
+        assert all("@" not in line for line in listed)
+        assert "schemas of 4 buckets are up to date" in succeed("db", "buckets", "migrate", *named)
+        moved = succeed("db", "buckets", "move", "1", "--to", str(places[-1].url), "--yes", "--json", *named)
+        assert json.loads(moved)["changes"] == 0
+        assert json.loads(moved)["rows"] >= 1
+        after = [json.loads(line)["place"] for line in succeed("db", "buckets", "list", *named, "--json").splitlines()]
+        assert after[1].partition("#")[0] == after[3].partition("#")[0]
+        assert (await db.lifecycle.aggregate_stats(user)).sessions == 1
+        swapped = run("db", "buckets", "migrate", *named[4:], *named[:4])
+        assert swapped.returncode == 1
+        assert "the order of the places differs" in swapped.stderr
+        assert "postgres:" not in swapped.stderr
