@@ -280,7 +280,7 @@ class SessionDatabase:
                 url if at is None else at, pgbouncer=pgbouncer, settings=settings, prices=prices, redact=redact
             )
 
-        return BucketDatabase(places, of, of_name, server, settings)
+        return BucketDatabase(places, of, of_name, server, settings, is_on_hosts_engine=engine is not None)
 
     def home_of(self, schema: str | None) -> "SessionDatabase":
         """The database of one schema on this server, which shares its engines, recorders, prices and redaction."""

@@ -1,11 +1,13 @@
 """BucketDatabase: the front door over buckets of users. `SessionDatabase.buckets` makes it."""
 
+import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import timedelta
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self, TypeVar, cast, overload
 from uuid import UUID
+from weakref import WeakSet
 
 import asyncpg
 from sqlalchemy.engine import URL, make_url
@@ -53,6 +55,7 @@ from session_lifecycle.writing.recorder import (
     SessionRecorder,
 )
 from session_lifecycle.writing.session_block import SessionBlock
+from session_lifecycle.writing.synchronous import SynchronousRecorder
 
 Answer = TypeVar("Answer")
 
@@ -120,6 +123,8 @@ class BucketDatabase:
         of_name: str | None,
         server: Callable[[str | None], Any],
         settings: Settings,
+        *,
+        is_on_hosts_engine: bool = False,
     ) -> None:
         """Use `SessionDatabase.buckets` instead."""
         where = places_of(places)
@@ -129,6 +134,8 @@ class BucketDatabase:
             raise ConfigurationError(f"of_name: got {of_name!r}, which is the name of the library's hash")
         choose = hashed(len(where)) if of is None else checked_choice(of, len(where))
         self._make_server = server
+        self._is_on_hosts_engine = is_on_hosts_engine
+        self._synchronous: WeakSet[SynchronousRecorder] = WeakSet()
         self._servers: dict[str | None, Home] = {}
         self._deployment = Deployment(len(where), HASH_NAME if of is None else of_name or HOSTS_OWN)
         self._homes = [self._server(place.url).home_of(place.schema) for place in where]
@@ -202,6 +209,8 @@ class BucketDatabase:
 
     async def close(self) -> None:
         """Closes the recorders, the background roll-ups and the engines of all servers. A second call does nothing."""
+        for one in list(self._synchronous):
+            await asyncio.to_thread(one.close)
         failures: list[SessionLifecycleError] = []
         for server in self._servers.values():
             try:
@@ -400,6 +409,42 @@ class BucketDatabase:
         ]
         pipeline = cast("WritePipeline", self._routing.buckets[0].lifecycle)
         return BucketRecorder(recorders, self._routing.number_of, pipeline, self.budgets)
+
+    def synchronous_recorder(
+        self,
+        *,
+        max_batch: int = DEFAULT_MAX_BATCH,
+        max_delay: timedelta | float = 0.0,
+        max_pending: int = DEFAULT_MAX_PENDING,
+        on_full: Literal["wait", "raise"] = "wait",
+        give_up_after: timedelta | float = DEFAULT_GIVE_UP_AFTER,
+        drain_within: timedelta | float = DEFAULT_DRAIN_WITHIN,
+        on_lost: OnLost | None = None,
+    ) -> SynchronousRecorder:
+        """Makes a recorder for synchronous code with a queue for each bucket. See `recorder` for its arguments.
+
+        Raises:
+            ConfigurationError: An argument is out of range, or places are on the engine of the host, which belongs to
+                the host's event loop.
+        """
+        if self._is_on_hosts_engine:
+            raise ConfigurationError(
+                "synchronous_recorder: places are on the host's engine, which belongs to the host's event loop; "
+                "give their URL, or use `submit_threadsafe` of a recorder"
+            )
+        recorder = self.recorder(
+            max_batch=max_batch,
+            max_delay=max_delay,
+            max_pending=max_pending,
+            on_full=on_full,
+            give_up_after=give_up_after,
+            drain_within=drain_within,
+            on_lost=on_lost,
+        )
+        # It has the calls of a `SessionRecorder` that the synchronous front makes.
+        synchronous = SynchronousRecorder(cast("SessionRecorder", recorder))
+        self._synchronous.add(synchronous)
+        return synchronous
 
     def rolling_up(self, *, every: timedelta | float = DEFAULT_ROLL_UP_EVERY) -> BackgroundRollUp:
         """Makes a task that calls `maintenance.roll_up` again and again. See `SessionDatabase.rolling_up`.

@@ -8,12 +8,14 @@ from typing import Self
 from uuid import UUID
 
 from session_lifecycle.buckets.writing import parts_of, write_parts
+from session_lifecycle.errors import SessionLifecycleError
 from session_lifecycle.models import Item
 from session_lifecycle.statements.writing.record import WriteResult
 from session_lifecycle.writing.calls import CallsAsItems, checked_item
 from session_lifecycle.writing.pipeline import WritePipeline
 from session_lifecycle.writing.prepared import WritableItem
 from session_lifecycle.writing.protocol import SessionReserver
+from session_lifecycle.writing.quiet import QuietWriter
 from session_lifecycle.writing.recorder import SessionRecorder
 from session_lifecycle.writing.recorder_metrics import RecorderSnapshot
 from session_lifecycle.writing.session_block import SessionBlock
@@ -28,6 +30,7 @@ class BucketRecorder(CallsAsItems):
 
     Attributes:
         budgets: What session blocks ask before a model is called.
+        quiet: Takes what session blocks of a synchronous front record without waiting.
     """
 
     def __init__(
@@ -42,6 +45,22 @@ class BucketRecorder(CallsAsItems):
         self._number_of = number_of
         self._pipeline = pipeline
         self.budgets = budgets
+        self.quiet = QuietWriter(self.submit, self.lose)
+
+    @property
+    def has_spool(self) -> bool:
+        """Whether submitted items go into a spool: never."""
+        return False
+
+    @property
+    def drain_within(self) -> float:
+        """How many seconds `close` goes on writing."""
+        return max(recorder.drain_within for recorder in self._recorders)
+
+    @drain_within.setter
+    def drain_within(self, seconds: float) -> None:
+        for recorder in self._recorders:
+            recorder.drain_within = seconds
 
     async def open(self) -> None:
         """Does what entering `async with` does: items may be submitted from now on."""
@@ -85,6 +104,13 @@ class BucketRecorder(CallsAsItems):
         """`submit` for other threads. See `SessionRecorder.submit_threadsafe`."""
         checked = checked_item(item)
         self._of(checked.user_id).submit_threadsafe(checked)
+
+    def lose(self, items: Sequence[Item], error: SessionLifecycleError) -> None:
+        """Counts and tells a loss. See `SessionRecorder.lose`. There is no item where a value was refused."""
+        if not items:
+            self._recorders[0].lose(items, error)
+        for number, positions in parts_of(items, self._number_of).items():
+            self._recorders[number].lose([items[at] for at in positions], error)
 
     def session(
         self,

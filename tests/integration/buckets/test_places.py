@@ -1,10 +1,13 @@
 """Which places are refused, what a place that is away stops, and what a host's transaction takes."""
 
 import asyncio
+from datetime import timedelta
 from uuid import UUID
 
 import asyncpg
 import pytest
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import create_async_engine
 
 from session_lifecycle import (
     ConfigurationError,
@@ -14,6 +17,7 @@ from session_lifecycle import (
     SessionDatabase,
     SessionListFilters,
     Settings,
+    SummaryFilters,
     Touch,
     UsageEvent,
     Viewer,
@@ -22,6 +26,8 @@ from session_lifecycle.buckets.database import BucketDatabase
 from session_lifecycle.buckets.places import Place
 from session_lifecycle.errors import PartlyWrittenError
 from session_lifecycle.models import Budget
+from session_lifecycle.postgres.engines import asyncpg_url
+from session_lifecycle.testing import SessionClock
 from support.buckets import BucketServers, user_in
 from support.eventually import eventually
 
@@ -238,3 +244,78 @@ async def test_an_erased_user_is_anonymous_in_the_same_bucket(on_one_server: Buc
         await db.lifecycle.record([event(user)])
     report = await db.maintenance.reconcile()
     assert (report.sessions_looked_at, report.mismatch_count) == (1, 0)
+
+
+def test_R23_buckets_work_in_one_event_loop_after_another(eight_buckets: BucketServers) -> None:
+    """Each loop has pools of its own, which are closed with it; a recorder writes what is pending first."""
+    name, [server] = "buckets_of_loops", eight_buckets.servers
+
+    async def write(db: BucketDatabase, session_id: str) -> None:
+        recorder = db.recorder()
+        await recorder.open()
+        for number in range(8):
+            recorder.submit(event(user_in(db, number), session_id))
+        await db.lifecycle.record([event(user_in(db, number), session_id + "'") for number in range(8)])
+
+    async def end(db: BucketDatabase) -> int:
+        sessions = (await db.lifecycle.aggregate_stats(Viewer.auditor())).sessions
+        await db.close()
+        return sessions
+
+    asyncio.run(server.clone(name))
+    try:
+        db = SessionDatabase.buckets(eight_buckets.places([name]))
+        asyncio.run(write(db, "a"))
+        asyncio.run(write(db, "b"))
+        with db.synchronous_recorder() as synchronous:
+            users = [user_in(db, number) for number in range(8)]
+            synchronous.record([event(user, "c") for user in users])
+            synchronous.submit(event(users[0], "d"))
+            with synchronous.session("e", users[1]) as session, session.run("answer") as run:
+                run.message("user", "hi")
+        assert asyncio.run(end(db)) == 32 + 8 + 2
+    finally:
+        asyncio.run(server.drop(name))
+
+
+async def test_buckets_on_the_engine_of_a_host(eight_buckets: BucketServers) -> None:
+    async with eight_buckets.cloned() as places:
+        engine = create_async_engine(asyncpg_url(str(places[0].url)))
+        async with SessionDatabase.buckets([str(place.schema) for place in places], engine=engine) as db:
+            here, there = user_in(db, 0), user_in(db, 1)
+            await db.lifecycle.record([event(here), event(there)])
+            async with engine.begin() as connection:
+                await db.bind(connection).lifecycle.record([event(here, "t"), event(there, "t")])
+            assert (await db.lifecycle.aggregate_stats(Viewer.auditor())).sessions == 4
+            with pytest.raises(ConfigurationError, match="synchronous_recorder: places are on the host's engine"):
+                db.synchronous_recorder()
+        async with engine.connect() as connection:  # the host's engine stays open
+            assert await connection.scalar(text("SELECT 1")) == 1
+        await engine.dispose()
+
+
+async def test_R14_all_buckets_of_a_walk_judge_by_its_first_clock(four_buckets: BucketServers) -> None:
+    async with four_buckets.cloned() as places, SessionDatabase.buckets(places) as db:
+        first, second = SessionClock(str(places[0].url)), SessionClock(str(places[-1].url))
+        now = await first.freeze()
+        await second.freeze(now)
+        users = [user_in(db, number) for number in range(4)]
+        await db.lifecycle.record([Touch(session_id="s", user_id=user) for user in users])
+        await second.advance(timedelta(hours=1))
+        own = await db.lifecycle.list_session_rows(SessionListFilters(user_id=users[3]))
+        assert own.sessions[0].effective_status == "abandoned"
+        filters = SessionListFilters(viewer=Viewer.auditor(), status_filter="running", limit=1)
+        page = await db.lifecycle.list_session_rows(filters)
+        assert page.total == 4
+        assert (await db.lifecycle.aggregate_stats(Viewer.auditor())).running == 4
+        await first.advance(timedelta(hours=1))
+        walked = page.sessions
+        while page.next_cursor is not None:
+            page = await db.lifecycle.list_session_rows(filters.model_copy(update={"cursor": page.next_cursor}))
+            walked += page.sessions
+        assert {row.record.user_id for row in walked} == set(users)
+        assert len(walked) == 4
+        assert (await db.lifecycle.aggregate_stats(Viewer.auditor())).abandoned == 4
+        summaries = SummaryFilters(viewer=Viewer.auditor(), order_by="error_count", limit=3)
+        listed = await db.activity.list_session_summaries(summaries)
+        assert {one.effective_status for one in listed.sessions} == {"abandoned"}
