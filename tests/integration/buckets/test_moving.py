@@ -217,17 +217,14 @@ async def test_an_operator_lists_and_moves_buckets(four_buckets: BucketServers) 
         user = user_in(db, 1)
         await db.lifecycle.ensure_and_touch_session("s", user)
         named = [word for place in places for word in ("--place", f"{place.url}#{place.schema}")]
-        listed = succeed("db", "buckets", "list", *named).splitlines()
-        assert [line.split()[0] for line in listed] == ["0", "1", "2", "3"]
-        assert all("@" not in line for line in listed)
-        assert "schemas of 4 buckets are up to date" in succeed("db", "buckets", "migrate", *named)
         moved = succeed("db", "buckets", "move", "1", "--to", str(places[-1].url), "--yes", "--json", *named)
         assert json.loads(moved)["changes"] == 0
         assert json.loads(moved)["rows"] >= 1
         after = [json.loads(line)["place"] for line in succeed("db", "buckets", "list", *named, "--json").splitlines()]
         assert after[1].partition("#")[0] == after[3].partition("#")[0]
         assert (await db.lifecycle.aggregate_stats(user)).sessions == 1
-        swapped = run("db", "buckets", "migrate", *named[4:], *named[:4])
+        assert all("@" not in place for place in after)
+        swapped = run("db", "buckets", "migrate", *named[2:4], *named[:2], *named[4:])
         assert swapped.returncode == 1
         assert "the order of the places differs" in swapped.stderr
         assert "postgres:" not in swapped.stderr
