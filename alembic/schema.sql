@@ -35,6 +35,17 @@ CREATE TABLE session_lifecycle.session_annotations (
     CONSTRAINT pk_session_annotations PRIMARY KEY (user_id, session_id, name, annotator)
 );
 
+CREATE TABLE session_lifecycle.session_buckets (
+    number integer NOT NULL,
+    bucket_count integer NOT NULL,
+    hash_name text COLLATE "C" NOT NULL,
+    deployment_id uuid NOT NULL,
+    is_arriving boolean NOT NULL DEFAULT false,
+    moved_to text,
+    CONSTRAINT ck_session_buckets_number CHECK ((((bucket_count >= 1) AND (bucket_count <= 64)) AND (number >= 0) AND (number < bucket_count))),
+    CONSTRAINT pk_session_buckets PRIMARY KEY (number)
+);
+
 CREATE TABLE session_lifecycle.session_budgets (
     budget_id text COLLATE "C" NOT NULL,
     user_id uuid,

@@ -121,6 +121,7 @@ TABLES = (
     "session_reservations",
     "session_tombstones",
     "session_repricings",
+    "session_buckets",
     "rolled_up_sessions",
     "session_roll_ups",
     "session_roll_up_changes",
@@ -528,6 +529,21 @@ def create_maintenance() -> None:
     )
 
 
+def create_buckets() -> None:
+    table = "session_buckets"
+    create_table(
+        table,
+        sa.Column("number", sa.Integer, autoincrement=False, nullable=False),
+        sa.Column("bucket_count", sa.Integer, nullable=False),
+        key("hash_name"),
+        sa.Column("deployment_id", sa.Uuid, nullable=False),
+        sa.Column("is_arriving", sa.Boolean, server_default=sa.text("false"), nullable=False),
+        sa.Column("moved_to", sa.Text),
+        check(table, "number", "bucket_count BETWEEN 1 AND 64 AND number >= 0 AND number < bucket_count"),
+        key=("number",),
+    )
+
+
 def create_rolled_up_sessions() -> None:
     table = "rolled_up_sessions"
     create_table(
@@ -606,6 +622,7 @@ def upgrade() -> None:
     create_messages()
     create_budgets()
     create_maintenance()
+    create_buckets()
     create_rolled_up_sessions()
     create_roll_ups("session_roll_up", SESSION_FIGURES, "status", "starts_at")
     create_roll_ups("session_model_roll_up", MODEL_FIGURES, "starts_at", "model")

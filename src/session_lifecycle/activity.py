@@ -37,7 +37,7 @@ from session_lifecycle.models.session_details import (
     RecentlyOfSession,
     ThreadsOfSession,
 )
-from session_lifecycle.pages import answered_page, read_position, whole_answer
+from session_lifecycle.pages import PageRows, answered_page, page_rows, read_position, whole_answer
 from session_lifecycle.postgres.driver_statements import AnySelect
 from session_lifecycle.postgres.execution import Execution
 from session_lifecycle.postgres.failures import is_too_large
@@ -53,6 +53,7 @@ from session_lifecycle.statements.activity import (
     usage_events,
 )
 from session_lifecycle.statements.sessions import records
+from session_lifecycle.statements.shared.paging import Position
 
 RUNS = TypeAdapter(list[RunDetail])
 MESSAGES = TypeAdapter(list[Message])
@@ -311,10 +312,13 @@ class SqlAlchemySessionActivityDb(SessionActivityDb):
         filters = SummaryFilters.checked(filters, "filters")
         order = summaries.order_of(filters)
         position = read_position(filters, order)
+        page, of_page = answered_page(await self.summary_rows(filters, position), order, filters)
+        return SummaryPage(sessions=[summary_of(row) for row in page], **of_page)
+
+    async def summary_rows(self, filters: SummaryFilters, position: Position | None) -> PageRows:
+        """The rows of `list_session_summaries` after the position."""
         asked = summaries.list_summaries(filters, position, self._abandon_after)
-        rows = await self._reading.fetch(*asked, viewer=filters.asker)
-        page, of_page = answered_page(rows, order, filters)
-        return SummaryPage(sessions=[_summary(row) for row in page], **of_page)
+        return page_rows(await self._reading.fetch(*asked, viewer=filters.asker))
 
     async def get_session_detail(
         self,
@@ -336,7 +340,7 @@ class SqlAlchemySessionActivityDb(SessionActivityDb):
         if not rows:
             return None
         [row] = rows
-        summary, found = _summary(row), RUNS.validate_json(row.runs)
+        summary, found = summary_of(row), RUNS.validate_json(row.runs)
         said = MESSAGES.validate_json(row.messages)
         return SessionDetail(
             summary=summary,
@@ -408,26 +412,33 @@ class SqlAlchemySessionActivityDb(SessionActivityDb):
         page = found[: wanted.limit] if wanted.before is None else found[-wanted.limit :]
         return ThreadPage(
             threads=page,
-            session=_summary(row),
+            session=summary_of(row),
             has_more=len(found) > wanted.limit,
             has_payloads=row.has_payloads,
         )
 
     async def list_runs(self, filters: RunFilters) -> RunPage:
         filters = RunFilters.checked(filters, "filters")
-        position = read_position(filters, runs.RUN_ORDER)
-        rows = await self._page(filters.asker, runs.list_runs(filters, position), filters.limit)
+        rows = await self.run_rows(filters, read_position(filters, runs.RUN_ORDER))
         page, of_page = answered_page(rows, runs.RUN_ORDER, filters)
-        found = [RunDetail.model_validate_json(row.body) for row in page]
-        return RunPage(runs=found, has_payloads=rows[0].has_payloads, **of_page)
+        return run_page(page, of_page)
+
+    async def run_rows(self, filters: RunFilters, position: Position | None) -> PageRows:
+        """The rows of `list_runs` after the position."""
+        return page_rows(await self._page(filters.asker, runs.list_runs(filters, position), filters.limit))
 
     async def list_usage_events(self, filters: UsageEventFilters) -> UsageEventPage:
         filters = UsageEventFilters.checked(filters, "filters")
         position = read_position(filters, usage_events.USE_ORDER)
-        statement = usage_events.list_usage_events(filters, position)
-        rows = await self._reading.fetch(statement, viewer=filters.asker)
+        rows = await self.usage_event_rows(filters, position)
         page, of_page = answered_page(rows, usage_events.USE_ORDER, filters)
         return UsageEventPage(events=[usage_events.event_of(row) for row in page], **of_page)
+
+    async def usage_event_rows(self, filters: UsageEventFilters, position: Position | None) -> PageRows:
+        """The rows of `list_usage_events` after the position."""
+        return page_rows(
+            await self._reading.fetch(usage_events.list_usage_events(filters, position), viewer=filters.asker)
+        )
 
     async def list_models(self, viewer: Viewer | UUID | str, prefix: str = "") -> list[str]:
         wanted = ModelPrefix.of_call(prefix=prefix)
@@ -495,10 +506,17 @@ class SqlAlchemySessionActivityDb(SessionActivityDb):
         return rows
 
 
+def run_page(rows: Sequence[Any], of_page: dict[str, Any]) -> RunPage:
+    """The page from rows of `run_rows` and the other fields of a page."""
+    has_payloads = all(row.has_payloads for row in rows)
+    return RunPage(runs=[RunDetail.model_validate_json(row.body) for row in rows], has_payloads=has_payloads, **of_page)
+
+
 _SUMMARY_FIGURES = SessionSummary.model_fields.keys() - {"record", "models"}
 
 
-def _summary(row: Any) -> SessionSummary:
+def summary_of(row: Any) -> SessionSummary:
+    """The summary from a row of `summary_rows`."""
     columns = row._asdict()
     # Of the spellings of a model the first one stays.
     models = {model_key(name): name for name in reversed(columns["models"])}

@@ -1,6 +1,7 @@
 """SessionDatabase: opens and closes the database, migrates it, and hands out roles, recorders and session blocks."""
 
 import asyncio
+import copy
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
@@ -8,7 +9,7 @@ from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Literal, NamedTuple, Self
 from uuid import UUID
 from weakref import WeakSet
 
@@ -16,6 +17,8 @@ from sqlalchemy.engine import URL
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 
 from session_lifecycle.activity import SessionActivityDb
+from session_lifecycle.buckets.database import BucketDatabase
+from session_lifecycle.buckets.places import ChooseBucket, Place
 from session_lifecycle.budgets import SessionBudgetsDb
 from session_lifecycle.errors import ConfigurationError
 from session_lifecycle.maintenance.administration import SchemaAdministration, role_of
@@ -31,6 +34,7 @@ from session_lifecycle.postgres.embedded import EmbeddedPostgres
 from session_lifecycle.postgres.engines import (
     DEADLINE_MARGIN_SECONDS,
     Engines,
+    EnginesOfSchema,
     HostEngine,
     OwnEngines,
     asyncpg_url,
@@ -76,6 +80,14 @@ class _InLoop:
     roll_up_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
+class _Lent(NamedTuple):
+    """What the databases of several schemas on one server share."""
+
+    engines: Engines
+    make_engine: Callable[..., AsyncEngine] | None
+    enter_loop: Callable[[], None]
+
+
 class SessionDatabase:
     """The sessions of one Postgres schema.
 
@@ -117,6 +129,9 @@ class SessionDatabase:
         self._background: WeakSet[SessionRecorder | SynchronousRecorder | BackgroundRollUp] = WeakSet()
         self._gone = RecorderCounts()
         self._in_loops: dict[asyncio.AbstractEventLoop, _InLoop] = {}
+        # What another database lends this one, which is a bucket on the same server.
+        self._lent: _Lent | None = None
+        self._execution_of_bucket: Execution | None = None
         forget_in_child(self)
 
     @classmethod
@@ -232,6 +247,77 @@ class SessionDatabase:
             db._read_engines = HostEngine(read_engine, db._settings.database_schema, db._enter_loop)
         return db
 
+    @classmethod
+    def buckets(
+        cls,
+        places: Sequence[Place | str],
+        *,
+        of: ChooseBucket | None = None,
+        of_name: str | None = None,
+        url: str | URL | None = None,
+        engine: AsyncEngine | None = None,
+        settings: Settings | None = None,
+        prices: Sequence[PriceOverride] = (),
+        redact: Redact | None = None,
+        pgbouncer: bool = False,
+    ) -> BucketDatabase:
+        """Makes a database over buckets of users: each is a complete copy of our schema. Opens no connection yet.
+
+        Args:
+            places: Where the buckets are, at most 64: names of schemas, URLs, or a `Place`. Their number, their order
+                and `of` are fixed for ever; `migrate` writes them down, and a bucket that says something else is
+                refused.
+            of: The host's own choice of the bucket of a user, such as by tenant; None: a hash of the user id.
+            of_name: A name of `of`, which the buckets keep; None: `host`.
+            url: The URL of the places that have none; None: `SESSION_LIFECYCLE_DATABASE_URL`, unless there is an
+                engine.
+            engine: The host's engine, for the places that have no URL.
+            settings: Pool of each server, timeouts, thresholds; None: the environment's, read now.
+            prices: See `connect`.
+            redact: See `connect`.
+            pgbouncer: See `connect`.
+
+        Raises:
+            ConfigurationError: The places are none, too many, or twice the same, or as in `connect`.
+        """
+        settings = _settings(settings, None)
+
+        def server(at: str | None) -> SessionDatabase:
+            if at is None and engine is not None:
+                return cls.from_engine(engine, settings=settings, prices=prices, redact=redact)
+            return cls.connect(
+                url if at is None else at, pgbouncer=pgbouncer, settings=settings, prices=prices, redact=redact
+            )
+
+        return BucketDatabase(places, of, of_name, server, settings, is_on_hosts_engine=engine is not None)
+
+    def home_of(self, schema: str | None) -> "SessionDatabase":
+        """The database of one schema on this server, which shares its engines, recorders, prices and redaction."""
+        home = copy.copy(self)
+        home.enter_schema(schema)
+        home.move_to(self)
+        return home
+
+    def enter_schema(self, schema: str | None) -> None:
+        """Begins anew in this schema; None: that of the settings."""
+        self._settings = _settings(self._settings, schema)
+        self._pool = self._read_engines = self._on_primary = self._with_replica = None
+
+    def lend(self) -> "_Lent":
+        """What the databases of several schemas on this server share."""
+        return _Lent(self._primary_engines(), self._make_engine, self._enter_loop)
+
+    def move_to(self, server: "SessionDatabase") -> None:
+        """Goes on in the same schema on another server."""
+        self._lent = lent = server.lend()
+        self._make_engine = lent.make_engine
+        self._engines = EnginesOfSchema(lent.engines, self._settings.database_schema)
+        self._pool = None
+
+    def run_through(self, execution: Execution) -> None:
+        """Has all roles and recorders run their statements through this execution."""
+        self._execution_of_bucket = execution
+
     def _own_engines(self, make: Callable[[], AsyncEngine]) -> OwnEngines:
         return OwnEngines(make, self._settings.database_schema, self._enter_loop)
 
@@ -272,6 +358,9 @@ class SessionDatabase:
 
     def _enter_loop(self) -> None:
         """Has the recorders and the pool of the running event loop closed when it shuts down."""
+        if self._lent is not None:
+            self._lent.enter_loop()
+            return
         loop = asyncio.get_running_loop()
         if loop in self._in_loops:
             return
@@ -321,7 +410,11 @@ class SessionDatabase:
             )
         return self._engines
 
-    def _execution(self) -> PoolExecution:
+    def _execution(self) -> Execution:
+        return self.pool_execution() if self._execution_of_bucket is None else self._execution_of_bucket
+
+    def pool_execution(self) -> PoolExecution:
+        """Runs statements where this database is at present."""
         # All roles share one, so the schema is checked once and each statement compiled once.
         if self._pool is None:
             self._pool = self._execution_on(self._primary_engines())
@@ -579,13 +672,18 @@ class SessionDatabase:
         """
         if not isinstance(host, AsyncConnection | AsyncSession):
             raise ConfigurationError(f"bind: got {host!r}, expected an AsyncConnection or an AsyncSession")
-        execution = BoundExecution(host, self._settings.database_schema, savepoints=savepoints, sign=self._sign)
+        return self.roles_on(
+            BoundExecution(host, self._settings.database_schema, savepoints=savepoints, sign=self._sign)
+        )
+
+    def roles_on(self, execution: Execution) -> SessionRoles:
+        """The roles on another execution."""
         return self._roles_with(execution, execution)
 
     @property
     def administration(self) -> SchemaAdministration:
         """What an operator does with the schema: revisions, rights of roles, row-level security."""
-        return SchemaAdministration(self._patient_engine, self._settings)
+        return SchemaAdministration(self.patient_engine, self._settings)
 
     async def migrate(
         self,
@@ -620,17 +718,17 @@ class SessionDatabase:
                 check_encoding(connection)
                 await migrations.upgrade(connection, self._settings.database_schema, notes=notes)
                 return
-            async with self._patient_engine() as engine:
+            async with self.patient_engine() as engine:
                 may_have_written = True
                 await migrations.upgrade_on(engine, self._settings.database_schema, on_progress, notes=notes)
         except DRIVER_FAILURES as error:
             raise_as_ours(error, may_have_written=may_have_written)
 
     @asynccontextmanager
-    async def _patient_engine(self) -> AsyncGenerator[AsyncEngine]:
+    async def patient_engine(self) -> AsyncGenerator[AsyncEngine]:
         """An engine whose client waits for as long as a migration takes. Its database has been looked at."""
         if self._make_engine is None:
-            async with self._execution().connection() as connection:
+            async with self.pool_execution().connection() as connection:
                 check_encoding(connection)
             yield self.engine
             return
@@ -697,7 +795,7 @@ class SessionDatabase:
         return DatabaseMetrics(self.measure, recorders, max_age, None if spool is None else Path(spool))
 
     def _doctor(self) -> Doctor:
-        return Doctor(self._execution(), self._settings, self._prices)
+        return Doctor(self.pool_execution(), self._settings, self._prices)
 
     async def check(self) -> list[str]:
         """Checks that the schema of the database has everything that this version uses. Changes nothing.
@@ -713,7 +811,7 @@ class SessionDatabase:
             DatabaseUnavailableError: The database cannot be reached or lost the connection.
         """
         try:
-            async with self._execution().connection() as connection:
+            async with self.pool_execution().connection() as connection:
                 check_encoding(connection)
                 return await check_everything(connection, self._settings.database_schema)
         except DRIVER_FAILURES as error:

@@ -1,7 +1,7 @@
 """All tables, in the order in which a reader meets them. Callers get values, never entities.
 
-Every primary key begins with `user_id`, except the keys of roll-ups, of their changes, of repricings and of budgets,
-which count sessions of many users. There are no
+Every primary key begins with `user_id`, except the keys of roll-ups, of their changes, of repricings, of budgets
+and of buckets, which are about many users. There are no
 foreign keys: a child row is only written under the row lock of its session, and a check of the parent would cost one
 lookup per write.
 """
@@ -723,6 +723,33 @@ class SessionRepricingEntity(Base):
     events: Mapped[int] = mapped_column(BigInteger, server_default=ZERO)
     cost_before_usd: Mapped[Decimal] = mapped_column(MONEY, server_default=ZERO)
     cost_after_usd: Mapped[Decimal] = mapped_column(MONEY, server_default=ZERO)
+
+
+# Buckets of users
+
+
+class SessionBucketEntity(Base):
+    """What this schema is, where it is one of several buckets of users: one row. Without a row it is no bucket.
+
+    Where a bucket was before it moved, its schema has nothing but this table, and the row says where the bucket went.
+    """
+
+    __tablename__ = "session_buckets"
+
+    number: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    bucket_count: Mapped[int] = mapped_column(Integer)
+    # Which function chooses the bucket of a user. It is fixed for ever, as the number of buckets is.
+    hash_name: Mapped[str] = mapped_column(KeyText)
+    # The same in all buckets that belong together.
+    deployment_id: Mapped[UUID] = mapped_column(Uuid)
+    # The bucket is being copied to this place and is not complete.
+    is_arriving: Mapped[bool] = mapped_column(Boolean, server_default=text("false"))
+    # The URL of the place to which the bucket went, without a password.
+    moved_to: Mapped[str | None] = mapped_column(Text)
+
+    __table_args__ = (
+        CheckConstraint("bucket_count BETWEEN 1 AND 64 AND number >= 0 AND number < bucket_count", name="number"),
+    )
 
 
 # For a host's Alembic

@@ -9,6 +9,7 @@ Their tree::
     │                                does not serve this version
     ├── DatabaseUnavailableError     the database cannot be reached, did not answer, or is out of a resource
     ├── TransactionConflictError     lost a conflict with a concurrent transaction; retry the call
+    ├── PartlyWrittenError           a call over several buckets failed in some of them
     ├── BudgetExceededError          a call of a model would exceed a budget
     ├── RecorderFullError            the recorder has no room, and the call does not wait for room
     ├── RecorderClosedError          the recorder is closed or not yet open
@@ -19,7 +20,7 @@ A failure of Postgres without a class of its own is raised as `SessionLifecycleE
 as `__cause__`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -83,6 +84,34 @@ class TransactionConflictError(SessionLifecycleError):
     error is raised after all retries. Inside a host's transaction, it is raised at once, as nothing can be retried
     there; it is also raised if that transaction is not READ COMMITTED.
     """
+
+
+class PartlyWrittenError(SessionLifecycleError):
+    """A call over several buckets failed in some of them, and wrote what belongs to the others.
+
+    Items with an idempotency key can safely be recorded again, all of them. The error of the first bucket that failed
+    is the cause.
+
+    Attributes:
+        receipts: A receipt for each item that was written, in the order of the items; None for every other item.
+        errors: The error of each item that was not written, by its position. Where it is a `DatabaseUnavailableError`,
+            its `may_have_written` says whether the item may have been written all the same.
+    """
+
+    def __init__(self, receipts: Sequence[Any], errors: Mapping[int, SessionLifecycleError]) -> None:
+        self.receipts = tuple(receipts)
+        self.errors = dict(errors)
+        super().__init__(receipts, errors)
+
+    @property
+    def may_have_written(self) -> tuple[int, ...]:
+        """The positions of the items of which nobody knows whether they were written."""
+        return tuple(at for at, error in self.errors.items() if getattr(error, "may_have_written", False))
+
+    def __str__(self) -> str:
+        first = next(iter(self.errors.values()), None)
+        unknown = f" ({len(self.may_have_written)} may have been written)" if self.may_have_written else ""
+        return f"{len(self.errors)} of {len(self.receipts)} items were not written{unknown}: {first}"
 
 
 class BudgetExceededError(SessionLifecycleError):

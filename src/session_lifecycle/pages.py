@@ -10,14 +10,14 @@ import json
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 from uuid import UUID
 
 from session_lifecycle.errors import InvalidValueError
 from session_lifecycle.models import TOTAL_BOUND
 from session_lifecycle.models.fields import storable
 from session_lifecycle.models.pages import PageFilters
-from session_lifecycle.statements.shared.paging import Order, Position
+from session_lifecycle.statements.shared.paging import Position
 
 _EXPECTED = "the next_cursor of a page under the same filters"
 # A cursor holds two ids at most, and JSON and base64 make a text eight times as long at most.
@@ -63,19 +63,50 @@ _READERS: dict[type, Callable[[Any], Any]] = {
 }
 
 
-def answered_page(rows: Sequence[Any], order: Order, filters: PageFilters) -> tuple[Sequence[Any], dict[str, Any]]:
+class PageOrder(Protocol):
+    """What a cursor must know of an order. `Order` has it."""
+
+    @property
+    def has_nulls(self) -> bool:
+        """Whether the first value of a position may be null."""
+        ...
+
+    @property
+    def kinds(self) -> tuple[type, ...]:
+        """The Python types of a position's values."""
+        ...
+
+    @property
+    def position_names(self) -> tuple[str, ...]:
+        """The names of a position's values in a row."""
+        ...
+
+
+class PageRows(NamedTuple):
+    """The rows of a page and one row more, and the number of rows on all pages."""
+
+    rows: Sequence[Any]
+    total: int | None
+    """None where it was not counted; more than `TOTAL_BOUND` where a bounded count stopped."""
+
+
+def page_rows(rows: Sequence[Any]) -> PageRows:
+    """The rows of a page, from those of a statement that `beside_total` built."""
+    # An empty page is one row without a place: it has the total only.
+    return PageRows([row for row in rows if row.place is not None], rows[0].total)
+
+
+def answered_page(found: PageRows, order: PageOrder, filters: PageFilters) -> tuple[Sequence[Any], dict[str, Any]]:
     """The rows of a page, and the other fields of a `Page`.
 
     Args:
-        rows: The rows of a statement that `beside_total` built.
+        found: The rows and their total.
         order: The order of the rows.
         filters: The filters of the call.
     """
-    # An empty page is one row without a place: it has the total only.
-    placed = [row for row in rows if row.place is not None]
-    page, has_more = placed[: filters.limit], len(placed) > filters.limit
-    total = rows[0].total
-    exceeds_bound = filters.total == "bounded" and total > TOTAL_BOUND
+    page, has_more = found.rows[: filters.limit], len(found.rows) > filters.limit
+    total = found.total
+    exceeds_bound = filters.total == "bounded" and total is not None and total > TOTAL_BOUND
     return page, {
         "total": TOTAL_BOUND if exceeds_bound else total,
         "total_is_lower_bound": exceeds_bound,
@@ -104,7 +135,7 @@ def whole_answer(rows: Sequence[Any], field: str, given: Any, narrower: str, mos
     return rows
 
 
-def read_position(filters: PageFilters, order: Order) -> Position | None:
+def read_position(filters: PageFilters, order: PageOrder) -> Position | None:
     """The position where the previous page ended, from the cursor; None for the first page.
 
     Raises:
@@ -123,7 +154,7 @@ def read_position(filters: PageFilters, order: Order) -> Position | None:
     return position
 
 
-def _position(cursor: str, order: Order, fingerprint: str) -> Position:
+def _position(cursor: str, order: PageOrder, fingerprint: str) -> Position:
     """The position in a cursor. Raises one of the errors that `read_position` expects."""
     if len(_text(cursor)) > _MOST_CHARACTERS:
         raise ValueError("too long")
@@ -131,7 +162,7 @@ def _position(cursor: str, order: Order, fingerprint: str) -> Position:
     of_question, as_of, *texts = json.loads(decoded)
     if of_question != fingerprint:
         raise ValueError("of another question")
-    may_be_null = [order.has_nulls, *(False for _ in order.key)]
+    may_be_null = [order.has_nulls, *(False for _ in order.kinds[1:])]
     value, *key = (
         None if text is None and nullable else _READERS[kind](text)
         for text, kind, nullable in zip(texts, order.kinds, may_be_null, strict=True)
@@ -144,7 +175,7 @@ def _cursor(fingerprint: str, position: Position) -> str:
     return base64.urlsafe_b64encode(json.dumps(parts, ensure_ascii=False).encode()).decode().rstrip("=")
 
 
-def _cursor_after(row: Any, order: Order, filters: PageFilters) -> str:
+def _cursor_after(row: Any, order: PageOrder, filters: PageFilters) -> str:
     """The cursor of the page that follows this row."""
     value, *key = (getattr(row, name) for name in order.position_names)
     return _cursor(_question_fingerprint(filters), Position(value, tuple(key), row.as_of))

@@ -1,5 +1,6 @@
 """Reports: usage and spend by time, user and agent; tokens by class; durations and run telemetry."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from itertools import pairwise
@@ -237,12 +238,14 @@ class SessionReportsDb(Protocol):
         ...
 
 
-class SqlAlchemySessionReportsDb(SessionReportsDb):
-    """`SessionReportsDb` on Postgres. Made by `SessionDatabase`; not constructed by hosts."""
+class UsageReports(SessionReportsDb, ABC):
+    """The reports that are short forms of `usage`, over one method that finds the groups."""
 
-    def __init__(self, execution: Execution, abandon_after: timedelta) -> None:
-        self._execution = execution
-        self._abandon_after = abandon_after
+    @abstractmethod
+    async def usage_rows(
+        self, viewer: Viewer | UUID | str, question: UsageQuestion, figures: Sequence[str], limit: int
+    ) -> tuple[Any, Sequence[Any]]:
+        """The row over all groups, and the rows of the groups: up to the limit, and one more."""
 
     async def usage(
         self,
@@ -267,7 +270,7 @@ class SqlAlchemySessionReportsDb(SessionReportsDb):
             timezone=timezone,
             details=details,
         )
-        total, rows = await self._usage(viewer, question, FIGURES, question.limit)
+        total, rows = await self.usage_rows(viewer, question, FIGURES, question.limit)
         groups = rows[: question.limit] if question.group_by else [total]
         return UsageReport(
             rows=[UsageRow(**_group(row, question), **_figures(row, FIGURES, question)) for row in groups],
@@ -279,7 +282,7 @@ class SqlAlchemySessionReportsDb(SessionReportsDb):
         self, viewer: Viewer | UUID | str, *, since: datetime | None = None, until: datetime | None = None
     ) -> Spend:
         question = UsageQuestion.of_call(since=since, until=until)
-        total, _ = await self._usage(viewer, question, tuple(Spend.model_fields), 0)
+        total, _ = await self.usage_rows(viewer, question, tuple(Spend.model_fields), 0)
         return Spend(**_figures(total, Spend.model_fields))
 
     async def usage_timeseries(
@@ -304,7 +307,7 @@ class SqlAlchemySessionReportsDb(SessionReportsDb):
             order_by=series.bucket,
         )
         figures = [name for name in FIGURES if name in UsagePoint.model_fields]
-        _, rows = await self._usage(viewer, question, figures, MOST_POINTS)
+        _, rows = await self.usage_rows(viewer, question, figures, MOST_POINTS)
         found = {(row.bucket, _name(row, series.group_by)): _figures(row, figures) for row in rows}
         groups = sorted({name for _, name in found if name is not None}) if series.group_by else [None]
         buckets = list(pairwise(question.boundaries))
@@ -322,11 +325,19 @@ class SqlAlchemySessionReportsDb(SessionReportsDb):
         self, viewer: Viewer | UUID | str, *, since: datetime | None = None, until: datetime | None = None
     ) -> TokensByClass:
         question = UsageQuestion.of_call(since=since, until=until, group_by=["model"], order_by="tokens_in")
-        total, rows = await self._usage(viewer, question, TOKENS, MOST_ROWS)
-        classes = {row.model: _classes(row) for row in _bounded(rows, until)}
+        total, rows = await self.usage_rows(viewer, question, TOKENS, MOST_ROWS)
+        classes = {row.model: _classes(row) for row in whole_report(rows, until)}
         used = {model: one["tokens_in"] + one["tokens_out"] for model, one in classes.items()}
         by_model = {model: TokenClasses(**classes[model]) for model in sorted(used, key=lambda one: (-used[one], one))}
         return TokensByClass(**_classes(total), by_model={name: one for name, one in by_model.items() if used[name]})
+
+
+class SqlAlchemySessionReportsDb(UsageReports):
+    """`SessionReportsDb` on Postgres. Made by `SessionDatabase`; not constructed by hosts."""
+
+    def __init__(self, execution: Execution, abandon_after: timedelta) -> None:
+        self._execution = execution
+        self._abandon_after = abandon_after
 
     async def cost_by_agent(
         self, viewer: Viewer | UUID | str, *, since: datetime | None = None, until: datetime | None = None
@@ -361,9 +372,26 @@ class SqlAlchemySessionReportsDb(SessionReportsDb):
         parameters = {**seen.parameters(), **window.model_dump(), "abandon_after": self._abandon_after, "as_of": None}
         statement = session_stats.session_durations(seen.kinds, ends_of(window.since, window.until))
         together, *rows = await self._execution.fetch(statement, parameters, viewer=asker)
-        found = {row.key: Durations(**_durations(row)) for row in rows}
+        found = {row.key: Durations(**durations_fields(row)) for row in rows}
         by_status = {status: found.get(status, NO_DURATIONS) for status in EffectiveStatus}
-        return SessionDurations(**_durations(together), by_status=by_status)
+        return SessionDurations(**durations_fields(together), by_status=by_status)
+
+    async def listed_session_durations(self, viewer: Viewer, window: Window, most: int) -> Sequence[Any]:
+        """The durations of `session_durations`, in the rows of `listed_durations`."""
+        seen = scopes(viewer)
+        parameters = {**seen.parameters(), **window.model_dump(), "abandon_after": self._abandon_after, "as_of": None}
+        statement = session_stats.list_session_durations(seen.kinds, ends_of(window.since, window.until), most)
+        return await self._execution.fetch(statement, parameters, viewer=viewer)
+
+    async def listed_run_durations(self, viewer: Viewer, window: Window, most: int) -> Sequence[Any]:
+        """The durations of `run_durations`, in the rows of `listed_durations`."""
+        statement = run_telemetry.list_run_durations(viewer, window.since, window.until, most)
+        return await self._execution.fetch(statement, viewer=viewer)
+
+    async def telemetry_with_durations(self, viewer: Viewer, filters: TelemetryFilters, most: int) -> Any:
+        """The row of `telemetry`, with at most so many durations of the runs."""
+        [row] = await self._execution.fetch(run_telemetry.telemetry(viewer, filters, most), viewer=viewer)
+        return row
 
     async def run_durations(
         self, viewer: Viewer | UUID | str, *, since: datetime | None = None, until: datetime | None = None
@@ -372,7 +400,9 @@ class SqlAlchemySessionReportsDb(SessionReportsDb):
         asker = Viewer.of_caller(viewer)
         statement = run_telemetry.run_durations(asker, window.since, window.until)
         together, *rows = await self._groups(asker, statement, window.until)
-        return RunDurations(**_durations(together), by_agent={row.key: Durations(**_durations(row)) for row in rows})
+        return RunDurations(
+            **durations_fields(together), by_agent={row.key: Durations(**durations_fields(row)) for row in rows}
+        )
 
     async def telemetry(
         self,
@@ -388,7 +418,7 @@ class SqlAlchemySessionReportsDb(SessionReportsDb):
         asker = Viewer.of_caller(viewer)
         [row] = await self._execution.fetch(run_telemetry.telemetry(asker, filters), viewer=asker)
         figures = {name: figure for name, figure in row._mapping.items() if name in TelemetrySummary.model_fields}
-        return TelemetrySummary(**figures, **_percentiles(row, "duration_{}_ms", 1_000))
+        return TelemetrySummary(**figures, **percentile_fields(row, "duration_{}_ms", 1_000))
 
     async def list_telemetry_keys(
         self, viewer: Viewer | UUID | str, *, since: datetime | None = None, until: datetime | None = None
@@ -400,9 +430,9 @@ class SqlAlchemySessionReportsDb(SessionReportsDb):
 
     async def _groups(self, viewer: Viewer, statement: AnySelect, until: datetime | None) -> Sequence[Any]:
         """The rows of a report that takes no limit."""
-        return _bounded(await self._execution.fetch(statement.limit(MOST_ROWS + 1), viewer=viewer), until)
+        return whole_report(await self._execution.fetch(statement.limit(MOST_ROWS + 1), viewer=viewer), until)
 
-    async def _usage(
+    async def usage_rows(
         self, viewer: Viewer | UUID | str, question: UsageQuestion, figures: Sequence[str], limit: int
     ) -> tuple[Any, Sequence[Any]]:
         """The row over all groups, and the rows of the groups: up to the limit, and one more."""
@@ -412,7 +442,8 @@ class SqlAlchemySessionReportsDb(SessionReportsDb):
         return total, rows
 
 
-def _bounded(rows: Sequence[Any], until: datetime | None) -> Sequence[Any]:
+def whole_report(rows: Sequence[Any], until: datetime | None) -> Sequence[Any]:
+    """The rows of a report that takes no limit. InvalidValueError where there are too many."""
     return whole_answer(rows, "until", until, "a shorter window, or fewer sessions to see", MOST_ROWS)
 
 
@@ -459,11 +490,12 @@ def _classes(row: Any) -> dict[str, int]:
     }
 
 
-def _durations(row: Any) -> dict[str, Any]:
-    return {"count": row.durations, **_percentiles(row, "{}_s", 1_000_000)}
+def durations_fields(row: Any) -> dict[str, Any]:
+    """The fields of a `Durations` from a row of `durations_of`."""
+    return {"count": row.durations, **percentile_fields(row, "{}_s", 1_000_000)}
 
 
-def _percentiles(row: Any, field: str, unit_us: int) -> dict[str, Any]:
+def percentile_fields(row: Any, field: str, unit_us: int) -> dict[str, Any]:
     """The percentiles of a row by field name, in a unit of `unit_us` microseconds, rounded to whole microseconds."""
     found = {name: getattr(row, name) for name in durations.PERCENTILES}
     return {field.format(name): None if us is None else round(us) / unit_us for name, us in found.items()}

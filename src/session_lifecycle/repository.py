@@ -30,7 +30,7 @@ from session_lifecycle.models.annotations import MOST_ANNOTATIONS, Annotating, A
 from session_lifecycle.models.pages import MOST_ROWS
 from session_lifecycle.models.session_filters import OneSession, Window
 from session_lifecycle.models.sessions import SessionUpdate
-from session_lifecycle.pages import answered_page, read_position, whole_answer
+from session_lifecycle.pages import PageRows, answered_page, page_rows, read_position, whole_answer
 from session_lifecycle.postgres.execution import Execution
 from session_lifecycle.pricing.catalogue import PriceCatalogue
 from session_lifecycle.statements.reports import costs
@@ -38,6 +38,7 @@ from session_lifecycle.statements.roll_ups import session_stats
 from session_lifecycle.statements.sessions import annotations, descendants, listing, records
 from session_lifecycle.statements.sessions.changes import annotate_session, update_session
 from session_lifecycle.statements.shared.further_totals import FURTHER_TOTALS, parsed
+from session_lifecycle.statements.shared.paging import Position
 from session_lifecycle.statements.shared.visibility import scopes, shape_of_viewer
 from session_lifecycle.statements.shared.window import ends_of
 from session_lifecycle.writing.calls import CallsAsItems
@@ -376,10 +377,13 @@ class SqlAlchemySessionLifecycleDb(WritePipeline, CallsAsItems, SessionLifecycle
         filters = SessionListFilters.checked(filters, "filters")
         order = records.ORDERS[filters.order_column]
         position = read_position(filters, order)
-        asked = listing.list_sessions(filters, position, self._abandon_after)
-        rows = await self._reading.fetch(*asked, viewer=filters.asker)
-        page, of_page = answered_page(rows, order, filters)
+        page, of_page = answered_page(await self.session_rows(filters, position), order, filters)
         return SessionListPage(sessions=[records.row_of(row) for row in page], **of_page)
+
+    async def session_rows(self, filters: SessionListFilters, position: Position | None) -> PageRows:
+        """The rows of `list_session_rows` after the position."""
+        asked = listing.list_sessions(filters, position, self._abandon_after)
+        return page_rows(await self._reading.fetch(*asked, viewer=filters.asker))
 
     async def aggregate_stats(
         self,
@@ -390,26 +394,19 @@ class SqlAlchemySessionLifecycleDb(WritePipeline, CallsAsItems, SessionLifecycle
         until: datetime | None = None,
     ) -> SessionStats:
         window = Window.of_call(since=since, until=until)
-        asker = Viewer.of_caller(viewer, permitted_dataset_ids)
-        seen = scopes(asker)
+        return stats_of(await self.stats_figures(Viewer.of_caller(viewer, permitted_dataset_ids), window))
+
+    async def stats_figures(self, viewer: Viewer, window: Window) -> dict[str, Any]:
+        """The figures of `aggregate_stats` that can be added up, by name, and `agent_time_us`."""
+        seen = scopes(viewer)
         parameters = {**seen.parameters(), **window.model_dump(), "abandon_after": self._abandon_after, "as_of": None}
         rows = await self._reading.fetch(
-            session_stats.aggregate_stats(seen.kinds, ends_of(window.since, window.until)), parameters, viewer=asker
+            session_stats.aggregate_stats(seen.kinds, ends_of(window.since, window.until)), parameters, viewer=viewer
         )
         figures = dict(rows[0]._mapping)
-        count = figures["sessions"]
-        agent_time_us = int(figures.pop("agent_time_us"))
-        judged = figures["completed"] + figures["failed"] + figures["abandoned"]
-        figures["tokens_in"], figures["tokens_out"] = int(figures["tokens_in"]), int(figures["tokens_out"])
-        figures |= parsed(figures.pop(FURTHER_TOTALS), SessionStats.model_fields)
-        return SessionStats(
-            **figures,
-            tokens_total=figures["tokens_in"] + figures["tokens_out"],
-            avg_spend_per_session_usd=_average(figures["total_spend_usd"], count),
-            agent_time_s=agent_time_us / 1_000_000,
-            avg_session_s=agent_time_us / (1_000_000 * count) if count else 0.0,
-            success_rate=figures["completed"] / judged if judged else 1.0,
-        )
+        whole = {name: int(figures[name]) for name in ("agent_time_us", "tokens_in", "tokens_out")}
+        further = parsed(figures.pop(FURTHER_TOTALS), SessionStats.model_fields)
+        return {**figures, **whole, **further}
 
     async def cost_by_model(
         self,
@@ -427,6 +424,21 @@ class SqlAlchemySessionLifecycleDb(WritePipeline, CallsAsItems, SessionLifecycle
         rows = await self._reading.fetch(statement, parameters, viewer=asker)
         narrower = "a shorter window, or fewer sessions to see"
         return [_cost_row(row) for row in whole_answer(rows, "until", window.until, narrower, MOST_ROWS)]
+
+
+def stats_of(figures: dict[str, Any]) -> SessionStats:
+    """The stats, with averages and rates, from the figures of `stats_figures`."""
+    figures = dict(figures)
+    count, agent_time_us = figures["sessions"], figures.pop("agent_time_us")
+    judged = figures["completed"] + figures["failed"] + figures["abandoned"]
+    return SessionStats(
+        **figures,
+        tokens_total=figures["tokens_in"] + figures["tokens_out"],
+        avg_spend_per_session_usd=_average(figures["total_spend_usd"], count),
+        agent_time_s=agent_time_us / 1_000_000,
+        avg_session_s=agent_time_us / (1_000_000 * count) if count else 0.0,
+        success_rate=figures["completed"] / judged if judged else 1.0,
+    )
 
 
 def _cost_row(row: Any) -> CostByModelRow:

@@ -309,6 +309,7 @@ async def test_constraints_are_named_by_convention(empty_url: str, schema: str) 
                 },
                 "session_tombstones": {"pk_session_tombstones"},
                 "session_repricings": {"pk_session_repricings"},
+                "session_buckets": {"pk_session_buckets", "ck_session_buckets_number"},
                 "session_usage_events": {
                     "pk_session_usage_events",
                     "ck_session_usage_events_billing",

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from session_lifecycle import InvalidValueError, SessionListFilters
-from session_lifecycle.pages import answered_page, read_position
+from session_lifecycle.pages import answered_page, page_rows, read_position
 from session_lifecycle.statements.activity.runs import RUN_ORDER
 from session_lifecycle.statements.sessions.records import ORDERS
 from session_lifecycle.statements.shared.paging import Order, Position
@@ -41,7 +41,7 @@ def cursor_of(values: list[Any], order: Order, **question: Any) -> str:
     """The cursor that a page writes whose last row has these values."""
     filters = SessionListFilters(user_id=USER, limit=1, total="none", **question)
     row = SimpleNamespace(**dict(zip(order.position_names, values, strict=True)), place=1, total=None, as_of=NOON)
-    cursor = answered_page([row, row], order, filters)[1]["next_cursor"]
+    cursor = answered_page(page_rows([row, row]), order, filters)[1]["next_cursor"]
     assert isinstance(cursor, str)
     return cursor
 

@@ -24,6 +24,7 @@ PUBLIC = [
     "EndOutcome",
     "InvalidValueError",
     "Message",
+    "PartlyWrittenError",
     "RecorderClosedError",
     "RecorderFullError",
     "ReopenOutcome",

@@ -14,6 +14,7 @@ import typer
 from session_lifecycle._version import __version__
 from session_lifecycle.cli.commands import (
     activity,
+    buckets,
     budgets,
     demo,
     doctor,
@@ -64,18 +65,12 @@ def _register(to: typer.Typer, commands: Mapping[str, Callable[..., None]]) -> N
 
 
 def _group(
-    name: str,
-    explained: str,
-    commands: Mapping[str, Callable[..., None]],
-    groups: Mapping[str, tuple[str, Mapping[str, Callable[..., None]]]] | None = None,
-) -> None:
+    name: str, explained: str, commands: Mapping[str, Callable[..., None]], *, within: typer.Typer = app
+) -> typer.Typer:
     group = typer.Typer(help=explained, no_args_is_help=True)
     _register(group, commands)
-    for inner_name, (inner_explained, inner_commands) in (groups or {}).items():
-        inner = typer.Typer(help=inner_explained, no_args_is_help=True)
-        _register(inner, inner_commands)
-        group.add_typer(inner, name=inner_name)
-    app.add_typer(group, name=name)
+    within.add_typer(group, name=name)
+    return group
 
 
 _group(
@@ -124,7 +119,7 @@ _group(
         "delete": budgets.delete,
     },
 )
-_group(
+_db = _group(
     "db",
     "Migrate and check the schema, and its roles and row-level security.",
     {
@@ -137,17 +132,23 @@ _group(
         "stamp": schema.stamp,
         "roles": schema.roles,
     },
+)
+_group(
+    "rls",
+    "Let Postgres show each role only the rows of the viewer of its read.",
     {
-        "rls": (
-            "Let Postgres show each role only the rows of the viewer of its read.",
-            {
-                "enable": row_level_security.enable,
-                "disable": row_level_security.disable,
-                "check": row_level_security.check,
-                "sql": row_level_security.sql,
-            },
-        )
+        "enable": row_level_security.enable,
+        "disable": row_level_security.disable,
+        "check": row_level_security.check,
+        "sql": row_level_security.sql,
     },
+    within=_db,
+)
+_group(
+    "buckets",
+    "Migrate and list buckets of users, and move one to another server.",
+    {"migrate": buckets.migrate, "list": buckets.list_buckets, "move": buckets.move},
+    within=_db,
 )
 _group(
     "spool",

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from functools import partial
-from uuid import UUID, uuid4
+from uuid import UUID
 
 from pydantic_core import to_json
 
@@ -33,11 +33,15 @@ class Eraser:
         [row] = await self._execution.write(self._delete_sessions, parameters, repeatable=True)
         return delete.Deleted(*row).sessions > 0
 
-    async def erase_user(self, asked: Erasing) -> ErasureReceipt:
-        """Writes the tombstone, deletes or anonymises the sessions, then deletes the runs outside a session."""
+    async def erase_user(self, asked: Erasing, pseudonym: UUID | None) -> ErasureReceipt:
+        """Writes the tombstone, deletes or anonymises the sessions, then deletes the runs outside a session.
+
+        Args:
+            asked: The arguments of the call.
+            pseudonym: The user id that the usage gets; None: the usage is deleted.
+        """
         user_id = asked.user_id
         found = partial(erase.sessions_of, user_id)
-        pseudonym = uuid4() if asked.usage == "anonymise" else None
         if asked.tombstone:
             await self._execution.fetch(erase.write_tombstone(self._execution.schema, user_id))
         if pseudonym is None:

@@ -4,7 +4,7 @@ from collections.abc import AsyncGenerator, Callable, Collection
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Literal, Protocol
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from session_lifecycle.errors import ConfigurationError, InvalidValueError
 from session_lifecycle.maintenance.erase import Eraser
@@ -352,7 +352,11 @@ class SqlAlchemySessionMaintenanceDb(SessionMaintenanceDb):
     async def erase_user(
         self, user_id: UUID | str, *, usage: Literal["delete", "anonymise"] = "delete", tombstone: bool = False
     ) -> ErasureReceipt:
-        receipt = await self._eraser.erase_user(Erasing.of_call(user_id=user_id, usage=usage, tombstone=tombstone))
+        return await self.erase(Erasing.of_call(user_id=user_id, usage=usage, tombstone=tombstone), uuid4())
+
+    async def erase(self, asked: Erasing, pseudonym: UUID) -> ErasureReceipt:
+        """`erase_user`, with the pseudonym that the usage gets where it is anonymised."""
+        receipt = await self._eraser.erase_user(asked, pseudonym if asked.usage == "anonymise" else None)
         # The sums of the roll-ups, and the changes that take the sessions out of them, name the user until then.
         await self._roll_up.compact()
         return receipt

@@ -186,3 +186,14 @@ class ReconcileReport(Value):
     """The first 100 mismatches: of sessions in the order of their keys, then of runs, then of buckets."""
     repaired: int
     """The number of mismatches that were repaired; 0 without `repair`."""
+
+
+class MoveReport(Value):
+    """The result of `move_bucket`."""
+
+    rows: int
+    """The number of rows that were copied at first."""
+    changes: int
+    """The number of changes that were made meanwhile and carried over. A row that changed twice counts twice."""
+    paused_seconds: float
+    """For how many seconds writers of the bucket may have waited."""

@@ -309,6 +309,28 @@ class HostEngine(Engines):
         return None
 
 
+class EnginesOfSchema(Engines):
+    """The engines of a server for one of several schemas on it. They share the server's pools."""
+
+    def __init__(self, server: Engines, schema: str) -> None:
+        super().__init__(schema, lambda: None)
+        self._server = server
+        self.is_own = server.is_own
+
+    @property
+    def engine(self) -> AsyncEngine:
+        return self._server.engine
+
+    def _enter(self, loop: asyncio.AbstractEventLoop) -> LoopEngine:
+        of_server = self._server.current()
+        return of_server._replace(loop=loop, autocommit=of_server.engine.execution_options(**self._options))
+
+    def forget_parent(self) -> object:
+        """See `HasParents`. The server's engines are forgotten by themselves."""
+        ours, self._last = self._last, None
+        return ours
+
+
 async def call_in(
     loop: asyncio.AbstractEventLoop, call: Callable[[], Coroutine[Any, Any, object]], *, within_seconds: float
 ) -> bool:

@@ -51,12 +51,19 @@ GRANTS = {
         Grant((SELECT, INSERT), ("session_roll_up_changes", "session_model_roll_up_changes")),
         Grant(
             (SELECT,),
-            ("session_roll_ups", "session_model_roll_ups", "session_budgets", "session_tombstones", VERSION_TABLE),
+            (
+                "session_roll_ups",
+                "session_model_roll_ups",
+                "session_budgets",
+                "session_tombstones",
+                "session_buckets",
+                VERSION_TABLE,
+            ),
         ),
     ),
     DatabaseRole.ROLLER: (
         Grant((SELECT, UPDATE), ("session_records",)),
-        Grant((SELECT,), ("session_model_usage", VERSION_TABLE)),
+        Grant((SELECT,), ("session_model_usage", "session_buckets", VERSION_TABLE)),
         Grant(
             (SELECT, INSERT, DELETE),
             ("rolled_up_sessions", "session_roll_up_changes", "session_model_roll_up_changes"),

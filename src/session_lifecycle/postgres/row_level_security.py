@@ -128,6 +128,8 @@ CONDITIONS = {
     "session_reservations": f"{_OWN} OR {_ALL}",
     "session_tombstones": f"{_OWN} OR {_ALL}",
     "session_repricings": _ALL,
+    # It says what a bucket is, and nothing of anybody.
+    "session_buckets": "true",
 }
 """Which rows of a table a viewer sees. A table that is not here shows nobody anything."""
 

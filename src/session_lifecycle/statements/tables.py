@@ -3,6 +3,7 @@
 from session_lifecycle.entities import (
     RolledUpSessionEntity,
     SessionAnnotationEntity,
+    SessionBucketEntity,
     SessionBudgetEntity,
     SessionMessageEntity,
     SessionModelRollUpChangeEntity,
@@ -35,3 +36,4 @@ budgets = SessionBudgetEntity
 reservations = SessionReservationEntity
 tombstones = SessionTombstoneEntity
 repricings = SessionRepricingEntity
+buckets = SessionBucketEntity

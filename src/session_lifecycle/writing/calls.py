@@ -107,11 +107,11 @@ class CallsAsItems(SessionWriter, ABC):
     async def record(self, items: Sequence[Item]) -> Any:
         asked = checked(items)
         written = await self.write(asked)
-        return [cast("Receipt", _receipt(item, one)) for item, one in zip(asked, written, strict=True)]
+        return [cast("Receipt", receipt_of(item, one)) for item, one in zip(asked, written, strict=True)]
 
     async def _record_one(self, item: WritableItem) -> Receipt | ReopenOutcome:
         [written] = await self.write([item])
-        return _receipt(item, written)
+        return receipt_of(item, written)
 
 
 def checked(items: Any) -> list[Item]:
@@ -147,7 +147,7 @@ def checked_item(item: Any, name: str = "item") -> Item:
     return kind.checked(item, name)
 
 
-def _receipt(item: WritableItem, written: WriteResult) -> Receipt | ReopenOutcome:
+def receipt_of(item: WritableItem, written: WriteResult) -> Receipt | ReopenOutcome:
     """The item's receipt. Each caller makes its own, so a recorder sends the next transaction without that delay."""
     match item:
         case UsageEvent():

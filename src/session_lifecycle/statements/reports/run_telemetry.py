@@ -9,12 +9,14 @@ from sqlalchemy import (
     ColumnElement,
     Numeric,
     Select,
+    Subquery,
     and_,
     func,
     not_,
     select,
     true,
 )
+from sqlalchemy.dialects.postgresql import ARRAY
 
 from session_lifecycle.models import MessageRole, Viewer
 from session_lifecycle.models.run_filters import RunChoice
@@ -28,15 +30,22 @@ from session_lifecycle.statements.activity.run_figures import (
     is_message_of,
 )
 from session_lifecycle.statements.sessions.row_filters import TOOL
-from session_lifecycle.statements.shared.durations import durations_of, percentiles
+from session_lifecycle.statements.shared.durations import durations_of, listed_durations, percentiles
 from session_lifecycle.statements.shared.keys import same_run
 from session_lifecycle.statements.shared.ledger import RUN_TOKEN_COLUMNS, UNKNOWN_AGENT
 from session_lifecycle.statements.shared.visibility import visible_run
 from session_lifecycle.statements.shared.window import within
 
 
-def telemetry(viewer: Viewer, filters: TelemetryFilters) -> Select[*tuple[Any, ...]]:
-    """Exactly one row. The percentiles are in microseconds, and null without runs."""
+def telemetry(viewer: Viewer, filters: TelemetryFilters, most_durations: int | None = None) -> Select[*tuple[Any, ...]]:
+    """Exactly one row. The percentiles are in microseconds, and null without runs.
+
+    Args:
+        viewer: The viewer.
+        filters: Which runs.
+        most_durations: How many of the runs' durations, in microseconds, `durations_us` has; None: there is no such
+            column.
+    """
     choice = RunChoice(provider=filters.provider, model=filters.model, client=filters.client, include_open=False)
     runs = _ended_runs(viewer, choice, filters.since, filters.until)
     figures = select(
@@ -64,7 +73,13 @@ def telemetry(viewer: Viewer, filters: TelemetryFilters) -> Select[*tuple[Any, .
         .select_from(runs.join(tables.messages, is_prompt))
         .subquery("prompts")
     )
-    return select(*figures.c, *tools.c, *prompts.c).select_from(figures.join(tools, true()).join(prompts, true()))
+    found = select(*figures.c, *tools.c, *prompts.c).select_from(figures.join(tools, true()).join(prompts, true()))
+    if most_durations is None:
+        return found
+    first = select(runs.c.duration_us).limit(most_durations).subquery("first")
+    return found.add_columns(
+        select(func.array_agg(first.c.duration_us, type_=ARRAY(Numeric))).scalar_subquery().label("durations_us")
+    )
 
 
 def telemetry_keys(viewer: Viewer, since: datetime | None, until: datetime | None) -> Select[*tuple[Any, ...]]:
@@ -79,9 +94,20 @@ def telemetry_keys(viewer: Viewer, since: datetime | None, until: datetime | Non
 
 def run_durations(viewer: Viewer, since: datetime | None, until: datetime | None) -> Select[*tuple[Any, ...]]:
     """The durations of the runs that ended in the window, by agent, in the rows of `durations_of`."""
+    return durations_of(_durations_by_agent(viewer, since, until))
+
+
+def list_run_durations(
+    viewer: Viewer, since: datetime | None, until: datetime | None, most: int
+) -> Select[*tuple[Any, ...]]:
+    """The same durations, in the rows of `listed_durations`."""
+    return listed_durations(_durations_by_agent(viewer, since, until), most)
+
+
+def _durations_by_agent(viewer: Viewer, since: datetime | None, until: datetime | None) -> Subquery:
     runs = _ended_runs(viewer, RunChoice(include_open=False), since, until)
     agent_name = func.coalesce(runs.c.agent_name, UNKNOWN_AGENT).label("key")
-    return durations_of(select(agent_name, runs.c.duration_us).subquery("durations"))
+    return select(agent_name, runs.c.duration_us).subquery("durations")
 
 
 def _ended_runs(viewer: Viewer, choice: RunChoice, since: datetime | None, until: datetime | None) -> CTE:

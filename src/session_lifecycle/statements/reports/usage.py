@@ -215,6 +215,15 @@ def usage(
     )
 
 
+def key_columns(dimension: str, question: UsageQuestion) -> list[str]:
+    """The names of the columns by which a dimension groups and orders."""
+    if dimension in _KEYS:
+        return [name for name in _KEYS[dimension] if name != SPELLING]
+    if dimension.startswith(OF_TAG):
+        return [TAG.format(question.tags.index(dimension.removeprefix(OF_TAG)))]
+    return [dimension if dimension == "status" else BUCKET]
+
+
 def _key(dimension: str, question: UsageQuestion | _Shape, abandon_after: timedelta) -> dict[str, ColumnElement[Any]]:
     """The columns by which a dimension groups."""
     if dimension in _KEYS:

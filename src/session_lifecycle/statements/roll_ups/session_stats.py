@@ -3,12 +3,25 @@
 from functools import cache
 from typing import Any
 
-from sqlalchemy import BigInteger, ColumnElement, Numeric, Select, Text, false, func, literal, or_, select, union_all
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Numeric,
+    Select,
+    Subquery,
+    Text,
+    false,
+    func,
+    literal,
+    or_,
+    select,
+    union_all,
+)
 
 from session_lifecycle.models import EffectiveStatus
 from session_lifecycle.statements import tables
 from session_lifecycle.statements.roll_ups.totals import duration_us, in_window, session_figures, sessions_ever
-from session_lifecycle.statements.shared.durations import durations_of
+from session_lifecycle.statements.shared.durations import durations_of, listed_durations
 from session_lifecycle.statements.shared.further_totals import FURTHER_TOTALS, as_text, summed
 from session_lifecycle.statements.shared.status import status_windows, stored_statuses, waits
 from session_lifecycle.statements.shared.visibility import ScopeKinds
@@ -74,6 +87,16 @@ def session_durations(kinds: ScopeKinds, ends: Ends) -> Select[*tuple[Any, ...]]
 
     The roll-ups cannot help: the percentiles of two halves do not determine the percentiles of the whole.
     """
+    return durations_of(_durations(kinds, ends))
+
+
+@cache
+def list_session_durations(kinds: ScopeKinds, ends: Ends, most: int) -> Select[*tuple[Any, ...]]:
+    """The same durations, in the rows of `listed_durations`."""
+    return listed_durations(_durations(kinds, ends), most)
+
+
+def _durations(kinds: ScopeKinds, ends: Ends) -> Subquery:
     durations = [
         select(literal(label, Text).label("key"), duration_us(table).label("duration_us")).where(
             in_scope, *in_window(table, window)
@@ -82,4 +105,4 @@ def session_durations(kinds: ScopeKinds, ends: Ends) -> Select[*tuple[Any, ...]]
         for table in (tables.rolled_up_sessions, tables.sessions)
         for in_scope in kinds.conditions(table) or [false()]
     ]
-    return durations_of(union_all(*durations).subquery("sessions"))
+    return union_all(*durations).subquery("sessions")

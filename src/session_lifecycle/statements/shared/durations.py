@@ -38,3 +38,16 @@ def durations_of(rows: Subquery) -> Select[*tuple[Any, ...]]:
         .group_by(func.grouping_sets(tuple_(), tuple_(rows.c.key)))
         .order_by(rows.c.key.is_not(None), func.count().desc(), rows.c.key)
     )
+
+
+def listed_durations(rows: Subquery, most: int) -> Select[*tuple[Any, ...]]:
+    """Each different duration of each key with the number of times that it is there, as `lasted`; at most `most` rows.
+
+    Where several servers have the durations, their percentiles do not determine those of all, so all are needed.
+
+    Args:
+        rows: See `durations_of`.
+        most: The most rows.
+    """
+    columns = (rows.c.key, rows.c.duration_us)
+    return select(*columns, func.count().label("lasted")).group_by(*columns).limit(most)

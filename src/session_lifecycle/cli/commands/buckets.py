@@ -1,0 +1,122 @@
+"""`db buckets`: migrates and lists the buckets of users, and moves one to another server."""
+
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Annotated, NoReturn
+from uuid import UUID
+
+import typer
+
+from session_lifecycle.cli.options import DATABASE_PANEL, Json, Yes, confirm_on_terminal, run_until_done
+from session_lifecycle.cli.output import print_json, print_line, print_note
+
+if TYPE_CHECKING:
+    from session_lifecycle.buckets.database import BucketDatabase
+
+Places = Annotated[
+    list[str],
+    typer.Option(
+        "--place",
+        rich_help_panel=DATABASE_PANEL,
+        help="Place of the next bucket: a schema of the database, URL#schema, or a URL. Repeat it in the order that "
+        "the program has.",
+    ),
+]
+OfName = Annotated[
+    str | None,
+    typer.Option(
+        rich_help_panel=DATABASE_PANEL,
+        help="Name of the program's own function of users. Default: the library's hash.",
+        show_default=False,
+    ),
+]
+Url = Annotated[
+    str | None,
+    typer.Option(
+        "--url",
+        rich_help_panel=DATABASE_PANEL,
+        help="URL of the places that name a schema only. Default: SESSION_LIFECYCLE_DATABASE_URL.",
+        show_default=False,
+    ),
+]
+
+
+def migrate(place: Places, url: Url = None, of_name: OfName = None, as_json: Json = False) -> None:
+    """Migrate every bucket, and write down in each which one it is."""
+
+    async def work(db: "BucketDatabase") -> None:
+        await db.migrate()
+        advice = await db.check()
+        if as_json:
+            print_json({"buckets": db.bucket_count, "advice": advice})
+            return
+        print_line(f"The schemas of {db.bucket_count} buckets are up to date.")
+        for sentence in advice:
+            print_note(f"note: {sentence}")
+
+    _on_buckets(work, place, url, of_name)
+
+
+def list_buckets(place: Places, url: Url = None, of_name: OfName = None, as_json: Json = False) -> None:
+    """Show where each bucket is now: the database without a password, and the schema."""
+
+    async def work(db: "BucketDatabase") -> None:
+        for number, where in enumerate(await db.where()):
+            if as_json:
+                print_json({"bucket": number, "place": where})
+            else:
+                print_line(f"{number:>2}  {where}")
+
+    _on_buckets(work, place, url, of_name)
+
+
+def move(
+    number: Annotated[int, typer.Argument(help="Number of the bucket, from 0.", show_default=False)],
+    to: Annotated[str, typer.Option(help="URL of the server and database to move it to, postgresql://…")],
+    place: Places,
+    url: Url = None,
+    of_name: OfName = None,
+    keep_copy: Annotated[
+        bool, typer.Option(help="Keep the rows at the old place, in the schema with ' (moved)' after its name.")
+    ] = False,
+    yes: Yes = False,
+    as_json: Json = False,
+) -> None:
+    """Move a bucket to a schema of the same name on another server, while programs write into it."""
+    if not yes:
+        confirm_on_terminal(f"Move bucket {number}?")
+
+    async def work(db: "BucketDatabase") -> None:
+        report = await db.move_bucket(number, to, keep_copy=keep_copy, on_progress=print_note)
+        if as_json:
+            print_json(report.model_dump(mode="json"))
+            return
+        print_line(
+            f"Moved bucket {number}: {report.rows:,} rows, {report.changes:,} changes meanwhile, "
+            f"writers waited {report.paused_seconds:.2f} s."
+        )
+
+    _on_buckets(work, place, url, of_name)
+
+
+def _on_buckets(
+    work: "Callable[[BucketDatabase], Awaitable[None]]", places: list[str], url: str | None, of_name: str | None
+) -> None:
+    """Opens the buckets, runs the work, and closes them."""
+
+    async def run() -> None:
+        from session_lifecycle import SessionDatabase
+        from session_lifecycle.buckets.places import Place
+        from session_lifecycle.errors import ConfigurationError
+
+        def unknown(_: UUID) -> NoReturn:
+            raise ConfigurationError("the command does not know the program's own function of users")
+
+        where: list[Place | str] = []
+        for one in places:
+            at, mark, schema = one.rpartition("#")
+            where.append(Place(schema, at) if mark and "://" in at else one)
+        of = None if of_name is None else unknown
+        async with SessionDatabase.buckets(where, of=of, of_name=of_name, url=url) as db:
+            await work(db)
+
+    run_until_done(run)

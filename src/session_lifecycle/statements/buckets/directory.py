@@ -1,0 +1,52 @@
+"""What a bucket says of itself, which data sets it has, and its clock."""
+
+from collections.abc import Sequence
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Select, func, literal, select, true
+from sqlalchemy.dialects.postgresql import ARRAY, insert
+from sqlalchemy.sql.dml import ReturningInsert
+from sqlalchemy.types import Uuid
+
+from session_lifecycle.statements import tables
+from session_lifecycle.statements.shared.clock import clock
+
+COLUMNS = tuple(tables.buckets.__table__.columns)
+
+
+def this_bucket() -> Select[*tuple[Any, ...]]:
+    """At most one row: which bucket the schema is."""
+    return select(*COLUMNS)
+
+
+def present_state() -> Select[bool, str | None]:
+    """At most one row: whether the bucket is being copied here, and the URL of the place to which it went."""
+    return select(tables.buckets.is_arriving, tables.buckets.moved_to)
+
+
+def write_bucket(fields: dict[str, Any]) -> ReturningInsert[int]:
+    """Says which bucket the schema is, unless the schema says so already. No row in the answer."""
+    return insert(tables.buckets).values(**fields).on_conflict_do_nothing().returning(tables.buckets.number)
+
+
+def present_datasets(dataset_ids: Sequence[UUID]) -> Select[*tuple[Any, ...]]:
+    """One row: those of the data sets in which the bucket has a session, and the bucket's clock as `as_of`.
+
+    An index finds one session of each data set.
+    """
+    dataset = func.unnest(literal(list(dataset_ids), ARRAY(Uuid))).table_valued("id", name="dataset").render_derived()
+    first = (
+        select(tables.sessions.dataset_id)
+        .where(tables.sessions.dataset_id == dataset.c.id)
+        .limit(1)
+        .correlate(dataset)
+        .lateral("first")
+    )
+    found = select(func.array_agg(dataset.c.id, type_=ARRAY(Uuid))).select_from(dataset.join(first, true()))
+    return select(found.scalar_subquery().label("dataset_ids"), clock().label("as_of"))
+
+
+def now() -> Select[*tuple[Any, ...]]:
+    """One row: the bucket's clock as `as_of`."""
+    return select(clock().label("as_of"))

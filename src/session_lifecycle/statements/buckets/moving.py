@@ -1,0 +1,188 @@
+"""The SQL by which a bucket moves: noting changes while it is copied, and leaving a pointer where it was.
+
+Its texts go to the driver as they stand: COPY and DDL take no parameters.
+"""
+
+from collections.abc import Sequence
+
+from session_lifecycle.entities import metadata
+from session_lifecycle.postgres.function_files import quoted
+
+NOTES = "bucket_changes"
+"""The table that notes the key of every row that changes while its bucket is copied."""
+NOTE_FUNCTION = "note_bucket_change"
+SKIPPED = {"session_buckets"}
+"""What is a bucket's own at each place."""
+
+
+def moved_tables() -> dict[str, Sequence[str]]:
+    """The columns of the primary key of each table whose rows move, with the sessions first."""
+    # Whoever writes a session locks its row first, so the lock on this table is the gate for the other ones.
+    first = "session_records"
+    tables = sorted(metadata.sorted_tables, key=lambda table: table.name != first)
+    return {
+        table.name: [column.name for column in table.primary_key.columns]
+        for table in tables
+        if table.name not in SKIPPED
+    }
+
+
+def place(schema: str, name: str) -> str:
+    return f"{quoted(schema)}.{quoted(name)}"
+
+
+def create_notes(schema: str) -> list[str]:
+    """The table of notes and the function that writes one. Whoever writes a row need not have rights on the notes."""
+    return [
+        # A crash empties it. The move ends with its connection then, and begins anew.
+        f"""
+        CREATE UNLOGGED TABLE {place(schema, NOTES)} (
+            change_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, table_name text NOT NULL, key jsonb NOT NULL
+        )
+        """,
+        f"""
+        CREATE FUNCTION {place(schema, NOTE_FUNCTION)}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
+        SET search_path = pg_catalog, pg_temp AS $note$
+        DECLARE
+            named jsonb;
+        BEGIN
+            IF TG_OP <> 'INSERT' THEN
+                SELECT jsonb_object_agg(k.column_name, to_jsonb(OLD) -> k.column_name) INTO named
+                FROM unnest(TG_ARGV) k (column_name);
+                INSERT INTO {place(schema, NOTES)} (table_name, key) VALUES (TG_TABLE_NAME, named);
+            END IF;
+            IF TG_OP <> 'DELETE' THEN
+                SELECT jsonb_object_agg(k.column_name, to_jsonb(NEW) -> k.column_name) INTO named
+                FROM unnest(TG_ARGV) k (column_name);
+                INSERT INTO {place(schema, NOTES)} (table_name, key) VALUES (TG_TABLE_NAME, named);
+            END IF;
+            RETURN NULL;
+        END
+        $note$
+        """,
+    ]
+
+
+def drop_notes(schema: str) -> list[str]:
+    """Takes back what `create_notes` and `note_changes` have made."""
+    return [
+        f"DROP FUNCTION IF EXISTS {place(schema, NOTE_FUNCTION)}() CASCADE",
+        f"DROP TABLE IF EXISTS {place(schema, NOTES)}",
+    ]
+
+
+def note_changes(schema: str, table: str, key: Sequence[str]) -> str:
+    """Has every change of a row of the table noted. It waits for the writers that are at work."""
+    names = ", ".join("'{}'".format(name.replace("'", "''")) for name in key)
+    return (
+        f"CREATE TRIGGER {NOTE_FUNCTION} AFTER INSERT OR UPDATE OR DELETE ON {place(schema, table)} "
+        f"FOR EACH ROW EXECUTE FUNCTION {place(schema, NOTE_FUNCTION)}({names})"
+    )
+
+
+def take_notes(schema: str, most: int) -> str:
+    """Takes the first notes, each key once: `table_name`, and `keys` as JSON. Deletes them."""
+    notes = place(schema, NOTES)
+    return (
+        f"WITH taken AS (DELETE FROM {notes} WHERE change_id IN "
+        f"(SELECT change_id FROM {notes} ORDER BY change_id LIMIT {most}) RETURNING table_name, key) "
+        "SELECT table_name, jsonb_agg(DISTINCT key)::text AS keys, count(*) AS notes FROM taken GROUP BY table_name"
+    )
+
+
+def count_notes(schema: str, most: int) -> str:
+    return f"SELECT count(*) FROM (SELECT FROM {place(schema, NOTES)} LIMIT {most}) n"
+
+
+def _keyed(schema: str, table: str, key: Sequence[str]) -> str:
+    """The rows `t` with one of the keys of `$1`."""
+    same = " AND ".join(f"t.{quoted(name)} = k.{quoted(name)}" for name in key)
+    return f"jsonb_populate_recordset(NULL::{place(schema, table)}, $1::jsonb) k WHERE {same}"
+
+
+def select_rows(schema: str, table: str, columns: Sequence[str], key: Sequence[str] | None = None) -> str:
+    """The rows of a table; those with the keys of `$1` where there is a key."""
+    listed = ", ".join(f"t.{quoted(name)}" for name in columns)
+    rows = f"SELECT {listed} FROM {place(schema, table)} t"
+    return rows if key is None else f"{rows}, {_keyed(schema, table, key)}"
+
+
+def delete_rows(schema: str, table: str, key: Sequence[str]) -> str:
+    """Deletes the rows with the keys of `$1`."""
+    return f"DELETE FROM {place(schema, table)} t USING {_keyed(schema, table, key)}"
+
+
+STORED_COLUMNS = """
+    SELECT c.relname::text AS table_name, array_agg(a.attname::text ORDER BY a.attnum) AS columns
+    FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_class c ON c.oid = a.attrelid
+    WHERE c.relnamespace = $1::text::regnamespace AND c.relkind = 'r' AND a.attnum > 0
+        AND NOT a.attisdropped AND a.attgenerated = ''
+    GROUP BY c.relname
+"""
+"""The columns of each table that are not computed from others. `$1` is the quoted schema."""
+
+SEQUENCES = """
+    SELECT s.relname::text AS name, s.oid::regclass::text AS sequence
+    FROM pg_catalog.pg_class s WHERE s.relnamespace = $1::text::regnamespace AND s.relkind = 'S'
+"""
+"""The sequences of a schema. `$1` is the quoted schema."""
+
+
+SET_SEQUENCE = "SELECT setval($1::text::regclass, $2, $3)"
+HAS_SCHEMA = "SELECT true FROM pg_catalog.pg_namespace WHERE nspname = $1"
+HAS_TABLE = "SELECT pg_catalog.to_regclass($1) IS NOT NULL"
+
+
+def read_sequence(sequence: str) -> str:
+    """The state of a sequence, whose name Postgres has quoted."""
+    return f"SELECT last_value, is_called FROM {sequence}"
+
+
+def read_bucket(schema: str) -> str:
+    """Which bucket the schema says it is."""
+    return f"SELECT number, is_arriving, moved_to FROM {place(schema, 'session_buckets')}"
+
+
+def say_arriving(schema: str) -> str:
+    """Says which bucket is being copied to this place: number, count, hash name, deployment."""
+    table = place(schema, "session_buckets")
+    return (
+        f"INSERT INTO {table} (number, bucket_count, hash_name, deployment_id, is_arriving) "
+        "VALUES ($1, $2, $3, $4, true)"
+    )
+
+
+def say_arrived(schema: str) -> str:
+    """Says that the bucket is complete at this place."""
+    return f"UPDATE {place(schema, 'session_buckets')} SET is_arriving = false"
+
+
+def lock_writers_out(schema: str, tables: Sequence[str]) -> str:
+    """Waits for the writers that are at work, and keeps others waiting until the transaction ends. Readers go on."""
+    return f"LOCK TABLE {', '.join(place(schema, table) for table in tables)} IN EXCLUSIVE MODE"
+
+
+def leave_pointer(schema: str, left: str) -> list[str]:
+    """Renames the schema, so that nothing of it is found by its name any more, and says where the bucket went: `$1`."""
+    table = place(schema, "session_buckets")
+    return [
+        f"ALTER SCHEMA {quoted(schema)} RENAME TO {quoted(left)}",
+        f"CREATE SCHEMA {quoted(schema)}",
+        f"CREATE TABLE {table} (LIKE {place(left, 'session_buckets')} INCLUDING ALL)",
+        f"INSERT INTO {table} SELECT * FROM {place(left, 'session_buckets')}",
+        f"GRANT USAGE ON SCHEMA {quoted(schema)} TO PUBLIC",
+        f"GRANT SELECT ON {table} TO PUBLIC",
+    ]
+
+
+def point_to(schema: str) -> str:
+    return f"UPDATE {place(schema, 'session_buckets')} SET moved_to = $1"
+
+
+def set_trigger(schema: str, trigger: str, *, enabled: bool) -> str:
+    action = "ENABLE" if enabled else "DISABLE"
+    return f"ALTER TABLE {place(schema, 'session_records')} {action} TRIGGER {trigger}"
+
+
+def drop_schema(schema: str) -> str:
+    return f"DROP SCHEMA IF EXISTS {quoted(schema)} CASCADE"

@@ -1,0 +1,230 @@
+"""A bucket moves between servers while programs write into it: nothing is lost, doubled or hidden."""
+
+import asyncio
+import json
+import time
+from collections import Counter
+from datetime import UTC, datetime
+from itertools import count
+from uuid import UUID
+
+import asyncpg
+import pytest
+from sqlalchemy.engine import make_url
+
+from session_lifecycle import (
+    ConfigurationError,
+    Run,
+    RunFilters,
+    SchemaError,
+    SessionDatabase,
+    SessionListFilters,
+    TransactionConflictError,
+    UsageEvent,
+    Viewer,
+)
+from session_lifecycle.buckets import moving
+from session_lifecycle.buckets.database import BucketDatabase
+from session_lifecycle.entities import metadata
+from support.buckets import BucketServers, user_in
+from support.commands import run, succeed
+
+BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def event(user: UUID, number: int, session_id: str = "s") -> UsageEvent:
+    return UsageEvent(session_id=session_id, user_id=user, model="m", tokens_in=1, idempotency_key=str(number))
+
+
+class Writers:
+    """Programs that write into a bucket, each by a database of its own, and know what was acknowledged."""
+
+    def __init__(self, user: UUID) -> None:
+        self.user = user
+        self.numbers = count()
+        self.acknowledged: list[int] = []
+        self.longest = 0.0
+        self.is_over = False
+
+    async def write(self, db: BucketDatabase) -> None:
+        while not self.is_over:
+            number = next(self.numbers)
+            began = time.monotonic()
+            receipt = await db.lifecycle.record(
+                [
+                    event(self.user, number, f"s{number % 7}"),
+                    Run(run_id=f"r{number % 50}", user_id=self.user, session_id=f"s{number % 7}", started_at=BEGAN),
+                ]
+            )
+            self.longest = max(self.longest, time.monotonic() - began)
+            assert receipt[0].outcome == "applied"
+            self.acknowledged.append(number)
+            # What was acknowledged is there for every later reader.
+            if number % 5 == 0:
+                found = await db.lifecycle.aggregate_stats(self.user)
+                assert found.tokens_in >= len(self.acknowledged) - 50
+
+    async def record(self, db: BucketDatabase) -> None:
+        async with db.recorder() as recorder:
+            while not self.is_over:
+                number = next(self.numbers)
+                receipt = await recorder.record([event(self.user, number)])
+                assert receipt[0].outcome == "applied"
+                self.acknowledged.append(number)
+
+
+async def rows_of(url: str, schema: str) -> dict[str, int]:
+    connection = await asyncpg.connect(url)
+    try:
+        return {
+            table.name: await connection.fetchval(f'SELECT count(*) FROM "{schema}".{table.name}')
+            for table in metadata.sorted_tables
+        }
+    finally:
+        await connection.close()
+
+
+async def storm(places_of: BucketServers, seconds: float, moves: int) -> None:
+    async with (
+        places_of.cloned() as places,
+        SessionDatabase.buckets(places) as operator,
+        SessionDatabase.buckets(places) as one,
+        SessionDatabase.buckets(places) as another,
+    ):
+        user, beside = user_in(operator, 0), user_in(operator, 1)
+        writers = Writers(user)
+        await operator.lifecycle.record([event(user, number, f"old{number}") for number in range(-400, 0)])
+        await operator.lifecycle.ensure_and_touch_session("s", beside)
+        await operator.maintenance.roll_up()
+        tasks = [
+            asyncio.create_task(work) for work in (writers.write(one), writers.write(another), writers.record(one))
+        ]
+        ends = [str(places[0].url), str(places[-1].url)]
+        reports = []
+        for number in range(moves):
+            await asyncio.sleep(seconds)
+            reports.append(await operator.move_bucket(0, ends[(number + 1) % 2]))
+            assert not any(task.done() for task in tasks)
+        await asyncio.sleep(seconds)
+        writers.is_over = True
+        await asyncio.gather(*tasks)
+        assert all(report.paused_seconds < 1 for report in reports), reports
+        assert sum(report.changes for report in reports) > 0
+        async with SessionDatabase.buckets(places) as fresh:  # it knows the first place only
+            for db in (operator, one, another, fresh):
+                stats = await db.lifecycle.aggregate_stats(user)
+                assert stats.tokens_in == len(writers.acknowledged) + 400
+                assert (await db.lifecycle.aggregate_stats(beside)).sessions == 1
+                assert (await db.lifecycle.list_session_rows(SessionListFilters(user_id=user))).total == 8 + 400
+        report = await operator.maintenance.reconcile()
+        assert report.mismatch_count == 0, report.mismatches
+        assert await operator.check() == []
+        ledger = Counter((await asyncio.gather(*(keys_of(end, str(places[0].schema)) for end in ends)))[moves % 2])
+        assert set(ledger.values()) == {1}
+        assert {int(key) for key in ledger} == {*writers.acknowledged, *range(-400, 0)}
+
+
+async def keys_of(url: str, schema: str) -> list[str]:
+    connection = await asyncpg.connect(url)
+    try:
+        table = await connection.fetchval("SELECT to_regclass($1)::text", f"{schema}.session_usage_events")
+        if table is None:
+            return []
+        rows = await connection.fetch(f"SELECT idempotency_key FROM {table} WHERE idempotency_key IS NOT NULL")
+        return [row[0] for row in rows]
+    finally:
+        await connection.close()
+
+
+async def test_nothing_is_lost_while_a_bucket_moves_there_and_back(four_buckets: BucketServers) -> None:
+    await storm(four_buckets, 0.3, 2)
+
+
+@pytest.mark.soak
+async def test_nothing_is_lost_in_many_moves(four_buckets: BucketServers) -> None:
+    await storm(four_buckets, 3, 20)
+
+
+async def test_a_moved_bucket_is_complete_and_leaves_nothing_behind(four_buckets: BucketServers) -> None:
+    async with four_buckets.cloned() as places, SessionDatabase.buckets(places) as db:
+        user, schema = user_in(db, 0), str(places[0].schema)
+        old, new = str(places[0].url), str(places[-1].url)
+        await db.lifecycle.record([event(user, 1), Run(run_id="r", user_id=user, session_id="s", started_at=BEGAN)])
+        await db.lifecycle.end_session("s", user, "completed")
+        await db.maintenance.roll_up()
+        await db.maintenance.erase_user(user_in(db, 0, 1), tombstone=True)
+        before = await rows_of(old, schema)
+        said: list[str] = []
+        report = await db.move_bucket(0, new, on_progress=said.append)
+        assert await rows_of(new, schema) == before
+        assert report.rows == sum(before.values()) - before["session_buckets"]
+        assert any(one.startswith("session_records: 1 rows") for one in said)
+        where = await db.where()
+        parsed = make_url(new)
+        assert where[0] == f"postgresql://{parsed.host}:{parsed.port}/{parsed.database}#{schema}"
+        with pytest.raises(SchemaError):  # a plain database on the old place finds nothing either
+            async with SessionDatabase.connect(old, schema=schema) as plain:
+                await plain.lifecycle.get_session_row("s", user)
+        # The sequence goes on, and the trigger takes a changed session out of the roll-ups.
+        await db.lifecycle.record([Run(run_id="q", user_id=user, session_id="s", started_at=BEGAN)])
+        await db.lifecycle.reopen_session("s", user)
+        assert [
+            run.run_id for run in (await db.activity.list_runs(RunFilters(user_id=user, include_open=True))).runs
+        ] == ["q", "r"]
+        assert (await db.maintenance.reconcile()).mismatch_count == 0
+        # Moved again to where it is, it stays.
+        assert (await db.move_bucket(0, new)).rows == 0
+        # A host that lists the new place opens it there.
+        moved = [type(places[0])(schema, new), *places[1:]]
+        async with SessionDatabase.buckets(moved) as fresh:
+            assert await fresh.check() == []
+            assert (await fresh.lifecycle.aggregate_stats(Viewer.auditor())).sessions == 1
+
+
+async def test_a_move_that_is_interrupted_changes_nothing_and_begins_anew(
+    four_buckets: BucketServers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with four_buckets.cloned() as places, SessionDatabase.buckets(places) as db:
+        user, new = user_in(db, 0), str(places[-1].url)
+        await db.lifecycle.record([event(user, number) for number in range(5)])
+
+        def stop(_: str) -> None:
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            await db.move_bucket(0, new, on_progress=stop)
+        await db.lifecycle.record([event(user, 5)])
+        elsewhere = [type(places[0])(places[0].schema, new), *places[1:]]
+        async with SessionDatabase.buckets(elsewhere) as wrong:
+            with pytest.raises(ConfigurationError, match="is being copied to this place"):
+                await wrong.lifecycle.aggregate_stats(user)
+        async with SessionDatabase.connect(str(places[0].url)) as host, host.engine.begin() as holder:
+            await holder.exec_driver_sql(f"SELECT FROM {places[0].schema}.session_records FOR UPDATE")
+            monkeypatch.setattr(moving, "LOCK_ATTEMPTS", 2)
+            with pytest.raises(TransactionConflictError, match="was not moved"):
+                await db.move_bucket(0, new)
+        monkeypatch.undo()
+        await db.move_bucket(0, new)
+        assert (await db.lifecycle.aggregate_stats(user)).tokens_in == 6
+        with pytest.raises(ConfigurationError, match="is there already"):
+            await db.move_bucket(1, f"{places[0].url!s}?target_session_attrs=any")
+        with pytest.raises(ConfigurationError, match="expected a bucket from 0 to 3"):
+            await db.move_bucket(4, new)
+
+
+async def test_an_operator_lists_and_moves_buckets(four_buckets: BucketServers) -> None:
+    async with four_buckets.cloned() as places, SessionDatabase.buckets(places) as db:
+        user = user_in(db, 1)
+        await db.lifecycle.ensure_and_touch_session("s", user)
+        named = [word for place in places for word in ("--place", f"{place.url}#{place.schema}")]
+        moved = succeed("db", "buckets", "move", "1", "--to", str(places[-1].url), "--yes", "--json", *named)
+        assert json.loads(moved)["changes"] == 0
+        assert json.loads(moved)["rows"] >= 1
+        after = [json.loads(line)["place"] for line in succeed("db", "buckets", "list", *named, "--json").splitlines()]
+        assert after[1].partition("#")[0] == after[3].partition("#")[0]
+        assert (await db.lifecycle.aggregate_stats(user)).sessions == 1
+        assert all("@" not in place for place in after)
+        swapped = run("db", "buckets", "migrate", *named[2:4], *named[:2], *named[4:])
+        assert swapped.returncode == 1
+        assert "the order of the places differs" in swapped.stderr
+        assert "postgres:" not in swapped.stderr
