@@ -1,0 +1,60 @@
+"""The budgets that the viewer sees, with what is used of each. A page makes one read, and one for each of its budgets.
+
+A page has at most 20 budgets, of which 3 are read at once.
+"""
+
+import asyncio
+from typing import Annotated
+
+from session_lifecycle.models import BudgetUse
+from session_lifecycle.web.framework import APIRouter, Query, Response
+from session_lifecycle.web.pages.problems import PageRoute
+from session_lifecycle.web.pages.visit import AskedVisit, Visit
+
+router = APIRouter(route_class=PageRoute)
+
+PAGE_SIZE = 20
+READS_AT_ONCE = 3
+
+
+@router.get("/budgets")
+async def budgets(
+    visit: AskedVisit,
+    after: Annotated[str | None, Query(max_length=200, description="The last id of the page before.")] = None,
+) -> Response:
+    """A page of budgets, in the order of their ids."""
+    listed = await visit.db.budgets.list_budgets(visit.viewer, limit=PAGE_SIZE + 1, after=after)
+    turn = asyncio.Semaphore(READS_AT_ONCE)
+
+    async def use_of(budget_id: str) -> BudgetUse | None:
+        async with turn:
+            return await visit.db.budgets.get_budget(budget_id, visit.viewer)
+
+    shown = listed[:PAGE_SIZE]
+    found = await asyncio.gather(*(use_of(one.budget_id) for one in shown))
+    uses = [one for one in found if one is not None]  # a budget may be deleted between the two reads
+    names = await visit.names_of(one.budget.user_id for one in uses if one.budget.user_id is not None)
+    return visit.answer(
+        "budgets.html",
+        uses=[(one, part_used(one)) for one in uses],
+        names=names,
+        after=after,
+        next_after=shown[-1].budget_id if len(listed) > PAGE_SIZE else None,
+    )
+
+
+def part_used(use: BudgetUse) -> tuple[float, float]:
+    """The parts of the limit that are spent and reserved, of the limit that is nearer to its end; both at most 1."""
+    parts: list[tuple[float, float]] = []
+    if use.budget.limit_usd is not None:
+        parts.append(_parts(float(use.spent_usd), float(use.reserved_usd), float(use.budget.limit_usd)))
+    if use.budget.limit_tokens is not None:
+        parts.append(_parts(use.spent_tokens, use.reserved_tokens, use.budget.limit_tokens))
+    return max(parts, key=sum)
+
+
+def _parts(spent: float, reserved: float, limit: float) -> tuple[float, float]:
+    if not limit:
+        return 1.0, 0.0
+    used = min(1.0, spent / limit)
+    return used, min(1.0 - used, reserved / limit)
