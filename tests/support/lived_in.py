@@ -161,7 +161,7 @@ async def live_in(db: SessionDatabase, sessions: int = 160, *, now: datetime | N
     )
     for budget in budgets:
         await db.budgets.set_budget(budget)
-    await db.budgets.reserve("live-0", A, "claude-sonnet-4-5", 60_000, 8_000, idempotency_key="in flight")
+    await db.budgets.reserve("live-1", AGENT, "gpt-4o", 20_000, 4_000, idempotency_key="in flight")
 
 
 USERS: dict[UUID, str] = {A: "ann@example.com", B: "ben@example.com", AGENT: "ann's agent"}

@@ -4,7 +4,8 @@ A page has at most 20 budgets, of which 3 are read at once.
 """
 
 import asyncio
-from typing import Annotated
+from decimal import Decimal
+from typing import Annotated, NamedTuple
 
 from session_lifecycle.models import BudgetUse
 from session_lifecycle.web.framework import APIRouter, Query, Response
@@ -43,18 +44,23 @@ async def budgets(
     )
 
 
-def part_used(use: BudgetUse) -> tuple[float, float]:
-    """The parts of the limit that are spent and reserved, of the limit that is nearer to its end; both at most 1."""
-    parts: list[tuple[float, float]] = []
-    if use.budget.limit_usd is not None:
-        parts.append(_parts(float(use.spent_usd), float(use.reserved_usd), float(use.budget.limit_usd)))
-    if use.budget.limit_tokens is not None:
-        parts.append(_parts(use.spent_tokens, use.reserved_tokens, use.budget.limit_tokens))
+class Part(NamedTuple):
+    """What is used of a limit, as a part of it. More than 1: the limit is passed."""
+
+    spent: float
+    reserved: float
+
+
+def part_used(use: BudgetUse) -> Part:
+    """The parts of the limit that is nearer to its end, of the two that a budget can have."""
+    budget = use.budget
+    parts = [
+        *([] if budget.limit_usd is None else [_part(use.spent_usd, use.reserved_usd, budget.limit_usd)]),
+        *([] if budget.limit_tokens is None else [_part(use.spent_tokens, use.reserved_tokens, budget.limit_tokens)]),
+    ]
     return max(parts, key=sum)
 
 
-def _parts(spent: float, reserved: float, limit: float) -> tuple[float, float]:
-    if not limit:
-        return 1.0, 0.0
-    used = min(1.0, spent / limit)
-    return used, min(1.0 - used, reserved / limit)
+def _part(spent: Decimal | int, reserved: Decimal | int, limit: Decimal | int) -> Part:
+    """A limit of 0 is used up."""
+    return Part(float(spent / limit), float(reserved / limit)) if limit else Part(1.0, 0.0)

@@ -160,7 +160,7 @@ class Visit:
             theme=theme if theme in THEMES else THEMES[0],
             themes=THEMES,
             version=__version__,
-            events=self._path_of_events,
+            stream=self._path_of_events,
             **values,
         )
         answer = Response(body, status, self.dashboard.headers | (headers or {}), "text/html")

@@ -79,6 +79,15 @@ class Wording:
             return Figure(f"{sign}<${self.number(Decimal('0.0001'), 4)}", exact)
         return Figure(f"{sign}${self.number(size, 2 if size >= 1 or not size else 4)}", exact)
 
+    def price(self, value: Decimal | None) -> Figure:
+        """US dollars with four decimals, so that the decimal marks of a column are below each other."""
+        exact = self.money(value).exact
+        return Figure(NOTHING if value is None else f"{'-' if value < 0 else ''}${self.number(abs(value), 4)}", exact)
+
+    def counted(self, count: int, noun: str) -> str:
+        """How many there are of something that is named with a regular plural."""
+        return f"{self.number(count)} {noun}{'' if count == 1 else 's'}"
+
     def share(self, value: float | None) -> Figure:
         """A part of one, in percent."""
         if value is None:
@@ -95,11 +104,14 @@ class Wording:
         if seconds < _MINUTE:
             return Figure(f"{self.number(seconds, 1)} s", exact)
         whole = round(seconds)
-        if whole < _HOUR:
-            return Figure(f"{whole // _MINUTE}m {whole % _MINUTE:02}s", exact)
-        if whole < _DAY:
-            return Figure(f"{whole // _HOUR}h {whole % _HOUR // _MINUTE:02}m", exact)
-        return Figure(f"{self.number(whole // _DAY)}d {whole % _DAY // _HOUR:02}h", exact)
+        for unit, letter, part, its_letter in ((_DAY, "d", _HOUR, "h"), (_HOUR, "h", _MINUTE, "m")):
+            if whole >= unit:
+                return Figure(f"{self.number(whole // unit)}{letter} {whole % unit // part:02}{its_letter}", exact)
+        return Figure(f"{whole // _MINUTE}m {whole % _MINUTE:02}s", exact)
+
+    def period(self, length: timedelta) -> str:
+        """A whole duration, such as `7 days`."""
+        return self.counted(length.days, "day") if not length.seconds else self.duration(length.total_seconds()).text
 
     def moment(self, value: datetime | None) -> Figure:
         """A time to the minute, in the visitor's zone. The exact text has the microseconds and the offset."""

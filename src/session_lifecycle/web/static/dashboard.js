@@ -39,11 +39,23 @@ function keepAddressesShort() {
 }
 
 const FORMS = {
-  usd: (value) => new Intl.NumberFormat(undefined, { style: "currency", currency: "USD", notation: "compact", maximumFractionDigits: 4, minimumFractionDigits: 0 }).format(value),
+  usd: (value) => new Intl.NumberFormat(undefined, { style: "currency", currency: "USD", notation: value < 10000 ? "standard" : "compact", minimumFractionDigits: value && value < 10 ? 2 : 0, maximumFractionDigits: value < 0.1 ? 4 : 2 }).format(value),
   count: (value) => new Intl.NumberFormat(undefined, { notation: "compact" }).format(value),
   share: (value) => new Intl.NumberFormat(undefined, { style: "percent" }).format(value),
-  seconds: (value) => (value < 1 && value > 0 ? `${Math.round(value * 1000)} ms` : value < 60 ? `${Number(value.toFixed(1))} s` : `${Number((value / 60).toFixed(1))} m`),
+  seconds: (value) => (value < 1 && value > 0 ? `${Math.round(value * 1000)} ms` : value < 600 ? `${Number(value.toFixed(1))} s` : `${Number((value / 60).toFixed(1))} m`),
 };
+
+// The times of an axis, as the table writes them: hours of a day or two, else days.
+function dates(seconds) {
+  const part = new Intl.DateTimeFormat("sv-SE", { timeZone: zone, year: "numeric", month: "2-digit", day: "2-digit", hour: "2-digit", minute: "2-digit" });
+  const texts = seconds.map((one) => part.format(new Date(one * 1000)));
+  const isShort = seconds.length > 1 && seconds[1] - seconds[0] < 86400;
+  return texts.map((text, at) => {
+    const [day, clock] = text.split(" ");
+    if (!isShort) return day.slice(5);
+    return at === 0 || texts[at - 1].slice(0, 10) !== day ? `${clock}\n${day.slice(5)}` : clock;
+  });
+}
 
 // A chart shows the table that is below it, cell by cell.
 function draw(chart) {
@@ -73,7 +85,7 @@ function draw(chart) {
     tzDate: (seconds) => uPlot.tzDate(new Date(seconds * 1000), zone),
     scales: { x: { time: true }, y: { range: [0, chart.dataset.chart === "share" ? 1 : top ? top * 1.08 : 1] } },
     axes: [
-      { stroke: quiet, font, grid: { show: false }, ticks: { stroke: line, width: 1 }, space: 70 },
+      { stroke: quiet, font, grid: { show: false }, ticks: { stroke: line, width: 1 }, space: 80, values: (_, splits) => dates(splits) },
       { stroke: quiet, font, size: 56, grid: { stroke: line, width: 1 }, ticks: { show: false }, values: (_, splits) => splits.map(format), space: 36 },
     ],
     series: [
