@@ -12,6 +12,7 @@ from session_lifecycle.web.pages.visit import visit_of
 from session_lifecycle.web.problems import RequestRefusedError, problem_of, title
 from session_lifecycle.web.routes import SessionRoute
 
+_STATUSES = frozenset(HTTPStatus)
 _WORDS = {
     401: ("Who is asking?", "Sign in to see this page."),
     403: ("Not yours to change", None),
@@ -62,7 +63,9 @@ async def problem_page_handler(request: Request, error: Exception) -> Response:
 
 def _page(request: Request, problem: dict[str, Any], headers: dict[str, str]) -> Response:
     status = problem["status"]
-    headline, sentence = _WORDS.get(status, (title(HTTPStatus(status)), None))
+    # A host may refuse with a status that HTTP does not name.
+    name = title(HTTPStatus(status)) if status in _STATUSES else "Refused"
+    headline, sentence = _WORDS.get(status, (name, None))
     visit = visit_of(request)
     try:
         _ = visit.zone
