@@ -134,7 +134,7 @@ def items_with(text: str, session_id: str = "s", at: datetime = NOW) -> list[Ite
     ]  # fmt: skip
 
 
-async def record(db: SessionDatabase, text: str = "hidden", session_id: str = "s") -> None:
+async def record(db: SessionDatabase, text: str = "unseeable", session_id: str = "s") -> None:
     await db.lifecycle.record(items_with(text, session_id))
     await db.lifecycle.annotate_session(
         session_id, A, text[:200], label=text[:200], comment=text, annotator=text[:200], score=0.5
@@ -148,39 +148,37 @@ async def browser(session_database: SessionDatabase) -> AsyncIterator[Browser]:
         yield found
 
 
-@pytest.mark.parametrize("page", [*LISTS, *pages_of("s")])
-async def test_a_page_shows_its_owner_what_it_hides_from_a_stranger(
-    session_database: SessionDatabase, page: str
-) -> None:
+async def test_a_page_shows_its_owner_what_it_hides_from_a_stranger(session_database: SessionDatabase) -> None:
     await record(session_database)
     async with Browser(session_database) as own, Browser(session_database, "stranger") as stranger:
-        assert "hidden" in await own.page(page)
-        answer = await stranger.get(page)
-        assert answer.status_code == (200 if page in LISTS else 404)
-        assert "hidden" not in answer.text
-        if page not in LISTS:
-            missing = await own.get(page.replace("id=s", "id=t"))
-            assert missing.status_code == 404
-            assert answer.text.replace("id=s", "id=t") == missing.text
+        for page in (*LISTS, *pages_of("s")):
+            assert "unseeable" in await own.page(page), page
+            answer = await stranger.get(page)
+            assert answer.status_code == (200 if page in LISTS else 404), page
+            assert "unseeable" not in answer.text, page
+            if page not in LISTS:
+                missing = await own.get(page.replace("id=s", "id=t"))
+                assert missing.status_code == 404
+                assert answer.text.replace("id=s", "id=t") == missing.text
 
 
 async def test_the_page_of_a_run_is_its_owners_alone(session_database: SessionDatabase) -> None:
     await record(session_database)
-    page = "/session/run?" + urlencode({"id": "s", "run": "hidden-r", "start": NOW.isoformat()})
+    page = "/session/run?" + urlencode({"id": "s", "run": "unseeable-r", "start": NOW.isoformat()})
     async with Browser(session_database) as own, Browser(session_database, "stranger") as stranger:
-        assert "hidden" in await own.page(page)
+        assert "unseeable" in await own.page(page)
         assert (await stranger.get(page)).status_code == 404
-        assert (await own.get(page.replace("hidden-r", "other"))).status_code == 404
+        assert (await own.get(page.replace("unseeable-r", "other"))).status_code == 404
 
 
-@pytest.mark.parametrize("page", [*LISTS, session_page("s"), "/nowhere"])
-async def test_a_page_asks_the_host_first(session_database: SessionDatabase, page: str) -> None:
-    async with Browser(session_database, None) as nobody:
-        answer = await nobody.get(page, sort="?")
-        if page == "/nowhere":
-            assert answer.status_code == 404
-        else:
-            assert (answer.status_code, "Who is asking?" in answer.text) == (401, True)
+async def test_a_page_asks_the_host_first(session_database: SessionDatabase) -> None:
+    async with Browser(session_database, None, writable=True) as nobody:
+        for page in (*LISTS, session_page("s"), "/session/run?id=s", "/sessions?order_by=colour"):
+            answer = await nobody.get(page)
+            assert (answer.status_code, "Who is asking?" in answer.text) == (401, True), page
+        for page in (*CHANGES, "/preferences"):
+            assert (await nobody.post(page, theme="dark")).status_code == 401
+        assert (await nobody.get("/nowhere")).status_code == 404
 
 
 async def test_a_host_can_send_the_browser_to_its_login(session_database: SessionDatabase) -> None:
@@ -245,22 +243,21 @@ async def test_text_of_a_session_stays_text_on_every_page(session_database: Sess
             assert "alert(1)" in unescape(answer.text), page
 
 
-@pytest.mark.parametrize("path", [*LISTS, *pages_of(SHOWN), "/nowhere", "/sessions?limit=0", session_page("none")])
-async def test_a_page_runs_nothing_but_the_scripts_of_its_host(session_database: SessionDatabase, path: str) -> None:
+async def test_a_page_runs_nothing_but_the_scripts_of_its_host(session_database: SessionDatabase) -> None:
     await live_in(session_database, 4)
     async with Browser(session_database, writable=True) as browser:
-        answer = await browser.get(path)
-    policy = dict(
-        one.strip().split(" ", 1) for one in answer.headers["content-security-policy"].split(";")
-    )  # fmt: skip
-    assert policy["default-src"] == "'self'"
-    assert policy["frame-ancestors"] == policy["base-uri"] == policy["object-src"] == "'none'"
-    assert "unsafe" not in answer.headers["content-security-policy"]
-    assert answer.headers["cache-control"] == "private, no-store"
-    assert answer.headers["x-content-type-options"] == "nosniff"
-    links = Links.of(answer.text)
-    assert links.code == []
-    assert all(link.startswith((f"{ROOT}/", "#")) for link in links.links), links.links
+        for path in (*LISTS, *pages_of(SHOWN), "/nowhere", "/sessions?limit=0", session_page("none")):
+            answer = await browser.get(path)
+            said = answer.headers["content-security-policy"]
+            policy = dict(one.strip().split(" ", 1) for one in said.split(";"))
+            assert policy["default-src"] == policy["form-action"] == "'self'", path
+            assert policy["frame-ancestors"] == policy["base-uri"] == policy["object-src"] == "'none'", path
+            assert "unsafe" not in said
+            assert answer.headers["cache-control"] == "private, no-store"
+            assert answer.headers["x-content-type-options"] == "nosniff"
+            links = Links.of(answer.text)
+            assert links.code == [], path
+            assert all(link.startswith((f"{ROOT}/", "#")) for link in links.links), links.links
 
 
 async def test_every_link_of_every_page_leads_to_a_page(session_database: SessionDatabase) -> None:
@@ -338,9 +335,7 @@ async def test_pages_of_a_list_have_every_session_once(session_database: Session
     assert "10 of" in first
 
 
-@pytest.mark.parametrize(
-    ("path", "field"),
-    [
+WRONG = (
         ("/sessions?order_by=colour", "order_by"),
         ("/sessions?status=done", "status"),
         ("/sessions?limit=0", "limit"),
@@ -354,23 +349,25 @@ async def test_pages_of_a_list_have_every_session_once(session_database: Session
         ("/session", "id"),
         ("/session/run?id=s&run=r&start=never", "start"),
         ("/budgets?after=" + "x" * 201, "after"),
-    ],
 )
-async def test_a_wrong_filter_is_refused_by_a_page_that_names_it(browser: Browser, path: str, field: str) -> None:
-    answer = await browser.get(path)
-    assert answer.status_code == 422
-    assert answer.headers["content-type"] == "text/html; charset=utf-8"
-    assert f"<code>{field}</code>" in answer.text
-    assert "Expected" in answer.text
+
+
+async def test_a_wrong_filter_is_refused_by_a_page_that_names_it(browser: Browser) -> None:
+    for path, field in WRONG:
+        answer = await browser.get(path)
+        assert answer.status_code == 422, path
+        assert answer.headers["content-type"] == "text/html; charset=utf-8"
+        assert f"<code>{field}</code>" in answer.text, (path, answer.text)
+        assert "Expected" in answer.text
 
 
 async def test_a_field_that_nobody_filled_asks_for_nothing(session_database: SessionDatabase, browser: Browser) -> None:
     await record(session_database)
-    assert "hidden" in await browser.page("/sessions?search=&status=&min_cost_usd=&model=&tags=&range=&limit=50")
+    assert "unseeable" in await browser.page("/sessions?search=&status=&min_cost_usd=&model=&tags=&range=&limit=50")
 
 
 async def test_without_a_database_every_page_says_so() -> None:
-    settings = Settings(retry_attempts=0, connect_timeout=timedelta(seconds=1))
+    settings = Settings(retries=0, connect_timeout_seconds=1)
     async with SessionDatabase.connect("postgresql://nobody@127.0.0.1:1/none", settings=settings) as db, Browser(db) as browser:  # fmt: skip
         for page in (*LISTS, *pages_of("s")):
             answer = await browser.get(page)
@@ -465,7 +462,7 @@ async def test_the_overview_says_what_its_figures_leave_out(
     session_database: SessionDatabase, browser: Browser
 ) -> None:
     def event(key: str, **more: Any) -> UsageEvent:
-        return UsageEvent(session_id="s", user_id=A, idempotency_key=key, at=NOW, **{"model": "in-house", **more})
+        return UsageEvent(session_id="s", user_id=A, idempotency_key=key, **{"model": "in-house", "at": NOW, **more})
 
     await session_database.lifecycle.record(
         [event("1", tokens_in=5), event("2", measured=False), event("3", tokens_in=1, cost_usd=1, partial=True),
@@ -487,7 +484,7 @@ async def test_the_overview_compares_and_narrows(session_database: SessionDataba
              UsageEvent(session_id=session_id, user_id=A, model="m-" + session_id, cost_usd=cost, tokens_in=1, at=at)]
         )  # fmt: skip
     page = await browser.page("/")
-    assert 'title="1.0000000000 → 3.0000000000">+200.0%<' in page
+    assert 'title="$1.00 → $3.00">+200.0%<' in page
     assert ("m-new" in page, "m-old" in page) == (True, False)
     narrowed = await browser.page("/", model="m-none")
     assert "No usage matches the filters" in narrowed
@@ -499,11 +496,11 @@ async def test_the_overview_compares_and_narrows(session_database: SessionDataba
 
 
 async def test_pages_keep_their_place_behind_a_proxy(session_database: SessionDatabase) -> None:
-    host = FastAPI(root_path="/behind")
+    host = FastAPI()
     host.mount("/pages", dashboard_app(session_database, viewer=lambda: _viewer(), feed=object(), api_path="/api/v2"))
-    transport = httpx.ASGITransport(app=host)
+    transport = httpx.ASGITransport(app=host, root_path="/behind")
     async with httpx.AsyncClient(transport=transport, base_url="http://host") as client:
-        page = (await client.get("/pages/live")).text
+        page = (await client.get("/behind/pages/live")).text
     assert 'data-events="/behind/api/v2/events"' in page
     links = Links.of(page).links
     assert all(link.startswith(("/behind/pages/", "#")) for link in links), links
@@ -563,33 +560,27 @@ async def test_pages_without_permission_to_write_have_no_forms(session_database:
         assert "/session/end" not in page
 
 
-@pytest.mark.parametrize("path", CHANGES)
-async def test_a_form_changes_a_session_of_its_owner(session_database: SessionDatabase, path: str) -> None:
+async def test_a_form_changes_a_session_of_its_owner(session_database: SessionDatabase) -> None:
     await session_database.lifecycle.record([Touch(session_id="s", user_id=A, at=NOW, tags={"old": "tag"})])
     async with Browser(session_database, writable=True) as browser:
-        page = await browser.page(session_page("s"))
-        assert f'value="{browser.token}"' in page
-        answer = await browser.post(change(path), token=browser.token, **CHANGES[path])
-        assert answer.status_code == 303, answer.text
-        after = await browser.page(answer.headers["location"])
-        assert 'class="done"' in after
-    row, annotations = await state(session_database)
-    match path:
-        case "/session/end":
-            assert (row.record.status, row.record.end_reason) == ("failed", "enough")
-        case "/session/annotate":
-            [one] = annotations
-            assert (one.name, one.score, one.label, one.annotator, one.comment) == ("quality", 0.5, "good", "ann", "yes")
-        case "/session/edit":
-            assert (row.record.title, row.record.tags) == ("Other", {"customer": "acme", "branch": "main"})
-        case _:
-            assert row.record.status == "running"
+        assert "/session/reopen" not in await browser.page(session_page("s"))
+        for path, fields in CHANGES.items():
+            page = await browser.page(session_page("s"))
+            assert page.count(f'value="{browser.token}"') == 3
+            assert unescape(page).count(path) == 1
+            answer = await browser.post(change(path), token=browser.token, **fields)
+            assert answer.status_code == 303, answer.text
+            assert 'class="done"' in await browser.page(answer.headers["location"])
+            row, _ = await state(session_database)
+            if path == "/session/end":
+                assert (row.record.status, row.record.end_reason) == ("failed", "enough")
+        row, [one] = await state(session_database)
+    assert row.record.status == "running"
+    assert (one.name, one.score, one.label, one.annotator, one.comment) == ("quality", 0.5, "good", "ann", "yes")
+    assert (row.record.title, row.record.tags) == ("Other", {"customer": "acme", "branch": "main"})
 
 
-@pytest.mark.parametrize("path", CHANGES)
-@pytest.mark.parametrize(
-    ("headers", "token"),
-    [
+FORGED: tuple[tuple[dict[str, str], str], ...] = (
         ({"Origin": "http://host"}, "wrong"),
         ({"Origin": "http://host"}, ""),
         ({"Origin": "http://evil.example"}, "right"),
@@ -598,19 +589,20 @@ async def test_a_form_changes_a_session_of_its_owner(session_database: SessionDa
         ({"Origin": "http://host", "Sec-Fetch-Site": "cross-site"}, "right"),
         ({"Origin": "http://host", "Sec-Fetch-Site": "same-site"}, "right"),
         ({"Sec-Fetch-Site": "none"}, "right"),
-    ],
 )
-async def test_a_form_of_another_site_changes_nothing(
-    session_database: SessionDatabase, path: str, headers: dict[str, str], token: str
-) -> None:
+
+
+async def test_a_form_of_another_site_changes_nothing(session_database: SessionDatabase) -> None:
     await session_database.lifecycle.record([Touch(session_id="s", user_id=A, at=NOW)])
     before = await state(session_database)
     async with Browser(session_database, writable=True) as browser:
         await browser.page(session_page("s"))
-        given = browser.token if token == "right" else token
-        answer = await browser.post(change(path), headers=headers, token=given, **CHANGES[path])
-        assert answer.status_code == 403
-        assert "not from a page that this browser has open" in unescape(answer.text)
+        for path, fields in CHANGES.items():
+            for headers, token in FORGED:
+                given = browser.token if token == "right" else token
+                answer = await browser.post(change(path), headers=headers, token=given, **fields)
+                assert answer.status_code == 403, (path, headers)
+                assert "not from a page that this browser has open" in unescape(answer.text)
     assert await state(session_database) == before
 
 
@@ -618,41 +610,39 @@ async def test_a_form_without_a_cookie_changes_nothing(session_database: Session
     await session_database.lifecycle.record([Touch(session_id="s", user_id=A, at=NOW)])
     async with Browser(session_database, writable=True) as browser:
         for path in CHANGES:
-            assert (await browser.post(change(path), **CHANGES[path])).status_code == 403
+            assert (await browser.post(change(path), token="", **CHANGES[path])).status_code == 403
 
 
-@pytest.mark.parametrize("path", CHANGES)
-async def test_whoever_only_reads_a_session_may_not_change_it(session_database: SessionDatabase, path: str) -> None:
+async def test_whoever_only_reads_a_session_may_not_change_it(session_database: SessionDatabase) -> None:
     await session_database.lifecycle.record([Touch(session_id="s", user_id=A, dataset_id=D1, at=NOW)])
     before = await state(session_database)
     for user, status in (("b", 403), ("stranger", 404)):
         async with Browser(session_database, user, writable=True) as browser:
             await browser.get("/sessions")
-            answer = await browser.post(change(path), token=browser.token, **CHANGES[path])
-            assert answer.status_code == status
+            for path, fields in CHANGES.items():
+                answer = await browser.post(change(path), token=browser.token, **fields)
+                assert answer.status_code == status, path
     assert await state(session_database) == before
 
 
-@pytest.mark.parametrize(
-    ("path", "fields", "field"),
-    [
+WRONG_FIELDS: tuple[tuple[str, dict[str, str], str], ...] = (
         ("/session/end", {"status": "waiting"}, "status"),
         ("/session/end", {}, "status"),
         ("/session/annotate", {"name": "quality", "score": "high"}, "score"),
         ("/session/annotate", {"name": "quality", "score": "nan"}, "score"),
         ("/session/annotate", {"score": "1"}, "name"),
         ("/session/edit", {"tags": "no colon"}, "tags"),
-    ],
 )
-async def test_a_form_with_a_wrong_field_is_refused(
-    session_database: SessionDatabase, path: str, fields: dict[str, str], field: str
-) -> None:
+
+
+async def test_a_form_with_a_wrong_field_is_refused(session_database: SessionDatabase) -> None:
     await session_database.lifecycle.record([Touch(session_id="s", user_id=A, at=NOW)])
     before = await state(session_database)
     async with Browser(session_database, writable=True) as browser:
         await browser.get("/sessions")
-        answer = await browser.post(change(path), token=browser.token, **fields)
-    assert (answer.status_code, f"<code>{field}</code>" in answer.text) == (422, True)
+        for path, fields, field in WRONG_FIELDS:
+            answer = await browser.post(change(path), token=browser.token, **fields)
+            assert (answer.status_code, f"<code>{field}</code>" in answer.text) == (422, True), (path, fields)
     assert await state(session_database) == before
 
 

@@ -6,7 +6,7 @@ Every figure has a short text and an exact one: `Wording.figure` gives both, for
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from zoneinfo import ZoneInfo
 
 NOTHING = "–"
@@ -134,10 +134,9 @@ class Wording:
         past = max(timedelta(0), datetime.now(UTC) - value)
         return Figure(f"{self.duration(past.total_seconds()).text} ago", self.moment(value).exact)
 
-    def change(self, now: Any, before: Any) -> Figure | None:
+    def change(self, now: float | Decimal | None, before: float | Decimal | None) -> str | None:
         """How much a figure grew, in percent; None where nothing can be compared."""
         if now is None or not before:
             return None
         growth = float(now) / float(before) - 1
-        sign = "+" if growth > 0 else ""
-        return Figure(f"{sign}{self.number(100 * growth, 1)}%", f"{before} → {now}")
+        return f"{'+' if growth > 0 else ''}{self.number(100 * growth, 1)}%"

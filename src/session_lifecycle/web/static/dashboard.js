@@ -208,6 +208,7 @@ function live() {
       load();
     });
     source.addEventListener("gone", load);
+    source.addEventListener("look_again", load);
     source.addEventListener("open", () => say("Connected", true));
     source.addEventListener("error", () => say("The connection is lost. The lists are loaded again now and then.", false));
   }
