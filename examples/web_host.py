@@ -1,8 +1,8 @@
 """A web app with a login, users and a data set, which shows its users their sessions on our pages.
 
 Run: uvicorn --app-dir examples web_host:app
-Then open http://127.0.0.1:8000 and sign in as ann or ben; the password is the name. SESSION_LIFECYCLE_DATABASE_URL names
-the database; without it, an embedded Postgres serves.
+Then open http://127.0.0.1:8000 and sign in as ann or ben; the password is the name. Without an environment variable
+SESSION_LIFECYCLE_DATABASE_URL, an embedded Postgres serves.
 """
 
 import os
@@ -33,7 +33,7 @@ LOGIN = """<!doctype html><html lang="en"><title>Sign in</title><h1>Sign in</h1>
 <label>Password <input name="password" type="password"></label><button>Sign in</button></form></html>"""
 
 logins: dict[str, UUID] = {}
-"""The users who are signed in, by the secret in their cookie. A real app keeps them where all its processes see them."""
+"""Who is signed in, by the secret in the cookie. A real app keeps this where all its processes see it."""
 
 
 def user(login: Annotated[str | None, Cookie()] = None) -> UUID:

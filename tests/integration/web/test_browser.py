@@ -3,22 +3,19 @@
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import pytest
 import pytest_asyncio
 from axe_playwright_python.async_playwright import Axe
-from fastapi import FastAPI
 from playwright.async_api import Browser, Page, expect
 
 from session_lifecycle import SessionDatabase, Touch
 from session_lifecycle.testing import TemplateServer
-from session_lifecycle.web.dashboard import dashboard_app
 from support.chromium import MISSING, chromium, chromium_path, served
-from support.lived_in import SHOWN, USERS, live_in
+from support.lived_in import SHOWN, live_in, lived_in_host
 from support.usage import A
-from support.web import PREFIX, VIEWERS, D1
+from support.web import D1
 
 pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),
@@ -56,27 +53,6 @@ class Site(NamedTuple):
             await context.close()
 
 
-async def _names(user_ids: Any) -> dict[Any, str]:
-    return {user_id: USERS[user_id] for user_id in user_ids if user_id in USERS}
-
-
-def _host(db: SessionDatabase) -> tuple[FastAPI, Any]:
-    """A host that mounts the pages, and the event stream where it is there."""
-
-    def viewer() -> Any:
-        return VIEWERS["a"]
-
-    host, feed = FastAPI(), None
-    if find_spec("session_lifecycle.web.live") is not None:
-        from session_lifecycle.web.live import LiveFeed, live_router
-
-        feed = LiveFeed(db, look_seconds=0.5)
-        host.include_router(live_router(db, viewer=viewer, feed=feed), prefix=PREFIX)
-    pages = dashboard_app(db, viewer=viewer, api_path=PREFIX, feed=feed, writable=True, user_emails=_names)
-    host.mount("/pages", pages)
-    return host, feed
-
-
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def site(session_template_server: TemplateServer) -> AsyncIterator[Site]:
     name = "session_lifecycle_test_browser"
@@ -85,7 +61,7 @@ async def site(session_template_server: TemplateServer) -> AsyncIterator[Site]:
         async with SessionDatabase.connect(session_template_server.url_of(name)) as db:
             await live_in(db, 40)
             await db.lifecycle.record([Touch(session_id="odd", user_id=A, title=PAYLOAD, agent_name=PAYLOAD)])
-            host, feed = _host(db)
+            host, feed = lived_in_host(db)
             async with served(host) as url, chromium() as browser:
                 yield Site(f"{url}/pages", browser, db, feed is not None)
             if feed is not None:

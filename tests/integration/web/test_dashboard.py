@@ -1,17 +1,16 @@
 """The pages over HTTP: who sees what, what their addresses keep, what they escape, and what they refuse."""
 
 import re
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from urllib.parse import parse_qsl, urlencode, urlsplit
 from uuid import UUID
 
 import httpx
-import pytest
 import pytest_asyncio
 from fastapi import FastAPI, HTTPException
 
@@ -20,7 +19,7 @@ from session_lifecycle.models import Budget, Item
 from session_lifecycle.web.dashboard import dashboard_app
 from session_lifecycle.web.pages.session import RUNS_SHOWN, STEPS_OF_RUN
 from session_lifecycle.web.pages.waterfall import STEPS_SHOWN
-from support.lived_in import SHOWN, live_in
+from support.lived_in import SHOWN, live_in, viewer_a
 from support.statements import noted
 from support.usage import A
 from support.web import AGENT, D1, B, viewer
@@ -46,7 +45,7 @@ class Browser:
             headers={} if user is None else {"X-User": user},
         )
 
-    async def __aenter__(self) -> "Browser":
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -63,10 +62,14 @@ class Browser:
         assert answer.status_code == 200, (path, answer.status_code, answer.text[-800:])
         return answer.text
 
-    async def post(self, path: str, *, headers: dict[str, str] | None = None, **fields: str) -> httpx.Response:
+    async def post(
+        self, path: str, fields: Mapping[str, str] | None = None, *, headers: dict[str, str] | None = None, **more: str
+    ) -> httpx.Response:
         """Sends a form, as a browser does from a page of the same origin unless headers say otherwise."""
         own = {"Origin": "http://host"} if headers is None else headers
-        return await self._client.post(path if path.startswith(ROOT) else ROOT + path, data=fields, headers=own)
+        return await self._client.post(
+            path if path.startswith(ROOT) else ROOT + path, data={**(fields or {}), **more}, headers=own
+        )
 
     @property
     def token(self) -> str:
@@ -336,19 +339,19 @@ async def test_pages_of_a_list_have_every_session_once(session_database: Session
 
 
 WRONG = (
-        ("/sessions?order_by=colour", "order_by"),
-        ("/sessions?status=done", "status"),
-        ("/sessions?limit=0", "limit"),
-        ("/sessions?columns=colour", "columns.0"),
-        ("/sessions?cursor=made-up", "cursor"),
-        ("/sessions?tags=nothing", "tags"),
-        ("/?range=90d", "range"),
-        ("/?group_by=colour", "group_by.0"),
-        ("/?tz=Mars/Olympus", "tz"),
-        ("/session?id=s&view=colours", "view"),
-        ("/session", "id"),
-        ("/session/run?id=s&run=r&start=never", "start"),
-        ("/budgets?after=" + "x" * 201, "after"),
+    ("/sessions?order_by=colour", "order_by"),
+    ("/sessions?status=done", "status"),
+    ("/sessions?limit=0", "limit"),
+    ("/sessions?columns=colour", "columns.0"),
+    ("/sessions?cursor=made-up", "cursor"),
+    ("/sessions?tags=nothing", "tags"),
+    ("/?range=90d", "range"),
+    ("/?group_by=colour", "group_by.0"),
+    ("/?tz=Mars/Olympus", "tz"),
+    ("/session?id=s&view=colours", "view"),
+    ("/session", "id"),
+    ("/session/run?id=s&run=r&start=never", "start"),
+    ("/budgets?after=" + "x" * 201, "after"),
 )
 
 
@@ -368,7 +371,8 @@ async def test_a_field_that_nobody_filled_asks_for_nothing(session_database: Ses
 
 async def test_without_a_database_every_page_says_so() -> None:
     settings = Settings(retries=0, connect_timeout_seconds=1)
-    async with SessionDatabase.connect("postgresql://nobody@127.0.0.1:1/none", settings=settings) as db, Browser(db) as browser:  # fmt: skip
+    url = "postgresql://nobody@127.0.0.1:1/none"
+    async with SessionDatabase.connect(url, settings=settings) as db, Browser(db) as browser:
         for page in (*LISTS, *pages_of("s")):
             answer = await browser.get(page)
             assert (answer.status_code, answer.headers["retry-after"]) == (503, "5"), page
@@ -413,7 +417,7 @@ async def test_a_session_with_many_steps_has_small_pages(session_database: Sessi
                   inputs="x" * 200, started_at=NOW) for number in range(first, first + 1_000)]
         )  # fmt: skip
     page = await browser.page(session_page("s"))
-    assert len(re.findall("class=\"of-step\"", page)) == STEPS_SHOWN
+    assert len(re.findall('class="of-step"', page)) == STEPS_SHOWN
     assert "2,980 more steps" in page
     assert len(page) < 200_000
     [link] = {one for one in Links.of(page).links if "run=r-0&" in one}
@@ -425,7 +429,7 @@ async def test_a_session_with_many_steps_has_small_pages(session_database: Sessi
         link = next(one for one in Links.of(page).links if "offset=" in one and "run=" in one)
     assert found == [f"tool-{number:05}" for number in range(2 * STEPS_OF_RUN)]
     later = await browser.page(session_page("s", offset=RUNS_SHOWN))
-    assert len(re.findall("class=\"of-run\"", later)) == 5
+    assert len(re.findall('class="of-run"', later)) == 5
 
 
 async def test_long_texts_are_cut(session_database: SessionDatabase, browser: Browser) -> None:
@@ -497,17 +501,13 @@ async def test_the_overview_compares_and_narrows(session_database: SessionDataba
 
 async def test_pages_keep_their_place_behind_a_proxy(session_database: SessionDatabase) -> None:
     host = FastAPI()
-    host.mount("/pages", dashboard_app(session_database, viewer=lambda: _viewer(), feed=object(), api_path="/api/v2"))
+    host.mount("/pages", dashboard_app(session_database, viewer=viewer_a, feed=object(), api_path="/api/v2"))
     transport = httpx.ASGITransport(app=host, root_path="/behind")
     async with httpx.AsyncClient(transport=transport, base_url="http://host") as client:
         page = (await client.get("/behind/pages/live")).text
     assert 'data-events="/behind/api/v2/events"' in page
     links = Links.of(page).links
     assert all(link.startswith(("/behind/pages/", "#")) for link in links), links
-
-
-def _viewer() -> Any:
-    return viewer("a")
 
 
 async def test_without_a_feed_the_live_page_says_so(browser: Browser) -> None:
@@ -568,7 +568,7 @@ async def test_a_form_changes_a_session_of_its_owner(session_database: SessionDa
             page = await browser.page(session_page("s"))
             assert page.count(f'value="{browser.token}"') == 3
             assert unescape(page).count(path) == 1
-            answer = await browser.post(change(path), token=browser.token, **fields)
+            answer = await browser.post(change(path), fields, token=browser.token)
             assert answer.status_code == 303, answer.text
             assert 'class="done"' in await browser.page(answer.headers["location"])
             row, _ = await state(session_database)
@@ -581,14 +581,14 @@ async def test_a_form_changes_a_session_of_its_owner(session_database: SessionDa
 
 
 FORGED: tuple[tuple[dict[str, str], str], ...] = (
-        ({"Origin": "http://host"}, "wrong"),
-        ({"Origin": "http://host"}, ""),
-        ({"Origin": "http://evil.example"}, "right"),
-        ({"Origin": "null"}, "right"),
-        ({}, "right"),
-        ({"Origin": "http://host", "Sec-Fetch-Site": "cross-site"}, "right"),
-        ({"Origin": "http://host", "Sec-Fetch-Site": "same-site"}, "right"),
-        ({"Sec-Fetch-Site": "none"}, "right"),
+    ({"Origin": "http://host"}, "wrong"),
+    ({"Origin": "http://host"}, ""),
+    ({"Origin": "http://evil.example"}, "right"),
+    ({"Origin": "null"}, "right"),
+    ({}, "right"),
+    ({"Origin": "http://host", "Sec-Fetch-Site": "cross-site"}, "right"),
+    ({"Origin": "http://host", "Sec-Fetch-Site": "same-site"}, "right"),
+    ({"Sec-Fetch-Site": "none"}, "right"),
 )
 
 
@@ -600,7 +600,7 @@ async def test_a_form_of_another_site_changes_nothing(session_database: SessionD
         for path, fields in CHANGES.items():
             for headers, token in FORGED:
                 given = browser.token if token == "right" else token
-                answer = await browser.post(change(path), headers=headers, token=given, **fields)
+                answer = await browser.post(change(path), fields, headers=headers, token=given)
                 assert answer.status_code == 403, (path, headers)
                 assert "not from a page that this browser has open" in unescape(answer.text)
     assert await state(session_database) == before
@@ -609,8 +609,8 @@ async def test_a_form_of_another_site_changes_nothing(session_database: SessionD
 async def test_a_form_without_a_cookie_changes_nothing(session_database: SessionDatabase) -> None:
     await session_database.lifecycle.record([Touch(session_id="s", user_id=A, at=NOW)])
     async with Browser(session_database, writable=True) as browser:
-        for path in CHANGES:
-            assert (await browser.post(change(path), token="", **CHANGES[path])).status_code == 403
+        for path, fields in CHANGES.items():
+            assert (await browser.post(change(path), fields, token="")).status_code == 403
 
 
 async def test_whoever_only_reads_a_session_may_not_change_it(session_database: SessionDatabase) -> None:
@@ -620,18 +620,18 @@ async def test_whoever_only_reads_a_session_may_not_change_it(session_database: 
         async with Browser(session_database, user, writable=True) as browser:
             await browser.get("/sessions")
             for path, fields in CHANGES.items():
-                answer = await browser.post(change(path), token=browser.token, **fields)
+                answer = await browser.post(change(path), fields, token=browser.token)
                 assert answer.status_code == status, path
     assert await state(session_database) == before
 
 
 WRONG_FIELDS: tuple[tuple[str, dict[str, str], str], ...] = (
-        ("/session/end", {"status": "waiting"}, "status"),
-        ("/session/end", {}, "status"),
-        ("/session/annotate", {"name": "quality", "score": "high"}, "score"),
-        ("/session/annotate", {"name": "quality", "score": "nan"}, "score"),
-        ("/session/annotate", {"score": "1"}, "name"),
-        ("/session/edit", {"tags": "no colon"}, "tags"),
+    ("/session/end", {"status": "waiting"}, "status"),
+    ("/session/end", {}, "status"),
+    ("/session/annotate", {"name": "quality", "score": "high"}, "score"),
+    ("/session/annotate", {"name": "quality", "score": "nan"}, "score"),
+    ("/session/annotate", {"score": "1"}, "name"),
+    ("/session/edit", {"tags": "no colon"}, "tags"),
 )
 
 
@@ -641,7 +641,7 @@ async def test_a_form_with_a_wrong_field_is_refused(session_database: SessionDat
     async with Browser(session_database, writable=True) as browser:
         await browser.get("/sessions")
         for path, fields, field in WRONG_FIELDS:
-            answer = await browser.post(change(path), token=browser.token, **fields)
+            answer = await browser.post(change(path), fields, token=browser.token)
             assert (answer.status_code, f"<code>{field}</code>" in answer.text) == (422, True), (path, fields)
     assert await state(session_database) == before
 

@@ -3,19 +3,18 @@
 A page has at most 20 budgets, of which 3 are read at once.
 """
 
-import asyncio
 from decimal import Decimal
 from typing import Annotated, NamedTuple
 
 from session_lifecycle.models import BudgetUse
 from session_lifecycle.web.framework import APIRouter, Query, Response
 from session_lifecycle.web.pages.problems import PageRoute
-from session_lifecycle.web.pages.visit import AskedVisit, Visit
+from session_lifecycle.web.pages.reads import Turns, at_once
+from session_lifecycle.web.pages.visit import AskedVisit
 
 router = APIRouter(route_class=PageRoute)
 
 PAGE_SIZE = 20
-READS_AT_ONCE = 3
 
 
 @router.get("/budgets")
@@ -25,15 +24,16 @@ async def budgets(
 ) -> Response:
     """A page of budgets, in the order of their ids."""
     listed = await visit.db.budgets.list_budgets(visit.viewer, limit=PAGE_SIZE + 1, after=after)
-    turn = asyncio.Semaphore(READS_AT_ONCE)
+    turns = Turns()
 
     async def use_of(budget_id: str) -> BudgetUse | None:
-        async with turn:
-            return await visit.db.budgets.get_budget(budget_id, visit.viewer)
+        return await turns.read(lambda: visit.db.budgets.get_budget(budget_id, visit.viewer))
 
     shown = listed[:PAGE_SIZE]
-    found = await asyncio.gather(*(use_of(one.budget_id) for one in shown))
-    uses = [one for one in found if one is not None]  # a budget may be deleted between the two reads
+    async with at_once() as group:
+        tasks = [group.create_task(use_of(one.budget_id)) for one in shown]
+    # A budget may be deleted between the two reads.
+    uses = [use for task in tasks if (use := task.result()) is not None]
     names = await visit.names_of(one.budget.user_id for one in uses if one.budget.user_id is not None)
     return visit.answer(
         "budgets.html",
@@ -55,7 +55,7 @@ def part_used(use: BudgetUse) -> Part:
     """The parts of the limit that is nearer to its end, of the two that a budget can have."""
     budget = use.budget
     parts = [
-        *([] if budget.limit_usd is None else [_part(use.spent_usd, use.reserved_usd, budget.limit_usd)]),
+        *([] if budget.limit_usd is None else [_part(use.spent_usd, use.reserved_usd, Decimal(budget.limit_usd))]),
         *([] if budget.limit_tokens is None else [_part(use.spent_tokens, use.reserved_tokens, budget.limit_tokens)]),
     ]
     return max(parts, key=sum)

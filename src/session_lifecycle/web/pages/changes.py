@@ -10,10 +10,10 @@ from http import HTTPStatus
 from typing import Annotated, cast
 from urllib.parse import parse_qsl, urlsplit
 
+from session_lifecycle.errors import InvalidValueError
 from session_lifecycle.models import End, SessionChanges, SessionRowWithStatus
 from session_lifecycle.models.fields import FiniteFloat, Value
 from session_lifecycle.models.sessions import EndStatus
-from session_lifecycle.errors import InvalidValueError
 from session_lifecycle.web.dependencies import may_write_for
 from session_lifecycle.web.framework import APIRouter, Depends, Request, Response
 from session_lifecycle.web.pages.problems import PageRoute
@@ -76,7 +76,7 @@ OwnForm = Annotated[Mapping[str, str], Depends(_own_form)]
 
 
 async def _own_session(
-    visit: AskedVisit, form: OwnForm, session_id: SessionId, owner: Owner = None
+    visit: AskedVisit, _form: OwnForm, session_id: SessionId, owner: Owner = None
 ) -> SessionRowWithStatus:
     """The session, which the viewer may change. The form is looked at first."""
     found = await find_session(visit, session_id, owner)
@@ -96,9 +96,7 @@ def _back(visit: Visit, own: SessionRowWithStatus, done: str, view: str | None =
 async def end(visit: AskedVisit, form: OwnForm, own: OwnSession) -> Response:
     """Ends the session."""
     status = Ending.of_call(status=form.get("status")).status
-    item = End(
-        session_id=own.record.session_id, user_id=own.record.user_id, status=status, reason=form.get("reason")
-    )
+    item = End(session_id=own.record.session_id, user_id=own.record.user_id, status=status, reason=form.get("reason"))
     await visit.db.lifecycle.record([item])
     return _back(visit, own, "end")
 

@@ -5,25 +5,23 @@ filter, which that report does not take, they are the sessions that used somethi
 which 3 at once: 6 reports, and one report on runs for each of 12 parts of the window.
 """
 
-import asyncio
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from itertools import pairwise
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 from session_lifecycle.models import EffectiveStatus, TelemetrySummary, UsageFilters, UsageReport, UsageRow
 from session_lifecycle.models.reports import Bucket, Series
 from session_lifecycle.web.filters import AskedPeriod, Period, asked_usage
 from session_lifecycle.web.framework import APIRouter, Depends, Query, Response
 from session_lifecycle.web.pages.problems import PageRoute
+from session_lifecycle.web.pages.reads import Turns, at_once
 from session_lifecycle.web.pages.visit import AskedVisit, Visit
 
 router = APIRouter(route_class=PageRoute)
 
-READS_AT_ONCE = 3
-"""How many connections one page takes at most."""
 LATENCY_PARTS = 12
 MOST_GROUPS = 20
 GROUPS = ("model", "agent", "user", "provider", "client", "dataset", "status")
@@ -33,7 +31,6 @@ _HOURLY, _DAILY, _WEEKLY = timedelta(days=2), timedelta(days=92), timedelta(days
 _ENDED = (EffectiveStatus.COMPLETED, EffectiveStatus.FAILED, EffectiveStatus.ABANDONED)
 _OF_RUNS = ("provider", "model", "client")
 """The filters that reports on runs take as well."""
-Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
@@ -85,16 +82,17 @@ async def overview(
     period = _period(visit, asked)
     before = None if period.since is None or period.until is None else _window_before(period.since, period.until)
     read = _Reads(visit, filters)
-    now, then, grouped, endings, endings_before, runs, runs_before, latency = await asyncio.gather(
-        read.series(period),
-        read.series(before),
-        read.groups(period, group_by),
-        read.endings(period),
-        read.endings(before),
-        read.runs(period),
-        read.runs(before),
-        read.latency(period),
-    )
+    async with at_once() as group:
+        now_task = group.create_task(read.series(period))
+        then_task = group.create_task(read.series(before))
+        grouped_task = group.create_task(read.groups(period, group_by))
+        endings_task = group.create_task(read.endings(period))
+        endings_before_task = group.create_task(read.endings(before))
+        runs_task = group.create_task(read.runs(period))
+        runs_before_task = group.create_task(read.runs(before))
+        latency_task = group.create_task(read.latency(period))
+    now, then, grouped = now_task.result(), then_task.result(), grouped_task.result()
+    endings, runs = endings_task.result(), runs_task.result()
     total = grouped.total
     bucket = _bucket(period)
     names = await visit.names_of(row.user_id for row in grouped.rows if row.user_id is not None)
@@ -111,10 +109,10 @@ async def overview(
         before=None if then is None else then.total,
         total=total,
         endings=endings,
-        endings_before=endings_before,
+        endings_before=endings_before_task.result(),
         runs=runs,
-        runs_before=runs_before,
-        latency=latency,
+        runs_before=runs_before_task.result(),
+        latency=latency_task.result(),
         rows=[(_name(row, group_by, names), _narrowed(visit, row, group_by), row) for row in grouped.rows],
         has_more=grouped.has_more,
         largest=max((row.cost_usd for row in grouped.rows), default=Decimal(0)),
@@ -151,15 +149,11 @@ class _Reads:
         self._viewer = visit.viewer
         self._zone = visit.zone.key
         self._filters = filters
-        self._turn = asyncio.Semaphore(READS_AT_ONCE)
-
-    async def _in_turn(self, read: Awaitable[Answer]) -> Answer:
-        async with self._turn:
-            return await read
+        self._turns = Turns()
 
     async def _usage(self, period: Period, group_by: Sequence[str], order_by: str, limit: int = 10_000) -> UsageReport:
-        return await self._in_turn(
-            self._db.reports.usage(
+        return await self._turns.read(
+            lambda: self._db.reports.usage(
                 self._viewer,
                 group_by=group_by,
                 since=period.since,
@@ -189,8 +183,8 @@ class _Reads:
         if _given(self._filters):
             report = await self._usage(period, ["status"], "sessions")
             return Endings(report.total.sessions, {row.status: row.sessions for row in report.rows if row.status})
-        stats = await self._in_turn(
-            self._db.lifecycle.aggregate_stats(self._viewer, since=period.since, until=period.until)
+        stats = await self._turns.read(
+            lambda: self._db.lifecycle.aggregate_stats(self._viewer, since=period.since, until=period.until)
         )
         running = stats.running - stats.waiting
         counts = (running, stats.waiting, stats.completed, stats.failed, stats.abandoned)
@@ -201,8 +195,8 @@ class _Reads:
         of_runs = _given(self._filters)
         if period is None or of_runs.keys() - set(_OF_RUNS):
             return None
-        return await self._in_turn(
-            self._db.reports.telemetry(self._viewer, since=period.since, until=period.until, **of_runs)
+        return await self._turns.read(
+            lambda: self._db.reports.telemetry(self._viewer, since=period.since, until=period.until, **of_runs)
         )
 
     async def latency(self, period: Period) -> list[Latency]:
@@ -211,11 +205,12 @@ class _Reads:
             return []
         length = (period.until - period.since) / LATENCY_PARTS
         ends = [period.since + number * length for number in range(LATENCY_PARTS)] + [period.until]
-        found = await asyncio.gather(*(self.runs(Period(None, since, until)) for since, until in pairwise(ends)))
+        async with at_once() as group:
+            tasks = [group.create_task(self.runs(Period(None, *part))) for part in pairwise(ends)]
         return [
             Latency(starts_at, _seconds(one.duration_p50_ms), _seconds(one.duration_p95_ms))
-            for starts_at, one in zip(ends, found, strict=False)
-            if one is not None
+            for starts_at, task in zip(ends, tasks, strict=False)
+            if (one := task.result()) is not None
         ]
 
 
@@ -299,5 +294,3 @@ def _narrowed(visit: Visit, row: UsageRow, group_by: str) -> str | None:
     if name is None or (group_by == "agent" and value == "unknown"):
         return None
     return visit.address.listing(**{name: value})
-
-

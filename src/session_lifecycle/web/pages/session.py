@@ -214,9 +214,7 @@ async def _tools(visit: Visit, found: SessionRowWithStatus) -> dict[str, Any]:
     return {"recent": recent}
 
 
-async def _threads(
-    visit: Visit, found: SessionRowWithStatus, after: str | None, before: str | None
-) -> dict[str, Any]:
+async def _threads(visit: Visit, found: SessionRowWithStatus, after: str | None, before: str | None) -> dict[str, Any]:
     record = found.record
     page = await visit.db.activity.list_threads(
         record.session_id, visit.viewer, owner_id=record.user_id, limit=THREADS_SHOWN, after=after, before=before

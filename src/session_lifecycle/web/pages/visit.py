@@ -67,9 +67,7 @@ def environment(templates: FilePath | None) -> Environment:
     """The templates: those of the host first, then ours. Every text in them is escaped."""
     ours = PackageLoader("session_lifecycle.web", "templates")
     loader = ours if templates is None else ChoiceLoader([FileSystemLoader(templates), ours])
-    return Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+    return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
 
 
 @dataclass(frozen=True)
@@ -142,7 +140,9 @@ class Visit:
         found = {} if find is None or not wanted else await find(wanted)
         return {user_id: found.get(user_id) or str(user_id)[:8] for user_id in wanted}
 
-    def answer(self, template: str, status: int = 200, headers: dict[str, str] | None = None, **values: Any) -> Response:
+    def answer(
+        self, template: str, status: int = 200, headers: dict[str, str] | None = None, **values: Any
+    ) -> Response:
         """A page.
 
         Args:

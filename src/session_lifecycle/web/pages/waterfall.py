@@ -42,7 +42,9 @@ class Waterfall:
     """The number of steps that are left out, by the id of their run."""
 
 
-def waterfall(runs: Sequence[RunDetail], now: datetime, first_step: int = 0, most_steps: int = STEPS_SHOWN) -> Waterfall:
+def waterfall(
+    runs: Sequence[RunDetail], now: datetime, first_step: int = 0, most_steps: int = STEPS_SHOWN
+) -> Waterfall:
     """The bars of runs, each followed by its steps.
 
     Args:
@@ -88,7 +90,8 @@ def _span(runs: Iterable[RunDetail], now: datetime) -> tuple[datetime, datetime]
     starts: list[datetime] = []
     ends: list[datetime] = []
     for run in runs:
-        for timed in (run, *run.steps):
+        timed_parts: list[RunDetail | Step] = [run, *run.steps]
+        for timed in timed_parts:
             starts.append(timed.started_at)
             ends += [timed.started_at, timed.ended_at or max(now, timed.started_at)]
     return min(starts), max(ends)

@@ -9,8 +9,9 @@ from decimal import Decimal
 from typing import NamedTuple
 from zoneinfo import ZoneInfo
 
-NOTHING = "–"
+NOTHING = "\N{EN DASH}"
 _NARROW_SPACE = "\N{NARROW NO-BREAK SPACE}"
+_QUOTE = "\N{RIGHT SINGLE QUOTATION MARK}"
 # The marks of thousands and of decimals, by the language. Other languages write numbers as English does.
 _MARKS = {
     **dict.fromkeys(("da", "de", "el", "es", "hr", "id", "it", "nl", "pt", "ro", "sl", "tr", "vi"), (".", ",")),
@@ -18,8 +19,8 @@ _MARKS = {
         ("bg", "cs", "et", "fi", "fr", "hu", "lt", "lv", "nb", "nn", "no", "pl", "ru", "sk", "sv", "uk"),
         (_NARROW_SPACE, ","),
     ),
-    "de-ch": ("’", "."),
-    "de-li": ("’", "."),
+    "de-ch": (_QUOTE, "."),
+    "de-li": (_QUOTE, "."),
     "es-mx": (",", "."),
 }
 _SCALES = ((10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3, "k"))
@@ -38,7 +39,7 @@ class Figure(NamedTuple):
 
 def marks_of(languages: str) -> tuple[str, str]:
     """The marks of thousands and of decimals in the first language of an `Accept-Language` header."""
-    first = languages.split(",")[0].split(";")[0].strip().lower()
+    first = languages.split(",", maxsplit=1)[0].split(";", maxsplit=1)[0].strip().lower()
     return _MARKS.get(first) or _MARKS.get(first.split("-")[0]) or (",", ".")
 
 
@@ -132,7 +133,11 @@ class Wording:
     def ago(self, value: datetime) -> Figure:
         """How long ago a time is."""
         past = max(timedelta(0), datetime.now(UTC) - value)
-        return Figure(f"{self.duration(past.total_seconds()).text} ago", self.moment(value).exact)
+        return Figure(f"{self._whole(past)} ago", self.moment(value).exact)
+
+    def _whole(self, past: timedelta) -> str:
+        seconds = int(past.total_seconds())
+        return f"{seconds} s" if seconds < _MINUTE else self.duration(seconds).text
 
     def change(self, now: float | Decimal | None, before: float | Decimal | None) -> str | None:
         """How much a figure grew, in percent; None where nothing can be compared."""
