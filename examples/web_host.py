@@ -90,13 +90,13 @@ url = os.environ.get("SESSION_LIFECYCLE_DATABASE_URL")
 db = SessionDatabase.connect(url) if url else SessionDatabase.embedded()
 app = FastAPI(lifespan=lifespan)
 app.include_router(session_router(db, viewer=viewer, user_emails=emails), prefix="/api/v1")
-app.mount("/sessions", dashboard_app(db, viewer=viewer, writable=True, user_emails=emails))
+app.mount("/dashboard", dashboard_app(db, viewer=viewer, writable=True, user_emails=emails))
 
 
 @app.get("/")
 async def home() -> RedirectResponse:
     """The app's own page would be here."""
-    return RedirectResponse("/sessions/")
+    return RedirectResponse("/dashboard/")
 
 
 @app.get("/login")
@@ -115,6 +115,6 @@ async def log_in(request: Request) -> RedirectResponse:
         raise HTTPException(401, "a wrong name or password")
     login = secrets.token_urlsafe(32)
     logins[login] = user_id
-    answer = RedirectResponse("/sessions/", 303)
+    answer = RedirectResponse("/dashboard/", 303)
     answer.set_cookie("login", login, httponly=True, samesite="lax")
     return answer
