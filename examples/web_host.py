@@ -60,21 +60,24 @@ async def record_example(db: SessionDatabase) -> None:
         if await db.lifecycle.get_session_row(session_id, owner):
             continue
         at = now - timedelta(minutes=9)
-        run_id, common = f"{session_id}-1", {"session_id": session_id, "user_id": owner}
+        run_id = f"{session_id}-1"
         await db.lifecycle.record(
             [
-                Touch(**common, dataset_id=dataset, agent_name="coder", title=f"The {session_id} of today", at=at),
-                Run(**common, run_id=run_id, started_at=at, ended_at=at + timedelta(seconds=42), status="completed"),
+                Touch(session_id=session_id, user_id=owner, dataset_id=dataset, agent_name="coder",
+                      title=f"The {session_id} of today", at=at),
+                Run(run_id=run_id, user_id=owner, session_id=session_id, status="completed", started_at=at,
+                    ended_at=at + timedelta(seconds=42)),
                 Step(step_id=f"{run_id}-search", run_id=run_id, user_id=owner, kind="tool", name="search",
                      started_at=at + timedelta(seconds=5), ended_at=at + timedelta(seconds=12), output="3 results"),
-                Message(**common, message_id=f"{run_id}-q", run_id=run_id, role="user", created_at=at,
-                        content=f"What is new in the {session_id}?"),
-                UsageEvent(**common, run_id=run_id, model="gpt-4o-mini", tokens_in=4_000, tokens_out=600,
-                           idempotency_key=run_id, at=at + timedelta(seconds=40)),
+                Message(message_id=f"{run_id}-q", user_id=owner, session_id=session_id, run_id=run_id, role="user",
+                        created_at=at, content=f"What is new in the {session_id}?"),
+                UsageEvent(session_id=session_id, user_id=owner, run_id=run_id, model="gpt-4o-mini", tokens_in=4_000,
+                           tokens_out=600, idempotency_key=run_id, at=at + timedelta(seconds=40)),
             ]
         )  # fmt: skip
         if owner == BEN:
-            await db.lifecycle.record([End(**common, status="completed", at=at + timedelta(minutes=1))])
+            done = End(session_id=session_id, user_id=owner, status="completed", at=at + timedelta(minutes=1))
+            await db.lifecycle.record([done])
 
 
 @asynccontextmanager
