@@ -95,6 +95,12 @@ def test_growth_is_in_percent() -> None:
     assert [ENGLISH.change(*pair) for pair in ((1, 0), (None, 1), (1, None))] == [None] * 3
 
 
+def test_a_share_grows_by_points() -> None:
+    assert [ENGLISH.points(*pair) for pair in ((0.75, 0.5), (0.5, 0.75), (0.5, 0.0), (None, 1), (1, None))] == [
+        "+25.0 points", "-25.0 points", "+50.0 points", None, None,
+    ]  # fmt: skip
+
+
 def test_an_address_is_changed_without_losing_the_rest() -> None:
     query = (("status", "failed"), ("tags", "a:1"), ("tags", "b:&"), ("cursor", "c"))
     here = Address("/root", "/sessions", query)

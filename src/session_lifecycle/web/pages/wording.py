@@ -145,3 +145,9 @@ class Wording:
             return None
         growth = float(now) / float(before) - 1
         return f"{'+' if growth > 0 else ''}{self.number(100 * growth, 1)}%"
+
+    def points(self, now: float | None, before: float | None) -> str | None:
+        """How much a share grew, in percentage points; None where nothing can be compared."""
+        if now is None or before is None:
+            return None
+        return f"{'+' if now > before else ''}{self.number(100 * (now - before), 1)} points"
