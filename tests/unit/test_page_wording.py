@@ -62,7 +62,8 @@ def test_a_column_of_prices_has_four_decimals() -> None:
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(9_999, "9,999"), (10_000, "10.0k"), (123_456, "123k"), (1_200_000, "1.2M"), (5 * 10**12, "5.0T"), (-20_000, "-20.0k")],
+    [(9_999, "9,999"), (10_000, "10.0k"), (123_456, "123k"), (1_200_000, "1.2M"), (5 * 10**12, "5.0T"),
+     (-20_000, "-20.0k")],
 )  # fmt: skip
 def test_a_compact_count_has_few_digits(value: int, text: str) -> None:
     assert ENGLISH.compact(value) == (text, f"{value:,}")
