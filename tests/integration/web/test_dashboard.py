@@ -17,7 +17,7 @@ from fastapi import FastAPI, HTTPException
 from session_lifecycle import Message, Run, SessionDatabase, Settings, Step, Touch, UsageEvent
 from session_lifecycle.models import Budget, Item
 from session_lifecycle.web.dashboard import dashboard_app
-from session_lifecycle.web.pages.session import RUNS_SHOWN, STEPS_OF_RUN
+from session_lifecycle.web.pages.session import MESSAGES_SHOWN, RUNS_SHOWN, STEPS_OF_RUN
 from session_lifecycle.web.pages.waterfall import STEPS_SHOWN
 from support.lived_in import SHOWN, live_in, viewer_a
 from support.statements import noted
@@ -395,6 +395,7 @@ async def test_a_page_takes_a_bounded_number_of_reads(session_database: SessionD
     await live_in(session_database, 40)
     await browser.page("/")  # the first statements look at the schema as well
     most = {"/": 19, "/sessions": 1, "/live": 2, "/budgets": 5, **dict.fromkeys(pages_of(SHOWN), 3)}
+    most[session_page(SHOWN, view="timeline")] = 4
     most[session_page(SHOWN, view="usage")] = 5
     for page, reads in most.items():
         async with noted(session_database) as sent:
@@ -428,6 +429,21 @@ async def test_a_session_with_many_steps_has_small_pages(session_database: Sessi
     assert found == [f"tool-{number:05}" for number in range(2 * STEPS_OF_RUN)]
     later = await browser.page(session_page("s", offset=RUNS_SHOWN))
     assert len(re.findall('class="of-run"', later)) == 5
+
+
+async def test_a_transcript_goes_back_page_by_page(session_database: SessionDatabase, browser: Browser) -> None:
+    count = 2 * MESSAGES_SHOWN + 7
+    await session_database.lifecycle.record(
+        [Message(message_id=f"m-{number}", user_id=A, session_id="s", role="user", content=f"said-{number:03}",
+                 created_at=NOW + timedelta(seconds=number)) for number in range(count)]
+    )  # fmt: skip
+    link, found = session_page("s", view="transcript"), list[str]()
+    while link:
+        page = await browser.page(link)
+        found = [*re.findall(r"said-\d{3}", page), *found]
+        link = next((one for one in Links.of(page).links if "offset=" in one), "")
+    assert found == [f"said-{number:03}" for number in range(count)]
+    assert "There are no earlier messages" in await browser.page(session_page("s", view="transcript", offset=count))
 
 
 async def test_long_texts_are_cut(session_database: SessionDatabase, browser: Browser) -> None:

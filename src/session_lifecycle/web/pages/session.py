@@ -1,7 +1,7 @@
 """One session: its figures, and one view of it at a time, in pages.
 
 The head takes two reads: the session, and the figures of it with its descendants. Each view takes one read more, but
-`usage` three. The views of runs read no payloads; `run` reads those of one run.
+`timeline` two and `usage` three. The views of runs read no payloads; `run` reads those of one run.
 """
 
 import json
@@ -10,8 +10,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from session_lifecycle.models import RunFilters, SessionRowWithStatus, UsageEventFilters, UsageFilters
+from session_lifecycle.models import RunFilters, SessionRowWithStatus, SummaryFilters, UsageEventFilters, UsageFilters
 from session_lifecycle.models.fields import AwareTime
+from session_lifecycle.models.session_details import MOST_MESSAGES
 from session_lifecycle.web.dependencies import may_write_for, no_session
 from session_lifecycle.web.framework import APIRouter, Query, Response
 from session_lifecycle.web.pages.problems import PageRoute
@@ -21,6 +22,8 @@ from session_lifecycle.web.pages.waterfall import has_errors, waterfall
 router = APIRouter(route_class=PageRoute)
 
 RUNS_SHOWN = 20
+MOST_STEPS_READ = 2_000
+"""About how many steps a page of runs reads."""
 MESSAGES_SHOWN = 50
 TOOL_CALLS_SHOWN = 100
 THREADS_SHOWN = 20
@@ -181,27 +184,48 @@ def _head(visit: Visit, found: SessionRowWithStatus, names: dict[UUID, str]) -> 
 
 async def _timeline(visit: Visit, found: SessionRowWithStatus, offset: int) -> dict[str, Any]:
     record = found.record
-    detail = await visit.db.activity.get_session_detail(
-        record.session_id, visit.viewer, owner_id=record.user_id, limit=RUNS_SHOWN, offset=offset, payloads=False
+    asked = SummaryFilters(
+        viewer=visit.viewer, session_id=record.session_id, owner_id=record.user_id, limit=1, total="none"
     )
-    if detail is None:  # deleted since
+    page = await visit.db.activity.list_session_summaries(asked)
+    if not page.sessions:  # deleted since
+        raise no_session()
+    [summary] = page.sessions
+    size = runs_of_page(summary.runs_count, summary.steps_count)
+    detail = await visit.db.activity.get_session_detail(
+        record.session_id, visit.viewer, owner_id=record.user_id, limit=size, offset=offset, payloads=False
+    )
+    if detail is None:
         raise no_session()
     return {
         "detail": detail,
         "summary": detail.summary,
         "timeline": waterfall(detail.runs, datetime.now(UTC)),
-        "page_size": RUNS_SHOWN,
+        "page_size": size,
     }
+
+
+def runs_of_page(runs: int, steps: int) -> int:
+    """How many runs a page has. A run is read with all of its steps, so a page has fewer runs where they have many."""
+    return max(1, min(RUNS_SHOWN, MOST_STEPS_READ * runs // max(steps, 1)))
 
 
 async def _transcript(visit: Visit, found: SessionRowWithStatus, offset: int) -> dict[str, Any]:
     record = found.record
-    detail = await visit.db.activity.get_session_detail(
-        record.session_id, visit.viewer, owner_id=record.user_id, limit=MESSAGES_SHOWN, offset=offset, payloads=False
+    # The newest messages that fit, the oldest of them first: a page is their beginning.
+    asked = offset + MESSAGES_SHOWN
+    wanted = min(asked, MOST_MESSAGES - 1)
+    history = await visit.db.activity.chat_history(
+        record.session_id, visit.viewer, owner_id=record.user_id, limit=wanted + 1
     )
-    if detail is None:
-        raise no_session()
-    return {"detail": detail, "summary": detail.summary, "page_size": MESSAGES_SHOWN}
+    has_earlier = len(history) > wanted
+    messages = history[has_earlier:]
+    return {
+        "messages": messages[: max(0, len(messages) - offset)],
+        "has_earlier": has_earlier and asked <= wanted,
+        "is_beyond": has_earlier and asked > wanted,
+        "page_size": MESSAGES_SHOWN,
+    }
 
 
 async def _tools(visit: Visit, found: SessionRowWithStatus) -> dict[str, Any]:
