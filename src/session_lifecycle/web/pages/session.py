@@ -22,7 +22,7 @@ from session_lifecycle.web.pages.waterfall import has_errors, waterfall
 router = APIRouter(route_class=PageRoute)
 
 RUNS_SHOWN = 20
-MOST_STEPS_READ = 2_000
+MOST_STEPS_READ = 1_000
 """About how many steps a page of runs reads."""
 MESSAGES_SHOWN = 50
 TOOL_CALLS_SHOWN = 100
