@@ -1,6 +1,7 @@
 # Needs Python >= 3.11 and make; everything else is set up here, inside this folder.
 
-.PHONY: help setup tools demo test test-postgres soak schema lint lint-mypy lint-pyright docs format benchmark clean
+.PHONY: help setup tools demo test test-postgres soak schema screenshots lint lint-mypy lint-pyright docs format \
+	benchmark clean
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 
@@ -9,8 +10,8 @@ PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11 python3.1
 BIN := .venv/bin
 TEST_WORKERS ?= auto
 # Programs some tests need, by command; without them those tests say what is missing.
-TOOLS := pgbouncer dockerd ip
-TOOL_PACKAGES := pgbouncer docker.io iproute2
+TOOLS := pgbouncer dockerd ip chromium
+TOOL_PACKAGES := pgbouncer docker.io iproute2 chromium
 
 help:  ## Show what can be made.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -55,6 +56,9 @@ soak: setup tools  ## Run the long storms.
 
 schema: setup  ## Write alembic/schema.sql from a migrated database.
 	$(BIN)/python tests/support/schema_file.py
+
+screenshots: setup tools  ## Write docs/images from the pages, shown to Chromium.
+	$(BIN)/python tests/support/screenshots.py
 
 lint: setup  ## Check style, types, layers and the documentation's site.
 	$(BIN)/ruff check .

@@ -173,3 +173,28 @@ async def test_X34_the_host_app_serves_its_users_with_one_connection_for_each_re
     async with session_database.engine.connect() as connection:
         answers = await connection.exec_driver_sql("SELECT answer FROM answers")
         assert answers.scalars().all() == ["hello"]
+
+
+async def test_the_web_host_shows_each_user_their_own_sessions_after_a_login(
+    session_database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SESSION_LIFECYCLE_DATABASE_URL", session_database_url)
+    monkeypatch.syspath_prepend(EXAMPLES)
+    app = import_module("web_host").app
+    seen: dict[str, dict[str, bool]] = {}
+    async with app.router.lifespan_context(app):
+        for name in ("ann", "ben"):
+            async with httpx.AsyncClient(
+                transport=httpx.ASGITransport(app), base_url="http://host", follow_redirects=True
+            ) as client:
+                asked = await client.get("/")
+                assert (asked.url.path, "Sign in" in asked.text) == ("/login", True)
+                assert (await client.post("/login", data={"name": name, "password": "wrong"})).status_code == 401
+                overview = await client.post("/login", data={"name": name, "password": name})
+                assert (overview.url.path, "<h1>Overview</h1>" in overview.text) == ("/dashboard/", True)
+                page = (await client.get("/dashboard/sessions")).text
+                seen[name] = {one: f"The {one} of today" in page for one in ("build", "review", "report")}
+                listed = (await client.get("/api/v1/sessions")).json()
+                assert listed["total"] == sum(seen[name].values())
+    assert seen["ann"] == {"build": True, "review": True, "report": True}
+    assert seen["ben"] == {"build": False, "review": False, "report": True}

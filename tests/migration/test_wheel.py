@@ -47,8 +47,10 @@ def test_the_wheel_is_complete(wheel: Path) -> None:
     source = ROOT / "alembic"
     scripts = [*source.glob("versions/*.py"), *source.glob("functions/*/*.sql"), source / "env.py"]
     assert {f"session_lifecycle/_alembic/{script.relative_to(source)}" for script in scripts} <= names
-    modules = (ROOT / "src").rglob("*.py")
-    assert {str(module.relative_to(ROOT / "src")) for module in modules} <= names
+    web = ROOT / "src" / "session_lifecycle" / "web"
+    files = [*(ROOT / "src").rglob("*.py"), *web.glob("templates/**/*.html"), *web.glob("static/*")]
+    assert {str(file.relative_to(ROOT / "src")) for file in files} <= names
+    assert "session_lifecycle/web/static/uplot.LICENSE.txt" in names
     assert "session_lifecycle/py.typed" in names
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
 

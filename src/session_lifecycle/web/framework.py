@@ -5,7 +5,9 @@ try:
     from fastapi.exceptions import RequestValidationError
     from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
     from fastapi.routing import APIRoute
+    from starlette.exceptions import HTTPException as AnyHTTPException
     from starlette.routing import Match
+    from starlette.staticfiles import StaticFiles
     from starlette.types import ASGIApp, Receive, Scope, Send
 except ModuleNotFoundError as missing:
     if missing.name != "fastapi":
@@ -18,6 +20,7 @@ __all__ = [
     "APIRoute",
     "APIRouter",
     "ASGIApp",
+    "AnyHTTPException",
     "Depends",
     "FastAPI",
     "Header",
@@ -32,5 +35,6 @@ __all__ = [
     "Response",
     "Scope",
     "Send",
+    "StaticFiles",
     "StreamingResponse",
 ]

@@ -1,0 +1,296 @@
+"""The overview: what was spent and used in a window, how sessions ended, how long runs took, beside the window before.
+
+Spend and tokens are by the time of use, from the ledger. Sessions and how they ended are by their last activity; with a
+filter, which that report does not take, they are the sessions that used something. A page makes at most 19 reads, of
+which 3 at once: 6 reports, and one report on runs for each of 12 parts of the window.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from itertools import pairwise
+from typing import Annotated, Any, Literal
+
+from session_lifecycle.models import EffectiveStatus, TelemetrySummary, UsageFilters, UsageReport, UsageRow
+from session_lifecycle.models.reports import Bucket, Series
+from session_lifecycle.web.filters import AskedPeriod, Period, asked_usage
+from session_lifecycle.web.framework import APIRouter, Depends, Query, Response
+from session_lifecycle.web.pages.problems import PageRoute
+from session_lifecycle.web.pages.reads import Turns, at_once
+from session_lifecycle.web.pages.visit import AskedVisit, Visit
+
+router = APIRouter(route_class=PageRoute)
+
+LATENCY_PARTS = 12
+MOST_GROUPS = 20
+GROUPS = ("model", "agent", "user", "provider", "client", "dataset", "status")
+RANGES = ("24h", "7d", "30d", "all")
+DEFAULT_RANGE: Literal["24h"] = "24h"
+_HOURLY, _DAILY, _WEEKLY = timedelta(days=2), timedelta(days=92), timedelta(days=730)
+_ENDED = (EffectiveStatus.COMPLETED, EffectiveStatus.FAILED, EffectiveStatus.ABANDONED)
+_OF_RUNS = ("provider", "model", "client")
+"""The filters that reports on runs take as well."""
+
+
+@dataclass(frozen=True)
+class Endings:
+    """How many sessions there were, by their effective status."""
+
+    sessions: int
+    by_status: Mapping[EffectiveStatus, int]
+
+    @property
+    def success_rate(self) -> float | None:
+        """`completed / (completed + failed + abandoned)`; None where all three are 0."""
+        judged = sum(self.by_status.get(status, 0) for status in _ENDED)
+        return self.by_status.get(EffectiveStatus.COMPLETED, 0) / judged if judged else None
+
+
+@dataclass(frozen=True)
+class Point:
+    """The figures of one bucket."""
+
+    starts_at: datetime
+    cost_usd: Decimal
+    cost_before_usd: Decimal | None
+    """What the window before cost in its bucket of the same place."""
+    tokens_in: int
+    tokens_out: int
+    endings: Endings
+
+
+@dataclass(frozen=True)
+class Latency:
+    """How long the runs took that ended in one part of the window."""
+
+    starts_at: datetime
+    p50_s: float | None
+    p95_s: float | None
+
+
+@router.get("/")
+async def overview(
+    visit: AskedVisit,
+    asked: AskedPeriod,
+    filters: Annotated[UsageFilters, Depends(asked_usage)],
+    group_by: Annotated[
+        str, Query(description=f"What the table is by: {', '.join(GROUPS)}, or `tag:` and the name of a tag.")
+    ] = "model",
+) -> Response:
+    """Figures of the window over time, compared with the window before, and by one dimension."""
+    period = _period(visit, asked)
+    before = None if period.since is None or period.until is None else _window_before(period.since, period.until)
+    read = _Reads(visit, filters)
+    async with at_once() as group:
+        now_task = group.create_task(read.series(period))
+        then_task = group.create_task(read.series(before))
+        grouped_task = group.create_task(read.groups(period, group_by))
+        endings_task = group.create_task(read.endings(period))
+        endings_before_task = group.create_task(read.endings(before))
+        runs_task = group.create_task(read.runs(period))
+        runs_before_task = group.create_task(read.runs(before))
+        latency_task = group.create_task(read.latency(period))
+    now, then, grouped = now_task.result(), then_task.result(), grouped_task.result()
+    endings, runs = endings_task.result(), runs_task.result()
+    total = grouped.total
+    bucket = _bucket(period)
+    names = await visit.names_of(row.user_id for row in grouped.rows if row.user_id is not None)
+    return visit.answer(
+        "overview.html",
+        period=period,
+        ranges=RANGES,
+        filters=_given(filters),
+        groups=GROUPS,
+        group_by=group_by,
+        bucket=bucket,
+        points=_points(period, bucket, now, then, visit),
+        has_before=before is not None,
+        before=None if then is None else then.total,
+        total=total,
+        endings=endings,
+        endings_before=endings_before_task.result(),
+        runs=runs,
+        runs_before=runs_before_task.result(),
+        latency=latency_task.result(),
+        rows=[(_name(row, group_by, names), _narrowed(visit, row, group_by), row) for row in grouped.rows],
+        has_more=grouped.has_more,
+        largest=max((row.cost_usd for row in grouped.rows), default=Decimal(0)),
+        statuses=list(EffectiveStatus),
+        is_empty=not (endings.sessions or total.events or total.late_events or (runs and runs.runs_count)),
+    )
+
+
+def _period(visit: Visit, asked: Period) -> Period:
+    """The window that the address names, with an end. Without one it is the last day: a page must open fast."""
+    if asked.range is None:
+        return Period(None, asked.since, asked.until or datetime.now(UTC))
+    until = datetime.now(UTC)
+    if "range" not in visit.request.query_params:
+        return Period(DEFAULT_RANGE, until - timedelta(hours=24), until)
+    return Period(asked.range, asked.since, until)
+
+
+def _window_before(since: datetime, until: datetime) -> Period:
+    return Period(None, since - (until - since), since)
+
+
+def _bucket(period: Period) -> Bucket:
+    length = timedelta.max if period.since is None or period.until is None else period.until - period.since
+    lengths: list[tuple[timedelta, Bucket]] = [(_HOURLY, "hour"), (_DAILY, "day"), (_WEEKLY, "week")]
+    return next((bucket for longest, bucket in lengths if length <= longest), "month")
+
+
+class _Reads:
+    """The reads of one page."""
+
+    def __init__(self, visit: Visit, filters: UsageFilters) -> None:
+        self._db = visit.db
+        self._viewer = visit.viewer
+        self._zone = visit.zone.key
+        self._filters = filters
+        self._turns = Turns()
+
+    async def _usage(self, period: Period, group_by: Sequence[str], order_by: str, limit: int = 10_000) -> UsageReport:
+        return await self._turns.read(
+            lambda: self._db.reports.usage(
+                self._viewer,
+                group_by=group_by,
+                since=period.since,
+                until=period.until,
+                filters=self._filters,
+                order_by=order_by,
+                limit=limit,
+                timezone=self._zone,
+            )
+        )
+
+    async def series(self, period: Period | None) -> UsageReport | None:
+        """Usage in each bucket, by the status of the sessions; None for all time."""
+        if period is None or period.since is None:
+            return None
+        bucket = _bucket(period)
+        return await self._usage(period, [bucket, "status"], bucket)
+
+    async def groups(self, period: Period, group_by: str) -> UsageReport:
+        """The most expensive groups."""
+        return await self._usage(period, [group_by], "cost_usd", MOST_GROUPS)
+
+    async def endings(self, period: Period | None) -> Endings:
+        """The sessions by status."""
+        if period is None:
+            return Endings(0, {})
+        if _given(self._filters):
+            report = await self._usage(period, ["status"], "sessions")
+            return Endings(report.total.sessions, {row.status: row.sessions for row in report.rows if row.status})
+        stats = await self._turns.read(
+            lambda: self._db.lifecycle.aggregate_stats(self._viewer, since=period.since, until=period.until)
+        )
+        running = stats.running - stats.waiting
+        counts = (running, stats.waiting, stats.completed, stats.failed, stats.abandoned)
+        return Endings(stats.sessions, dict(zip(EffectiveStatus, counts, strict=True)))
+
+    async def runs(self, period: Period | None) -> TelemetrySummary | None:
+        """Figures of the runs; None where the filters are none that runs have."""
+        of_runs = _given(self._filters)
+        if period is None or of_runs.keys() - set(_OF_RUNS):
+            return None
+        return await self._turns.read(
+            lambda: self._db.reports.telemetry(self._viewer, since=period.since, until=period.until, **of_runs)
+        )
+
+    async def latency(self, period: Period) -> list[Latency]:
+        """How long runs took in each part of the window; empty for all time."""
+        if period.since is None or period.until is None or period.since == period.until:
+            return []
+        length = (period.until - period.since) / LATENCY_PARTS
+        ends = [period.since + number * length for number in range(LATENCY_PARTS)] + [period.until]
+        async with at_once() as group:
+            tasks = [group.create_task(self.runs(Period(None, *part))) for part in pairwise(ends)]
+        return [
+            Latency(starts_at, _seconds(one.duration_p50_ms), _seconds(one.duration_p95_ms))
+            for starts_at, task in zip(ends, tasks, strict=False)
+            if (one := task.result()) is not None
+        ]
+
+
+def _seconds(milliseconds: float | None) -> float | None:
+    return None if milliseconds is None else milliseconds / 1_000
+
+
+def _given(filters: UsageFilters) -> dict[str, Any]:
+    """The filters that are given, by name."""
+    return {name: value for name, value in filters if value not in (None, {})}
+
+
+def _points(
+    period: Period, bucket: Bucket, now: UsageReport | None, then: UsageReport | None, visit: Visit
+) -> list[Point]:
+    """One point for each bucket of the window, also for those without usage."""
+    if now is None or period.since is None or period.until is None:
+        return []
+    buckets = _by_bucket(now.rows)
+    before = _by_bucket([] if then is None else then.rows)
+    length = period.until - period.since
+    ends = Series(since=period.since, until=period.until, bucket=bucket, timezone=visit.zone).boundaries()
+    ends_before = Series(
+        since=period.since - length, until=period.since, bucket=bucket, timezone=visit.zone
+    ).boundaries()
+    # The two windows are equally long, but one may touch one bucket more: the last buckets are those of one place.
+    starts, starts_before = ends[:-1], ends_before[:-1][-len(ends[:-1]) :]
+    missing: list[datetime | None] = [None] * (len(starts) - len(starts_before))
+    return [
+        Point(
+            starts_at=starts_at,
+            cost_usd=sum((row.cost_usd for row in buckets.get(starts_at, [])), Decimal(0)),
+            cost_before_usd=sum((row.cost_usd for row in before.get(earlier, [])), Decimal(0)) if earlier else None,
+            tokens_in=sum(row.tokens_in for row in buckets.get(starts_at, [])),
+            tokens_out=sum(row.tokens_out for row in buckets.get(starts_at, [])),
+            endings=_endings_of(buckets.get(starts_at, [])),
+        )
+        for starts_at, earlier in zip(starts, [*missing, *starts_before], strict=True)
+    ]
+
+
+def _by_bucket(rows: Sequence[UsageRow]) -> dict[datetime, list[UsageRow]]:
+    found: dict[datetime, list[UsageRow]] = {}
+    for row in rows:
+        if row.starts_at is not None:
+            found.setdefault(row.starts_at, []).append(row)
+    return found
+
+
+def _endings_of(rows: Sequence[UsageRow]) -> Endings:
+    """A session has one status, so the rows of one bucket add up."""
+    return Endings(sum(row.sessions for row in rows), {row.status: row.sessions for row in rows if row.status})
+
+
+_FIELDS = {"agent": "agent_name", "user": "user_id", "dataset": "dataset_id"}
+_FILTERS = {"agent": "agent_name", "user": "owner_id", "dataset": "dataset_id", "status": None}
+"""The filter that chooses one group, by the dimension; None: no filter does."""
+
+
+def _value(row: UsageRow, group_by: str) -> Any:
+    tag = group_by.removeprefix("tag:")
+    return row.tags.get(tag) if tag != group_by else getattr(row, _FIELDS.get(group_by, group_by))
+
+
+def _name(row: UsageRow, group_by: str, names: Mapping[Any, str]) -> str:
+    value = _value(row, group_by)
+    if value is None:
+        return "none"
+    return names.get(value) or str(value)
+
+
+def _narrowed(visit: Visit, row: UsageRow, group_by: str) -> str | None:
+    """The address of this page for one group alone; None where no filter chooses it."""
+    value = _value(row, group_by)
+    tag = group_by.removeprefix("tag:")
+    if value is None:
+        return None
+    if tag != group_by:
+        return visit.address.listing(tags=[*visit.address.all("tags"), f"{tag}:{value}"])
+    name = _FILTERS.get(group_by, group_by)
+    if name is None or (group_by == "agent" and value == "unknown"):
+        return None
+    return visit.address.listing(**{name: value})
