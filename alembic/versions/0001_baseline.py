@@ -9,7 +9,8 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
 
-from session_lifecycle.postgres.function_files import function_files, quoted
+from session_lifecycle.entities import quoted
+from session_lifecycle.postgres.function_files import function_files
 from session_lifecycle.postgres.migrations import create_function_sql, create_search_index_sql, create_trigger_sql
 from session_lifecycle.postgres.notes import drop_trigger_sql
 

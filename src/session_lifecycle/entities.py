@@ -65,6 +65,11 @@ class Base(DeclarativeBase):
     metadata = metadata
 
 
+def quoted(name: str) -> str:
+    """The name of a schema, table or column as SQL writes it."""
+    return '"{}"'.format(name.replace('"', '""'))
+
+
 def never_negative(*counts: str, costs: Sequence[str] = ("cost_usd",)) -> CheckConstraint:
     """The constraint that none of these columns is negative, and that each cost is a finite number.
 

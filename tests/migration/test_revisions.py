@@ -22,10 +22,9 @@ from session_lifecycle import (
     Step,
     UsageEvent,
 )
-from session_lifecycle.entities import VERSION_TABLE, include_object, metadata
+from session_lifecycle.entities import VERSION_TABLE, include_object, metadata, quoted
 from session_lifecycle.models.session_filters import SESSION_ORDERS
 from session_lifecycle.postgres.engines import asyncpg_url
-from session_lifecycle.postgres.function_files import quoted
 from session_lifecycle.postgres.migrations import configuration, run
 from session_lifecycle.postgres.schema_check import HEAD, REVISIONS, SEARCH_INDEX
 from session_lifecycle.settings import DEFAULT_SCHEMA

@@ -12,7 +12,8 @@ import pytest
 from sqlalchemy.engine import make_url
 
 from session_lifecycle import SessionDatabase, SessionLifecycleError
-from session_lifecycle.postgres.function_files import function_files, quoted
+from session_lifecycle.entities import quoted
+from session_lifecycle.postgres.function_files import function_files
 from session_lifecycle.testing import TemplateServer
 
 ROOT = Path(__file__).parents[2]

@@ -5,8 +5,8 @@ from uuid import UUID
 import pytest
 
 from session_lifecycle import SchemaError, SessionDatabase, UsageEvent
-from session_lifecycle.entities import metadata
-from session_lifecycle.postgres.function_files import function_files, quoted
+from session_lifecycle.entities import metadata, quoted
+from session_lifecycle.postgres.function_files import function_files
 from session_lifecycle.postgres.schema_check import SEARCH_INDEX, Kind, used_objects
 
 USER = UUID(int=1)

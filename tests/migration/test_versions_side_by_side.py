@@ -14,7 +14,8 @@ import pytest
 from sqlalchemy import Connection
 
 from session_lifecycle import SchemaError, SessionDatabase
-from session_lifecycle.postgres.function_files import directory, quoted
+from session_lifecycle.entities import quoted
+from session_lifecycle.postgres.function_files import directory
 from session_lifecycle.postgres.migrations import configuration
 from session_lifecycle.postgres.schema_check import HEAD
 

@@ -112,7 +112,7 @@ class Stream:
 
     async def until(self, session_id: str, name: str = "session") -> list[Event]:
         """The events up to one of this session."""
-        found = []
+        found: list[Event] = []
         while not found or (found[-1].session_id, found[-1].name) != (session_id, name):
             found.append(await self.next())
         return found

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from session_lifecycle.buckets import activity, merging, places
 from session_lifecycle.models import CostByModelRow, TelemetryKey
-from session_lifecycle.models.fields import model_key
+from session_lifecycle.models.fields import exact_sum, model_key
 from session_lifecycle.models.reports import UsageQuestion
 from session_lifecycle.pages import PageRows
 from session_lifecycle.statements.sessions.records import ORDERS
@@ -139,7 +139,7 @@ def test_costs_of_a_model_in_all_spellings_are_one_row(used: list[tuple[int, str
             found.setdefault(model_key(model), []).append((model, cost))
         rows = []
         for spelt in found.values():
-            row = cost_row(min(model for model, _ in spelt), merging.exact_sum(cost for _, cost in spelt))
+            row = cost_row(min(model for model, _ in spelt), exact_sum(cost for _, cost in spelt))
             whole = {name: len(spelt) for name, figure in row if figure == 1 and isinstance(figure, int)}
             rows.append(row.model_copy(update=whole))
         return merging.by_cost(rows, lambda row: row.model)
@@ -237,12 +237,12 @@ def test_groups_of_usage_add_up(events: list[tuple[int, int | None, str, Decimal
                 dataset_id=None if dataset is None else UUID(int=dataset),
                 model_key=model,
                 model=spellings[model],
-                cost_usd=merging.exact_sum(of_group),
+                cost_usd=exact_sum(of_group),
                 events=len(of_group),
             )
             for (dataset, model), of_group in costs.items()
         ]
-        total = Group(cost_usd=merging.exact_sum(one[3] for one in chosen), events=len(chosen))
+        total = Group(cost_usd=exact_sum(one[3] for one in chosen), events=len(chosen))
         return total, groups
 
     def sort_key(group: Any) -> Any:

@@ -10,12 +10,12 @@ from sqlalchemy import Select, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from session_lifecycle.buckets.directory import INCOMPLETE, Deployment
+from session_lifecycle.entities import quoted
 from session_lifecycle.errors import ConfigurationError, DatabaseUnavailableError, SchemaError
 from session_lifecycle.models import Viewer
 from session_lifecycle.postgres.driver_statements import AnySelect
 from session_lifecycle.postgres.execution import BoundExecution, PoolExecution, Run, Stream
 from session_lifecycle.postgres.failures import DRIVER_FAILURES, raise_as_ours
-from session_lifecycle.postgres.function_files import quoted
 from session_lifecycle.statements.buckets import directory
 
 MOST_MOVES = 8

@@ -13,10 +13,10 @@ from typing import Any
 
 import asyncpg
 
+from session_lifecycle.entities import quoted
 from session_lifecycle.errors import ConfigurationError, TransactionConflictError
 from session_lifecycle.models.maintenance import MoveReport
 from session_lifecycle.postgres.execution import with_jitter
-from session_lifecycle.postgres.function_files import quoted
 from session_lifecycle.postgres.schema_check import TRIGGER
 from session_lifecycle.statements.buckets import moving
 

@@ -12,13 +12,13 @@ from sqlalchemy import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from session_lifecycle._version import __version__
+from session_lifecycle.entities import quoted
 from session_lifecycle.errors import ConfigurationError, SchemaError, SessionLifecycleError, shortened
 from session_lifecycle.maintenance.reconcile import Reconciler
 from session_lifecycle.models import Viewer
 from session_lifecycle.models.doctor import DatabaseFigures, DoctorReport, Finding, Severity
 from session_lifecycle.postgres import permissions
 from session_lifecycle.postgres.execution import PoolExecution
-from session_lifecycle.postgres.function_files import quoted
 from session_lifecycle.postgres.migrations import is_direct
 from session_lifecycle.postgres.row_level_security import row_level_security
 from session_lifecycle.postgres.schema_check import (

@@ -6,14 +6,11 @@ from functools import cache
 from hashlib import md5
 from pathlib import Path
 
+from session_lifecycle.entities import quoted
+
 BODY_TAG = "$body$"
 _HEADER = re.compile(r"^CREATE (?:OR REPLACE )?FUNCTION \{schema\}\.(\w+)\s*\(", re.MULTILINE)
 _TYPE = re.compile(r"^(?:OUT |INOUT )?\w+ (?P<type>.+?)(?: DEFAULT .*)?$")
-
-
-def quoted(schema: str) -> str:
-    """The name of the schema as SQL writes it."""
-    return '"{}"'.format(schema.replace('"', '""'))
 
 
 def directory() -> Path:

@@ -20,12 +20,12 @@ from sqlalchemy import Connection, Table, func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.schema import CreateIndex
 
-from session_lifecycle.entities import metadata
+from session_lifecycle.entities import metadata, quoted
 from session_lifecycle.errors import SchemaError, TransactionConflictError, shortened
 from session_lifecycle.models.schema import SchemaRevision, SchemaRevisions
 from session_lifecycle.postgres.execution import with_jitter
 from session_lifecycle.postgres.failures import DRIVER_FAILURES, driver_error
-from session_lifecycle.postgres.function_files import directory, function_files, quoted
+from session_lifecycle.postgres.function_files import directory, function_files
 from session_lifecycle.postgres.notes import set_notes
 from session_lifecycle.postgres.row_level_security import disable_sql
 from session_lifecycle.postgres.schema_check import (

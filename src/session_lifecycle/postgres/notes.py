@@ -15,9 +15,9 @@ import asyncpg
 from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from session_lifecycle.entities import quoted
 from session_lifecycle.errors import ConfigurationError, DatabaseUnavailableError
 from session_lifecycle.postgres.failures import DRIVER_FAILURES, raise_as_ours
-from session_lifecycle.postgres.function_files import quoted
 
 CHANNEL = "session_lifecycle"
 """The channel of the notes of all schemas of a database. A schema's name may be longer than that of a channel."""

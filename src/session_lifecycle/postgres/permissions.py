@@ -11,9 +11,8 @@ from typing import NamedTuple
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from session_lifecycle.entities import KEY_TABLE, VERSION_TABLE, metadata
+from session_lifecycle.entities import KEY_TABLE, VERSION_TABLE, metadata, quoted
 from session_lifecycle.models.schema import RoleReport
-from session_lifecycle.postgres.function_files import quoted
 from session_lifecycle.settings import DEFAULT_SCHEMA
 
 DEFAULT_PREFIX = "sessions_"

@@ -17,12 +17,11 @@ from functools import partial
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from session_lifecycle.entities import KEY_TABLE, metadata
+from session_lifecycle.entities import KEY_TABLE, metadata, quoted
 from session_lifecycle.errors import ConfigurationError
 from session_lifecycle.models import Viewer
 from session_lifecycle.models.schema import RowLevelSecurityReport
 from session_lifecycle.postgres.driver_statements import VIEWER_SETTING
-from session_lifecycle.postgres.function_files import quoted
 from session_lifecycle.settings import Settings
 
 TOKEN_SECONDS = 600

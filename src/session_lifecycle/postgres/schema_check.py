@@ -15,9 +15,9 @@ from sqlalchemy import Engine, Select, Text, column, select, table, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from session_lifecycle._version import __version__
-from session_lifecycle.entities import VERSION_TABLE, metadata
+from session_lifecycle.entities import VERSION_TABLE, metadata, quoted
 from session_lifecycle.errors import SchemaError
-from session_lifecycle.postgres.function_files import function_files, quoted
+from session_lifecycle.postgres.function_files import function_files
 
 REVISIONS = ("0001",)
 """Every revision that this version knows, oldest first."""

@@ -21,6 +21,7 @@ from session_lifecycle import (
     SessionListFilters,
     TransactionConflictError,
     UsageEvent,
+    UsageReceipt,
     Viewer,
 )
 from session_lifecycle.buckets import moving
@@ -57,6 +58,7 @@ class Writers:
                 ]
             )
             self.longest = max(self.longest, time.monotonic() - began)
+            assert isinstance(receipt[0], UsageReceipt)
             assert receipt[0].outcome == "applied"
             self.acknowledged.append(number)
             # What was acknowledged is there for every later reader.

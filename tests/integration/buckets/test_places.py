@@ -144,7 +144,7 @@ async def test_a_place_that_is_away_stops_its_own_queue_only(eight_buckets: Buck
             recorder = db.recorder(
                 give_up_after=60,
                 drain_within=0.1,
-                on_lost=lambda items, _: lost.extend(one.session_id for one in items),
+                on_lost=lambda items, _: lost.extend(str(getattr(one, "session_id", None)) for one in items),
             )
             async with recorder:
                 recorder.submit(event(there, "lost"))

@@ -148,7 +148,7 @@ async def answers_of(db: AnyDatabase, viewer: Viewer, history: int) -> dict[str,
         detail = await activity.get_session_detail(session, viewer)
         found[f"detail {session}"] = detail and detail.model_dump(exclude={"runs": {"__all__": {"events"}}})
         threads = await activity.list_threads(session, viewer)
-        found[f"threads {session}"] = threads and [len(one.runs) for one in threads.threads]
+        found[f"threads {session}"] = threads and [one.model_dump() for one in threads.threads]
         found[f"chat {session}"] = await activity.chat_history(session, viewer)
         recent = await activity.get_recent_activity(session, viewer)
         found[f"recent {session}"] = recent and recent.model_dump()

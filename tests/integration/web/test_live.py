@@ -4,13 +4,13 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 import asyncpg
 import httpx
 import pytest
-from sqlalchemy import NullPool, text
+from sqlalchemy import NullPool, QueuePool, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from session_lifecycle import SessionDatabase, SessionListFilters, SessionStatus, Touch, UsageEvent, Viewer
@@ -166,7 +166,7 @@ async def test_a_transaction_that_is_rolled_back_is_not_heard(session_database: 
             await db.bind(connection).lifecycle.accumulate_usage("s", A, "gpt-4o", 1, 1)
             await connection.rollback()
         await db.lifecycle.accumulate_usage("s", B, "gpt-4o", 1, 1)
-        assert await asyncio.wait_for(notes.next(), 10) == {B}
+        assert await asyncio.wait_for(notes.next(), 10) == frozenset({B})
 
 
 async def test_two_schemas_of_one_database_do_not_hear_each_other(session_database_url: str) -> None:
@@ -179,8 +179,8 @@ async def test_two_schemas_of_one_database_do_not_hear_each_other(session_databa
         async with one.listening() as notes, other.listening() as other_notes:
             await touch(other, "s", B)
             await touch(one, "s", A)
-            assert await asyncio.wait_for(notes.next(), 10) == {A}
-            assert await asyncio.wait_for(other_notes.next(), 10) == {B}
+            assert await asyncio.wait_for(notes.next(), 10) == frozenset({A})
+            assert await asyncio.wait_for(other_notes.next(), 10) == frozenset({B})
 
 
 @NOTES
@@ -361,7 +361,7 @@ async def test_one_connection_listens_for_all_streams_and_none_is_held(session_d
             await touch(db, "s")
             await last.until("s")
             assert await asked(db, LISTENING) == 1
-            assert db.engine.pool.checkedout() == 0, "a stream that waits holds no connection"
+            assert cast("QueuePool", db.engine.pool).checkedout() == 0, "a stream that waits holds no connection"
         await eventually(lambda: host.feed.streams == 0)
 
         async def nobody_listens() -> bool:

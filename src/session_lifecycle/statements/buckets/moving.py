@@ -5,8 +5,7 @@ Its texts go to the driver as they stand: COPY and DDL take no parameters.
 
 from collections.abc import Sequence
 
-from session_lifecycle.entities import metadata
-from session_lifecycle.postgres.function_files import quoted
+from session_lifecycle.entities import metadata, quoted
 
 NOTES = "bucket_changes"
 """The table that notes the key of every row that changes while its bucket is copied."""
