@@ -1,6 +1,6 @@
 """What the budget check of every adapter must hold: the same cases, against a stand-in of the model's API."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import pytest
@@ -30,6 +30,7 @@ async def assert_checked(
     call: Call,
     error: type[Exception],
     model: str = "gpt-5",
+    others: Sequence[Call] = (),
 ) -> None:
     """Asserts that calls within the limit are served and settled, and that others end by the runtime's own error.
 
@@ -40,12 +41,13 @@ async def assert_checked(
         call: Calls the model once.
         error: What a call that is refused raises.
         model: A model with a price.
+        others: Other ways to call the model, of which only is asked whether they are served and refused.
     """
 
-    async def refused(budgets: Any, name: str = model) -> Exception:
+    async def refused(budgets: Any, name: str = model, by: Call = call) -> Exception:
         before = len(server.served)
         with pytest.raises(error) as caught:
-            await call(budgets, name)
+            await by(budgets, name)
         assert len(server.served) == before
         await assert_settled(db, recorder)
         return caught.value
@@ -63,6 +65,13 @@ async def assert_checked(
     await call(check, model)
     assert len(server.served) == 2
     assert await assert_settled(db, recorder) == sum(one.tokens_in + one.tokens_out for one in server.served)
+
+    for other in others:
+        before = len(server.served)
+        await other(check, model)
+        assert len(server.served) == before + 1
+        await assert_settled(db, recorder)
+        await refused(large, by=other)
 
     # Without figures a call is admitted as long as something is left.
     await call(db.budgets, model)

@@ -526,28 +526,28 @@ def test_without_the_package_the_import_names_the_extra() -> None:
 # Budgets
 
 
-@pytest.mark.parametrize("kind", ["chat", "responses", "stream", "threads"])
-async def test_a_call_that_a_budget_refuses_is_not_sent(session_database: SessionDatabase, kind: str) -> None:
+async def test_a_call_that_a_budget_refuses_is_not_sent(session_database: SessionDatabase) -> None:
     async with opened(session_database) as made:
         bare = OpenAI(base_url=made.server.openai, api_key="none")
 
-        async def call(budgets: Any, model: str) -> None:
-            client = made.recorded(budgets=budgets)
-            if kind == "responses":
-                await client.responses.create(model=model, input="hello")
-            elif kind == "chat":
-                await client.chat.completions.create(model=model, messages=said("hello"))
-            elif kind == "stream":
-                async with client.responses.stream(model=model, input="hello") as stream:
-                    await stream.until_done()
-            else:
-                recorded = recorded_openai(bare, made.recorder, provider="openai", budgets=budgets)
-                await asyncio.to_thread(
-                    lambda: recorded.chat.completions.create(model=model, messages=said("hello"))
-                )
+        async def chat(budgets: Any, model: str) -> None:
+            await made.recorded(budgets=budgets).chat.completions.create(model=model, messages=said("hello"))
+
+        async def stream(budgets: Any, model: str) -> None:
+            async with made.recorded(budgets=budgets).responses.stream(model=model, input="hello") as told:
+                await told.until_done()
+
+        async def in_a_thread(budgets: Any, model: str) -> None:
+            client = recorded_openai(bare, made.recorder, provider="openai", budgets=budgets)
+            await asyncio.to_thread(lambda: client.chat.completions.create(model=model, messages=said("hello")))
 
         with bare:
-            await assert_checked(made.db, made.recorder, made.server, call, BudgetExceededError)
+            others = [stream, in_a_thread]
+            await assert_checked(made.db, made.recorder, made.server, chat, BudgetExceededError, others=others)
+            # An adapter that is given no budgets asks for nothing.
+            served = len(made.server.served)
+            await made.client.chat.completions.create(model="gpt-5", messages=said("hello"))
+            assert len(made.server.served) == served + 1
 
 
 async def test_a_reservation_lasts_until_the_call_is_recorded(session_database: SessionDatabase) -> None:
