@@ -128,6 +128,11 @@ class Adapter:
         """The error, where content is recorded; else the name of its type, as its text may hold content."""
         return error if self.content else type(error).__name__
 
+    @property
+    def asks_budgets(self) -> bool:
+        """Whether the host wants budgets to be asked before a model is called."""
+        return self._check is not None
+
     async def refusal(self, attempt: Attempt | None, request: Any = None) -> BudgetExceededError | None:
         """Why the call of this attempt may not be made; None where it is admitted, and where the host asks for nothing.
 

@@ -283,7 +283,7 @@ class SessionHooks(Adapter, RunHooks[Any], TracingProcessor):
             BudgetRefusedError: A budget refuses the call.
         """
         begun = self._begin_call(context, agent, input_items)
-        if self._check is None:
+        if not self.asks_budgets:
             return
         refusal = await self.refusal(None if begun is None else begun[1].attempt, input_items)
         if refusal is None:

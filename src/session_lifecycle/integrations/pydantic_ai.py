@@ -245,7 +245,7 @@ class SessionCapability(Adapter, AbstractCapability[Any]):
 
     async def _begin_request(self, ctx: RunContext[Any], request: ModelRequestContext) -> None:
         opened = self._open_attempt(ctx, request)
-        if self._check is None or opened is False:
+        if not self.asks_budgets or opened is False:
             return
         refusal = await self.refusal(opened, request)
         if refusal is not None:
