@@ -18,7 +18,7 @@ from uuid import UUID
 
 from session_lifecycle.errors import BudgetExceededError, ConfigurationError, SessionLifecycleError
 from session_lifecycle.models import ReservationOutcome
-from session_lifecycle.models.budgets import LONGEST_LEASE
+from session_lifecycle.models.budgets import LONGEST_LEASE, exceeded
 from session_lifecycle.models.usage import EstimatedUse
 from session_lifecycle.postgres.processes import forget_in_child
 from session_lifecycle.writing.attempt import Attempt
@@ -116,18 +116,26 @@ class BudgetCheck:
             return self._failed(attempt, error, fail)
 
     async def excess(
-        self, session_id: str, user_id: UUID | str, request: Any, fail: Fail, *, agent_name: str | None = None
+        self, session_id: str, user_id: UUID | str | None, request: Any, fail: Fail
     ) -> BudgetExceededError | None:
-        """Why no model may be called now; None where it may. Nothing is reserved: for a call whose key nobody knows."""
+        """Why no model may be called now; None where it may. Nothing is reserved: for calls whose key nobody knows.
+
+        Args:
+            session_id: The session.
+            user_id: Its owner; None: nobody knows it, which has been told already.
+            request: What the runtime tells.
+            fail: Counts and tells a failure of the check.
+        """
+        if user_id is None:
+            return self._without_answer()
         try:
             needs = self._needs_of(None, request)
             async with asyncio.timeout(self._within):
-                over = await self._budgets.would_exceed(session_id, user_id, agent_name=agent_name, **needs)
+                over = await self._budgets.would_exceed(session_id, user_id, **needs)
         except Exception as error:  # noqa: BLE001 - a check that fails must not end the host's work
             fail(error)
             return self._without_answer()
-        ids = [one.budget.budget_id for one in over]
-        return BudgetExceededError(ids, f"the call would exceed the budgets {ids}") if ids else None
+        return exceeded(over) if over else None
 
     def release(self, attempt: Attempt, fail: Fail) -> None:
         """Ends the reservation of an attempt that was discarded, and waits for nothing."""
@@ -238,4 +246,3 @@ def in_background(coroutine: Coroutine[Any, Any, Result]) -> Result:
     except BaseException:
         running.cancel()
         raise
-

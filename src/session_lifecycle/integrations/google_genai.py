@@ -98,8 +98,7 @@ def _recorded(kind: Any) -> Any:
         calls: ModelCalls = self.session_lifecycle_calls
         call = _begin(calls, path, body)
         try:
-            if _called(path):
-                calls.ask_now(call, body)
+            _ask_now(calls, call, path, body)
             response = kind.request(self, method, path, body, *more, **named)
         except BaseException as error:
             calls.failed(call, error)
@@ -111,8 +110,7 @@ def _recorded(kind: Any) -> Any:
         calls: ModelCalls = self.session_lifecycle_calls
         call = _begin(calls, path, body)
         try:
-            if _called(path):
-                await calls.ask(call, body)
+            await _ask(calls, call, path, body)
             response = await kind.async_request(self, method, path, body, *more, **named)
         except BaseException as error:
             calls.failed(call, error)
@@ -125,8 +123,7 @@ def _recorded(kind: Any) -> Any:
         call, answer = _begin(calls, path, body), Answer()
         failure: BaseException | None = None
         try:
-            if _called(path):
-                calls.ask_now(call, body)
+            _ask_now(calls, call, path, body)
             for piece in kind.request_streamed(self, method, path, body, *more, **named):
                 _hear(calls, answer, piece)
                 yield piece
@@ -142,8 +139,7 @@ def _recorded(kind: Any) -> Any:
         calls: ModelCalls = self.session_lifecycle_calls
         call = _begin(calls, path, body)
         try:
-            if _called(path):
-                await calls.ask(call, body)
+            await _ask(calls, call, path, body)
             pieces = await kind.async_request_streamed(self, method, path, body, *more, **named)
         except BaseException as error:
             calls.failed(call, error)
@@ -192,6 +188,16 @@ def _begin(calls: ModelCalls, path: Any, body: Any) -> ModelCall | None:
         last = contents[-1] if isinstance(contents, list) and contents else None
         prompt = text_of(value_at(last, "parts")) if value_at(last, "role") in {None, "user"} else None
     return calls.begin(name, model, "embedding" if name == "embed_content" else "llm", prompt)
+
+
+async def _ask(calls: ModelCalls, call: ModelCall | None, path: Any, body: Any) -> None:
+    if _called(path) is not None:
+        await calls.ask(call, body)
+
+
+def _ask_now(calls: ModelCalls, call: ModelCall | None, path: Any, body: Any) -> None:
+    if _called(path) is not None:
+        calls.ask_now(call, body)
 
 
 def _finish(calls: ModelCalls, call: ModelCall | None, response: Any) -> None:

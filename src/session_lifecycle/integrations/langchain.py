@@ -267,7 +267,9 @@ class SessionCallbackHandler(Adapter, BaseCallbackHandler):
 
     # Model calls
 
-    async def begin_and_ask(self, begin: Callable[..., _Call | None], /, *told: Any, run_id: UUID, **named: Any) -> None:
+    async def begin_and_ask(
+        self, begin: Callable[..., _Call | None], /, *told: Any, run_id: UUID, **named: Any
+    ) -> None:
         """Opens a call, and raises `BudgetExceededError` where a budget refuses it. For `ainvoke`."""
         call = begin(*told, run_id=run_id, **named)
         try:

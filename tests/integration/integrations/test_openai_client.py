@@ -587,9 +587,7 @@ async def test_calls_at_once_never_pass_the_limit(session_database: SessionDatab
             answers = await asyncio.gather(
                 *(client.chat.completions.create(model="gpt-5", messages=said("hello")) for _ in range(12)),
                 *(
-                    asyncio.to_thread(
-                        lambda: in_threads.chat.completions.create(model="gpt-5", messages=said("hello"))
-                    )
+                    asyncio.to_thread(lambda: in_threads.chat.completions.create(model="gpt-5", messages=said("hello")))
                     for _ in range(12)
                 ),
                 return_exceptions=True,
