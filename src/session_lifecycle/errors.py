@@ -88,10 +88,12 @@ class TransactionConflictError(SessionLifecycleError):
 class BudgetExceededError(SessionLifecycleError):
     """A call of a model would exceed a budget, so nothing was reserved for it.
 
-    `Reservation.raise_if_refused` raises it; no call of this library does.
+    `Reservation.raise_if_refused` raises it, and the adapters of runtimes do that are given `budgets`. No call of this
+    library does.
 
     Attributes:
-        budget_ids: The budgets that refuse the call.
+        budget_ids: The budgets that refuse the call. Empty where they could not be asked, and the host wants calls to be
+            refused then.
     """
 
     def __init__(self, budget_ids: Sequence[str], message: str) -> None:
