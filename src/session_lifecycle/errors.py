@@ -92,8 +92,8 @@ class BudgetExceededError(SessionLifecycleError):
     library does.
 
     Attributes:
-        budget_ids: The budgets that refuse the call. Empty where they could not be asked, and the host wants calls to be
-            refused then.
+        budget_ids: The budgets that refuse the call. Empty where an adapter could not ask them, and the host wants that
+            to be refused.
     """
 
     def __init__(self, budget_ids: Sequence[str], message: str) -> None:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any
+from uuid import UUID
 
 import pytest
 from openai import APIConnectionError, APIError, APIStatusError, AsyncAzureOpenAI, AsyncOpenAI, OpenAI
@@ -595,6 +596,30 @@ async def test_calls_at_once_never_pass_the_limit(session_database: SessionDatab
         refused = [one for one in answers if isinstance(one, BudgetExceededError)]
         assert (len(made.server.served), len(refused)) == (10, 14)
         assert await assert_settled(made.db, made.recorder) == 10 * 1280
+
+
+async def test_a_budget_of_an_agent_or_a_dataset_counts_a_session_that_is_not_written_yet(
+    session_database: SessionDatabase,
+) -> None:
+    dataset = UUID(int=7)
+    await limit(session_database, "agent", user_id=None, agent_name="coder", limit_tokens=10)
+    await limit(session_database, "dataset", user_id=None, dataset_id=dataset, limit_tokens=10)
+    async with ModelServer() as server, session_database.recorder() as recorder:
+        bare = AsyncOpenAI(base_url=server.openai, api_key="none")
+
+        async def refused(**more: Any) -> tuple[str, ...]:
+            check = BudgetCheck(session_database.budgets, needs={"tokens_in": 11, "cost_usd": 0})
+            client = recorded_openai(bare, recorder, budgets=check, **more)
+            with pytest.raises(BudgetExceededError) as caught:
+                await client.chat.completions.create(model="gpt-5", messages=said("hello"))
+            return caught.value.budget_ids
+
+        assert await refused(user_id=A, agent_name="coder", session_id="s1") == ("agent",)
+        async with recorder.session("s2", A, dataset, quiet=True) as session:
+            with session.run(agent_name="coder"):
+                assert await refused() == ("agent", "dataset")
+        assert server.served == []
+        await bare.close()
 
 
 async def test_a_call_that_is_cancelled_while_it_asks_reserves_nothing(session_database: SessionDatabase) -> None:
