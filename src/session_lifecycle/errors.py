@@ -117,10 +117,12 @@ class PartlyWrittenError(SessionLifecycleError):
 class BudgetExceededError(SessionLifecycleError):
     """A call of a model would exceed a budget, so nothing was reserved for it.
 
-    `Reservation.raise_if_refused` raises it; no call of this library does.
+    `Reservation.raise_if_refused` raises it, and the adapters of runtimes do that are given `budgets`. No call of this
+    library does.
 
     Attributes:
-        budget_ids: The budgets that refuse the call.
+        budget_ids: The budgets that refuse the call. Empty where an adapter could not ask them, and the host wants that
+            to be refused.
     """
 
     def __init__(self, budget_ids: Sequence[str], message: str) -> None:

@@ -13,9 +13,11 @@ from functools import wraps
 from typing import Any, Generic, ParamSpec, Protocol, TypeVar, cast
 from uuid import UUID
 
-from session_lifecycle.errors import ConfigurationError, SessionLifecycleError
+from session_lifecycle.errors import BudgetExceededError, ConfigurationError, SessionLifecycleError
+from session_lifecycle.integrations.budget_check import BudgetCheck
 from session_lifecycle.integrations.counts import value_at
-from session_lifecycle.writing.attempt import ends_as_cancelled
+from session_lifecycle.writing.attempt import Attempt, ends_as_cancelled
+from session_lifecycle.writing.protocol import SessionReserver
 from session_lifecycle.writing.quiet import QuietWriter
 from session_lifecycle.writing.session_trace import SessionTrace, current_trace
 
@@ -52,6 +54,7 @@ class Adapter:
         session_id: str | None = None,
         content: bool = False,
         attempt_timeout: timedelta | float | None = None,
+        budgets: SessionReserver | BudgetCheck | None = None,
     ) -> None:
         """Makes an adapter. It needs no event loop.
 
@@ -65,12 +68,15 @@ class Adapter:
                 sees them first.
             attempt_timeout: How long a model call may be open before it is recorded without usage, a timedelta or
                 seconds; None: 15 minutes.
+            budgets: `db.budgets`, or a `BudgetCheck`: what is asked before a model is called. None: nothing is asked,
+                and no call is refused.
         """
         self.content = content
         self._quiet = recorder.quiet
         self._user_id = user_id
         self._session_id = session_id
         self._attempt_timeout = attempt_timeout
+        self._check = BudgetCheck.of(budgets)
 
     def session_of(
         self,
@@ -121,6 +127,36 @@ class Adapter:
     def shown_error(self, error: BaseException) -> BaseException | str:
         """The error, where content is recorded; else the name of its type, as its text may hold content."""
         return error if self.content else type(error).__name__
+
+    @property
+    def asks_budgets(self) -> bool:
+        """Whether the host wants budgets to be asked before a model is called."""
+        return self._check is not None
+
+    async def refusal(self, attempt: Attempt | None, request: Any = None) -> BudgetExceededError | None:
+        """Why the call of this attempt may not be made; None where it is admitted, and where the host asks for nothing.
+
+        The attempt of a call that is refused is discarded. Raises nothing but a cancellation.
+        """
+        return None if self._check is None else await self._check.refusal(attempt, request, self.fail)
+
+    def refusal_now(self, attempt: Attempt | None, request: Any = None) -> BudgetExceededError | None:
+        """As `refusal`, for a caller without `await`."""
+        return None if self._check is None else self._check.refusal_now(attempt, request, self.fail)
+
+    async def excess(
+        self, session_id: str, user_id: UUID | str | None, request: Any = None
+    ) -> BudgetExceededError | None:
+        """Why no model may be called in this session now; None where it may, and where the host asks for nothing.
+
+        For a runtime that tells no call before its answer: nothing is reserved. None as the owner: nobody knows it.
+        """
+        return None if self._check is None else await self._check.excess(session_id, user_id, request, self.fail)
+
+    def discard(self, attempt: Attempt) -> None:
+        """Discards an attempt for which no model was called, and what was reserved for it."""
+        if attempt.discard() and self._check is not None:
+            self._check.release(attempt, self.fail)
 
     def fail(self, error: Exception) -> None:
         """Counts and tells a failure of the adapter itself: what it stood for is not recorded."""

@@ -14,9 +14,11 @@ from urllib.parse import urlsplit
 from uuid import UUID
 
 from session_lifecycle.integrations.adapter import TakesQuietly, text_of
+from session_lifecycle.integrations.budget_check import BudgetCheck
 from session_lifecycle.integrations.counts import anthropic_counts, value_at
 from session_lifecycle.integrations.generated_clients import Api, Operation, recorded_client
 from session_lifecycle.integrations.model_calls import Answer, ModelCalls, last_prompt
+from session_lifecycle.writing.protocol import SessionReserver
 
 try:
     from anthropic import Anthropic, AsyncAnthropic
@@ -48,6 +50,7 @@ def recorded_anthropic(
     provider: str | None = None,
     content: bool = False,
     attempt_timeout: timedelta | float | None = None,
+    budgets: SessionReserver | BudgetCheck | None = None,
 ) -> Client:
     """A copy of the client whose calls are recorded. The copy shares the connections of the client.
 
@@ -66,6 +69,8 @@ def recorded_anthropic(
         content: Whether the last prompt and the answer are recorded as messages.
         attempt_timeout: How long a call may be open before it is recorded without usage, a timedelta or seconds; None:
             15 minutes.
+        budgets: `db.budgets`, or a `BudgetCheck`: what is asked before a model is called. A call that it refuses raises
+            `BudgetExceededError`, and no request is sent. None: nothing is asked.
     """
     calls = ModelCalls(
         recorder,
@@ -75,6 +80,7 @@ def recorded_anthropic(
         provider=provider or _provider(client),
         content=content,
         attempt_timeout=attempt_timeout,
+        budgets=budgets,
     )
     return recorded_client(client, Api(_operation, _pending, re.compile("(?!)")), calls)
 

@@ -14,6 +14,7 @@ import asyncio
 import os
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from glob import escape
 from pathlib import Path
@@ -23,6 +24,7 @@ from uuid import UUID
 
 from session_lifecycle.errors import SessionLifecycleError
 from session_lifecycle.integrations.adapter import Adapter, TakesQuietly, recorded
+from session_lifecycle.integrations.budget_check import BudgetCheck
 from session_lifecycle.integrations.claude_code import CLIENT, ClaudeCodeReader
 from session_lifecycle.integrations.counts import anthropic_counts, number, value_at
 from session_lifecycle.integrations.transcripts import (
@@ -37,12 +39,13 @@ from session_lifecycle.integrations.transcripts import (
 )
 from session_lifecycle.models import Item
 from session_lifecycle.models.sessions import Reopen
+from session_lifecycle.writing.protocol import SessionReserver
 from session_lifecycle.writing.quiet import QuietWriter
 from session_lifecycle.writing.session_trace import current_trace
 from session_lifecycle.writing.spool_drain import item_of_fields
 
 try:
-    from claude_agent_sdk import ClaudeAgentOptions, ClaudeSDKClient, Message, Transport
+    from claude_agent_sdk import ClaudeAgentOptions, ClaudeSDKClient, HookMatcher, Message, Transport
     from claude_agent_sdk import query as query_of_sdk
 except ImportError as error:
     raise ImportError("Claude Agent SDK is not installed: pip install 'session-lifecycle[claude-agent-sdk]'") from error
@@ -53,6 +56,8 @@ _MARGIN = timedelta(minutes=1)
 _MOST_META_BYTES = 1_000_000
 _SYNTHETIC = "<synthetic>"
 _ENDS = {"completed": "completed", "failed": "failed", "stopped": "cancelled", "killed": "cancelled"}
+_ASKING_HOOKS = ("UserPromptSubmit", "PostToolUse", "PostToolUseFailure")
+"""What Claude Code calls before it calls a model: for a prompt, and for what a tool has answered."""
 Billing = Literal["api", "plan"]
 
 
@@ -70,6 +75,7 @@ class SessionSdk(Adapter):
         user_id: UUID | str | Callable[[], UUID | str | None] | None = None,
         content: bool = False,
         billing: Billing = "api",
+        budgets: SessionReserver | BudgetCheck | None = None,
     ) -> None:
         """Makes it. Arguments: see `Adapter`.
 
@@ -78,8 +84,11 @@ class SessionSdk(Adapter):
             user_id: The owner of the sessions.
             content: Whether messages, and what goes into and out of tools, are recorded.
             billing: `plan` where the use is under a subscription. The SDK does not tell.
+            budgets: `db.budgets`, or a `BudgetCheck`: what is asked before a prompt is sent, and before the answer of a
+                tool is. Where a budget would be exceeded, Claude Code is told to stop. Nothing is reserved, as nobody
+                knows the key of a response before it comes. None: nothing is asked.
         """
-        super().__init__(recorder, user_id=user_id, content=content)
+        super().__init__(recorder, user_id=user_id, content=content, budgets=budgets)
         self._billing: Billing = billing
 
     async def query(
@@ -91,7 +100,7 @@ class SessionSdk(Adapter):
     ) -> AsyncIterator[Message]:
         """The messages of the SDK's `query`, recorded. Arguments and errors: see there."""
         conversation = self.conversation(options, prompt if isinstance(prompt, str) else None)
-        messages: Any = query_of_sdk(prompt=prompt, options=options, transport=transport)
+        messages: Any = query_of_sdk(prompt=prompt, options=self.with_hooks(options), transport=transport)
         try:
             async for message in messages:
                 await self.take(conversation, message)
@@ -105,6 +114,26 @@ class SessionSdk(Adapter):
     def client(self, options: ClaudeAgentOptions | None = None, transport: Transport | None = None) -> ClaudeSDKClient:
         """A client of the SDK whose messages are recorded as they are received."""
         return _RecordedClient(self, options, transport)
+
+    def with_hooks(self, options: ClaudeAgentOptions | None) -> ClaudeAgentOptions | None:
+        """The options with hooks that ask the budgets, behind the host's own; as they are where nothing is asked."""
+        if not self.asks_budgets:
+            return options
+        options = options or ClaudeAgentOptions()
+        hooks: dict[Any, list[HookMatcher]] = {name: list(some) for name, some in (options.hooks or {}).items()}
+        for name in _ASKING_HOOKS:
+            hooks.setdefault(name, []).append(HookMatcher(hooks=[self._ask]))
+        return replace(options, hooks=hooks)
+
+    async def _ask(self, told: Any, _tool_use_id: str | None, _context: Any) -> Any:
+        """A hook of Claude Code's: whether it may go on."""
+        session_id = value_at(told, "session_id")
+        refusal = await self.excess(session_id, self._owner_of(session_id), told)
+        return {} if refusal is None else {"continue_": False, "stopReason": str(refusal)}
+
+    @recorded
+    def _owner_of(self, session_id: str) -> UUID | str | None:
+        return self.session_of(session_id, session_id).user_id
 
     def conversation(self, options: ClaudeAgentOptions | None, prompt: str | None = None) -> "Conversation":
         """What is remembered of a process of Claude Code, for `take` and `close`."""
@@ -133,7 +162,7 @@ class SessionSdk(Adapter):
 
 class _RecordedClient(ClaudeSDKClient):
     def __init__(self, sdk: SessionSdk, options: ClaudeAgentOptions | None, transport: Transport | None) -> None:
-        super().__init__(options, transport)
+        super().__init__(sdk.with_hooks(options), transport)
         self._sdk = sdk
         self._conversation = sdk.conversation(options)
 

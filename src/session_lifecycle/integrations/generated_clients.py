@@ -186,6 +186,7 @@ def _asynchronous(kind: Any) -> dict[str, Any]:
         noted: list[bool] = []
         arguments = hooks.changed(path, operation, call, arguments, noted)
         try:
+            await hooks.calls.ask(call, arguments.get("body"))
             result = await kind.post(self, path, **arguments)
         except BaseException as error:
             if not noted:
@@ -216,6 +217,7 @@ def _synchronous(kind: Any) -> dict[str, Any]:
         noted: list[bool] = []
         arguments = hooks.changed(path, operation, call, arguments, noted)
         try:
+            hooks.calls.ask_now(call, arguments.get("body"))
             result = kind.post(self, path, **arguments)
         except BaseException as error:
             if not noted:

@@ -17,19 +17,25 @@ from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
+from session_lifecycle.errors import BudgetExceededError
 from session_lifecycle.integrations.adapter import Adapter, OpenParts, TakesQuietly, is_answer, recorded, text_or_none
+from session_lifecycle.integrations.budget_check import BudgetCheck
 from session_lifecycle.integrations.counts import Counts, google_counts, number, value_at
 from session_lifecycle.writing.attempt import Attempt
+from session_lifecycle.writing.protocol import SessionReserver
 from session_lifecycle.writing.run_block import RunBlock
 from session_lifecycle.writing.step_block import StepBlock
 
 try:
+    from google.adk.models.llm_response import LlmResponse
     from google.adk.plugins.base_plugin import BasePlugin
 except ImportError as error:
     raise ImportError("Google ADK is not installed: pip install 'session-lifecycle[google-adk]'") from error
 
 _RESOURCES = ("projects/", "publishers/", "models/", "apigee/")
 """What the name of a model begins with where it is a path and names no provider."""
+BUDGET_EXCEEDED = "BUDGET_EXCEEDED"
+"""The `error_code` of the event in place of a model's answer where a budget refuses the call."""
 
 
 @dataclass(eq=False, slots=True)
@@ -64,6 +70,8 @@ class _Invocation:
     step_ids: set[str] = field(default_factory=set)
     agents: list[str] = field(default_factory=list)
     number_of_calls: int = 0
+    refusal: BudgetExceededError | None = None
+    """Why the last model call was refused."""
 
     def call(self, agent: str, branch: str | None) -> _Call | None:
         """The newest call of the agent in this branch; the one there is, where no call has this branch."""
@@ -80,7 +88,8 @@ class SessionPlugin(Adapter, BasePlugin):
     """Records what ADK tells its plugins. One plugin serves any number of runners and invocations at once.
 
     It waits for nothing, changes nothing and raises nothing: a failure of its own is counted and told to the recorder's
-    `on_lost`. Register it first: a plugin before it that answers in ADK's place hides the callback from it.
+    `on_lost`. Register it first: a plugin before it that answers in ADK's place hides the callback from it. With
+    `budgets`, a model call waits for their answer, and a call that they refuse is answered with an error.
     """
 
     def __init__(
@@ -91,6 +100,7 @@ class SessionPlugin(Adapter, BasePlugin):
         session_id: str | None = None,
         content: bool = False,
         attempt_timeout: timedelta | float | None = None,
+        budgets: SessionReserver | BudgetCheck | None = None,
         name: str = "session_lifecycle",
     ) -> None:
         """Makes a plugin.
@@ -101,10 +111,18 @@ class SessionPlugin(Adapter, BasePlugin):
             session_id: The session of invocations without one; ADK gives every invocation one.
             content: See `Adapter`.
             attempt_timeout: See `Adapter`.
+            budgets: `db.budgets`, or a `BudgetCheck`: what is asked before a model is called. In place of a model that
+                may not be called, the plugin answers with the `error_code` `BUDGET_EXCEEDED`. None: nothing is asked.
             name: The plugin's name, which is unique in a runner.
         """
         Adapter.__init__(
-            self, recorder, user_id=user_id, session_id=session_id, content=content, attempt_timeout=attempt_timeout
+            self,
+            recorder,
+            user_id=user_id,
+            session_id=session_id,
+            content=content,
+            attempt_timeout=attempt_timeout,
+            budgets=budgets,
         )
         BasePlugin.__init__(self, name)
         self._invocations: OpenParts[str, _Invocation] = OpenParts(self._give_up)
@@ -168,6 +186,7 @@ class SessionPlugin(Adapter, BasePlugin):
         self._quiet.closed(invocation.run)
         self._close_parts(invocation, error)
         metadata = {"agents": invocation.agents} if len(invocation.agents) > 1 else None
+        error = error or invocation.refusal
         if error is None:
             invocation.run.finish(status="cancelled" if invocation.is_cut else None, metadata=metadata)
         else:
@@ -194,9 +213,24 @@ class SessionPlugin(Adapter, BasePlugin):
 
     # Model calls
 
+    async def before_model_callback(self, *, callback_context: Any, llm_request: Any) -> LlmResponse | None:
+        """A model is called. Where a budget refuses that, the answer is an error in place of the model's."""
+        begun = self._begin_call(callback_context, llm_request)
+        if not self.asks_budgets:
+            return None
+        refusal = await self.refusal(None if begun is None else begun[1].attempt, llm_request)
+        if begun is not None:
+            invocation, call = begun
+            invocation.refusal = refusal
+            if refusal is not None:
+                for calls in invocation.calls.values():
+                    calls[:] = [one for one in calls if one is not call]
+        if refusal is None:
+            return None
+        return LlmResponse(error_code=BUDGET_EXCEEDED, error_message=str(refusal))
+
     @recorded
-    async def before_model_callback(self, *, callback_context: Any, llm_request: Any) -> None:
-        """A model is called."""
+    def _begin_call(self, callback_context: Any, llm_request: Any) -> tuple[_Invocation, _Call]:
         invocation = self._begin(callback_context)
         agent, branch = str(value_at(callback_context, "agent_name")), _branch_of(callback_context)
         calls = invocation.calls.setdefault(agent, [])
@@ -207,7 +241,9 @@ class SessionPlugin(Adapter, BasePlugin):
         invocation.number_of_calls += 1
         key = f"{invocation.invocation_id}:{invocation.number_of_calls}"
         attempt = invocation.run.attempt(model, provider, idempotency_key=key)
-        calls.append(_Call(attempt, branch, provider))
+        call = _Call(attempt, branch, provider)
+        calls.append(call)
+        return invocation, call
 
     @recorded
     async def after_model_callback(self, *, callback_context: Any, llm_response: Any) -> None:
@@ -255,7 +291,7 @@ class SessionPlugin(Adapter, BasePlugin):
             if call.is_answered:
                 call.event_id = call.event_id or event_id  # a later event of the answer may have the usage
             else:
-                call.attempt.discard()  # a callback answered in the model's place
+                self.discard(call.attempt)  # a callback answered in the model's place
                 call.is_answered = True
         said = _text_of(value_at(event, "content")) if self.content and agent != "user" else ""
         if said and event_id is not None:

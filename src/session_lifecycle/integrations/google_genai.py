@@ -18,8 +18,10 @@ from typing import Any, TypeVar
 from uuid import UUID
 
 from session_lifecycle.integrations.adapter import TakesQuietly, text_of
+from session_lifecycle.integrations.budget_check import BudgetCheck
 from session_lifecycle.integrations.counts import google_counts, value_at
 from session_lifecycle.integrations.model_calls import Answer, ModelCall, ModelCalls
+from session_lifecycle.writing.protocol import SessionReserver
 
 try:
     from google.genai import Client as GenaiClient
@@ -48,6 +50,7 @@ def recorded_genai(
     provider: str | None = "google",
     content: bool = False,
     attempt_timeout: timedelta | float | None = None,
+    budgets: SessionReserver | BudgetCheck | None = None,
 ) -> Client:
     """The client, whose calls are recorded from now on. Such a client cannot be copied, so it is the host's own.
 
@@ -65,6 +68,8 @@ def recorded_genai(
         content: Whether the last prompt and the answer are recorded as messages.
         attempt_timeout: How long a call may be open before it is recorded without usage, a timedelta or seconds; None:
             15 minutes.
+        budgets: `db.budgets`, or a `BudgetCheck`: what is asked before a model is called. A call that it refuses raises
+            `BudgetExceededError`, and no request is sent. None: nothing is asked.
     """
     calls = ModelCalls(
         recorder,
@@ -74,6 +79,7 @@ def recorded_genai(
         provider=provider,
         content=content,
         attempt_timeout=attempt_timeout,
+        budgets=budgets,
     )
     # The client has no public name for it. Every version since 1.0 has it under this one. Without it, streams and
     # automatic function calls would go unrecorded.
@@ -92,6 +98,7 @@ def _recorded(kind: Any) -> Any:
         calls: ModelCalls = self.session_lifecycle_calls
         call = _begin(calls, path, body)
         try:
+            _ask_now(calls, call, path, body)
             response = kind.request(self, method, path, body, *more, **named)
         except BaseException as error:
             calls.failed(call, error)
@@ -103,6 +110,7 @@ def _recorded(kind: Any) -> Any:
         calls: ModelCalls = self.session_lifecycle_calls
         call = _begin(calls, path, body)
         try:
+            await _ask(calls, call, path, body)
             response = await kind.async_request(self, method, path, body, *more, **named)
         except BaseException as error:
             calls.failed(call, error)
@@ -115,6 +123,7 @@ def _recorded(kind: Any) -> Any:
         call, answer = _begin(calls, path, body), Answer()
         failure: BaseException | None = None
         try:
+            _ask_now(calls, call, path, body)
             for piece in kind.request_streamed(self, method, path, body, *more, **named):
                 _hear(calls, answer, piece)
                 yield piece
@@ -130,6 +139,7 @@ def _recorded(kind: Any) -> Any:
         calls: ModelCalls = self.session_lifecycle_calls
         call = _begin(calls, path, body)
         try:
+            await _ask(calls, call, path, body)
             pieces = await kind.async_request_streamed(self, method, path, body, *more, **named)
         except BaseException as error:
             calls.failed(call, error)
@@ -160,17 +170,34 @@ async def _heard(calls: ModelCalls, call: ModelCall | None, pieces: AsyncIterato
         _end(calls, call, answer, failure)
 
 
-def _begin(calls: ModelCalls, path: Any, body: Any) -> ModelCall | None:
+def _called(path: Any) -> tuple[str, str] | None:
+    """The model and the name of the call; None where no model is called."""
     found = _PATH.fullmatch(path) if isinstance(path, str) else None
     name = found and _NAMES.get(found[2])
-    if not found or not name:
+    return (found[1], name) if found and name else None
+
+
+def _begin(calls: ModelCalls, path: Any, body: Any) -> ModelCall | None:
+    called = _called(path)
+    if called is None:
         return None
+    model, name = called
     prompt = None
     if calls.content:
         contents = value_at(body, "contents")
         last = contents[-1] if isinstance(contents, list) and contents else None
         prompt = text_of(value_at(last, "parts")) if value_at(last, "role") in {None, "user"} else None
-    return calls.begin(name, found[1], "embedding" if name == "embed_content" else "llm", prompt)
+    return calls.begin(name, model, "embedding" if name == "embed_content" else "llm", prompt)
+
+
+async def _ask(calls: ModelCalls, call: ModelCall | None, path: Any, body: Any) -> None:
+    if _called(path) is not None:
+        await calls.ask(call, body)
+
+
+def _ask_now(calls: ModelCalls, call: ModelCall | None, path: Any, body: Any) -> None:
+    if _called(path) is not None:
+        calls.ask_now(call, body)
 
 
 def _finish(calls: ModelCalls, call: ModelCall | None, response: Any) -> None:

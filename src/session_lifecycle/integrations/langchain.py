@@ -10,10 +10,13 @@ call's own run id: every call has one, and it stays the same when the client tri
 # ruff: noqa: ARG002 - LangChain decides what a callback is given
 
 import asyncio
+import inspect
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any
+from functools import partial
+from typing import Any, ParamSpec, cast
 from uuid import NAMESPACE_URL, UUID, uuid5
 
 from session_lifecycle.integrations.adapter import (
@@ -25,8 +28,10 @@ from session_lifecycle.integrations.adapter import (
     text_of,
     text_or_none,
 )
+from session_lifecycle.integrations.budget_check import BudgetCheck
 from session_lifecycle.integrations.counts import Counts, fitted, number, openai_chat_counts, tier_counts, value_at
 from session_lifecycle.writing.attempt import Attempt, ends_as_cancelled, now
+from session_lifecycle.writing.protocol import SessionReserver
 from session_lifecycle.writing.run_block import RunBlock
 from session_lifecycle.writing.step_block import StepBlock
 
@@ -38,6 +43,7 @@ except ImportError as error:
 _SESSION_KEYS = ("thread_id", "session_id", "conversation_id")
 """The keys of `metadata` that name a session: LangGraph's, and those of LangSmith."""
 _TIERS = ("priority", "flex")
+Arguments = ParamSpec("Arguments")
 
 
 @dataclass(eq=False, slots=True)
@@ -87,10 +93,36 @@ class _Call:
         self.attempt.cancel()
 
 
+class _AskingCallback:
+    """A callback that opens a call, and then asks the budgets where the host wants that.
+
+    LangChain awaits a callback of `ainvoke` only where it is a coroutine function. What a coroutine function raises in
+    `invoke`, it swallows. So whoever reads the attribute gets the callback that the reader can use: LangChain reads it
+    in a coroutine for `ainvoke` alone.
+    """
+
+    def __init__(self, begin: Callable[..., "_Call | None"]) -> None:
+        self._begin = begin
+
+    def __get__(self, handler: "SessionCallbackHandler | None", kind: type | None = None) -> Any:
+        if handler is None:
+            return self._begin
+        begin = partial(self._begin, handler)
+        if not handler.asks_budgets:
+            return begin
+        is_awaited = sys._getframe(1).f_code.co_flags & inspect.CO_COROUTINE  # noqa: SLF001 - the documented way to it
+        return partial(handler.begin_and_ask if is_awaited else handler.begin_and_ask_now, begin)
+
+
+def _asking(begin: Callable[Arguments, "_Call | None"]) -> Callable[Arguments, Any]:
+    return cast(Callable[Arguments, Any], _AskingCallback(begin))
+
+
 class SessionCallbackHandler(Adapter, BaseCallbackHandler):
     """Records what LangChain and LangGraph tell of their calls. One handler serves any number of calls at once.
 
-    It waits for nothing and raises nothing: a failure of its own is counted and told to the recorder's `on_lost`.
+    It waits for nothing and raises nothing: a failure of its own is counted and told to the recorder's `on_lost`. With
+    `budgets`, a model call waits for their answer, and a call that they refuse raises `BudgetExceededError`.
     """
 
     # LangChain then calls it in the caller's task and context, also from `ainvoke`, and starts no thread.
@@ -104,14 +136,21 @@ class SessionCallbackHandler(Adapter, BaseCallbackHandler):
         session_id: str | None = None,
         content: bool = False,
         attempt_timeout: timedelta | float | None = None,
+        budgets: SessionReserver | BudgetCheck | None = None,
     ) -> None:
         """Makes a handler. Arguments: see `Adapter`.
 
         The session is `thread_id`, `session_id` or `conversation_id` of the call's metadata, else `session_id` here.
         """
         super().__init__(
-            recorder, user_id=user_id, session_id=session_id, content=content, attempt_timeout=attempt_timeout
+            recorder,
+            user_id=user_id,
+            session_id=session_id,
+            content=content,
+            attempt_timeout=attempt_timeout,
+            budgets=budgets,
         )
+        self.raise_error = self.asks_budgets  # LangChain logs other errors of callbacks, and goes on
         self._nodes: OpenParts[str, _Node] = OpenParts(self._give_up)
         self._namespaces: OpenParts[str, _Node] = OpenParts(lambda _: None)
         self._calls: OpenParts[str, _Call] = OpenParts(_Call.give_up)
@@ -228,6 +267,40 @@ class SessionCallbackHandler(Adapter, BaseCallbackHandler):
 
     # Model calls
 
+    async def begin_and_ask(
+        self, begin: Callable[..., _Call | None], /, *told: Any, run_id: UUID, **named: Any
+    ) -> None:
+        """Opens a call, and raises `BudgetExceededError` where a budget refuses it. For `ainvoke`."""
+        call = begin(*told, run_id=run_id, **named)
+        try:
+            refusal = await self.refusal(None if call is None else call.attempt, told[-1] if told else None)
+        except BaseException as error:
+            self._drop_call(run_id, error)
+            raise
+        if refusal is not None:
+            self._drop_call(run_id, refusal)
+            raise refusal
+
+    def begin_and_ask_now(self, begin: Callable[..., _Call | None], /, *told: Any, run_id: UUID, **named: Any) -> None:
+        """As `begin_and_ask`, for `invoke`."""
+        call = begin(*told, run_id=run_id, **named)
+        try:
+            refusal = self.refusal_now(None if call is None else call.attempt, told[-1] if told else None)
+        except BaseException as error:
+            self._drop_call(run_id, error)
+            raise
+        if refusal is not None:
+            self._drop_call(run_id, refusal)
+            raise refusal
+
+    @recorded
+    def _drop_call(self, run_id: UUID, error: BaseException) -> None:
+        """Forgets a call that is not made: LangChain tells no end of it."""
+        call = self._close_call(run_id)
+        if call is not None and call.is_whole_run:
+            self._finish(call.run, error)
+
+    @_asking
     @recorded
     def on_chat_model_start(
         self,
@@ -239,7 +312,7 @@ class SessionCallbackHandler(Adapter, BaseCallbackHandler):
         tags: list[str] | None = None,
         metadata: dict[str, Any] | None = None,
         **kwargs: Any,
-    ) -> None:
+    ) -> _Call | None:
         """A chat model is called."""
         call = self._open_call(serialized, run_id, parent_run_id, metadata, kwargs)
         if self.content:
@@ -250,7 +323,9 @@ class SessionCallbackHandler(Adapter, BaseCallbackHandler):
                     uuid5(NAMESPACE_URL, f"{call.run.run_id} {said}")
                 )
                 call.run.message("user", said, message_id=message_id, at=call.attempt.started_at)
+        return call
 
+    @_asking
     @recorded
     def on_llm_start(
         self,
@@ -262,13 +337,14 @@ class SessionCallbackHandler(Adapter, BaseCallbackHandler):
         tags: list[str] | None = None,
         metadata: dict[str, Any] | None = None,
         **kwargs: Any,
-    ) -> None:
+    ) -> _Call | None:
         """A model that completes text is called."""
         call = self._open_call(serialized, run_id, parent_run_id, metadata, kwargs)
         if self.content:
             for number_of_prompt, prompt in enumerate(prompts):
                 message_id = f"{run_id}-prompt-{number_of_prompt}"
                 call.run.message("user", prompt, message_id=message_id, at=call.attempt.started_at)
+        return call
 
     def _open_call(
         self,
@@ -317,7 +393,7 @@ class SessionCallbackHandler(Adapter, BaseCallbackHandler):
     def _record_answer(self, call: _Call, response: Any, message_id: str) -> None:
         answer = _answer(response)
         if value_at(answer, "message", "usage_metadata", "total_cost") == 0:
-            call.attempt.discard()  # LangChain had the answer in its cache, and marks it so
+            self.discard(call.attempt)  # LangChain had the answer in its cache, and marks it so
         else:
             told = None if call.knows_provider else value_at(answer, "message", "response_metadata", "model_provider")
             call.attempt.usage(

@@ -8,12 +8,14 @@ about a call that was cancelled: that call is recorded without usage, at the lat
 
 import asyncio
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 from uuid import UUID
 
+from session_lifecycle.errors import BudgetExceededError
 from session_lifecycle.integrations.adapter import Adapter, OpenParts, TakesQuietly, is_answer, recorded, text_of
+from session_lifecycle.integrations.budget_check import BudgetCheck
 from session_lifecycle.integrations.counts import (
     Counts,
     anthropic_counts,
@@ -26,10 +28,13 @@ from session_lifecycle.integrations.counts import (
 from session_lifecycle.integrations.model_calls import last_prompt
 from session_lifecycle.models import RunStatus
 from session_lifecycle.writing.attempt import Attempt, ends_as_cancelled
+from session_lifecycle.writing.protocol import SessionReserver
 from session_lifecycle.writing.run_block import RunBlock, current_run
 from session_lifecycle.writing.session_trace import current_trace
 
 try:
+    from litellm import BudgetExceededError as LiteLlmBudgetExceededError
+    from litellm import get_llm_provider
     from litellm.integrations.custom_logger import CustomLogger
 except ImportError as error:
     raise ImportError(
@@ -45,6 +50,19 @@ _MODEL_CALLS = {
     *("image_edit", "aimage_edit", "transcription", "atranscription", "pass_through_endpoint"),
 }
 Owner = UUID | str | None
+_NAMES = ("metadata", "litellm_metadata", "litellm_session_id", "litellm_trace_id")
+"""The arguments of a call that say where it belongs."""
+
+
+class BudgetRefusedError(BudgetExceededError, LiteLlmBudgetExceededError):
+    """A budget refuses a call of a model. LiteLLM raises it from the call, and its proxy answers with its status.
+
+    Its message says what would be exceeded. `current_cost` and `max_budget` are 0, as several budgets may refuse.
+    """
+
+    def __init__(self, budget_ids: Sequence[str], message: str) -> None:
+        LiteLlmBudgetExceededError.__init__(self, 0.0, 0.0, message)
+        self.budget_ids = tuple(budget_ids)
 
 
 class _Run:
@@ -84,6 +102,7 @@ class SessionLogger(Adapter, CustomLogger):
         provider: str | None = None,
         content: bool = False,
         attempt_timeout: timedelta | float | None = None,
+        budgets: SessionReserver | BudgetCheck | None = None,
     ) -> None:
         """Makes a callback. It needs no event loop.
 
@@ -97,9 +116,18 @@ class SessionLogger(Adapter, CustomLogger):
             provider: Who answers and bills, where LiteLLM does not tell.
             content: Whether the last prompt and the answer are recorded as messages.
             attempt_timeout: See `Adapter`.
+            budgets: `db.budgets`, or a `BudgetCheck`: what is asked before a model is called. A call that it refuses
+                raises `BudgetRefusedError`. Nothing is asked for calls without `async`, as no callback of LiteLLM's can
+                end them.
         """
         Adapter.__init__(
-            self, recorder, user_id=user_id, session_id=session_id, content=content, attempt_timeout=attempt_timeout
+            self,
+            recorder,
+            user_id=user_id,
+            session_id=session_id,
+            content=content,
+            attempt_timeout=attempt_timeout,
+            budgets=budgets,
         )
         CustomLogger.__init__(self)
         self._owner_of = owner_of
@@ -110,6 +138,23 @@ class SessionLogger(Adapter, CustomLogger):
         self._changing = threading.RLock()
 
     # What LiteLLM calls. It gives the arguments by these names.
+
+    async def async_pre_call_deployment_hook(self, kwargs: dict[str, Any], call_type: Any) -> None:  # noqa: ARG002 - see above
+        """A call with `async` begins; LiteLLM has not looked into its cache yet. Asks the budgets.
+
+        Raises:
+            BudgetRefusedError: A budget refuses the call.
+        """
+        if not self.asks_budgets:
+            return
+        begun = self._begin_to_ask(kwargs)
+        if begun is False:
+            return
+        refusal = await self.refusal(None if begun is None else begun.attempt, kwargs)
+        if refusal is not None:
+            error = BudgetRefusedError(refusal.budget_ids, str(refusal))
+            self._refused(begun, kwargs, error)
+            raise error
 
     @recorded
     def log_pre_api_call(self, model: Any, messages: Any, kwargs: dict[str, Any]) -> None:
@@ -163,6 +208,41 @@ class SessionLogger(Adapter, CustomLogger):
     ) -> None:
         """A call failed."""
         self._fail(kwargs)
+
+    # Budgets
+
+    @recorded
+    def _begin_to_ask(self, kwargs: dict[str, Any]) -> "_Call | Literal[False] | None":
+        """The call; False where no model is called, or it has begun; None where nothing can be recorded."""
+        details: Mapping[str, Any] = value_at(kwargs, "litellm_logging_obj", "model_call_details") or {}
+        call_id = value_at(kwargs, "litellm_call_id")
+        if not isinstance(call_id, str) or not self._is_model_call(details):
+            return False
+        if self._calls.get(call_id) is not None or self.ended.get(call_id) is not None:
+            return False
+        named = {name: kwargs[name] for name in _NAMES if kwargs.get(name)}
+        model, provider, *_ = get_llm_provider(
+            str(kwargs.get("model")), kwargs.get("custom_llm_provider"), kwargs.get("api_base"), kwargs.get("api_key")
+        )
+        params = {**(details.get("litellm_params") or {}), **named}
+        messages = kwargs.get("messages")
+        return self._begin(
+            call_id, model, messages, {**details, "litellm_params": params, "custom_llm_provider": provider}
+        )
+
+    @recorded
+    def _refused(self, call: "_Call | None", kwargs: dict[str, Any], error: BudgetRefusedError) -> None:
+        """Ends a call that is not made. LiteLLM tells its failure as well."""
+        call_id = value_at(kwargs, "litellm_call_id")
+        if call is None or not isinstance(call_id, str):
+            return
+        with self._changing:
+            self.ended.put(call_id, part=True)
+        self._calls.take(call_id)
+        if value_at(kwargs, "metadata", "model_group"):
+            self._end_later(call.run, self.shown_error(error))  # a Router may fall back on another model
+        else:
+            self._end(call.run, RunStatus.FAILED, self.shown_error(error))
 
     # Runs and attempts
 
@@ -247,7 +327,12 @@ class SessionLogger(Adapter, CustomLogger):
     def _take(self, kwargs: Mapping[str, Any]) -> _Call | None:
         """The call that ends; None where it is no call of a model, or has ended."""
         call_id = value_at(kwargs, "litellm_call_id") or value_at(kwargs, "standard_logging_object", "litellm_call_id")
-        if not isinstance(call_id, str) or not self._is_model_call(kwargs):
+        if not isinstance(call_id, str):
+            return None
+        if not self._is_model_call(kwargs):
+            if (begun := self._calls.take(call_id)) is not None:  # it was asked for, and the cache had its answer
+                self.discard(begun.attempt)
+                self._end(begun.run, RunStatus.COMPLETED)
             return None
         with self._changing:
             if self.ended.get(call_id) is not None:

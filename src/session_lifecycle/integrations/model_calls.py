@@ -12,9 +12,11 @@ from typing import Any, Literal
 from uuid import UUID, uuid4
 
 from session_lifecycle.integrations.adapter import Adapter, TakesQuietly, recorded, text_of
+from session_lifecycle.integrations.budget_check import BudgetCheck
 from session_lifecycle.integrations.counts import Counts, value_at
 from session_lifecycle.models import RunStatus
-from session_lifecycle.writing.attempt import ends_as_cancelled
+from session_lifecycle.writing.attempt import Attempt, ends_as_cancelled
+from session_lifecycle.writing.protocol import SessionReserver
 from session_lifecycle.writing.run_block import RunBlock, current_run
 from session_lifecycle.writing.session_trace import current_trace
 
@@ -58,7 +60,7 @@ class ModelCall:
 
 
 class ModelCalls(Adapter):
-    """Records the calls of one client. None of its methods raises, and none waits."""
+    """Records the calls of one client. None of its methods but `ask` and `ask_now` raises or waits."""
 
     def __init__(
         self,
@@ -70,6 +72,7 @@ class ModelCalls(Adapter):
         provider: str | None = None,
         content: bool = False,
         attempt_timeout: timedelta | float | None = None,
+        budgets: SessionReserver | BudgetCheck | None = None,
     ) -> None:
         """Makes an adapter. It needs no event loop.
 
@@ -81,9 +84,15 @@ class ModelCalls(Adapter):
             provider: Who answers and bills; None: unknown.
             content: Whether the last prompt and the answer are recorded as messages.
             attempt_timeout: See `Adapter`.
+            budgets: See `Adapter`.
         """
         super().__init__(
-            recorder, user_id=user_id, session_id=session_id, content=content, attempt_timeout=attempt_timeout
+            recorder,
+            user_id=user_id,
+            session_id=session_id,
+            content=content,
+            attempt_timeout=attempt_timeout,
+            budgets=budgets,
         )
         self.provider = provider
         self._agent_name = agent_name
@@ -110,6 +119,20 @@ class ModelCalls(Adapter):
         if self.content and prompt:
             run.message("user", prompt)
         return ModelCall(run, own_run, model=model, provider=self.provider, kind=kind)
+
+    async def ask(self, call: ModelCall | None, request: Any) -> None:
+        """Asks the budgets, where the host wants that.
+
+        Raises:
+            BudgetExceededError: The model may not be called. The caller gives the error to `failed`.
+        """
+        if (refusal := await self.refusal(_attempt_of(call), request)) is not None:
+            raise refusal
+
+    def ask_now(self, call: ModelCall | None, request: Any) -> None:
+        """As `ask`, for a caller without `await`."""
+        if (refusal := self.refusal_now(_attempt_of(call), request)) is not None:
+            raise refusal
 
     @recorded
     def finish(self, call: ModelCall | None, answer: Answer) -> None:
@@ -192,6 +215,10 @@ class ModelCalls(Adapter):
         session_id = self._session_id or (run.session_id if session is None else session.session_id)
         is_same = (run.session_id, str(run.user_id)) == (session_id, str(user_id))
         return run if is_same else None
+
+
+def _attempt_of(call: ModelCall | None) -> Attempt | None:
+    return None if call is None else call.attempt
 
 
 def _was_never_sent(error: BaseException | None) -> bool:

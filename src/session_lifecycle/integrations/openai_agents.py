@@ -16,20 +16,37 @@ from json import loads
 from typing import Any, NamedTuple, Self, TypedDict
 from uuid import UUID, uuid4
 
+from session_lifecycle.errors import BudgetExceededError
 from session_lifecycle.integrations.adapter import Adapter, OpenParts, TakesQuietly, recorded, text_of
+from session_lifecycle.integrations.budget_check import BudgetCheck
 from session_lifecycle.integrations.counts import tier_of, value_at
 from session_lifecycle.models import RunStatus
 from session_lifecycle.models.usage import RareUse
 from session_lifecycle.writing.attempt import Attempt
+from session_lifecycle.writing.protocol import SessionReserver
 from session_lifecycle.writing.run_block import RunBlock
 from session_lifecycle.writing.session_trace import SessionTrace
 from session_lifecycle.writing.step_block import StepBlock
 
 try:
-    from agents import Agent, AgentHookContext, ModelResponse, RunContextWrapper, RunHooks, Tool, TResponseInputItem
+    from agents import (
+        Agent,
+        AgentHookContext,
+        AgentsException,
+        ModelResponse,
+        RunContextWrapper,
+        RunHooks,
+        Tool,
+        TResponseInputItem,
+    )
     from agents.tracing import Span, Trace, TracingProcessor, add_trace_processor, get_current_span, get_current_trace
 except ImportError as missing:
     raise ImportError("OpenAI Agents is not installed: pip install 'session-lifecycle[openai-agents]'") from missing
+
+
+class BudgetRefusedError(BudgetExceededError, AgentsException):
+    """A budget refuses a call of a model. The runtime ends the run with it, and gives it the `run_data` of the run."""
+
 
 _NO_IDS = {None, "", "no-op", "__fake_id__"}
 _MODEL_SPANS = {"response", "generation"}
@@ -199,6 +216,7 @@ class SessionHooks(Adapter, RunHooks[Any], TracingProcessor):
         every_run: bool = False,
         content: bool = False,
         attempt_timeout: timedelta | float | None = None,
+        budgets: SessionReserver | BudgetCheck | None = None,
     ) -> None:
         """Makes the hooks. It needs no event loop.
 
@@ -214,9 +232,16 @@ class SessionHooks(Adapter, RunHooks[Any], TracingProcessor):
                 sees them first.
             attempt_timeout: How long a model call may be open before it is recorded without usage, a timedelta or
                 seconds; None: 15 minutes.
+            budgets: `db.budgets`, or a `BudgetCheck`: what is asked before a model is called. A call that it refuses
+                ends the run with `BudgetRefusedError`. None: nothing is asked.
         """
         super().__init__(
-            recorder, user_id=user_id, session_id=session_id, content=content, attempt_timeout=attempt_timeout
+            recorder,
+            user_id=user_id,
+            session_id=session_id,
+            content=content,
+            attempt_timeout=attempt_timeout,
+            budgets=budgets,
         )
         self._is_installed = False
         self._find_session = find_session
@@ -245,7 +270,6 @@ class SessionHooks(Adapter, RunHooks[Any], TracingProcessor):
             # Without spans this context does not tell the run; the first model call does.
             self._unit(context, agent, span)
 
-    @recorded
     async def on_llm_start(
         self,
         context: RunContextWrapper[Any],
@@ -253,16 +277,36 @@ class SessionHooks(Adapter, RunHooks[Any], TracingProcessor):
         system_prompt: str | None,  # noqa: ARG002 - the runtime gives it by place
         input_items: list[TResponseInputItem],
     ) -> None:
-        """Opens an attempt."""
-        span = self._current_span()
-        unit = self._unit(context, agent, span)
-        if unit is None:
+        """Opens an attempt, and asks the budgets where the host wants that.
+
+        Raises:
+            BudgetRefusedError: A budget refuses the call.
+        """
+        begun = self._begin_call(context, agent, input_items)
+        if not self.asks_budgets:
             return
+        refusal = await self.refusal(None if begun is None else begun[1].attempt, input_items)
+        if refusal is None:
+            return
+        if begun is not None:
+            unit, call = begun
+            unit.calls = [one for one in unit.calls if one is not call]
+            unit.error = str(refusal)
+        raise BudgetRefusedError(refusal.budget_ids, str(refusal))
+
+    @recorded
+    def _begin_call(
+        self, context: RunContextWrapper[Any], agent: Agent[Any], input_items: list[TResponseInputItem]
+    ) -> tuple[_Unit, _Call] | None:
+        unit = self._unit(context, agent, self._current_span())
+        if unit is None:
+            return None
         unit.agent_name = agent.name
         for left in [call for call in unit.calls if call.context is context]:
             self._close(unit, left)
         call = self._open(unit, _model_of(agent), _span_id(), context, is_hooked=True)
         self._show_prompt(unit, call, input_items)
+        return unit, call
 
     @recorded
     async def on_llm_end(self, context: RunContextWrapper[Any], agent: Agent[Any], response: ModelResponse) -> None:

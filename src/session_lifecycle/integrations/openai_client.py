@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 from uuid import UUID
 
 from session_lifecycle.integrations.adapter import TakesQuietly, text_of
+from session_lifecycle.integrations.budget_check import BudgetCheck
 from session_lifecycle.integrations.counts import (
     openai_chat_counts,
     openai_embedding_counts,
@@ -26,6 +27,7 @@ from session_lifecycle.integrations.counts import (
 )
 from session_lifecycle.integrations.generated_clients import Api, Operation, recorded_client
 from session_lifecycle.integrations.model_calls import Answer, ModelCalls, last_prompt
+from session_lifecycle.writing.protocol import SessionReserver
 
 try:
     from openai import AsyncOpenAI, OpenAI
@@ -50,6 +52,7 @@ def recorded_openai(
     content: bool = False,
     include_usage: bool = False,
     attempt_timeout: timedelta | float | None = None,
+    budgets: SessionReserver | BudgetCheck | None = None,
 ) -> Client:
     """A copy of the client whose calls are recorded. The copy shares the connections of the client.
 
@@ -69,6 +72,8 @@ def recorded_openai(
             `stream_options`. The host then gets one more chunk, without choices.
         attempt_timeout: How long a call may be open before it is recorded without usage, a timedelta or seconds; None:
             15 minutes.
+        budgets: `db.budgets`, or a `BudgetCheck`: what is asked before a model is called. A call that it refuses raises
+            `BudgetExceededError`, and no request is sent. None: nothing is asked.
     """
     calls = ModelCalls(
         recorder,
@@ -78,6 +83,7 @@ def recorded_openai(
         provider=provider or _provider(client),
         content=content,
         attempt_timeout=attempt_timeout,
+        budgets=budgets,
     )
     change = _with_usage if include_usage else None
     return recorded_client(client, Api(_operation, _pending, _RESULT_PATH, change), calls)

@@ -11,14 +11,17 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import timedelta
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 from uuid import UUID
 
+from session_lifecycle.errors import BudgetExceededError
 from session_lifecycle.integrations.adapter import Adapter, OpenParts, TakesQuietly, recorded
+from session_lifecycle.integrations.budget_check import BudgetCheck
 from session_lifecycle.integrations.counts import tier_of, value_at
 from session_lifecycle.models import RunStatus
 from session_lifecycle.models.usage import RareUse
 from session_lifecycle.writing.attempt import Attempt, ends_as_cancelled
+from session_lifecycle.writing.protocol import SessionReserver
 from session_lifecycle.writing.quiet import QuietWriter
 from session_lifecycle.writing.run_block import RunBlock, current_run
 from session_lifecycle.writing.session_trace import SessionTrace, current_trace
@@ -40,6 +43,10 @@ try:
     from pydantic_ai.usage import RequestUsage
 except ImportError as missing:
     raise ImportError("Pydantic AI is not installed: pip install 'session-lifecycle[pydantic-ai]'") from missing
+
+
+class BudgetRefusedError(BudgetExceededError, exceptions.UsageLimitExceeded):
+    """A budget refuses a call of a model. The runtime ends the run with it."""
 
 
 class _Place(NamedTuple):
@@ -107,6 +114,7 @@ class SessionCapability(Adapter, AbstractCapability[Any]):
         session_id: str | None = None,
         content: bool = False,
         attempt_timeout: timedelta | float | None = None,
+        budgets: SessionReserver | BudgetCheck | None = None,
     ) -> None:
         """Makes a capability. It needs no event loop.
 
@@ -119,9 +127,16 @@ class SessionCapability(Adapter, AbstractCapability[Any]):
                 sees them first.
             attempt_timeout: How long a model call may be open before it is recorded without usage, a timedelta or
                 seconds; None: 15 minutes.
+            budgets: `db.budgets`, or a `BudgetCheck`: what is asked before a model is called. A call that it refuses
+                ends the run with `BudgetRefusedError`. None: nothing is asked.
         """
         super().__init__(
-            recorder, user_id=user_id, session_id=session_id, content=content, attempt_timeout=attempt_timeout
+            recorder,
+            user_id=user_id,
+            session_id=session_id,
+            content=content,
+            attempt_timeout=attempt_timeout,
+            budgets=budgets,
         )
         self._runs: OpenParts[str, _OpenRun] = OpenParts(lambda run: run.block.finish(status=RunStatus.CANCELLED))
 
@@ -195,15 +210,15 @@ class SessionCapability(Adapter, AbstractCapability[Any]):
     async def before_model_request(
         self, ctx: RunContext[Any], request_context: ModelRequestContext
     ) -> ModelRequestContext:
-        """Opens an attempt."""
-        self._open_attempt(ctx, request_context)
+        """Opens an attempt, and asks the budgets where the host wants that."""
+        await self._begin_request(ctx, request_context)
         return request_context
 
     async def prepare_model_request(
         self, ctx: RunContext[Any], request_context: ModelRequestContext
     ) -> ModelRequestContext:
-        """Opens an attempt, where another capability rejected the response of the one before."""
-        self._open_attempt(ctx, request_context)
+        """Opens an attempt and asks, where another capability rejected the response of the one before."""
+        await self._begin_request(ctx, request_context)
         return request_context
 
     async def after_model_request(
@@ -228,14 +243,25 @@ class SessionCapability(Adapter, AbstractCapability[Any]):
             raise
         # A cancelled request stays open until its run ends: the run knows whether the provider refused the stream.
 
-    @recorded
-    def _open_attempt(self, ctx: RunContext[Any], request: ModelRequestContext) -> None:
-        run = self._run_of(ctx)
-        if run is None:
+    async def _begin_request(self, ctx: RunContext[Any], request: ModelRequestContext) -> None:
+        opened = self._open_attempt(ctx, request)
+        if not self.asks_budgets or opened is False:
             return
+        refusal = await self.refusal(opened, request)
+        if refusal is not None:
+            self._drop_attempt(ctx)
+            raise BudgetRefusedError(refusal.budget_ids, str(refusal))
+
+    @recorded
+    def _open_attempt(self, ctx: RunContext[Any], request: ModelRequestContext) -> Attempt | Literal[False] | None:
+        """The attempt; False where this request has one; None where nothing can be recorded."""
+        run, place = self._run_of(ctx), _place.get()
+        if run is None:
+            is_of_another = place is not None and (place.quiet, place.run_id) == (self._quiet, ctx.run_id)
+            return False if is_of_another else None
         if run.attempt is not None:
             if run.request_step == ctx.run_step:
-                return
+                return False
             run.attempt.cancel()
         if run.request_step != ctx.run_step:
             run.request_step, run.told_attempts, run.rejected = ctx.run_step, 0, []
@@ -245,6 +271,13 @@ class SessionCapability(Adapter, AbstractCapability[Any]):
             value_at(request, "model", "system"),
             idempotency_key=f"{run.block.run_id}:{run.requests}",
         )
+        return run.attempt
+
+    @recorded
+    def _drop_attempt(self, ctx: RunContext[Any]) -> None:
+        """Forgets the attempt of a request that is not made."""
+        if (run := self._run_of(ctx)) is not None:
+            run.attempt = None
 
     @recorded
     def _answered(self, ctx: RunContext[Any], response: ModelResponse) -> None:

@@ -159,9 +159,12 @@ class Reservation(Value):
     def raise_if_refused(self) -> None:
         """Raises `BudgetExceededError` where a budget refuses the call; does nothing where it is admitted."""
         if not self.admitted:
-            raise BudgetExceededError(
-                [one.budget.budget_id for one in self.refused_by], "; ".join(map(_reason, self.refused_by))
-            )
+            raise exceeded(self.refused_by)
+
+
+def exceeded(uses: Sequence[BudgetUse]) -> BudgetExceededError:
+    """The error for a call that these budgets refuse."""
+    return BudgetExceededError([one.budget.budget_id for one in uses], "; ".join(map(_reason, uses)))
 
 
 def _reason(use: BudgetUse) -> str:

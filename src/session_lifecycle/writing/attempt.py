@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from itertools import count
 from types import TracebackType
-from typing import Any, Literal, NamedTuple, Self, Unpack
+from typing import Any, Literal, NamedTuple, Self, Unpack, cast
 from uuid import UUID, uuid4
 from weakref import ref
 
@@ -35,6 +35,7 @@ class Scope(NamedTuple):
     agent_name: str | None
     attempt_timeout: float
     """Seconds."""
+    dataset_id: UUID | str | None = None
 
 
 def now() -> datetime:
@@ -67,6 +68,8 @@ class Attempt:
         idempotency_key: The key of its usage event: what `attempt` or the closing `usage` was given, else a random one.
         started_at: When it was opened.
         is_open: Whether nothing has closed it.
+        scope: The session it belongs to.
+        agent_name: The agent of its session; without one, that of its run.
     """
 
     def __init__(
@@ -78,6 +81,7 @@ class Attempt:
         model: str | None,
         provider: str | None,
         kind: Literal["llm", "embedding"],
+        agent_name: str | None,
         idempotency_key: str | None,
         started_at: datetime | None,
         on_cancelled: Callable[[], object] | None,
@@ -86,7 +90,9 @@ class Attempt:
         self.idempotency_key = idempotency_key or f"attempt-{uuid4()}"
         self.started_at = started_at or now()
         self.is_open = True
-        self._scope = scope
+        self.scope = scope
+        self.agent_name = agent_name if scope.agent_name is None else scope.agent_name
+        self._keeps_key = False
         self._fields: dict[str, Any] = {"session_id": scope.session_id, "user_id": scope.user_id, "run_id": run_id}
         self._named: dict[str, Any] = {"model": model, "provider": provider, "kind": kind}
         self._on_closed = on_closed
@@ -97,6 +103,20 @@ class Attempt:
         self._closing = threading.Lock()
         scope.quiet.opened(self)
         _watch.until(time.monotonic() + scope.attempt_timeout, self)
+
+    @property
+    def model(self) -> str | None:
+        """The model that is asked."""
+        return cast("str | None", self._named["model"])
+
+    @property
+    def provider(self) -> str | None:
+        """The provider that is asked."""
+        return cast("str | None", self._named["provider"])
+
+    def keep_key(self) -> None:
+        """Keeps the key, whatever the closing call is given: something was reserved with it."""
+        self._keeps_key = True
 
     def usage(
         self,
@@ -127,7 +147,7 @@ class Attempt:
             cache_write_tokens: The part of `tokens_in` that was written to a cache.
             reasoning_tokens: The part of `tokens_out` that was spent on reasoning.
             idempotency_key: The response's id, where it is one. It becomes the key, unless the attempt has been
-                recorded already.
+                recorded already, or something was reserved with its key.
             at: The time of use; None: now, by the database's clock.
             **rare: See `RareUse`.
         """
@@ -147,7 +167,7 @@ class Attempt:
         refusal = self._write(**{**self._named, **named, **counts, "measured": measured, "at": at})
         if isinstance(refusal, InvalidValueError):
             # The call was made, so the books say at least that its usage is unknown.
-            if idempotency_key is not None and refusal.field == "idempotency_key":
+            if refusal.field == "idempotency_key" and idempotency_key is not None and not self._keeps_key:
                 self.idempotency_key = f"attempt-{uuid4()}"
             self._write(**self._named, measured=False, at=self.started_at)
 
@@ -192,21 +212,21 @@ class Attempt:
         """Closes the attempt for an answer. Returns whether an answer had closed it before."""
         with self._closing:
             was_answered = not self.is_open and not self._is_unknown
-            if self.is_open and idempotency_key is not None:
+            if self.is_open and idempotency_key is not None and not self._keeps_key:
                 self.idempotency_key = idempotency_key
             self.is_open = self._is_unknown = False
         self._forget()
         return was_answered
 
     def _forget(self) -> None:
-        self._scope.quiet.closed(self)
+        self.scope.quiet.closed(self)
         self._on_closed(self)
 
     def _write(self, **fields: Any) -> Exception | None:
         if self._recorded not in (None, fields):
             self._revision += 1  # it takes the place of what was recorded before
         key = {"idempotency_key": self.idempotency_key, "revision": self._revision}
-        refusal = self._scope.quiet.write(UsageEvent, **self._fields, **key, **fields)
+        refusal = self.scope.quiet.write(UsageEvent, **self._fields, **key, **fields)
         if refusal is None:
             self._recorded = fields
         return refusal
@@ -233,8 +253,9 @@ class Attempt:
 class OpensAttempts:
     """A run or session block: it opens attempts, and closes those that are left open when it ends."""
 
-    def __init__(self, scope: Scope, run_id: str | None) -> None:
+    def __init__(self, scope: Scope, run_id: str | None, agent_name: str | None = None) -> None:
         self._scope = scope
+        self._agent_name = agent_name
         self._run_id = run_id
         self._attempts: set[Attempt] = set()
 
@@ -265,6 +286,7 @@ class OpensAttempts:
             model=model,
             provider=provider,
             kind=kind,
+            agent_name=self._agent_name,
             idempotency_key=idempotency_key,
             started_at=started_at,
             on_cancelled=on_cancelled,

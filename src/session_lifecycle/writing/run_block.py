@@ -40,7 +40,7 @@ class RunBlock(CodeBlock, OpensAttempts):
     def __init__(self, scope: Scope, fields: dict[str, Any]) -> None:
         """Use `SessionTrace.run` or `RunBlock.run` instead."""
         self.run_id: str = fields.pop("run_id") or str(uuid4())
-        super().__init__(scope, self.run_id)
+        super().__init__(scope, self.run_id, fields["agent_name"])
         self.session_id, self.user_id = scope.session_id, scope.user_id
         self.output: Any = None
         ids = {"run_id": self.run_id, "user_id": scope.user_id, "session_id": scope.session_id}

@@ -52,7 +52,7 @@ class SessionTrace(OpensAttempts):
     ) -> None:
         """Use `session` of a database, a recorder or a spool instead."""
         seconds = _seconds(DEFAULT_ATTEMPT_TIMEOUT if attempt_timeout is None else attempt_timeout)
-        super().__init__(Scope(quiet, session_id, user_id, agent_name, seconds), None)
+        super().__init__(Scope(quiet, session_id, user_id, agent_name, seconds, dataset_id), None)
         self.session_id = session_id
         self.user_id = user_id
         self._touch_fields = {

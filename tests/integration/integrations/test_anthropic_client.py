@@ -22,9 +22,11 @@ from anthropic import (
 from anthropic.lib.bedrock import AsyncAnthropicBedrock
 
 from session_lifecycle import SessionDatabase, SessionRecorder
+from session_lifecycle.errors import BudgetExceededError
 from session_lifecycle.integrations.anthropic_client import recorded_anthropic
 from support import books
 from support.books import Event
+from support.budget_checks import assert_checked
 from support.model_server import ModelServer
 from support.transcripts import rows
 from support.usage import A
@@ -297,3 +299,24 @@ def test_without_the_package_the_import_names_the_extra() -> None:
     )
     told = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
     assert "pip install 'session-lifecycle[anthropic]'" in told
+
+
+async def test_a_call_that_a_budget_refuses_is_not_sent(session_database: SessionDatabase) -> None:
+    async with opened(session_database) as made:
+        bare = Anthropic(base_url=made.server.url, api_key="none")
+
+        def asked(model: str) -> Any:
+            return {"model": model, "max_tokens": 100, "messages": said("hello")}
+
+        async def stream(budgets: Any, model: str) -> None:
+            client = recorded_anthropic(made.bare, made.recorder, provider="anthropic", budgets=budgets)
+            async with client.messages.stream(**asked(model)) as told:
+                await told.get_final_message()
+
+        async def in_a_thread(budgets: Any, model: str) -> None:
+            client = recorded_anthropic(bare, made.recorder, provider="anthropic", budgets=budgets)
+            await asyncio.to_thread(lambda: client.messages.create(**asked(model)))
+
+        with bare:
+            error = BudgetExceededError
+            await assert_checked(made.db, made.recorder, made.server, stream, error, MODEL, [in_a_thread])

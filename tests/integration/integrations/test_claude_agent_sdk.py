@@ -13,12 +13,15 @@ from typing import Any
 
 import claude_agent_sdk
 import pytest
-from claude_agent_sdk import ClaudeAgentOptions, StreamEvent, Transport
+from claude_agent_sdk import ClaudeAgentOptions, HookMatcher, StreamEvent, Transport
 
-from session_lifecycle import SessionDatabase
+from session_lifecycle import SessionDatabase, Settings
+from session_lifecycle.integrations.budget_check import BudgetCheck
 from session_lifecycle.integrations.claude_agent_sdk import SessionSdk
 from session_lifecycle.writing.recorder import SessionRecorder
 from support import transcripts
+from support.budget_checks import AWAY, assert_settled
+from support.budgets import limit
 from support.eventually import eventually
 from support.model_server import ModelServer, Served
 from support.transcripts import SHARED, bring, everything, rows, runs, steps, totals
@@ -444,6 +447,80 @@ async def test_claude_code_by_a_client_that_interrupts(
     assert sorted((await runs(session_database)).values()) == ["cancelled", "completed"]
     said = "SELECT role, content FROM session_lifecycle.session_messages ORDER BY created_at"
     assert (await rows(session_database, said))[:2] == [("user", "What is it?"), ("assistant", server.answer)]
+
+
+@needs_program
+async def test_claude_code_stops_where_a_budget_would_be_exceeded(
+    session_database: SessionDatabase, recorder: SessionRecorder, server: ModelServer, tmp_path: Path
+) -> None:
+    sdk = SessionSdk(recorder, user_id=A, budgets=session_database.budgets)
+    uses_up = False
+
+    async def hook(*_: Any) -> Any:
+        if uses_up:
+            await limit(session_database, limit_usd=None, limit_tokens=1)
+        return {}
+
+    options = replace(options_of(server, tmp_path), hooks={"PostToolUse": [HookMatcher(hooks=[hook])]})
+    await limit(session_database, limit_usd=None, limit_tokens=100_000)
+
+    async def turn(client: Any, words: str) -> Any:
+        await client.query(words)
+        last = [message async for message in client.receive_response()][-1]
+        await recorder.flush()
+        return last
+
+    told = await ask(sdk, "[[tools:Bash]]", options)
+    assert (told.is_error, told.num_turns, len(server.served)) == (False, 2, 2)
+    async with sdk.client(options) as client:
+        # A budget that is used up while a tool runs: the answer of the tool is not sent.
+        uses_up = True
+        told = await turn(client, "[[tools:Bash]]")
+        assert (told.terminal_reason, told.is_error) == ("hook_stopped", False)
+        assert len(server.served) == 3
+        # A budget that is used up before: the prompt is not sent.
+        told = await turn(client, "Hello")
+        assert told.result.startswith("Operation stopped by hook: budget 'b' would be exceeded")
+        assert len(server.served) == 3
+        uses_up = False
+        await limit(session_database, limit_usd=None, limit_tokens=100_000)
+        await turn(client, "Hello")
+        assert len(server.served) == 4
+    spent = sum(one.tokens_in + one.tokens_out for one in server.served)
+    assert await assert_settled(session_database, recorder) == spent
+    statuses = sorted((await runs(session_database)).values())
+    assert statuses == ["cancelled", "cancelled", "completed", "completed"]
+    assert recorder.snapshot().failures == 0
+
+
+async def test_what_the_hooks_of_budgets_answer(session_database: SessionDatabase, recorder: SessionRecorder) -> None:
+    async def answered(budgets: Any, **more: Any) -> Any:
+        sdk = SessionSdk(recorder, **{"user_id": A, "budgets": budgets, **more})
+        options = sdk.with_hooks(None)
+        assert options is not None
+        assert options.hooks is not None
+        assert set(options.hooks) == {"UserPromptSubmit", "PostToolUse", "PostToolUseFailure"}
+        [ask_budgets] = options.hooks["UserPromptSubmit"][0].hooks
+        told: Any = {"session_id": "s1", "hook_event_name": "UserPromptSubmit", "prompt": "Hello"}
+        return await ask_budgets(told, None, {"signal": None})
+
+    assert SessionSdk(recorder, user_id=A).with_hooks(None) is None
+    await limit(session_database, limit_usd=None, limit_tokens=100)
+    ours = session_database.budgets
+    assert await answered(BudgetCheck(ours, needs={"tokens_in": 100})) == {}
+    stopped = await answered(BudgetCheck(ours, needs={"tokens_in": 101}))
+    assert stopped == {"continue_": False, "stopReason": "budget 'b' would be exceeded by 1 tokens"}
+    await limit(session_database, limit_usd=1)
+    # Nobody knows the model, so a need in tokens has no price.
+    assert (await answered(BudgetCheck(ours, needs={"tokens_in": 100})))["continue_"] is False
+    assert await answered(BudgetCheck(ours, needs={"cost_usd": 1})) == {}
+    await recorder.flush()
+    assert recorder.snapshot().failures == 0
+    async with SessionDatabase.connect(AWAY, settings=Settings(retries=0)) as away:
+        assert await answered(away.budgets) == {}
+        assert (await answered(BudgetCheck(away.budgets, on_unavailable="refuse")))["continue_"] is False
+    assert await answered(ours, user_id=None) == {}
+    await eventually(lambda: recorder.snapshot().failures == 3)
 
 
 def test_without_the_sdk_the_import_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,9 +26,12 @@ from google.adk.tools.agent_tool import AgentTool
 from google.genai import types
 
 from session_lifecycle import SessionDatabase
-from session_lifecycle.integrations.google_adk import SessionPlugin
+from session_lifecycle.integrations.budget_check import BudgetCheck
+from session_lifecycle.integrations.google_adk import BUDGET_EXCEEDED, SessionPlugin
 from session_lifecycle.writing.recorder import SessionRecorder
 from support.books import open_parts
+from support.budget_checks import assert_checked, assert_settled
+from support.budgets import limit
 from support.eventually import eventually
 from support.model_server import ModelServer, Served
 from support.transcripts import SHARED, everything, rows, runs, steps
@@ -552,6 +555,46 @@ async def test_without_content_no_text_is_recorded(
     await recorder.flush()
     text = str(await everything(session_database))
     assert [word for word in ("sesame", "Tartu", "degrees") if word in text] == []
+
+
+class RefusedError(Exception):
+    """An event says that a budget refuses a call."""
+
+
+async def test_a_call_that_a_budget_refuses_is_answered_with_an_error(
+    session_database: SessionDatabase, recorder: SessionRecorder, server: ModelServer
+) -> None:
+    async def plain(budgets: Any, name: str, *, streams: bool = False) -> None:
+        model = Gemini(model=name, client_kwargs={"api_key": "none", "http_options": {"base_url": server.url}})
+        agent = LlmAgent(name="main", model=model)
+        told = await ask(SessionPlugin(recorder, user_id=A, budgets=budgets), agent, "Hello", streams=streams)
+        if told[-1].error_code is not None:
+            assert (len(told), told[-1].error_code) == (1, BUDGET_EXCEEDED)
+            raise RefusedError(told[-1].error_message)
+
+    async def stream(budgets: Any, name: str) -> None:
+        await plain(budgets, name, streams=True)
+
+    model = "gemini-2.5-flash"
+    await assert_checked(session_database, recorder, server, plain, RefusedError, model, [stream])
+    statuses = list((await runs(session_database)).values())
+    assert (statuses[-1], set(statuses)) == ("failed", {"completed", "failed"})
+    assert len(await events(session_database, COUNTS)) == len(server.served)
+
+
+async def test_a_budget_counts_an_agent_as_a_tool_once(
+    session_database: SessionDatabase, recorder: SessionRecorder, server: ModelServer
+) -> None:
+    await limit(session_database, limit_usd=None, limit_tokens=100_000)
+    check = BudgetCheck(session_database.budgets, needs={"tokens_in": 1_600, "tokens_out": 100})
+    child = LlmAgent(name="child", model=model_of("google", server), tools=[get_weather], description="Knows.")
+    agent = LlmAgent(name="main", model=model_of("google", server), tools=[AgentTool(child)])
+    plugin = SessionPlugin(recorder, user_id=A, budgets=check)
+    await ask(plugin, agent, "[[tools:child]] {{tools:get_weather}}")
+    assert len(server.served) == 4
+    spent = sum(one.tokens_in + one.tokens_out for one in server.served)
+    assert await assert_settled(session_database, recorder) == spent
+    assert open_parts(plugin) == 0
 
 
 def test_without_adk_the_import_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:

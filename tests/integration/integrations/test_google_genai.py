@@ -11,9 +11,11 @@ import pytest
 from google.genai import Client, errors, types
 
 from session_lifecycle import SessionDatabase, SessionRecorder
+from session_lifecycle.errors import BudgetExceededError
 from session_lifecycle.integrations.google_genai import recorded_genai
 from support import books
 from support.books import Event
+from support.budget_checks import assert_checked
 from support.model_server import ModelServer
 from support.usage import A
 
@@ -146,3 +148,26 @@ def test_without_the_package_the_import_names_the_extra() -> None:
     )
     told = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
     assert "pip install 'session-lifecycle[google-genai]'" in told
+
+
+async def test_a_call_that_a_budget_refuses_is_not_sent(session_database: SessionDatabase) -> None:
+    async with opened(session_database) as made:
+
+        async def plain(budgets: Any, model: str) -> None:
+            client = recorded_genai(made.client, made.recorder, budgets=budgets)
+            await client.aio.models.generate_content(model=model, contents="hello")
+
+        async def stream(budgets: Any, model: str) -> None:
+            client = recorded_genai(made.client, made.recorder, budgets=budgets)
+            assert [one async for one in await client.aio.models.generate_content_stream(model=model, contents="a")]
+
+        async def in_a_thread(budgets: Any, model: str) -> None:
+            client = recorded_genai(made.client, made.recorder, budgets=budgets)
+            await asyncio.to_thread(lambda: client.models.generate_content(model=model, contents="hello"))
+
+        async def stream_in_a_thread(budgets: Any, model: str) -> None:
+            client = recorded_genai(made.client, made.recorder, budgets=budgets)
+            await asyncio.to_thread(lambda: list(client.models.generate_content_stream(model=model, contents="a")))
+
+        others = [stream, in_a_thread, stream_in_a_thread]
+        await assert_checked(made.db, made.recorder, made.server, plain, BudgetExceededError, MODEL, others)

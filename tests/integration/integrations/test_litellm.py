@@ -19,9 +19,13 @@ with pytest.MonkeyPatch.context() as patch:
     from litellm.router import Router
 
 from session_lifecycle import SessionDatabase, SessionRecorder
-from session_lifecycle.integrations.litellm import SessionLogger, counts_of
+from session_lifecycle.errors import BudgetExceededError
+from session_lifecycle.integrations.budget_check import BudgetCheck
+from session_lifecycle.integrations.litellm import BudgetRefusedError, SessionLogger, counts_of
 from support import books
 from support.books import Event, RunRow
+from support.budget_checks import assert_checked, assert_settled
+from support.budgets import limit, reserved
 from support.eventually import eventually
 from support.model_server import ModelServer
 from support.transcripts import SHARED, rows
@@ -169,6 +173,11 @@ def test_counts_by_whichever_names() -> None:
 @pytest.fixture(autouse=True)
 def _callbacks() -> Iterator[None]:
     yield
+    forget_callbacks()
+
+
+def forget_callbacks() -> None:
+    """LiteLLM copies its callbacks into other lists with the first call, and looks there from then on."""
     for name in ("callbacks", "success_callback", "failure_callback", "_async_success_callback"):
         setattr(litellm, name, [])
     for name in ("_async_failure_callback", "input_callback", "_async_input_callback"):
@@ -178,8 +187,8 @@ def _callbacks() -> Iterator[None]:
 class Calls:
     """Calls of models at the stand-in, with a callback that records them."""
 
-    def __init__(self, recorder: SessionRecorder, server: ModelServer, **more: Any) -> None:
-        self.recorder, self.server = recorder, server
+    def __init__(self, db: SessionDatabase, recorder: SessionRecorder, server: ModelServer, **more: Any) -> None:
+        self.db, self.recorder, self.server = db, recorder, server
         self.logger = SessionLogger(recorder, **{"user_id": A, **more})
         litellm.callbacks = [self.logger]
 
@@ -203,7 +212,7 @@ class Calls:
 @asynccontextmanager
 async def opened(db: SessionDatabase, **more: Any) -> AsyncGenerator[Calls]:
     async with ModelServer() as server, db.recorder() as recorder:
-        yield Calls(recorder, server, **more)
+        yield Calls(db, recorder, server, **more)
 
 
 NAMED = {"metadata": {"session_id": "s1", "trace_id": "r1", "agent": "main"}}
@@ -340,6 +349,77 @@ async def test_content_by_choice_and_objects_that_are_broken(session_database: S
         await calls.logger.async_log_success_event({"litellm_call_id": "x", "litellm_params": 7}, 7, NOW, NOW)
         await calls.recorder.flush()
         assert (await books.events(session_database))["x"].measured is False
+
+
+async def test_a_call_that_a_budget_refuses_raises(session_database: SessionDatabase) -> None:
+    async with opened(session_database) as calls:
+
+        async def ask(budgets: Any, name: str, **more: Any) -> Any:
+            forget_callbacks()
+            calls.logger = SessionLogger(calls.recorder, user_id=A, budgets=budgets)
+            litellm.callbacks = [calls.logger]
+            return await calls("hello", model=f"openai/{name}", **NAMED, **more)
+
+        async def plain(budgets: Any, name: str) -> None:
+            await ask(budgets, name)
+            await calls.told(1)
+
+        async def stream(budgets: Any, name: str) -> None:
+            async for _ in await ask(budgets, name, stream=True, stream_options={"include_usage": True}):
+                pass
+            await calls.told(1)
+
+        error = litellm.BudgetExceededError
+        await assert_checked(calls.db, calls.recorder, calls.server, plain, error, others=[stream])
+        await limit(calls.db, limit_usd=None, limit_tokens=1)
+        with pytest.raises(BudgetRefusedError) as caught:
+            await ask(calls.db.budgets, "gpt-5")
+        assert isinstance(caught.value, BudgetExceededError)
+        assert caught.value.budget_ids == ("b",)
+        assert "would be exceeded" in caught.value.message
+        await calls.recorder.flush()
+        # LiteLLM tells what was refused as a failure. No model was called, so there is no event of it.
+        await asyncio.sleep(0.3)
+        assert len(await books.events(calls.db)) == len(calls.server.served)
+
+
+async def test_a_router_asks_for_each_model_and_a_cached_answer_reserves_nothing(
+    session_database: SessionDatabase,
+) -> None:
+    async with opened(session_database) as calls:
+        await limit(calls.db, limit_usd=1)
+
+        def needs(model: str | None, _request: Any) -> Any:
+            return {"cost_usd": 2 if model == "gpt-5" else "0.5"}
+
+        forget_callbacks()
+        calls.logger = SessionLogger(calls.recorder, user_id=A, budgets=BudgetCheck(calls.db.budgets, needs=needs))
+        litellm.callbacks = [calls.logger]
+        models = [
+            {"model_name": name, "litellm_params": {"model": f"openai/{model}", **calls.place()}}
+            for name, model in (("large", "gpt-5"), ("small", "gpt-4o-mini"))
+        ]
+        router = litellm.Router(model_list=models, fallbacks=[{"large": ["small"]}], num_retries=0)
+        said: Any = [{"role": "user", "content": "hello"}]
+        await router.acompletion(model="large", messages=said)
+        assert [one.model for one in calls.server.served] == ["gpt-4o-mini"]
+        await calls.told(2)
+        await assert_settled(calls.db, calls.recorder)
+
+        # An answer of LiteLLM's own cache, which it asks after the callback: what was reserved returns.
+        details = {"litellm_call_id": "c1", "call_type": "acompletion", "model": "gpt-4o-mini"}
+        asked = {"litellm_logging_obj": SimpleNamespace(model_call_details=details), "model": "openai/gpt-4o-mini"}
+        await calls.logger.async_pre_call_deployment_hook({**asked, "litellm_call_id": "c1"}, None)
+        assert await reserved(calls.db) > 0
+        now = datetime.now(UTC)
+        await calls.logger.async_log_success_event(details | {"cache_hit": True}, {}, now, now)
+
+        async def is_free() -> bool:
+            await calls.recorder.flush()
+            return bool(await reserved(calls.db) == 0)
+
+        await eventually(is_free)
+        assert len(await books.events(calls.db)) == 1
 
 
 def test_without_the_package_the_import_names_the_extra() -> None:

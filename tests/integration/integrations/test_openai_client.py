@@ -6,16 +6,22 @@ import sys
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any
+from uuid import UUID
 
 import pytest
 from openai import APIConnectionError, APIError, APIStatusError, AsyncAzureOpenAI, AsyncOpenAI, OpenAI
 from pydantic import BaseModel
 
 from session_lifecycle import SessionDatabase, SessionRecorder
+from session_lifecycle.errors import BudgetExceededError, ConfigurationError
+from session_lifecycle.integrations.budget_check import BudgetCheck
 from session_lifecycle.integrations.counts import value_at
 from session_lifecycle.integrations.openai_client import recorded_openai
 from support import books
 from support.books import Event
+from support.budget_checks import assert_checked, assert_settled
+from support.budgets import limit, used
+from support.eventually import eventually
 from support.model_server import ModelServer
 from support.transcripts import rows
 from support.usage import A
@@ -516,3 +522,141 @@ def test_without_the_package_the_import_names_the_extra() -> None:
     )
     told = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
     assert "pip install 'session-lifecycle[openai]'" in told
+
+
+# Budgets
+
+
+async def test_a_call_that_a_budget_refuses_is_not_sent(session_database: SessionDatabase) -> None:
+    async with opened(session_database) as made:
+        bare = OpenAI(base_url=made.server.openai, api_key="none")
+
+        async def chat(budgets: Any, model: str) -> None:
+            await made.recorded(budgets=budgets).chat.completions.create(model=model, messages=said("hello"))
+
+        async def stream(budgets: Any, model: str) -> None:
+            async with made.recorded(budgets=budgets).responses.stream(model=model, input="hello") as told:
+                await told.until_done()
+
+        async def in_a_thread(budgets: Any, model: str) -> None:
+            client = recorded_openai(bare, made.recorder, provider="openai", budgets=budgets)
+            await asyncio.to_thread(lambda: client.chat.completions.create(model=model, messages=said("hello")))
+
+        with bare:
+            others = [stream, in_a_thread]
+            await assert_checked(made.db, made.recorder, made.server, chat, BudgetExceededError, others=others)
+            # An adapter that is given no budgets asks for nothing.
+            served = len(made.server.served)
+            await made.client.chat.completions.create(model="gpt-5", messages=said("hello"))
+            assert len(made.server.served) == served + 1
+
+
+async def test_a_reservation_lasts_until_the_call_is_recorded(session_database: SessionDatabase) -> None:
+    """Failed, cancelled and repeated calls, too: each is recorded once, with the key that was reserved."""
+    async with opened(session_database) as made:
+        await limit(made.db, limit_usd=None, limit_tokens=10_000)
+        client = made.recorded(budgets=BudgetCheck(made.db.budgets, needs={"tokens_in": 9_000}))
+        with pytest.raises(APIStatusError):
+            await client.chat.completions.create(model="gpt-5", messages=said("[[err400]]"))
+        await assert_settled(made.db, made.recorder)
+        await client.chat.completions.create(model="gpt-5", messages=said("[[once429:a]]"))
+        assert await assert_settled(made.db, made.recorder) == 1280
+
+        client = made.recorded(budgets=BudgetCheck(made.db.budgets, needs={"tokens_in": 8_000}))
+        slow = asyncio.create_task(client.chat.completions.create(model="gpt-5", messages=said("[[slow]]")))
+        await eventually(lambda: made.server.served[-1].case == ("slow",))
+        assert (await used(made.db)).reserved_tokens == 8_000
+        with pytest.raises(BudgetExceededError):
+            await client.chat.completions.create(model="gpt-5", messages=said("hello"))
+        slow.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await slow
+        assert await assert_settled(made.db, made.recorder) == 1280
+        assert UNKNOWN in await made.events()
+
+
+async def test_calls_at_once_never_pass_the_limit(session_database: SessionDatabase) -> None:
+    async with opened(session_database) as made:
+        await limit(made.db, limit_usd=None, limit_tokens=10 * 1280)
+        needs: Any = {"tokens_in": 1200, "tokens_out": 80}
+        client = made.recorded(budgets=BudgetCheck(made.db.budgets, needs=needs))
+        bare = OpenAI(base_url=made.server.openai, api_key="none")
+        in_threads = recorded_openai(
+            bare, made.recorder, provider="openai", budgets=BudgetCheck(made.db.budgets, needs=needs)
+        )
+        with bare:
+            answers = await asyncio.gather(
+                *(client.chat.completions.create(model="gpt-5", messages=said("hello")) for _ in range(12)),
+                *(
+                    asyncio.to_thread(lambda: in_threads.chat.completions.create(model="gpt-5", messages=said("hello")))
+                    for _ in range(12)
+                ),
+                return_exceptions=True,
+            )
+        refused = [one for one in answers if isinstance(one, BudgetExceededError)]
+        assert (len(made.server.served), len(refused)) == (10, 14)
+        assert await assert_settled(made.db, made.recorder) == 10 * 1280
+
+
+async def test_a_budget_of_an_agent_or_a_dataset_counts_a_session_that_is_not_written_yet(
+    session_database: SessionDatabase,
+) -> None:
+    dataset = UUID(int=7)
+    await limit(session_database, "agent", user_id=None, agent_name="coder", limit_tokens=10)
+    await limit(session_database, "dataset", user_id=None, dataset_id=dataset, limit_tokens=10)
+    async with ModelServer() as server, session_database.recorder() as recorder:
+        bare = AsyncOpenAI(base_url=server.openai, api_key="none")
+
+        async def refused(**more: Any) -> tuple[str, ...]:
+            check = BudgetCheck(session_database.budgets, needs={"tokens_in": 11, "cost_usd": 0})
+            client = recorded_openai(bare, recorder, budgets=check, **more)
+            with pytest.raises(BudgetExceededError) as caught:
+                await client.chat.completions.create(model="gpt-5", messages=said("hello"))
+            return caught.value.budget_ids
+
+        assert await refused(user_id=A, agent_name="coder", session_id="s1") == ("agent",)
+        async with recorder.session("s2", A, dataset, quiet=True) as session:
+            with session.run(agent_name="coder"):
+                assert await refused() == ("agent", "dataset")
+        assert server.served == []
+        await bare.close()
+
+
+async def test_a_call_that_is_cancelled_while_it_asks_reserves_nothing(session_database: SessionDatabase) -> None:
+    async with opened(session_database) as made:
+        await limit(made.db, limit_usd=None, limit_tokens=10_000)
+        client = made.recorded(budgets=BudgetCheck(made.db.budgets, needs={"tokens_in": 9_000}))
+        for turns in range(8):
+            asking = asyncio.create_task(client.chat.completions.create(model="gpt-5", messages=said("hello")))
+            for _ in range(turns):
+                await asyncio.sleep(0.001)
+            asking.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await asking
+        await made.recorder.flush()
+
+        async def is_free() -> bool:
+            return (await used(made.db)).reserved_tokens == 0
+
+        await eventually(is_free)
+        assert made.recorder.snapshot().failures == 0
+
+
+async def test_a_check_that_cannot_ask_is_told(session_database: SessionDatabase) -> None:
+    async with opened(session_database) as made:
+
+        def broken(_model: str | None, _request: Any) -> Any:
+            raise LookupError("no figures")
+
+        client = made.recorded(budgets=BudgetCheck(made.db.budgets, needs=broken))
+        await client.chat.completions.create(model="gpt-5", messages=said("hello"))
+        client = made.recorded(budgets=BudgetCheck(made.db.budgets, needs=broken, on_unavailable="refuse"))
+        with pytest.raises(BudgetExceededError, match="cannot be asked") as caught:
+            await client.chat.completions.create(model="gpt-5", messages=said("hello"))
+        assert caught.value.budget_ids == ()
+        assert len(made.server.served) == 1
+        await made.recorder.flush()
+        assert made.recorder.snapshot().failures == 2
+    for refused in ({"within": 0}, {"on_unavailable": "wait"}, {"budgets": made.db}):
+        with pytest.raises(ConfigurationError):
+            BudgetCheck(**{"budgets": made.db.budgets, **refused})  # type: ignore[arg-type] # that is refused
