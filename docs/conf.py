@@ -3,6 +3,9 @@
 import os
 from importlib import import_module
 from pkgutil import walk_packages
+from typing import Any
+
+from sphinx.application import Sphinx
 
 import session_lifecycle
 from session_lifecycle import __version__
@@ -40,3 +43,15 @@ autodoc_member_order = "bysource"
 autodoc_default_options = {"members": True, "show-inheritance": False}
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
+
+
+def _show_examples_as_code(_app: Sphinx, _what: str, _name: str, _of: Any, _options: Any, lines: list[str]) -> None:
+    for number in reversed(range(len(lines))):
+        if lines[number].strip() == "Example:":
+            lines[number : number + 1] = [f"{lines[number]}:", ""]
+
+
+def setup(app: Sphinx) -> None:
+    """Called by Sphinx."""
+    # Before Napoleon, which would read the code of an example as text.
+    app.connect("autodoc-process-docstring", _show_examples_as_code, priority=400)
