@@ -624,7 +624,7 @@ async def test_a_budget_of_an_agent_or_a_dataset_counts_a_session_that_is_not_wr
 
 async def test_a_call_that_is_cancelled_while_it_asks_reserves_nothing(session_database: SessionDatabase) -> None:
     async with opened(session_database) as made:
-        await limit(made.db, limit_usd=None, limit_tokens=10_000)
+        await limit(made.db, limit_usd=None, limit_tokens=100_000)
         client = made.recorded(budgets=BudgetCheck(made.db.budgets, needs={"tokens_in": 9_000}))
         for turns in range(8):
             asking = asyncio.create_task(client.chat.completions.create(model="gpt-5", messages=said("hello")))
