@@ -126,7 +126,7 @@ JUNK = st.recursive(
 )
 
 
-@settings(max_examples=500, deadline=None, derandomize=True, database=None)
+@settings(max_examples=500, derandomize=True, database=None)
 @given(st.sampled_from(sorted(ALL_ORDERS)), st.lists(JUNK, min_size=2, max_size=5) | JUNK, st.booleans())
 def test_X48_junk_is_refused_or_is_a_position(name: str, junk: Any, knows_the_question: bool) -> None:
     order = ALL_ORDERS[name]
@@ -139,7 +139,7 @@ def test_X48_junk_is_refused_or_is_a_position(name: str, junk: Any, knows_the_qu
             assert isinstance(value, kind) or (value is None and order.has_nulls)
 
 
-@settings(max_examples=300, deadline=None, derandomize=True, database=None)
+@settings(max_examples=300, derandomize=True, database=None)
 @given(st.sampled_from(sorted(ALL_ORDERS)), st.binary(max_size=60) | st.text(max_size=60))
 def test_X48_bytes_are_refused(name: str, junk: bytes | str) -> None:
     cursor = base64.urlsafe_b64encode(junk).decode() if isinstance(junk, bytes) else junk

@@ -350,7 +350,7 @@ ODD = st.recursive(
 )
 
 
-@settings(max_examples=300, deadline=None, derandomize=True, database=None)
+@settings(max_examples=300, derandomize=True, database=None)
 @given(ODD)
 def test_X20_every_value_ends_as_json(value: Any) -> None:
     kept = safe_json(value)
@@ -384,7 +384,7 @@ def test_X18_search_folds_by_nfkc_and_case(content: str, search: str) -> None:
     assert folded(content) == folded(search)
 
 
-@settings(max_examples=300, deadline=None, derandomize=True, database=None)
+@settings(max_examples=300, derandomize=True, database=None)
 @given(st.text(max_size=20))
 def test_X18_folding_is_stable(text: str) -> None:
     once = folded(text)

@@ -85,7 +85,7 @@ def test_X16_a_path_of_a_model_is_kept_up_to_its_bound_in_bytes(model: type[Valu
     assert with_field(model, name, path) == path
 
 
-@settings(max_examples=300, deadline=None, derandomize=True, database=None)
+@settings(max_examples=300, derandomize=True, database=None)
 @given(st.text(max_size=40), st.integers(4, 30), st.integers(1, 30))
 def test_X16_cutting_is_within_both_bounds_and_stable(text: str, most_bytes: int, characters: int) -> None:
     kept = cut(text, most_bytes, characters)

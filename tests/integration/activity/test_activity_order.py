@@ -226,7 +226,6 @@ async def test_R06_a_run_that_moves_takes_its_times_along(session_database: Sess
 
 
 any_order = settings(
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
     # Shrinking runs on a real database and would take longer than finding.
     phases=[Phase.explicit, Phase.reuse, Phase.generate],

@@ -236,7 +236,6 @@ def compare(both: Both, *, examples: int, viewers: int) -> None:
 
     @settings(
         max_examples=examples,
-        deadline=None,
         suppress_health_check=list(HealthCheck),
         phases=set(Phase) - {Phase.explain, Phase.shrink},
     )

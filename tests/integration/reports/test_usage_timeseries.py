@@ -146,7 +146,7 @@ async def test_wrong_arguments_are_refused_by_name(
 # Zones that crossed the date line have a week of six days.
 @example(zone="Pacific/Kwajalein", bucket="week", since=datetime(1993, 8, 16, tzinfo=UTC), length=timedelta(days=14))
 @example(zone="Pacific/Apia", bucket="day", since=datetime(2011, 12, 29, tzinfo=UTC), length=timedelta(days=3))
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(
     zone=st.sampled_from(sorted(available_timezones())),
     bucket=st.sampled_from(["hour", "day", "week", "month"]),

@@ -372,7 +372,7 @@ async def dbs(session_database_url: str) -> AsyncIterator[list[SessionDatabase]]
     await engine.dispose()
 
 
-any_history = settings(deadline=None, suppress_health_check=list(HealthCheck))
+any_history = settings(suppress_health_check=list(HealthCheck))
 # Shrinking runs a history hundreds of times; only the soak variant does it.
 FOUND_ONLY = [Phase.explicit, Phase.reuse, Phase.generate]
 FOUND_AND_SHRUNK = [*FOUND_ONLY, Phase.shrink]

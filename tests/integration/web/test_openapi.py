@@ -62,9 +62,7 @@ def test_schemathesis_finds_nothing(label: str, session_database_url: str) -> No
     with asyncio.Runner() as runner:
         runner.run(seed(db))
 
-        @settings(
-            max_examples=10, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck)
-        )
+        @settings(max_examples=10, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
         @given(case=cases)
         def check(case: Any) -> None:
             asked = case.as_transport_kwargs(base_url="http://host", headers={"X-User": "a"})

@@ -72,9 +72,7 @@ def test_bad_input_is_refused_by_name_and_writes_nothing(session_template_server
         db = SessionDatabase.connect(session_template_server.url_of(database))
         before = runner.run(counts(db))
 
-        @settings(
-            max_examples=300, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True, database=None
-        )
+        @settings(max_examples=300, suppress_health_check=list(HealthCheck), derandomize=True, database=None)
         @given(calls())
         def fuzz(call: tuple[str, dict[str, Any]]) -> None:
             name, arguments = call
@@ -102,7 +100,7 @@ def test_bad_input_is_refused_by_name_and_writes_nothing(session_template_server
             runner.run(session_template_server.drop(database))
 
 
-@settings(max_examples=200, deadline=None, derandomize=True, database=None)
+@settings(max_examples=200, derandomize=True, database=None)
 @given(field=st.sampled_from(sorted(set(SessionListFilters.model_fields) - {"viewer"})), bad=SOME)
 def test_filters_are_built_or_refused_by_pydantic(field: str, bad: Any) -> None:
     refused: ValidationError | None = None

@@ -335,7 +335,6 @@ def run_histories(histories: Any, *, examples: int, steps: int) -> None:
         settings=settings(
             max_examples=examples,
             stateful_step_count=steps,
-            deadline=None,
             phases=set(Phase) - {Phase.explain},  # explaining would run a slow history hundreds of times
             suppress_health_check=list(HealthCheck),
         ),
