@@ -322,7 +322,7 @@ def test_R23_every_call_on_a_hosts_engine_is_refused_in_another_loop(session_dat
 async def test_R24_a_migration_that_is_cut_off_may_have_written(
     session_database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def cut_off(*_: object) -> None:
+    async def cut_off(*_: object, **__: object) -> None:
         raise ConnectionResetError
 
     monkeypatch.setattr("session_lifecycle.database.migrations.upgrade_on", cut_off)

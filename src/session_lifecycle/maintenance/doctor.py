@@ -135,8 +135,9 @@ class Doctor:
         if not keys:
             return 0, 0
         first, last = SessionKey(*keys[0]), SessionKey(*keys[-1])
-        wrong = len(await fetch(reconcile.session_mismatches(first, last)))
-        return len(keys), wrong + len(await fetch(reconcile.model_mismatches(first, last)))
+        between = reconcile.sessions_between(first, last)
+        wrong = len(await fetch(reconcile.session_mismatches(), between))
+        return len(keys), wrong + len(await fetch(reconcile.model_mismatches(), between))
 
     async def _add(self, findings: list[Finding], check: str, look: Callable[[], Findings]) -> bool:
         """Adds what a check finds. Returns whether it found nothing but notes."""

@@ -473,7 +473,7 @@ DELETING = (
 def test_X42_every_command_that_opens_a_database_is_among_these() -> None:
     commands = options_of_commands()
     opening = {name for name, options in commands.items() if "--database-url" in options}
-    without = {"db sql", "spool status", "spool poison", "hook claude-code"}
+    without = {"db sql", "db rls sql", "spool status", "spool poison", "hook claude-code"}
     # They open several, which they name by places.
     of_buckets = {"db buckets migrate", "db buckets list", "db buckets move"}
     assert opening == commands.keys() - without - of_buckets

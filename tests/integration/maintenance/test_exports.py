@@ -37,6 +37,7 @@ NOT_EXPORTED = {
     "rolled_up_sessions",
     "session_model_roll_up_changes",
     "session_model_roll_ups",
+    "session_buckets",
     "session_reservations",
     "session_roll_up_changes",
     "session_roll_ups",

@@ -342,7 +342,8 @@ async def test_no_function_means_anything_of_a_schema_before_the_catalogue(
     await store(session_database, "session_repricings", {"repricing_id": B})
     for name, (arguments, values) in DIRECTLY.items():
         await hostile(*directly(name, arguments, values))
-    # The trigger, by a statement of others.
+    # The triggers, by a statement of others.
+    await session_database.migrate(notes=True)
     await session_database.lifecycle.record(
         [Touch(session_id="v", user_id=A), End(session_id="v", user_id=A, status="failed")]
     )
@@ -351,7 +352,8 @@ async def test_no_function_means_anything_of_a_schema_before_the_catalogue(
         "UPDATE session_lifecycle.session_records SET title = 'x' WHERE rolled_up RETURNING user_id, session_id"
     )
     assert ("v", A) in {(row["session_id"], row["user_id"]) for row in changed}
-    assert {*DIRECTLY, "record_v1", "leave_roll_ups_v1", "oldest_served_version_v1"} == function_files().keys()
+    triggers = {"leave_roll_ups_v1", "notify_of_changes_v1"}
+    assert {*DIRECTLY, *triggers, "record_v1", "oldest_served_version_v1"} == function_files().keys()
 
 
 async def test_without_its_path_a_function_would_run_it(session_database: SessionDatabase, hostile: Call) -> None:

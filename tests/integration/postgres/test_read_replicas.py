@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from itertools import count
 from typing import Any, NamedTuple
@@ -61,6 +61,11 @@ async def pruned(roles: Roles, call: str) -> int:
     return sessions
 
 
+async def exported(roles: Roles) -> list[Any]:
+    async with aclosing(roles.maintenance.export("sessions")) as batches:
+        return [batch async for batch in batches]
+
+
 ON_THE_REPLICA: dict[str, Call] = {
     "list_session_rows": lambda db: db.lifecycle.list_session_rows(FILTERS),
     "aggregate_stats": lambda db: db.lifecycle.aggregate_stats(A),
@@ -99,11 +104,12 @@ ON_THE_PRIMARY: dict[str, Call] = {
     "list_budgets": lambda db: db.budgets.list_budgets(A),
     "would_exceed": lambda db: db.budgets.would_exceed("s", A, cost_usd=1),
     "reprice": lambda db: db.maintenance.reprice(dry_run=True),
+    "export": exported,
 }
 READS = ON_THE_REPLICA | ON_THE_PRIMARY
 # These calls would fail on a standby.
 WRITES = {
-    *("roll_up", "delete_session", "erase_user", "update_session", "annotate_session"),
+    *("roll_up", "delete_session", "erase_user", "import_export", "update_session", "annotate_session"),
     *("set_budget", "delete_budget", "reserve", "release"),
     *(name for name in dir(SessionWriter) if not name.startswith("_")),
 }

@@ -28,7 +28,7 @@ from support.statements import noted
 KEY = "a key that no other database has: 1234567890"
 ON = Settings(row_level_security=True, row_level_security_key=KEY)
 # Jobs, which look at every user, and a question of a runtime before it writes.
-OF_OPERATORS_AND_WRITERS = {"prune_sessions", "prune_payloads", "reconcile", "reprice", "would_exceed"}
+OF_OPERATORS_AND_WRITERS = {"prune_sessions", "prune_payloads", "reconcile", "reprice", "export", "would_exceed"}
 READER, WORKER, ROLLER = DatabaseRole.READER, DatabaseRole.WORKER, DatabaseRole.ROLLER
 
 
@@ -70,7 +70,8 @@ async def test_R11_a_raw_connection_of_a_reader_sees_no_row_by_any_statement(wal
     await fill(walled.worker_url, walled.url)
     owner = await asyncpg.connect(walled.url)
     everything = await counted(owner)
-    assert min(everything.values()) > 0, everything
+    # A schema that is no bucket has none there, and a bucket's row is of nobody.
+    assert {table for table, rows in everything.items() if not rows} == {"session_buckets"}
     await owner.close()
     reader = await asyncpg.connect(walled.reader_url)
     chance = random.Random(1)

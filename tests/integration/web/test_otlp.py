@@ -358,7 +358,11 @@ except ImportError as error:
 
 @pytest.mark.parametrize(
     ("missing", "named"),
-    [("fastapi", "FastAPI"), ("opentelemetry.proto", "opentelemetry-proto"), ("google.protobuf", "")],
+    [
+        ("fastapi", "the HTTP routes need FastAPI"),
+        ("opentelemetry.proto", "opentelemetry-proto"),
+        ("google.protobuf", ""),
+    ],
 )
 def test_without_the_extra(missing: str, named: str) -> None:
     program = WITHOUT.format(missing=missing)

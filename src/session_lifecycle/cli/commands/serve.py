@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from session_lifecycle.cli.choices import Seen
-from session_lifecycle.cli.options import FAILURE, MISUSE, Place, on_database, refuse, until_interrupted
+from session_lifecycle.cli.options import (
+    FAILURE,
+    MISUSE,
+    Place,
+    on_database,
+    refuse,
+    refuse_two_databases,
+    until_interrupted,
+)
 from session_lifecycle.cli.output import print_line, print_note
 
 if TYPE_CHECKING:
@@ -59,6 +67,7 @@ def serve(
 
     It reads as the auditor, or with --user as this user, and it writes nothing.
     """
+    refuse_two_databases(place)
     if auth is not None and (no_token or seen.user):
         refuse("--auth says who is asking: give it without --no-token and --user", code=MISUSE)
     if not _is_loopback(host) and auth is None:
