@@ -170,7 +170,7 @@ async def storm(world: World, url: str, *, tasks: int, uses: int, sessions: int 
 async def test_L46_a_storm_loses_and_doubles_nothing(
     world: World, session_database: SessionDatabase, session_database_url: str
 ) -> None:
-    await storm(world, session_database_url, tasks=40, uses=20)
+    await storm(world, session_database_url, tasks=20, uses=12)
 
 
 @pytest.mark.soak

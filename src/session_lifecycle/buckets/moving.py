@@ -203,7 +203,8 @@ class Mover:
         async with self._old.transaction():
             await self._old.execute(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}")
             await self._old.execute(moving.lock_writers_out(schema, list(self._keys)))
-            if await self._old.fetchval(moving.count_notes(schema, 4 * FEW_NOTES)) >= 4 * FEW_NOTES:
+            [(notes,)] = await self._old.fetch(moving.count_notes(schema, 4 * FEW_NOTES))
+            if notes >= 4 * FEW_NOTES:
                 return None
             changes = await self._catch_up(MOST_NOTES)
             await self._copy_sequences()
@@ -219,7 +220,7 @@ class Mover:
         there = {row["name"]: row["sequence"] for row in await self._new.fetch(moving.SEQUENCES, name)}
         for sequence, here in await self._old.fetch(moving.SEQUENCES, name):
             if sequence in there:
-                state = await self._old.fetchrow(moving.read_sequence(here))
+                [state] = await self._old.fetch(moving.read_sequence(here))
                 await self._new.execute(moving.SET_SEQUENCE, there[sequence], *state)
 
 

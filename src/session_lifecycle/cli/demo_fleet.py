@@ -164,7 +164,9 @@ class Story:
             )
         ]
         reply = self.answer if self._turn == self.turns else f"Step {self._turn} is done. {self.answer}"
-        ended = {"status": "failed", "error": chance.choice(FAILURES)} if has_failed else {"output": {"reply": reply}}
+        ended: dict[str, Any] = {"output": {"reply": reply}}
+        if has_failed:
+            ended = {"status": "failed", "error": chance.choice(FAILURES)}
         return [
             *steps,
             *used,
@@ -174,14 +176,15 @@ class Story:
 
     def end(self, at: datetime) -> "list[Item]":
         """The session ends; or nobody says so, or it waits for somebody."""
-        from session_lifecycle import End, Touch
+        from session_lifecycle import End, SessionStatus, Touch
 
         if self.ending == "silent":
             return []
         if self.ending == "waiting":
             return [Touch(session_id=self.session_id, user_id=self.user_id, waiting=True, at=at)]
         reason = "a tool failed" if self.ending == "failed" else None
-        return [End(session_id=self.session_id, user_id=self.user_id, status=self.ending, reason=reason, at=at)]
+        status = SessionStatus(self.ending)
+        return [End(session_id=self.session_id, user_id=self.user_id, status=status, reason=reason, at=at)]
 
     @property
     def _run_id(self) -> str:

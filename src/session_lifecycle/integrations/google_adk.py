@@ -230,7 +230,7 @@ class SessionPlugin(Adapter, BasePlugin):
         return LlmResponse(error_code=BUDGET_EXCEEDED, error_message=str(refusal))
 
     @recorded
-    def _begin_call(self, callback_context: Any, llm_request: Any) -> tuple[_Invocation, _Call]:
+    def _begin_call(self, callback_context: Any, llm_request: Any) -> tuple[_Invocation, _Call] | None:
         invocation = self._begin(callback_context)
         agent, branch = str(value_at(callback_context, "agent_name")), _branch_of(callback_context)
         calls = invocation.calls.setdefault(agent, [])

@@ -110,7 +110,9 @@ class _AskingCallback:
         begin = partial(self._begin, handler)
         if not handler.asks_budgets:
             return begin
-        is_awaited = sys._getframe(1).f_code.co_flags & inspect.CO_COROUTINE  # noqa: SLF001 - the documented way to it
+        # The documented way to the caller.
+        caller = sys._getframe(1)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+        is_awaited = caller.f_code.co_flags & inspect.CO_COROUTINE
         return partial(handler.begin_and_ask if is_awaited else handler.begin_and_ask_now, begin)
 
 

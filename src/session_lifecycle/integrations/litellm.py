@@ -33,8 +33,8 @@ from session_lifecycle.writing.run_block import RunBlock, current_run
 from session_lifecycle.writing.session_trace import current_trace
 
 try:
-    from litellm import BudgetExceededError as LiteLlmBudgetExceededError
     from litellm import get_llm_provider
+    from litellm.exceptions import BudgetExceededError as LiteLlmBudgetExceededError
     from litellm.integrations.custom_logger import CustomLogger
 except ImportError as error:
     raise ImportError(

@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncGenerator, Callable, Collection
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any, cast
+from typing import cast
 
 import asyncpg
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -147,7 +147,7 @@ def role_of(name: str) -> permissions.DatabaseRole:
 
 async def _run_script(connection: AsyncConnection, sql: str) -> None:
     """Runs several statements in the transaction. SQLAlchemy prepares each statement, and a script cannot be."""
-    driver = cast("asyncpg.Connection[Any]", (await connection.get_raw_connection()).driver_connection)
+    driver = cast("asyncpg.Connection", (await connection.get_raw_connection()).driver_connection)
     await driver.execute(sql)
 
 

@@ -17,6 +17,7 @@ from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
+from importlib import import_module
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -155,12 +156,12 @@ def load_pyarrow() -> Any:
         ConfigurationError: It is not installed.
     """
     try:
-        import pyarrow.parquet
+        import_module("pyarrow.parquet")
+        return import_module("pyarrow")
     except ImportError as error:
         raise ConfigurationError(
             "Parquet needs pyarrow, which is not installed: pip install 'session-lifecycle[parquet]'"
         ) from error
-    return pyarrow
 
 
 def row_writer(table: ExportTable, file_format: ExportFormat, file: BinaryIO) -> RowWriter:
@@ -257,7 +258,9 @@ async def export_to_folder(
     if file_format == "parquet":
         load_pyarrow()
     _make_empty(folder)
-    entries = {table: _TableFile(folder / f"{table}.{file_format}") for table in EXPORT_TABLES}
+    entries: dict[ExportTable, _TableFile] = {
+        table: _TableFile(folder / f"{table}.{file_format}") for table in EXPORT_TABLES
+    }
     async with aclosing(export("all")) as batches:
         following = await anext(batches, None)
         for table, entry in entries.items():

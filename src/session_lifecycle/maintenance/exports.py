@@ -20,7 +20,7 @@ def exported_tables(table: object) -> tuple[ExportTable, ...]:
     """The tables of an argument: `all`, or the name of one."""
     if table == "all":
         return EXPORT_TABLES
-    found = tuple(name for name in EXPORT_TABLES if name == table)
+    found: tuple[ExportTable, ...] = tuple(name for name in EXPORT_TABLES if name == table)
     if not found:
         raise InvalidValueError("table", table, f"one of all, {', '.join(EXPORT_TABLES)}")
     return found

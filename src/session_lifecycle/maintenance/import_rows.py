@@ -149,6 +149,8 @@ def _texts(value: Any) -> Iterator[str]:
         case list():
             for one in value:
                 yield from _texts(one)
+        case _:
+            return
 
 
 def _value(name: str, column: ExportColumn, value: Any) -> Any:

@@ -428,6 +428,7 @@ class LiveFeed:
     async def _learn(self) -> None:
         """Says which looks are due: by notes, or by polling."""
         while True:
+            is_refused = False
             try:
                 await self._listen()
             except ConfigurationError as error:
@@ -435,7 +436,6 @@ class LiveFeed:
                 is_refused = True
             except SessionLifecycleError as error:
                 self._say_once("the live feed does not hear the database: %s", error)
-                is_refused = False
             finally:
                 self._is_listening = False
             if is_refused:

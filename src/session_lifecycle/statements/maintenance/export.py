@@ -172,7 +172,8 @@ def chosen_rows(shape: TableShape, filters: AnyFilters, abandon_after: timedelta
         case "sessions", SessionListFilters():
             chosen = chosen_sessions(filters, abandon_after).with_only_columns(*_columns(shape))
             return chosen.order_by(tables.sessions.user_id, tables.sessions.session_id)
-    raise AssertionError(f"no filters of {shape.name}: {filters!r}")
+        case _:
+            raise AssertionError(f"no filters of {shape.name}: {filters!r}")
 
 
 def _chosen_runs(filters: RunFilters) -> list[Any]:

@@ -15,7 +15,7 @@ def _row(name: str) -> Any:
     return func.to_jsonb(literal_column(name))
 
 
-def reference_sessions(schema: str) -> Select[str, str | None]:
+def reference_sessions(schema: str) -> Select[*tuple[Any, ...]]:
     """The reference's sessions in the order of their keys, each with its models, as texts of JSON."""
     sessions = table(REFERENCE_TABLES[0], column("user_id"), column("session_id"), schema=schema).alias("s")
     columns = (column("user_id", NullType()), column("session_id", NullType()), column("model", Text()))

@@ -138,7 +138,10 @@ def _window_before(since: datetime, until: datetime) -> Period:
 def _bucket(period: Period) -> Bucket:
     length = timedelta.max if period.since is None or period.until is None else period.until - period.since
     lengths: list[tuple[timedelta, Bucket]] = [(_HOURLY, "hour"), (_DAILY, "day"), (_WEEKLY, "week")]
-    return next((bucket for longest, bucket in lengths if length <= longest), "month")
+    for longest, bucket in lengths:
+        if length <= longest:
+            return bucket
+    return "month"
 
 
 class _Reads:

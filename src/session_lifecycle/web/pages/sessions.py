@@ -60,7 +60,7 @@ async def sessions(
         # Counting every match of a search costs more than the page.
         filters = filters.model_copy(update={"total": "bounded"})
     page = await visit.db.activity.list_session_summaries(filters)
-    shown = [name for name in COLUMNS if name in (columns or DEFAULT_COLUMNS)]
+    shown: list[ColumnName] = [name for name in COLUMNS if name in (columns or DEFAULT_COLUMNS)]
     names = await visit.names_of(one.user_id for one in page.sessions) if "user" in shown else {}
     return visit.answer(
         "sessions.html",
