@@ -423,6 +423,16 @@ ON_DATABASE = (
     ("replay", os.devnull),
     ("db", "upgrade"),
     ("db", "check"),
+    ("db", "current"),
+    ("db", "history"),
+    ("db", "downgrade", "base", "--yes"),
+    ("db", "stamp", "base", "--yes"),
+    ("db", "roles", "--check", "reader"),
+    ("db", "rls", "enable"),
+    ("db", "rls", "disable", "--yes"),
+    ("db", "rls", "check"),
+    ("doctor",),
+    ("metrics",),
     ("prune-sessions", "--older-than-days", "1", "--yes"),
     ("prune-payloads", "--older-than-days", "1", "--yes"),
     ("erase-user", str(USER), "--yes"),
@@ -482,7 +492,12 @@ def test_X42_every_command_that_opens_a_database_is_among_these() -> None:
         return {name for name in commands for one in some if one[: len(name.split())] == tuple(name.split())}
 
     assert opening == among(ON_DATABASE)
-    assert {name for name in opening if "--yes" in commands[name]} == among(DELETING) | {"budgets delete"}
+    assert {name for name in opening if "--yes" in commands[name]} == among(DELETING) | {
+        "budgets delete",
+        "db downgrade",
+        "db stamp",
+        "db rls disable",
+    }
 
 
 @pytest.mark.parametrize("command", ON_DATABASE, ids=" ".join)
@@ -502,7 +517,12 @@ def test_X42_a_command_needs_the_name_of_its_database(command: tuple[str, ...], 
         *arguments, "--schema", "odd", SESSION_LIFECYCLE_RETRIES="0", SESSION_LIFECYCLE_DATABASE_URL=url
     )
     for ran in (by_option, by_variable):
-        assert (ran.returncode, ran.stdout) == (1, "")
+        # What Prometheus reads says as well that the database is away.
+        told = [line for line in ran.stdout.splitlines() if not line.startswith("#")]
+        assert (ran.returncode, told[-1:]) == (
+            1,
+            ["session_lifecycle_database_up 0"] if command == ("metrics",) else [],
+        )
         assert ran.stderr.startswith(shown)
         assert "secret" not in ran.stderr
     both = run_raw(*arguments, "--database-url", url, "--embedded")
