@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from session_lifecycle.cli.options import FAILURE, Json, Place, on_database
+from session_lifecycle.cli.options import FAILURE, Json, Place, on_database, refuse
 from session_lifecycle.cli.output import at_work, print_json, print_line, print_note
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def metrics(
         found = db.metrics(spool=spool)
         sys.stdout.write(await found.text())
         if not found.values()[UP]:
-            raise typer.Exit(FAILURE)
+            refuse("the database could not be read", code=FAILURE)
 
     on_database(work, place)
 
