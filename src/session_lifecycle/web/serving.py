@@ -9,12 +9,25 @@ from collections.abc import Callable
 from hmac import compare_digest
 from http.cookies import CookieError, SimpleCookie
 from secrets import token_urlsafe
+from typing import Annotated
 from urllib.parse import parse_qs
 
 from session_lifecycle.database import SessionDatabase
+from session_lifecycle.maintenance.metrics import CONTENT_TYPE
+from session_lifecycle.models import Viewer
 from session_lifecycle.web.dependencies import Dependency
 from session_lifecycle.web.feed import LiveFeed
-from session_lifecycle.web.framework import ASGIApp, FastAPI, PlainTextResponse, Receive, Request, Response, Scope, Send
+from session_lifecycle.web.framework import (
+    ASGIApp,
+    Depends,
+    FastAPI,
+    PlainTextResponse,
+    Receive,
+    Request,
+    Response,
+    Scope,
+    Send,
+)
 from session_lifecycle.web.reading import session_router
 
 API_PATH = "/api/v1"
@@ -24,7 +37,7 @@ _ELSEWHERE = "This server answers to the names of this machine only."
 
 
 def serving_app(db: SessionDatabase, *, viewer: Dependency, feed: LiveFeed) -> FastAPI:
-    """The routes that read, and the pages. Nothing of it writes.
+    """The routes that read, the pages, and the metrics, which only the auditor sees. Nothing of it writes.
 
     Args:
         db: The database. The caller opens and closes it.
@@ -36,6 +49,14 @@ def serving_app(db: SessionDatabase, *, viewer: Dependency, feed: LiveFeed) -> F
     # FastAPI's own pages of the API load their scripts from another site.
     app = FastAPI(title="session-lifecycle", docs_url=None, redoc_url=None, openapi_url=f"{API_PATH}/openapi.json")
     app.include_router(session_router(db, viewer=viewer, feed=feed), prefix=API_PATH)
+    found = db.metrics()
+
+    @app.get("/metrics", include_in_schema=False)
+    async def metrics(asker: Annotated[Viewer, Depends(viewer)]) -> Response:
+        if not asker.sees_all:
+            return PlainTextResponse("The metrics are about everybody, and for the auditor only.", 403)
+        return Response(await found.text(), media_type=CONTENT_TYPE)
+
     app.mount("/", dashboard_app(db, viewer=viewer, api_path=API_PATH, feed=feed))
     return app
 

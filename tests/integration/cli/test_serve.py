@@ -230,6 +230,11 @@ async def test_no_token_lets_this_machine_in_and_user_narrows(
         listed = (await client.get(f"{root}{API}/sessions")).json()["sessions"]
         assert [row["session_id"] for row in listed] == ["of-1"]
         assert (await client.get(root, headers={"Host": "evil.example"})).status_code == 421
+        assert (await client.get(f"{root}metrics")).status_code == 403, "a user is not everybody"
+    async with running("serve", *at, "--no-token") as server, httpx.AsyncClient(timeout=20) as client:
+        told = await client.get(f"{await server.line()}metrics")
+        assert (told.status_code, told.headers["content-type"].partition(";")[0]) == (200, "text/plain")
+        assert "\nsession_lifecycle_database_up 1\n" in f"{told.text}\n"
 
 
 async def test_auth_is_the_hosts_dependency_at_any_address(
