@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from secrets import token_hex
 from statistics import median
 from typing import Any
 from uuid import UUID
@@ -19,6 +20,7 @@ USER = UUID(int=1)
 DATASETS = [UUID(int=number) for number in range(1, 6)]
 VIEWERS = {"own": Viewer(USER), "own and 5 datasets": Viewer(USER, DATASETS)}
 SETTINGS = Settings(row_level_security=True, row_level_security_key="k" * 32, statement_timeout_seconds=None)
+PASSWORD = token_hex()
 WARM_UP_CALLS = 12
 USERS = 20
 
@@ -57,7 +59,7 @@ async def main(sessions: int, seconds: float) -> None:
     async with database(SETTINGS) as (server, owner):
         print(machine(server), f"{sessions:,} sessions of {USERS} users", sep=", ")
         for role in (DatabaseRole.READER, DatabaseRole.WORKER):
-            await run(owner, f"CREATE ROLE bench_{role} LOGIN PASSWORD 'x'")
+            await run(owner, f"CREATE ROLE bench_{role} LOGIN PASSWORD '{PASSWORD}'")
             await run(owner, *role_sql("session_lifecycle", role, f"bench_{role}").split(";\n"))
         await seed(owner, 1, sessions, users=USERS)
         await settle(owner)
@@ -65,8 +67,7 @@ async def main(sessions: int, seconds: float) -> None:
         await settle(owner)
         await owner.administration.enable_row_level_security()
         reader_url, worker_url = (
-            make_url(server.url).set(username=f"bench_{role}", password="x")  # noqa: S106 - a throw-away server
-            for role in ("reader", "worker")
+            make_url(server.url).set(username=f"bench_{role}", password=PASSWORD) for role in ("reader", "worker")
         )
         plain = Settings()
         rows: list[list[str]] = []

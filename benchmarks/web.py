@@ -8,7 +8,7 @@ import socket
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -34,7 +34,7 @@ OPENED_AT_ONCE = 20
 LISTENING = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'LISTEN%'"
 SERVER_SETTINGS = Settings(pool_size=10, max_overflow=10)
 
-Ask = Callable[[int], Awaitable[Any]]
+Ask = Callable[[int], Coroutine[Any, Any, Any]]
 PathOf = Callable[[int], str]
 
 
@@ -95,7 +95,7 @@ async def at_rate(per_second: float, seconds: float, ask: Ask) -> None:
     async with asyncio.TaskGroup() as group:
         for number in range(int(per_second * seconds)):
             await asyncio.sleep(max(0.0, began + number / per_second - time.perf_counter()))
-            group.create_task(ask(number))  # type: ignore[arg-type]  # what is asked is a coroutine
+            group.create_task(ask(number))
 
 
 async def follow(client: httpx.AsyncClient, number: int, events: Counter[str], opened: asyncio.Event) -> None:

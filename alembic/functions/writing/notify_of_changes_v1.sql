@@ -1,8 +1,7 @@
--- The triggers `notify_of_insert`, `notify_of_update` and `notify_of_delete` of `session_records`, which are there only
--- where a host asked for them: tells listeners whose sessions a statement has changed. A note has the schema's name, and in
--- its second line the ids of the owners and of the datasets, or `*` where they are too many. It has no content and no id of
--- a session: a listener reads what it may see. Postgres sends it at the commit, and sends equal notes of one transaction
--- once, so the ids are sorted.
+-- The function of the triggers `notify_of_insert`, `notify_of_update` and `notify_of_delete` of `session_records`. A host
+-- creates the triggers where it wants notes. The function sends a note to all listeners: the name of the schema, and in a
+-- second line the owners and the datasets of the changed sessions, or `*` where they are too many. A note has no content and
+-- no id of a session. Postgres sends it at the commit, and sends equal notes of one transaction once, so the ids are sorted.
 -- Answers null, as a trigger after a statement does. Raises nothing.
 -- Locks: none here. At the commit, Postgres lets one transaction that notifies commit at a time, in the whole cluster.
 CREATE FUNCTION {schema}.notify_of_changes_v1() RETURNS trigger

@@ -6,6 +6,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from decimal import Decimal
 from itertools import accumulate
 from math import ceil, floor
+from operator import attrgetter
 from typing import Any, NamedTuple, TypeVar
 
 from session_lifecycle.models import SessionRowWithStatus, TelemetryKey, Viewer
@@ -161,7 +162,7 @@ def _least(values: Iterable[Any]) -> Any:
 
 def by_cost(rows: Iterable[AnyValue], order: Callable[[AnyValue], Any]) -> list[AnyValue]:
     """The rows, most expensive first, ties by `order`."""
-    return sorted(sorted(rows, key=order), key=lambda row: row.cost_usd, reverse=True)  # type: ignore[attr-defined]  # every row of costs has it
+    return sorted(sorted(rows, key=order), key=attrgetter("cost_usd"), reverse=True)
 
 
 def none_last(value: Any) -> tuple[bool, Any]:

@@ -106,7 +106,7 @@ class BucketRecorder(CallsAsItems):
         self._of(checked.user_id).submit_threadsafe(checked)
 
     def lose(self, items: Sequence[Item], error: SessionLifecycleError) -> None:
-        """Counts and tells a loss. See `SessionRecorder.lose`. There is no item where a value was refused."""
+        """Counts a loss and hands it to `on_lost`, as `SessionRecorder.lose` does. A refused value has no items."""
         if not items:
             self._recorders[0].lose(items, error)
         for number, positions in parts_of(items, self._number_of).items():

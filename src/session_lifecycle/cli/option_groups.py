@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import MISSING, fields, is_dataclass
 from functools import wraps
 from inspect import Parameter, Signature, signature
-from typing import Any, get_type_hints
+from typing import Any, cast, get_type_hints
 
 
 def with_groups(command: Callable[..., None]) -> Callable[..., None]:
@@ -26,7 +26,7 @@ def with_groups(command: Callable[..., None]) -> Callable[..., None]:
             parameters += _options_of(groups[name])
         else:
             parameters.append(parameter.replace(kind=Parameter.KEYWORD_ONLY, annotation=hints[name]))
-    flat.__signature__ = Signature(parameters)  # type: ignore[attr-defined]  # `inspect.signature` reads it
+    cast(Any, flat).__signature__ = Signature(parameters)  # `inspect.signature` reads it
     flat.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return flat
 

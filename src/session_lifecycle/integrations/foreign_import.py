@@ -165,10 +165,10 @@ def owner(field_name: str, value: Any, default: UUID | None) -> UUID:
     Raises:
         InvalidValueError: It is none, and there is no default.
     """
-    found = uuid_of(value)
-    if found is None and default is None:
+    found = uuid_of(value) or default
+    if found is None:
         raise InvalidValueError(field_name, value, "the text of a UUID; give --user for rows of other users")
-    return found or default  # type: ignore[return-value]  # one of them is there
+    return found
 
 
 def uuid_of(value: Any) -> UUID | None:

@@ -9,24 +9,29 @@ which. Only runs with these hooks are recorded, and what those runs call.
 
 import re
 from asyncio import CancelledError
-from collections import Counter
 from collections.abc import Callable
 from datetime import timedelta
 from json import loads
-from typing import Any, NamedTuple, Self, TypedDict
+from typing import Any, Self
 from uuid import UUID, uuid4
 
 from session_lifecycle.errors import BudgetExceededError
 from session_lifecycle.integrations.adapter import Adapter, OpenParts, TakesQuietly, recorded, text_of
 from session_lifecycle.integrations.budget_check import BudgetCheck
 from session_lifecycle.integrations.counts import tier_of, value_at
+from session_lifecycle.integrations.openai_agents_runs import (
+    Call,
+    Family,
+    KnownSpan,
+    Place,
+    Unit,
+    counts_of,
+    kind_of,
+    totals_of,
+)
 from session_lifecycle.models import RunStatus
 from session_lifecycle.models.usage import RareUse
-from session_lifecycle.writing.attempt import Attempt
 from session_lifecycle.writing.protocol import SessionReserver
-from session_lifecycle.writing.run_block import RunBlock
-from session_lifecycle.writing.session_trace import SessionTrace
-from session_lifecycle.writing.step_block import StepBlock
 
 try:
     from agents import (
@@ -52,142 +57,6 @@ _NO_IDS = {None, "", "no-op", "__fake_id__"}
 _MODEL_SPANS = {"response", "generation"}
 _ANSWER = re.compile(r"Error code: \d{3}|Error details are redacted|litellm\.(?!Timeout|APIConnectionError)\w+Error")
 """What the text of an error begins with, where the provider answered with that error."""
-
-
-_COUNTS = {
-    "tokens_in": ("input_tokens",),
-    "tokens_out": ("output_tokens",),
-    "cache_read_tokens": ("input_tokens_details", "cached_tokens"),
-    "cache_write_tokens": ("input_tokens_details", "cache_write_tokens"),
-    "reasoning_tokens": ("output_tokens_details", "reasoning_tokens"),
-}
-
-
-def _totals(usage: Any) -> Counter[str]:
-    """The counts of a usage; both kinds of the runtime's are inclusive."""
-    return Counter({name: value_at(usage, *path) or 0 for name, path in _COUNTS.items()})
-
-
-class _Counts(TypedDict):
-    tokens_in: int
-    tokens_out: int
-    cache_read_tokens: int
-    cache_write_tokens: int
-    reasoning_tokens: int
-
-
-def _counts_of(totals: Counter[str]) -> _Counts:
-    return {
-        "tokens_in": totals["tokens_in"],
-        "tokens_out": totals["tokens_out"],
-        "cache_read_tokens": totals["cache_read_tokens"],
-        "cache_write_tokens": totals["cache_write_tokens"],
-        "reasoning_tokens": totals["reasoning_tokens"],
-    }
-
-
-class _Call:
-    """A call of a model that is open, and what spans have told of it."""
-
-    def __init__(self, attempt: Attempt, span_id: str | None, context: object, *, is_hooked: bool) -> None:
-        self.attempt = attempt
-        self.span_id = span_id
-        """The span around it."""
-        self.own_key = attempt.idempotency_key
-        self.context = context
-        self.is_hooked = is_hooked
-        self.model: str | None = None
-        self.tier: Any = None
-        self.usage: Any = None
-        self.response_id: str | None = None
-        self.error: str | None = None
-
-
-class _KnownSpan:
-    """A span that has begun and not ended."""
-
-    def __init__(self, span: Span[Any]) -> None:
-        self.span_id = span.span_id
-        self.parent_id = span.parent_id
-        self.kind = _kind_of(span)
-        self.name: str | None = value_at(span.span_data, "name")
-        self.call: _Call | None = None
-        self.step: StepBlock | None = None
-        self.tool_call_id: str | None = None
-        self.is_paused = False
-        """Whether an agent in this tool waits for an approval."""
-
-
-class _Place(NamedTuple):
-    """The call of `Runner.run` that a span is in."""
-
-    key: str | None
-    run_id: str | None = None
-    """None: it is an outermost one of its trace, and has the run of the trace."""
-    above: str | None = None
-    """The span of another run that it is below."""
-    tool_call_id: str | None = None
-
-
-class _Unit:
-    """One call of `Runner.run` that is open."""
-
-    def __init__(
-        self,
-        family: "_Family",
-        place: _Place,
-        block: RunBlock,
-        agent_name: str | None,
-        caller: "_Unit | None",
-    ) -> None:
-        self.family = family
-        self.caller = caller
-        self.place = place
-        self.block = block
-        self.agent_name = agent_name
-        self.calls: list[_Call] = []
-        self.steps: dict[str, StepBlock] = {}
-        self.keys: set[str] = set()
-        self.handoffs = 0
-        self.has_prompt = False
-        self.has_ended = False
-        self.has_output = False
-        self.output: Any = None
-        self.error: str | None = None
-
-
-class _Family:
-    """The runs of a trace; without tracing, the runs that share a usage."""
-
-    def __init__(self, trace: Trace | None, usage: Any, *, is_told: bool, will_end: bool = False) -> None:
-        self.trace_id = None if trace is None else trace.trace_id
-        self.key: str | int = id(usage) if trace is None else trace.trace_id
-        self.name: str | None = value_at(trace, "name")
-        self.group_id: str | None = value_at(trace, "group_id")
-        self.is_told = is_told
-        """Whether spans of the trace are told to this adapter."""
-        self.will_end = will_end
-        """Whether the end of the trace is told."""
-        self.knows_spans = False
-        """Whether beginnings of its spans are told."""
-        self.is_refused = False
-        self.session: SessionTrace | None = None
-        self.block: RunBlock | None = None
-        self.units: dict[str | None, _Unit] = {}
-        self.units_of_tool_calls: dict[str, _Unit] = {}
-        self.times: Counter[str] = Counter()
-        """How many calls each span, and each tool call, has had."""
-        self.ending: dict[str, Any] | None = None
-        self.usage = usage
-        """What the runtime counts for all of them. Kept, so that no other family has its id meanwhile."""
-        self.in_books = _totals(usage)
-        """What stands in the books of `usage`."""
-
-    def latest(self, agent_name: str | None = None) -> _Unit | None:
-        """The unit that began last, of those that are open; of this agent, where one is."""
-        left = [unit for unit in reversed(self.units.values()) if not unit.has_ended]
-        return next((unit for unit in left if unit.agent_name == agent_name), left[0] if left else None)
-
 
 _claimed: OpenParts[str, Adapter] = OpenParts(lambda _: None)
 """Who records the model calls below a span. It is for the whole process, as the runtime's processors are."""
@@ -247,8 +116,8 @@ class SessionHooks(Adapter, RunHooks[Any], TracingProcessor):
         self._find_session = find_session
         self._provider = provider
         self._every_run = every_run
-        self._spans: OpenParts[str, _KnownSpan] = OpenParts(lambda _: None)
-        self._families: OpenParts[str | int, _Family] = OpenParts(self._finish_family)
+        self._spans: OpenParts[str, KnownSpan] = OpenParts(lambda _: None)
+        self._families: OpenParts[str | int, Family] = OpenParts(self._finish_family)
 
     def install(self) -> Self:
         """Adds it to the runtime's trace processors, beside those that are there. Without this no span is told to it.
@@ -297,7 +166,7 @@ class SessionHooks(Adapter, RunHooks[Any], TracingProcessor):
     @recorded
     def _begin_call(
         self, context: RunContextWrapper[Any], agent: Agent[Any], input_items: list[TResponseInputItem]
-    ) -> tuple[_Unit, _Call] | None:
+    ) -> tuple[Unit, Call] | None:
         unit = self._unit(context, agent, self._current_span())
         if unit is None:
             return None
@@ -391,7 +260,7 @@ class SessionHooks(Adapter, RunHooks[Any], TracingProcessor):
     def on_trace_start(self, trace: Trace) -> None:
         """Remembers the trace."""
         if self._families.get(trace.trace_id) is None:
-            self._families.put(trace.trace_id, _Family(trace, None, is_told=True, will_end=True))
+            self._families.put(trace.trace_id, Family(trace, None, is_told=True, will_end=True))
 
     @recorded
     def on_trace_end(self, trace: Trace) -> None:
@@ -405,7 +274,7 @@ class SessionHooks(Adapter, RunHooks[Any], TracingProcessor):
         """Remembers the span; opens an attempt for a model call that no hook told of."""
         if self._spans.get(span.span_id) is not None:
             return
-        known = self._spans.put(span.span_id, _KnownSpan(span))
+        known = self._spans.put(span.span_id, KnownSpan(span))
         if (family := self._families.get(span.trace_id)) is not None:
             family.knows_spans = True
         if known.kind in _MODEL_SPANS:
@@ -420,7 +289,7 @@ class SessionHooks(Adapter, RunHooks[Any], TracingProcessor):
         if family is None or (known is None and family.knows_spans):
             # A processor that was added twice is told everything twice.
             return
-        kind = _kind_of(span)
+        kind = kind_of(span)
         unit = None if known is None else family.units.get(self._place_of(known).key)
         if kind in _MODEL_SPANS:
             self._answer_of(family, unit, known, span)
@@ -442,37 +311,37 @@ class SessionHooks(Adapter, RunHooks[Any], TracingProcessor):
 
     # Which run
 
-    def _current_span(self) -> _KnownSpan | None:
+    def _current_span(self) -> KnownSpan | None:
         """The span around this code, where it is told to this adapter."""
         span = get_current_span()
         return None if span is None else self._spans.get(span.span_id)
 
-    def _place_of(self, span: _KnownSpan) -> _Place:
-        task: _KnownSpan | None = None
-        node: _KnownSpan | None = span
+    def _place_of(self, span: KnownSpan) -> Place:
+        task: KnownSpan | None = None
+        node: KnownSpan | None = span
         while node is not None:
             if node.kind in {"task", "function"} and task is not None:
-                return _Place(task.span_id, task.span_id, node.span_id, node.tool_call_id)
+                return Place(task.span_id, task.span_id, node.span_id, node.tool_call_id)
             if node.kind == "function" and node is not span:
                 # The runtime can be told to make no spans of tasks: the calling tool's span stands for the task.
-                return _Place(node.span_id, node.span_id, node.parent_id, node.tool_call_id)
+                return Place(node.span_id, node.span_id, node.parent_id, node.tool_call_id)
             if node.kind == "task":
                 task = node
             node = None if node.parent_id is None else self._spans.get(node.parent_id)
-        return _Place(None if task is None else task.span_id)
+        return Place(None if task is None else task.span_id)
 
-    def _family_of(self, context: Any) -> _Family | None:
+    def _family_of(self, context: Any) -> Family | None:
         trace = get_current_trace()
         key = id(context.usage) if trace is None or trace.trace_id in _NO_IDS else trace.trace_id
         return self._families.get(key)
 
-    def _unit(self, context: Any, agent: Agent[Any], span: _KnownSpan | None) -> _Unit | None:
+    def _unit(self, context: Any, agent: Agent[Any], span: KnownSpan | None) -> Unit | None:
         """The run that a hook is called in. It begins here, where it has not begun."""
         family = self._family_of(context)
         if family is None:
             trace = get_current_trace()
             trace = None if trace is None or trace.trace_id in _NO_IDS else trace
-            family = _Family(trace, context.usage, is_told=span is not None)
+            family = Family(trace, context.usage, is_told=span is not None)
             self._families.put(family.key, family)
         if span is not None:
             family.is_told = True
@@ -484,16 +353,16 @@ class SessionHooks(Adapter, RunHooks[Any], TracingProcessor):
             return found
         return self._begin(family, place, agent.name, context)
 
-    def _place_of_context(self, family: _Family, context: Any) -> _Place:
+    def _place_of_context(self, family: Family, context: Any) -> Place:
         """The run by the context of a model call: that of an agent which is a tool has the id of the tool call."""
         tool_call_id = value_at(context, "tool_call_id")
         caller = None if tool_call_id is None else family.units_of_tool_calls.get(tool_call_id)
         if tool_call_id is None or caller is None:
-            return _Place(None)
+            return Place(None)
         run_id = f"{caller.block.run_id}:{tool_call_id}"
-        return _Place(run_id, run_id, None, tool_call_id)
+        return Place(run_id, run_id, None, tool_call_id)
 
-    def _unit_of_tool(self, context: Any, agent: Agent[Any], tool: Tool) -> _Unit | None:
+    def _unit_of_tool(self, context: Any, agent: Agent[Any], tool: Tool) -> Unit | None:
         span, family = self._current_span(), self._family_of(context)
         if span is not None:
             return self._unit(context, agent, span)
@@ -503,7 +372,7 @@ class SessionHooks(Adapter, RunHooks[Any], TracingProcessor):
         found = None if tool_call_id is None else family.units_of_tool_calls.get(tool_call_id)
         return found or family.latest(agent.name)
 
-    def _begin(self, family: _Family, place: _Place, agent_name: str | None, context: Any) -> _Unit | None:
+    def _begin(self, family: Family, place: Place, agent_name: str | None, context: Any) -> Unit | None:
         if family.is_refused:
             return None
         outermost_id = family.trace_id or (family.block.run_id if family.block is not None else str(uuid4()))
@@ -532,34 +401,34 @@ class SessionHooks(Adapter, RunHooks[Any], TracingProcessor):
                 parent_run_id=parent_id or outermost_id,
                 parent_tool_call_id=place.tool_call_id,
             ).begin()
-        unit = _Unit(family, place, block, agent_name, caller)
+        unit = Unit(family, place, block, agent_name, caller)
         family.units[place.key] = unit
         return unit
 
     # Model calls
 
-    def _open(self, unit: _Unit, model: str | None, span_id: str | None, context: object, *, is_hooked: bool) -> _Call:
+    def _open(self, unit: Unit, model: str | None, span_id: str | None, context: object, *, is_hooked: bool) -> Call:
         """Opens a call. Its key is that of the span around it, which no other call has."""
         trace_id = None if span_id is None else _trace_id()
         key = f"{unit.block.run_id}:call" if span_id is None else f"{trace_id}:{span_id}"
         if span_id is not None:
             _claimed.put(span_id, self)
         attempt = unit.block.attempt(model, self._provider, idempotency_key=self._again(unit, key))
-        call = _Call(attempt, span_id, context, is_hooked=is_hooked)
+        call = Call(attempt, span_id, context, is_hooked=is_hooked)
         unit.calls.append(call)
         return call
 
-    def _again(self, unit: _Unit, one: str) -> str:
+    def _again(self, unit: Unit, one: str) -> str:
         """The id, with a number where it has been used in this run."""
         unit.family.times[f"{unit.block.run_id}:{one}"] += 1
         number = unit.family.times[f"{unit.block.run_id}:{one}"]
         return one if number == 1 else f"{one}:{number}"
 
-    def _call_of(self, span: Span[Any], known: _KnownSpan) -> _Call | None:
+    def _call_of(self, span: Span[Any], known: KnownSpan) -> Call | None:
         """The call that a model's span belongs to: the one that a hook has opened, else one of its own."""
         family = self._families.get(span.trace_id)
         if family is None and self._every_run and (trace := get_current_trace()) is not None:
-            family = self._families.put(trace.trace_id, _Family(trace, None, is_told=True))
+            family = self._families.put(trace.trace_id, Family(trace, None, is_told=True))
         above = None if known.parent_id is None else self._spans.get(known.parent_id)
         if family is None or family.is_refused:
             return None
@@ -581,7 +450,7 @@ class SessionHooks(Adapter, RunHooks[Any], TracingProcessor):
         unit.agent_name = agent_name or unit.agent_name
         return self._open(unit, None, known.parent_id, None, is_hooked=False)
 
-    def _owns(self, family: _Family, place: _Place) -> bool:
+    def _owns(self, family: Family, place: Place) -> bool:
         """Whether this adapter records the run, or a run above it."""
         while place.key not in family.units:
             above = None if place.above is None else self._spans.get(place.above)
@@ -590,13 +459,13 @@ class SessionHooks(Adapter, RunHooks[Any], TracingProcessor):
             place = self._place_of(above)
         return True
 
-    def _agent_of(self, span: _KnownSpan) -> str | None:
-        node: _KnownSpan | None = span
+    def _agent_of(self, span: KnownSpan) -> str | None:
+        node: KnownSpan | None = span
         while node is not None and node.kind != "agent":
             node = None if node.parent_id is None else self._spans.get(node.parent_id)
         return None if node is None else node.name
 
-    def _answer_of(self, family: _Family, unit: _Unit | None, known: _KnownSpan | None, span: Span[Any]) -> None:
+    def _answer_of(self, family: Family, unit: Unit | None, known: KnownSpan | None, span: Span[Any]) -> None:
         """Keeps what the span of a model call tells. It ends before the hook is called."""
         call = None if known is None else known.call
         if known is None:
@@ -620,7 +489,7 @@ class SessionHooks(Adapter, RunHooks[Any], TracingProcessor):
             self._show_prompt(unit, call, value_at(data, "input"))
             self._show_answer(unit, call, value_at(response, "output"))
 
-    def _close(self, unit: _Unit, call: _Call) -> None:
+    def _close(self, unit: Unit, call: Call) -> None:
         """Closes a call with what is known of it."""
         unit.calls = [one for one in unit.calls if one is not call]
         usage = call.usage
@@ -638,13 +507,13 @@ class SessionHooks(Adapter, RunHooks[Any], TracingProcessor):
         counts: RareUse = {}
         if (tier := tier_of(call.tier)) is not None:
             counts["service_tier"] = tier
-        totals = _totals(usage)
+        totals = totals_of(usage)
         unit.family.in_books += totals
-        call.attempt.usage(call.model, idempotency_key=key, **_counts_of(totals), **counts)
+        call.attempt.usage(call.model, idempotency_key=key, **counts_of(totals), **counts)
 
     # Ends
 
-    def _end_tool(self, unit: _Unit | None, known: _KnownSpan | None, span: Span[Any]) -> None:
+    def _end_tool(self, unit: Unit | None, known: KnownSpan | None, span: Span[Any]) -> None:
         """Ends the step of a tool that failed or was cancelled; the end of others is known."""
         step = None if known is None else known.step
         if unit is None or known is None or step is None:
@@ -656,7 +525,7 @@ class SessionHooks(Adapter, RunHooks[Any], TracingProcessor):
         elif step in unit.steps.values():
             step.finish(CancelledError())
 
-    def _end(self, family: _Family, unit: _Unit) -> None:
+    def _end(self, family: Family, unit: Unit) -> None:
         """Ends a run. The outermost one lasts as long as its trace, in which more of them may come."""
         if unit.has_ended:
             return
@@ -684,17 +553,17 @@ class SessionHooks(Adapter, RunHooks[Any], TracingProcessor):
         if not family.will_end:
             self._finish_family(family)
 
-    def _finish_family(self, family: _Family) -> None:
+    def _finish_family(self, family: Family) -> None:
         self._families.take(family.key)
         family.will_end = True
         for unit in list(family.units.values()):
             self._end(family, unit)
         if family.block is None:
             return
-        if not family.is_told and (left := _totals(family.usage) - family.in_books):
+        if not family.is_told and (left := totals_of(family.usage) - family.in_books):
             # Without spans, the calls of an agent that is a tool and has no hooks are known by their sum alone.
             family.block.usage(
-                provider=self._provider, idempotency_key=f"{family.block.run_id}:unseen", **_counts_of(left)
+                provider=self._provider, idempotency_key=f"{family.block.run_id}:unseen", **counts_of(left)
             )
         family.block.finish(**(family.ending or {}))
 
@@ -706,7 +575,7 @@ class SessionHooks(Adapter, RunHooks[Any], TracingProcessor):
 
     # Content
 
-    def _show_prompt(self, unit: _Unit, call: _Call, items: Any) -> None:
+    def _show_prompt(self, unit: Unit, call: Call, items: Any) -> None:
         if not self.content or unit.has_prompt:
             return
         unit.has_prompt = True
@@ -717,7 +586,7 @@ class SessionHooks(Adapter, RunHooks[Any], TracingProcessor):
         if text:
             unit.block.message("user", text, message_id=f"{call.own_key}:prompt")
 
-    def _show_answer(self, unit: _Unit, call: _Call, items: Any) -> None:
+    def _show_answer(self, unit: Unit, call: Call, items: Any) -> None:
         if not self.content:
             return
         said = [text_of(value_at(item, "content")) for item in items or () if value_at(item, "type") == "message"]
@@ -734,12 +603,6 @@ def _trace_id() -> str | None:
 def _span_id() -> str | None:
     span = get_current_span()
     return None if span is None or span.span_id in _NO_IDS else span.span_id
-
-
-def _kind_of(span: Span[Any]) -> str:
-    data = span.span_data
-    # What is exported has another form than what processors are given.
-    return str(value_at(data, "data", "sdk_span_type") or value_at(data, "type"))
 
 
 def _model_of(agent: Agent[Any]) -> str | None:

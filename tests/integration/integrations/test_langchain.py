@@ -145,7 +145,7 @@ ROWS = [
 
 @needs_logs
 @pytest.mark.parametrize("row", ROWS, ids=[f"H{number}" for number in range(17, 26)])
-async def test_H17_H18_H19_H20_H21_H22_H23_H24_H25_captured_calls_of_a_model(
+async def test_H17_and_H18_and_H19_and_H20_and_H21_and_H22_and_H23_and_H24_and_H25_captured_calls_of_a_model(
     session_database: SessionDatabase, row: tuple[str, str, str, tuple[int, ...], bool, bool, str]
 ) -> None:
     name, run_id, model, counts, measured, errored, status = row

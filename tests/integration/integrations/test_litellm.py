@@ -109,7 +109,7 @@ async def test_H27_H28_H29_H33(session_database: SessionDatabase, name: str, key
 
 
 @LOGS
-async def test_H30_H35_with_neither_session_nor_trace(session_database: SessionDatabase) -> None:
+async def test_H30_and_H35_with_neither_session_nor_trace(session_database: SessionDatabase) -> None:
     await replay(session_database, "chat-nousage-stream")
     await replay(session_database, "unknown-model")
     invented, unpriced = "db96a3ba-621c-4913-8b99-45f4b45cb642", "b5a6e15f-a266-45ef-be80-be022698dc1d"

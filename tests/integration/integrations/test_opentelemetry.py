@@ -480,7 +480,7 @@ EXPECTED: list[tuple[str, str | None, str | None, Row | None, str]] = [
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the logs are not beside the project")
 @pytest.mark.parametrize("way", ["exporter", "processor"])
 @pytest.mark.parametrize(("name", "run", "key", "row", "status"), EXPECTED, ids=[one[0] for one in EXPECTED])
-async def test_H40_H41_H42_H43_H44_H45_H46_H47_H48_captured_spans(
+async def test_H40_and_H41_and_H42_and_H43_and_H44_and_H45_and_H46_and_H47_and_H48_captured_spans(
     session_database: SessionDatabase,
     way: str,
     name: str,

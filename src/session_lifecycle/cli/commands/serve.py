@@ -1,4 +1,4 @@
-"""`serve`: the pages and the HTTP routes, for whoever has the terminal."""
+"""`serve`: the pages and the HTTP routes, for the person at the terminal."""
 
 import asyncio
 import importlib
@@ -183,7 +183,7 @@ def _server(app: Any) -> "uvicorn.Server":
 
 
 def _operator(seen: Seen) -> Callable[..., Any]:
-    """The dependency of whoever has the terminal, who sees what `--user` says."""
+    """The dependency of the person at the terminal: the auditor, or the user that `--user` names."""
     found = seen.viewer()
 
     async def operator() -> "Viewer":

@@ -54,26 +54,14 @@ def export_sessions(
     place: Place, target: Target, seen: Seen, window: Window, choice: SessionChoice, as_json: Json = False
 ) -> None:
     """Export sessions with their totals, in the order of their keys. A window is on the last activity."""
-
-    def filters() -> Any:
-        from session_lifecycle import SessionListFilters
-
-        return SessionListFilters.of_call(viewer=seen.viewer(), **window.fields(), **choice.fields())
-
-    _export("sessions", filters, target, place, as_json=as_json)
+    _export_of_sessions("sessions", place, target, seen, window, choice, as_json=as_json)
 
 
 def export_messages(
     place: Place, target: Target, seen: Seen, window: Window, choice: SessionChoice, as_json: Json = False
 ) -> None:
     """Export the messages of sessions, in the order of their keys. A window is on the session's last activity."""
-
-    def filters() -> Any:
-        from session_lifecycle import SessionListFilters
-
-        return SessionListFilters.of_call(viewer=seen.viewer(), **window.fields(), **choice.fields())
-
-    _export("messages", filters, target, place, as_json=as_json)
+    _export_of_sessions("messages", place, target, seen, window, choice, as_json=as_json)
 
 
 def export_usage_events(
@@ -138,6 +126,24 @@ def export_all(
         _print_counts("Exported", {"folder": str(output), "format": file_format, "rows": counts}, as_json=as_json)
 
     on_database(work, place)
+
+
+def _export_of_sessions(
+    table: "ExportTable",
+    place: Place,
+    target: Target,
+    seen: Seen,
+    window: Window,
+    choice: SessionChoice,
+    *,
+    as_json: bool,
+) -> None:
+    def filters() -> Any:
+        from session_lifecycle import SessionListFilters
+
+        return SessionListFilters.of_call(viewer=seen.viewer(), **window.fields(), **choice.fields())
+
+    _export(table, filters, target, place, as_json=as_json)
 
 
 def _export_of_runs(
@@ -413,7 +419,7 @@ def import_langfuse(
         from session_lifecycle.integrations.langfuse_export import LangfuseReader, unmapped_fields
 
         reader = LangfuseReader(user, content=not no_content)
-        # An observation names its trace only, so all traces are read first. The second reading tells their refusals.
+        # An observation names only its trace, so all traces are read first. The second reading reports refused rows.
         unheard = ForeignImport(job.into)
         for where, fields in _rows_of_files(path, unheard):
             try:
