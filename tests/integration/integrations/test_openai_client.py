@@ -626,13 +626,15 @@ async def test_a_call_that_is_cancelled_while_it_asks_reserves_nothing(session_d
     async with opened(session_database) as made:
         await limit(made.db, limit_usd=None, limit_tokens=100_000)
         client = made.recorded(budgets=BudgetCheck(made.db.budgets, needs={"tokens_in": 9_000}))
+        cancelled = 0
         for turns in range(8):
             asking = asyncio.create_task(client.chat.completions.create(model="gpt-5", messages=said("hello")))
             for _ in range(turns):
                 await asyncio.sleep(0.001)
             asking.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await asking
+            await asyncio.wait([asking])
+            cancelled += asking.cancelled()  # the later ones may have had their answer
+        assert cancelled
         await made.recorder.flush()
 
         async def is_free() -> bool:

@@ -17,7 +17,7 @@ from session_lifecycle.cli.options import (
     run_until_done,
 )
 from session_lifecycle.cli.output import print_json, print_line, print_note
-from session_lifecycle.errors import DatabaseUnavailableError, SessionLifecycleError
+from session_lifecycle.errors import SessionLifecycleError
 
 if TYPE_CHECKING:
     from session_lifecycle import SessionDatabase
@@ -47,8 +47,6 @@ def upgrade(
     async def work(db: "SessionDatabase") -> None:
         try:
             await db.migrate(notes=notes, on_progress=print_note)
-        except DatabaseUnavailableError:
-            raise
         except SessionLifecycleError:
             print_note("The database works as before: each step is written as a whole or not at all.")
             print_note("`session-lifecycle db check` says what is missing, and `db upgrade` does the rest.")
