@@ -13,7 +13,7 @@ def memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A stand-in for the folder in memory, with room for two workers and no other folder chosen."""
     free = shutil.disk_usage(tmp_path).free
     monkeypatch.setattr(testing, "SHARED_MEMORY", tmp_path)
-    monkeypatch.setattr(testing, "ROOM_BYTES", free // 3)
+    monkeypatch.setattr(testing, "GIB", free // 5)
     monkeypatch.delenv("TMPDIR", raising=False)
     monkeypatch.delenv("PYTEST_XDIST_WORKER_COUNT", raising=False)
     return tmp_path

