@@ -74,8 +74,9 @@ lint-mypy:
 lint-pyright:
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-docs: setup  ## Build the documentation's site into site/. A link that leads nowhere is an error.
-	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going docs site
+docs: setup  ## Build the documentation's site and its manual page into site/. A link that leads nowhere is an error.
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --doctree-dir .make/doctrees docs site
+	$(BIN)/sphinx-build --quiet --fail-on-warning --builder man --doctree-dir .make/doctrees docs site/man
 
 format: setup  ## Put the code into its form.
 	$(BIN)/ruff check --fix .

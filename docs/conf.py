@@ -1,6 +1,8 @@
 """The site of the documentation: `make docs`."""
 
 import os
+import subprocess
+import sys
 from importlib import import_module
 from pkgutil import walk_packages
 from typing import Any
@@ -29,6 +31,7 @@ extensions = [
     "sphinxcontrib.mermaid",
 ]
 exclude_patterns = ["conf.py"]
+man_pages = [("reference/options", "session-lifecycle", "keep the sessions of AI agents in Postgres", author, 1)]
 html_theme = "furo"
 html_title = f"session-lifecycle {release}"
 html_copy_source = False
@@ -51,7 +54,26 @@ def _show_examples_as_code(_app: Sphinx, _what: str, _name: str, _of: Any, _opti
             lines[number : number + 1] = [f"{lines[number]}:", ""]
 
 
+def _add_options(_app: Sphinx, page: str, source: list[str]) -> None:
+    """Adds what the program says of its commands to the page of options."""
+    if page == "reference/options":
+        ask = [
+            sys.executable,
+            "-m",
+            "typer",
+            "session_lifecycle.cli.app",
+            "utils",
+            "docs",
+            "--name",
+            "session-lifecycle",
+        ]
+        said = subprocess.run(ask, check=True, capture_output=True, text=True).stdout
+        _, commands = said.split("\n", 1)  # the page has its own heading
+        source[0] += commands
+
+
 def setup(app: Sphinx) -> None:
     """Called by Sphinx."""
     # Before Napoleon, which would read the code of an example as text.
     app.connect("autodoc-process-docstring", _show_examples_as_code, priority=400)
+    app.connect("source-read", _add_options)
