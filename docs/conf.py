@@ -1,13 +1,13 @@
 """The site of the documentation: `make docs`."""
 
 import os
-import subprocess
-import sys
 from importlib import import_module
 from pkgutil import walk_packages
 from typing import Any
 
 from sphinx.application import Sphinx
+from typer.cli import app as typer_program
+from typer.testing import CliRunner
 
 import session_lifecycle
 from session_lifecycle import __version__
@@ -57,17 +57,8 @@ def _show_examples_as_code(_app: Sphinx, _what: str, _name: str, _of: Any, _opti
 def _add_options(_app: Sphinx, page: str, source: list[str]) -> None:
     """Adds what the program says of its commands to the page of options."""
     if page == "reference/options":
-        ask = [
-            sys.executable,
-            "-m",
-            "typer",
-            "session_lifecycle.cli.app",
-            "utils",
-            "docs",
-            "--name",
-            "session-lifecycle",
-        ]
-        said = subprocess.run(ask, check=True, capture_output=True, text=True).stdout
+        ask = ["session_lifecycle.cli.app", "utils", "docs", "--name", "session-lifecycle"]
+        said = CliRunner().invoke(typer_program, ask, catch_exceptions=False).stdout
         _, commands = said.split("\n", 1)  # the page has its own heading
         source[0] += commands
 
