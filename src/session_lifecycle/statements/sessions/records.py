@@ -2,7 +2,6 @@
 
 import json
 from datetime import timedelta
-from functools import lru_cache
 from typing import Any
 from uuid import UUID
 
@@ -26,7 +25,7 @@ from session_lifecycle.models.session_filters import ALL_SESSION_ORDERS
 from session_lifecycle.statements import tables
 from session_lifecycle.statements.shared.clock import clock
 from session_lifecycle.statements.shared.further_totals import FURTHER_TOTALS, as_text, parsed
-from session_lifecycle.statements.shared.kept import MOST_KEPT, OWNER_ID, SESSION_ID
+from session_lifecycle.statements.shared.kept import OWNER_ID, SESSION_ID, kept
 from session_lifecycle.statements.shared.keys import Columns, same_session
 from session_lifecycle.statements.shared.paging import Order
 from session_lifecycle.statements.shared.status import effective_status
@@ -83,7 +82,7 @@ def belongs_to_record(table: type[tables.runs | tables.messages], sessions: From
     return and_(table.user_id == sessions.c.record_user_id, table.session_id == sessions.c.record_session_id)
 
 
-@lru_cache(maxsize=MOST_KEPT)
+@kept
 def get_session(
     viewer: ViewerShape, *, prefer_other_owner: bool, has_owner_id: bool, abandon_after: timedelta
 ) -> Select[*tuple[Any, ...]]:

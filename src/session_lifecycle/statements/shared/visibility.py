@@ -225,7 +225,7 @@ def visible(viewer: AnyViewer) -> ColumnElement[bool]:
     return or_(*ways) if ways else false()
 
 
-def visible_run(viewer: Viewer) -> ColumnElement[bool]:
+def visible_run(viewer: AnyViewer) -> ColumnElement[bool]:
     """Whether the viewer sees a run, in a statement that outer-joins runs with their sessions.
 
     The viewer sees the runs of visible sessions. The viewer also sees the runs outside a session that they or their
