@@ -337,7 +337,7 @@ class SqlAlchemySessionActivityDb(SessionActivityDb):
         )
         asker = Viewer.of_caller(viewer)
         statement, parameters = session_detail.find_session_detail(wanted, asker, self._abandon_after)
-        rows = await self._page(asker, statement, wanted.limit, parameters)
+        rows = await self._page(asker, statement, parameters, wanted.limit)
         if not rows:
             return None
         [row] = rows
@@ -367,7 +367,7 @@ class SqlAlchemySessionActivityDb(SessionActivityDb):
             seen, has_owner_id=wanted.owner_id is not None, abandon_after=self._abandon_after
         )
         parameters |= {**wanted.model_dump(), "as_of": None}
-        rows = await self._page(asker, statement, wanted.limit, parameters)
+        rows = await self._page(asker, statement, parameters, wanted.limit)
         if not rows:
             return None
         [row] = rows
@@ -406,7 +406,7 @@ class SqlAlchemySessionActivityDb(SessionActivityDb):
         )
         # One thread more says whether others follow.
         parameters |= {**wanted.model_dump(), "anchor": anchor, "limit": wanted.limit + 1, "as_of": None}
-        rows = await self._page(asker, statement, wanted.limit, parameters)
+        rows = await self._page(asker, statement, parameters, wanted.limit)
         if not rows:
             return None
         [row] = rows
@@ -432,8 +432,7 @@ class SqlAlchemySessionActivityDb(SessionActivityDb):
 
     async def run_rows(self, filters: RunFilters, position: Position | None) -> PageRows:
         """The rows of `list_runs` after the position."""
-        statement, parameters = runs.list_runs(filters, position)
-        return page_rows(await self._page(filters.asker, statement, filters.limit, parameters))
+        return page_rows(await self._page(filters.asker, *runs.list_runs(filters, position), filters.limit))
 
     async def list_usage_events(self, filters: UsageEventFilters) -> UsageEventPage:
         filters = UsageEventFilters.checked(filters, "filters")
@@ -513,7 +512,7 @@ class SqlAlchemySessionActivityDb(SessionActivityDb):
         return [row.name for row in whole_answer(rows, field, given, narrower, MOST_ROWS)]
 
     async def _page(
-        self, viewer: Viewer, statement: AnySelect, limit: int, parameters: dict[str, Any] | None = None
+        self, viewer: Viewer, statement: AnySelect, parameters: dict[str, Any], limit: int
     ) -> Sequence[Any]:
         """The rows of a page. A page beyond the bounds, or that Postgres cannot build, is refused."""
         try:

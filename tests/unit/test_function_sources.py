@@ -24,6 +24,7 @@ from session_lifecycle.statements.budgets import budgets, reservations
 from session_lifecycle.statements.maintenance import delete, erase, reconcile_roll_ups, reprice, roll_up
 from session_lifecycle.statements.maintenance.reconcile import SessionKey
 from session_lifecycle.statements.sessions.changes import annotate_session, update_session
+from session_lifecycle.statements.shared.visibility import shape_of_viewer
 from session_lifecycle.statements.writing import record
 from session_lifecycle.writing.prepared import prepare
 
@@ -42,7 +43,7 @@ STATEMENTS: dict[str, ClauseElement] = {
     "set budget": budgets.set_budget("ours"),
     "would exceed": reservations.would_exceed("ours"),
     "reserve": reservations.reserve("ours"),
-    "use of a budget": reservations.budget_use("ours", "b", Viewer.auditor()),
+    "use of a budget": reservations.budget_use("ours", shape_of_viewer(Viewer.auditor())[0]),
     "write tombstone": erase.write_tombstone("ours", U),
     "delete sessions": delete.delete_sessions("ours"),
     "delete runs outside sessions": delete.delete_runs_outside_sessions("ours"),

@@ -62,11 +62,11 @@ class Execution(Protocol):
     schema: str
 
     @overload
-    async def fetch(self, statement: Executable, *, viewer: Viewer | None = None) -> Sequence[Any]: ...
+    async def fetch(self, statement: Executable) -> Sequence[Any]: ...
 
     @overload
     async def fetch(
-        self, statement: AnySelect, parameters: dict[str, Any] | None, *, viewer: Viewer | None = None
+        self, statement: AnySelect, parameters: dict[str, Any], *, viewer: Viewer | None = None
     ) -> Sequence[Any]: ...
 
     async def fetch(
@@ -76,9 +76,9 @@ class Execution(Protocol):
 
         Args:
             statement: The statement. It must be harmless to repeat.
-            parameters: The values of its bound parameters, where the statement is kept: pass the same object every
-                time, because its SQL is compiled once per object. None: the statement was built for this call, with its
-                values.
+            parameters: The values of its bound parameters. The statement of every read is kept: pass the same object
+                every time, because its SQL is compiled once per object. None: the statement was built for this call,
+                with its values, as those of jobs are.
             viewer: Who is asking, for row-level security. None: a role that is walled in sees no row.
         """
         ...
@@ -162,18 +162,15 @@ class PoolExecution:
     async def fetch(
         self, statement: Any, parameters: dict[str, Any] | None = None, *, viewer: Viewer | None = None
     ) -> Sequence[Any]:
-        token = None if viewer is None or self._sign is None else self._sign(viewer)
         if parameters is not None:
             engine = self._engines.current()
             kept = driver_statement(statement, parameters, self.schema)
-            if token is not None:
-                values = [*kept.values(parameters), token]
+            if viewer is not None and self._sign is not None:
+                values = [*kept.values(parameters), self._sign(viewer)]
                 on_driver = partial(greenlet_spawn, self._on_driver, engine, kept.sql_for_viewer, values)
                 return kept.rows_for_viewer(await self._repeated(on_driver, repeatable=True))
             on_driver = partial(greenlet_spawn, self._on_driver, engine, kept.sql, kept.values(parameters))
             return kept.rows(await self._repeated(on_driver, repeatable=True))
-        if token is not None:
-            return await self.write_together(partial(_fetch_for, token, statement), repeatable=True)
 
         async def run(mark_sent: Callable[[], None]) -> Sequence[Any]:
             async with self._connection() as connection:
@@ -428,7 +425,7 @@ class BoundExecution:
     ) -> Sequence[Any]:
         if viewer is None or self._sign is None:
             return await self._run(statement, parameters or {})
-        return await self._within(partial(_fetch_for, self._sign(viewer), statement, parameters=parameters))
+        return await self._within(partial(_fetch_for, self._sign(viewer), statement, parameters or {}))
 
     async def write(
         self,
@@ -514,12 +511,10 @@ class BoundExecution:
         self._is_isolation_checked = True
 
 
-async def _fetch_for(
-    token: str, statement: Executable, run: Run, parameters: dict[str, Any] | None = None
-) -> Sequence[Any]:
+async def _fetch_for(token: str, statement: Executable, parameters: dict[str, Any], run: Run) -> Sequence[Any]:
     """The rows that a viewer of row-level security sees. The rest of the transaction has no viewer."""
     await run(_SET_VIEWER, {"token": token})
-    rows = await run(statement, parameters or {})
+    rows = await run(statement, parameters)
     await run(_SET_VIEWER, {"token": ""})
     return rows
 

@@ -153,20 +153,15 @@ class Plan:
 Ask = Callable[[SessionDatabase], Awaitable[Any]]
 
 
-async def plan_of(url: str, ask: Ask, *, kept: bool = True) -> Plan:
-    """The executed plan of the last statement of a call.
-
-    Of a kept statement it is the plan that Postgres keeps for all values; of others the one for the values at hand.
-    """
+async def plan_of(url: str, ask: Ask) -> Plan:
+    """The executed plan of the last statement of a call: the plan that Postgres keeps for all values."""
     async with SessionDatabase.connect(url) as db:
         await db.check()
         async with noted(db) as sent:
             await ask(db)
         statement, values = sent[-1]
         async with db.engine.connect() as connection:
-            await connection.exec_driver_sql(
-                f"SET LOCAL plan_cache_mode = {'force_generic_plan' if kept else 'force_custom_plan'}"
-            )
+            await connection.exec_driver_sql("SET LOCAL plan_cache_mode = force_generic_plan")
             await connection.exec_driver_sql(f"PREPARE asked AS {statement}")
             given = f"({', '.join(map(in_sql, values))})" if values else ""
             answer = await connection.exec_driver_sql(f"EXPLAIN (ANALYZE, FORMAT JSON) EXECUTE asked{given}")
@@ -343,20 +338,20 @@ async def test_X04_an_index_finds_the_runs_of_a_model_in_any_case(urls: dict[str
         lambda db: db.activity.list_session_summaries(SummaryFilters(viewer=auditor, model="mODEL 33", total="none")),
     ]
     for ask in asks:
-        plan = await plan_of(urls[ROLLED_UP], ask, kept=False)
+        plan = await plan_of(urls[ROLLED_UP], ask)
         assert "ix_session_runs_lower_model_user_id_session_id" in plan.indexes
         assert "session_runs" not in plan.sequential
 
 
 async def test_X15_measuring_an_answer_reads_the_rows_of_its_runs_only(urls: dict[str, str]) -> None:
     """Their number and size decide whether the answer is built: they are read twice, and no others."""
-    asks: list[tuple[Ask, bool]] = [
-        (lambda db: db.activity.list_runs(RunFilters(viewer=Viewer(ME), limit=LIMIT, total="none")), False),
-        (lambda db: db.activity.get_session_detail("s3", ME), True),
-        (lambda db: db.activity.list_threads("s3", ME), False),
+    asks: list[Ask] = [
+        lambda db: db.activity.list_runs(RunFilters(viewer=Viewer(ME), limit=LIMIT, total="none")),
+        lambda db: db.activity.get_session_detail("s3", ME),
+        lambda db: db.activity.list_threads("s3", ME),
     ]
-    for ask, is_kept in asks:
-        plan = await plan_of(urls[NEVER], ask, kept=is_kept)
+    for ask in asks:
+        plan = await plan_of(urls[NEVER], ask)
         large = {"session_usage_events", "session_runs", "session_records"}
         assert not large & plan.sequential
         assert plan.rows_of["session_usage_events"] <= 2 * (LIMIT + 1) * EVENTS / SESSIONS
