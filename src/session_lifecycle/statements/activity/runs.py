@@ -102,15 +102,13 @@ def _list_runs(shape: RunFiltersShape, of_page: PageShape) -> Select[*tuple[Any,
     )
     rows = page(chosen, RUN_ORDER, of_page)
     measure = Measure(sizes_of_runs(rows), payloads=True)
-    details = run_details(rows, measure).subquery("details")
-    return (
-        beside_total(rows, total(chosen, of_page.total))
-        .outerjoin(details, same_run(details.c, rows.c))
-        .add_columns(
-            cast(details.c.body, Text).label("body"),
-            measure.has_payloads.label("has_payloads"),
-            measure.is_within.label("is_within"),
-        )
+    # The details have the places of the page. Joined with the page, they might be built again for each of its rows,
+    # because a plan for any limit expects fewer rows.
+    names = (*RUN_ORDER.position_names, "place")
+    details = run_details(rows, measure).add_columns(*(rows.c[name] for name in names)).subquery("details")
+    bodies = select(*(details.c[name] for name in names), cast(details.c.body, Text).label("body")).cte("bodies")
+    return beside_total(bodies, total(chosen, of_page.total)).add_columns(
+        measure.has_payloads.label("has_payloads"), measure.is_within.label("is_within")
     )
 
 
