@@ -144,9 +144,7 @@ def activity(db: SessionDatabase, viewer: Viewer, session_id: str) -> list[Quest
     asked: dict[str, Any] = {"viewer": viewer, "limit": PAGE, "total": "none"}
     of_model, by_errors = SummaryFilters(model="m1", **asked), SessionListFilters(order_by="error_count", **asked)
     return [
-        Question(
-            "summaries of a model", lambda: db.activity.list_session_summaries(SummaryFilters(model="m1", **asked))
-        ),
+        Question("summaries of a model", lambda: db.activity.list_session_summaries(of_model)),
         Question("list by errors", lambda: db.lifecycle.list_session_rows(by_errors)),
         Question("recent activity", lambda: db.activity.get_recent_activity(session_id, viewer)),
         Question("threads", lambda: db.activity.list_threads(session_id, viewer)),
