@@ -534,16 +534,14 @@ def run_page(rows: Sequence[Any], of_page: dict[str, Any]) -> RunPage:
     return RunPage(runs=[RunDetail.model_validate_json(row.body) for row in rows], has_payloads=has_payloads, **of_page)
 
 
-_SUMMARY_FIGURES = SessionSummary.model_fields.keys() - {"record", "models"}
+_SUMMARY_FIGURES = tuple(SessionSummary.model_fields.keys() - {"record", "models"})
 
 
 def summary_of(row: Any) -> SessionSummary:
     """The summary from a row of `summary_rows`."""
-    columns = row._asdict()
     # Of the spellings of a model the first one stays.
-    models = {model_key(name): name for name in reversed(columns["models"])}
-    return SessionSummary(
-        record=records.record_of(row),
-        models=tuple(sorted(models.values())),
-        **{name: columns[name] for name in _SUMMARY_FIGURES},
-    )
+    models = {model_key(name): name for name in reversed(row.models)}
+    # The record is validated with the summary, in one go.
+    fields = {name: getattr(row, name) for name in _SUMMARY_FIGURES}
+    fields |= {"record": records.fields_of(row), "models": sorted(models.values())}
+    return SessionSummary.model_validate(fields)

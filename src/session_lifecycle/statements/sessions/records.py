@@ -59,15 +59,16 @@ def record_columns(columns: Columns = tables.sessions.__table__.columns) -> list
 
 def record_of(row: Any) -> SessionRecord:
     """The record from a row whose first columns are those of `record_columns`."""
-    return SessionRecord.model_validate(_fields_of(row))
+    return SessionRecord.model_validate(fields_of(row))
 
 
 def row_of(row: Any) -> SessionRowWithStatus:
     """The record and its effective status, from a row as `record_of` takes it with a column `effective_status`."""
-    return SessionRowWithStatus.model_validate({"record": _fields_of(row), "effective_status": row.effective_status})
+    return SessionRowWithStatus.model_validate({"record": fields_of(row), "effective_status": row.effective_status})
 
 
-def _fields_of(row: Any) -> dict[str, Any]:
+def fields_of(row: Any) -> dict[str, Any]:
+    """The fields of a record, from a row as `record_of` takes it."""
     # By place, as most of a page's time went into looking up one column after another by its name. And most objects
     # are empty or null, which a codec of the driver would read one by one.
     fields = dict(zip(_RECORD_COLUMNS, row, strict=False))
