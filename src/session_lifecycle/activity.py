@@ -38,7 +38,7 @@ from session_lifecycle.models.session_details import (
     ThreadsOfSession,
 )
 from session_lifecycle.pages import PageRows, answered_page, page_rows, read_position, whole_answer
-from session_lifecycle.postgres.driver_statements import AnySelect
+from session_lifecycle.postgres.driver_statements import KeptStatement
 from session_lifecycle.postgres.execution import Execution
 from session_lifecycle.postgres.failures import is_too_large
 from session_lifecycle.statements.activity import (
@@ -501,7 +501,7 @@ class SqlAlchemySessionActivityDb(SessionActivityDb):
     async def _names(
         self,
         viewer: Viewer,
-        statement: AnySelect,
+        statement: KeptStatement,
         parameters: dict[str, Any],
         field: str,
         given: Any,
@@ -512,7 +512,7 @@ class SqlAlchemySessionActivityDb(SessionActivityDb):
         return [row.name for row in whole_answer(rows, field, given, narrower, MOST_ROWS)]
 
     async def _page(
-        self, viewer: Viewer, statement: AnySelect, parameters: dict[str, Any], limit: int
+        self, viewer: Viewer, statement: KeptStatement, parameters: dict[str, Any], limit: int
     ) -> Sequence[Any]:
         """The rows of a page. A page beyond the bounds, or that Postgres cannot build, is refused."""
         try:

@@ -34,7 +34,7 @@ from session_lifecycle.models.run_filters import RunChoice
 from session_lifecycle.models.run_telemetry import TelemetryFilters
 from session_lifecycle.models.session_filters import Window
 from session_lifecycle.pages import whole_answer
-from session_lifecycle.postgres.driver_statements import AnySelect
+from session_lifecycle.postgres.driver_statements import KeptStatement
 from session_lifecycle.postgres.execution import Execution
 from session_lifecycle.statements.activity.run_figures import shape_of_runs
 from session_lifecycle.statements.reports import costs, run_telemetry, usage
@@ -48,7 +48,7 @@ TOKENS = tuple(column.key for column in TOKEN_COLUMNS)
 GROUP_FIELDS = UsageRow.model_fields.keys() - UsageFigures.model_fields.keys()
 NO_DURATIONS = Durations(count=0, p50_s=None, p90_s=None, p95_s=None, p99_s=None)
 
-ReportOfWindow = Callable[[ViewerShape, Ends], AnySelect]
+ReportOfWindow = Callable[[ViewerShape, Ends], KeptStatement]
 """The statement of a report over a window, which also binds `limit`."""
 
 

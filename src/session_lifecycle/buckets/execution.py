@@ -13,7 +13,7 @@ from session_lifecycle.buckets.directory import INCOMPLETE, Deployment
 from session_lifecycle.entities import quoted
 from session_lifecycle.errors import ConfigurationError, DatabaseUnavailableError, SchemaError
 from session_lifecycle.models import Viewer
-from session_lifecycle.postgres.driver_statements import AnySelect
+from session_lifecycle.postgres.driver_statements import KeptStatement
 from session_lifecycle.postgres.execution import BoundExecution, PoolExecution, Run, Stream
 from session_lifecycle.postgres.failures import DRIVER_FAILURES, raise_as_ours
 from session_lifecycle.statements.buckets import directory
@@ -76,7 +76,7 @@ class BucketExecution:
 
     async def write(
         self,
-        statement: AnySelect,
+        statement: KeptStatement,
         parameters: dict[str, Any],
         *,
         repeatable: bool,
@@ -189,7 +189,7 @@ class BoundBucketExecution:
 
     async def write(
         self,
-        statement: AnySelect,
+        statement: KeptStatement,
         parameters: dict[str, Any],
         *,
         repeatable: bool,

@@ -179,7 +179,7 @@ async def test_no_writer_waits_while_the_sums_are_written(
     async with session_database.engine.begin() as host:
         await roll_up_sessions(host, keys)
     async with session_database.engine.begin() as host:
-        await host.execute(roll_up.compact("session_lifecycle"), {"most": MANY})
+        await host.execute(roll_up.compact("session_lifecycle")(), {"most": MANY})
         for number in range(2, 42, 2):
             await impatient.lifecycle.reopen_session(f"s{number}", A, at=NOON)
         # No reader waits either, and changes that are not committed count once.

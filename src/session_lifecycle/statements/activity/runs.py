@@ -33,7 +33,7 @@ from session_lifecycle.statements.activity.run_figures import (
 )
 from session_lifecycle.statements.activity.sizes import PAYLOADS, Measure, sizes_of_runs
 from session_lifecycle.statements.shared.json_rows import Column, fields_of, json_array, json_object, or_empty
-from session_lifecycle.statements.shared.kept import Given, given, kept
+from session_lifecycle.statements.shared.kept import Given, KeptStatement, given, kept
 from session_lifecycle.statements.shared.keys import equal_where_given, same_run, same_session
 from session_lifecycle.statements.shared.paging import (
     Order,
@@ -83,7 +83,7 @@ def chosen_runs(shape: RunFiltersShape) -> list[ColumnElement[bool]]:
     ]
 
 
-def list_runs(filters: RunFilters, position: Position | None) -> tuple[Select[*tuple[Any, ...]], dict[str, Any]]:
+def list_runs(filters: RunFilters, position: Position | None) -> tuple[KeptStatement, dict[str, Any]]:
     """A page and one row more, in the columns of `beside_total`, and the parameters that the statement binds.
 
     A row has a run's key, and the run as JSON in `body`.

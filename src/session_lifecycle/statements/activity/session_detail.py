@@ -16,13 +16,13 @@ from session_lifecycle.statements.activity.sizes import Measure, size, sizes_of_
 from session_lifecycle.statements.activity.summary_figures import messages_of, with_figures
 from session_lifecycle.statements.sessions.records import belongs_to_record, preferred_session, with_status
 from session_lifecycle.statements.shared.json_rows import fields_of, json_array, json_object, or_empty
-from session_lifecycle.statements.shared.kept import LIMIT, OFFSET, OWNER_ID, SESSION_ID, kept
+from session_lifecycle.statements.shared.kept import LIMIT, OFFSET, OWNER_ID, SESSION_ID, KeptStatement, kept
 from session_lifecycle.statements.shared.visibility import ViewerShape, shape_of_viewer
 
 
 def find_session_detail(
     wanted: OneDetail, viewer: Viewer, abandon_after: timedelta
-) -> tuple[Select[*tuple[Any, ...]], dict[str, Any]]:
+) -> tuple[KeptStatement, dict[str, Any]]:
     """The statement of `get_session_detail`, and the parameters that it binds."""
     seen, parameters = shape_of_viewer(viewer)
     choice, of_choice = shape_of_runs(RunChoice(project=wanted.project))

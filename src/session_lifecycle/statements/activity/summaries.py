@@ -20,7 +20,7 @@ from session_lifecycle.statements.sessions.listing import (
 from session_lifecycle.statements.sessions.listing_shape import ListingShape, shape_of
 from session_lifecycle.statements.sessions.records import ORDERS, SESSION_KEY
 from session_lifecycle.statements.sessions.row_filters import SessionFiltersShape, shape_of_session_filters
-from session_lifecycle.statements.shared.kept import Given, given, kept
+from session_lifecycle.statements.shared.kept import Given, KeptStatement, given, kept
 from session_lifecycle.statements.shared.keys import same_session
 from session_lifecycle.statements.shared.paging import (
     Order,
@@ -61,7 +61,7 @@ def _order(order_by: str, counted: RunsShape) -> Order:
 
 def list_summaries(
     filters: SummaryFilters, position: Position | None, abandon_after: timedelta
-) -> tuple[Select[*tuple[Any, ...]], dict[str, Any]]:
+) -> tuple[KeptStatement, dict[str, Any]]:
     """A page and one row more, in the columns of `beside_total`, and the parameters that the statement binds.
 
     The statement chooses the page's sessions first, and then computes the figures of those sessions only.

@@ -15,7 +15,7 @@ from session_lifecycle.statements.activity.run_figures import CLIENT
 from session_lifecycle.statements.shared.database_functions import json_parameter
 from session_lifecycle.statements.shared.further_totals import parsed
 from session_lifecycle.statements.shared.json_rows import Column, fields_of
-from session_lifecycle.statements.shared.kept import Given, bound_name, given, kept
+from session_lifecycle.statements.shared.kept import Given, KeptStatement, bound_name, given, kept
 from session_lifecycle.statements.shared.keys import equal_where_given, same_session
 from session_lifecycle.statements.shared.ledger import UNKNOWN_MODEL, UNKNOWN_PROVIDER
 from session_lifecycle.statements.shared.model_names import is_model
@@ -103,9 +103,7 @@ def chosen_events(viewer: ViewerShape, chosen: Given) -> list[ColumnElement[bool
     return conditions + equal_where_given(*((column, chosen.value(name)) for name, column in _COMPARED.items()))
 
 
-def list_usage_events(
-    filters: UsageEventFilters, position: Position | None
-) -> tuple[Select[*tuple[Any, ...]], dict[str, Any]]:
+def list_usage_events(filters: UsageEventFilters, position: Position | None) -> tuple[KeptStatement, dict[str, Any]]:
     """A page and one row more, in the columns of `beside_total`, and the parameters that the statement binds.
 
     A row has the columns that `event_of` reads.

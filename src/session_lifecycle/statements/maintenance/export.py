@@ -5,6 +5,7 @@ of a table is in it by itself.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, NamedTuple
 
@@ -47,6 +48,7 @@ from session_lifecycle.statements.sessions.listing import chosen_sessions
 from session_lifecycle.statements.sessions.records import SESSION_KEY
 from session_lifecycle.statements.sessions.row_filters import shape_of_session_filters
 from session_lifecycle.statements.shared.database_functions import json_parameter
+from session_lifecycle.statements.shared.kept import kept
 from session_lifecycle.statements.shared.keys import same_run, same_session
 from session_lifecycle.statements.shared.visibility import shape_of_viewer
 
@@ -110,8 +112,9 @@ class ExportColumn(NamedTuple):
     is_nullable: bool
 
 
-class TableShape(NamedTuple):
-    """What an export has of a table."""
+@dataclass(frozen=True, eq=False)
+class TableShape:
+    """What an export has of a table. There is one for each table."""
 
     name: ExportTable
     table: Table
@@ -208,12 +211,14 @@ def _same_key(shape: TableShape, incoming: FromClause) -> ColumnElement[bool]:
     )
 
 
+@kept
 def stored_rows(shape: TableShape) -> Select[*tuple[Any, ...]]:
     """The rows of the table that have the keys of the bound `rows`, in the columns of the export."""
     incoming = _incoming(shape)
     return select(*_columns(shape)).select_from(shape.table).join(incoming, _same_key(shape, incoming))
 
 
+@kept
 def add_rows(shape: TableShape) -> Select[int]:
     """Adds the bound `rows` that the table has not. One row: how many it added."""
     more = (CONTENT_FOLDED,) if CONTENT_FOLDED in shape.table.c else ()
@@ -229,6 +234,7 @@ def add_rows(shape: TableShape) -> Select[int]:
     return select(func.count()).select_from(added)
 
 
+@kept
 def events_elsewhere() -> Select[*tuple[Any, ...]]:
     """The events of the ledger that another session has counted under the keys of the bound `rows`.
 
@@ -256,6 +262,7 @@ def events_elsewhere() -> Select[*tuple[Any, ...]]:
     )
 
 
+@kept
 def erased_users(shape: TableShape) -> Select[*tuple[Any, ...]]:
     """The users of the bound `rows` who are erased."""
     incoming = _incoming(shape)
@@ -263,6 +270,7 @@ def erased_users(shape: TableShape) -> Select[*tuple[Any, ...]]:
     return select(tables.tombstones.user_id).where(is_named.correlate(tables.tombstones))
 
 
+@kept
 def move_sequence_on(schema: str, shape: TableShape) -> Select[*tuple[Any, ...]]:
     """Moves the sequence of `record_no` past the bound `most`, so that what is recorded later comes later."""
     name = f"{shape.table.name}_{RECORD_NO}_seq"

@@ -39,7 +39,7 @@ from session_lifecycle.statements.activity.usage_events import (
 )
 from session_lifecycle.statements.shared.clock import TIMESTAMPTZ, clock
 from session_lifecycle.statements.shared.json_rows import Column
-from session_lifecycle.statements.shared.kept import LIMIT, Given, kept
+from session_lifecycle.statements.shared.kept import LIMIT, Given, KeptStatement, kept
 from session_lifecycle.statements.shared.ledger import (
     IS_LATE,
     IS_MEASUREMENT,
@@ -123,7 +123,7 @@ class UsageShape(NamedTuple):
 
 def find_usage(
     viewer: Viewer, question: UsageQuestion, abandon_after: timedelta, figures: Sequence[str], limit: int
-) -> tuple[Select[*tuple[Any, ...]], dict[str, Any]]:
+) -> tuple[KeptStatement, dict[str, Any]]:
     """`usage` for the groups up to the limit and one more, and the parameters that the statement binds."""
     seen, of_viewer = shape_of_viewer(viewer)
     found, of_filters = given_events(question.filters, question.since, question.until)

@@ -18,7 +18,7 @@ from session_lifecycle.statements.sessions.row_filters import (
     shape_of_session_filters,
 )
 from session_lifecycle.statements.shared.clock import clock
-from session_lifecycle.statements.shared.kept import OFFSET, kept
+from session_lifecycle.statements.shared.kept import OFFSET, KeptStatement, kept
 from session_lifecycle.statements.shared.keys import equal_where_given
 from session_lifecycle.statements.shared.paging import (
     ROW_LIMIT,
@@ -55,7 +55,7 @@ def chosen_sessions(shape: SessionFiltersShape) -> Select[*tuple[Any, ...]]:
 
 def list_sessions(
     filters: SessionListFilters, position: Position | None, abandon_after: timedelta
-) -> tuple[Select[*tuple[Any, ...]], dict[str, Any]]:
+) -> tuple[KeptStatement, dict[str, Any]]:
     """A page and one row more, in the columns of `beside_total`, and the parameters that the statement binds."""
     shape, parameters = shape_of(filters, position, abandon_after)
     if shape.has_index and not filters.reads_rows:

@@ -4,23 +4,33 @@ A function that builds a kept statement is given the shape alone, so that no val
 """
 
 from collections.abc import Callable, Mapping
-from functools import lru_cache
-from typing import Any, NamedTuple, ParamSpec, TypeVar, cast
+from functools import lru_cache, partial, wraps
+from typing import Any, NamedTuple, ParamSpec, cast
 from uuid import UUID
 
-from sqlalchemy import BigInteger, ColumnElement, Text, Uuid, bindparam
+from sqlalchemy import BigInteger, ColumnElement, Select, Text, Uuid, bindparam
 from sqlalchemy.types import NULLTYPE, TypeEngine
 
 MOST_KEPT = 1000
-"""How many statements a function keeps. Building a statement takes longer than Postgres needs to run it."""
+"""How many statements of a function are kept. Building a statement takes longer than Postgres needs to run it."""
 
 Arguments = ParamSpec("Arguments")
-Built = TypeVar("Built")
+KeptStatement = Callable[[], Select[*tuple[Any, ...]]]
+"""Builds the statement. For one shape it is always the same object, so its SQL is built once.
+
+The statement itself is not kept: it takes a hundred times the memory of its SQL.
+"""
 
 
-def kept(build: Callable[Arguments, Built]) -> Callable[Arguments, Built]:
-    """Keeps what the function built for each shape."""
-    return cast("Callable[Arguments, Built]", lru_cache(maxsize=MOST_KEPT)(build))
+def kept(build: Callable[Arguments, Select[*tuple[Any, ...]]]) -> Callable[Arguments, KeptStatement]:
+    """Makes the function, which builds a statement for a shape, return the kept statement of the shape."""
+
+    @lru_cache(maxsize=MOST_KEPT)
+    @wraps(build)
+    def keep(*args: Arguments.args, **kwargs: Arguments.kwargs) -> KeptStatement:
+        return partial(build, *args, **kwargs)
+
+    return cast("Callable[Arguments, KeptStatement]", keep)
 
 
 # The values that several kept statements bind, by these names.
