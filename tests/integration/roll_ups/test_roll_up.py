@@ -70,7 +70,7 @@ async def live(db: SessionDatabase) -> None:
 async def roll_up_sessions(host: Any, keys: str) -> None:
     """Runs the first half of a roll-up in the host's open transaction."""
     bound = {"keys": keys, "idle_before": NOON}
-    await host.execute(roll_up.roll_up_sessions("session_lifecycle"), bound)
+    await host.execute(roll_up.roll_up_sessions("session_lifecycle")(), bound)
 
 
 async def assert_all_rolled_up(db: SessionDatabase) -> None:
