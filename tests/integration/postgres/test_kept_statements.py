@@ -1,13 +1,15 @@
 """Kept statements: built and compiled once for each shape, run on the driver with the values of each call."""
 
+import gc
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 from uuid import UUID
+from weakref import ReferenceType, ref
 
 import pytest
-from sqlalchemy import Text, bindparam, literal, select
+from sqlalchemy import Integer, Select, Text, bindparam, literal, select
 
 from session_lifecycle import (
     Message,
@@ -22,7 +24,8 @@ from session_lifecycle import (
     Viewer,
 )
 from session_lifecycle.models import Budget, Item, UsageEventFilters, UsageFilters
-from session_lifecycle.postgres.driver_statements import DriverStatement
+from session_lifecycle.postgres.driver_statements import DriverStatement, driver_statement
+from session_lifecycle.statements.shared.kept import kept
 from support.statements import noted
 from support.usage import A
 
@@ -209,9 +212,28 @@ async def test_a_kept_statement_has_no_value_of_a_call(session_database: Session
 
 async def test_a_parameter_that_is_left_out_does_not_keep_an_earlier_value() -> None:
     statement = select(bindparam("one", type_=Text), literal("constant's", Text), bindparam("two", type_=Text))
-    kept = DriverStatement(statement, {"one", "two"}, "session_lifecycle")
-    assert kept.sql.count("$") == 2
-    assert "'constant''s'" in kept.sql
-    assert kept.values({"one": "a", "two": "b", "another": "c"}) == ["a", "b"]
+    compiled = DriverStatement(statement, {"one", "two"}, "session_lifecycle")
+    assert compiled.sql.count("$") == 2
+    assert "'constant''s'" in compiled.sql
+    assert compiled.values({"one": "a", "two": "b", "another": "c"}) == ["a", "b"]
     with pytest.raises(KeyError, match="two"):
-        kept.values({"one": "a"})
+        compiled.values({"one": "a"})
+
+
+def test_what_is_kept_is_the_sql() -> None:
+    """Filters can be combined in thousands of ways, and a statement takes ten times the memory of its SQL."""
+    built: list[ReferenceType[Any]] = []
+
+    @kept
+    def statement(number: int) -> Select[*tuple[Any, ...]]:
+        made = select(literal(number, Integer))
+        built.append(ref(made))
+        return made
+
+    one = statement(1)
+    assert statement(1) is one is not statement(2)
+    texts = {driver_statement(one, (), "first").sql for _ in range(3)}
+    assert len(texts) == len(built) == 1
+    driver_statement(one, (), "second")
+    gc.collect()
+    assert [reference() for reference in built] == [None, None]
