@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
 from reads import DATASETS, KEEP_ALIVE, SEED, SETTINGS, TABLES, USER, reference_figures
 from session_lifecycle import SessionDatabase, SessionListFilters, SummaryFilters, Viewer
+from session_lifecycle.models import RunFilters, UsageEventFilters, UsageFilters
 from session_lifecycle.postgres.engines import asyncpg_url
 from support.databases import database, machine, run, settle
 from support.reference import PAGE
@@ -67,13 +68,16 @@ class Question(NamedTuple):
 
 
 class Timed(NamedTuple):
-    """One question at one size in one state: milliseconds a call by side, and the median ratio of its turns."""
+    """One question at one size in one state: milliseconds a call by side, and the median ratios of its turns."""
 
     question: str
     sessions: int
     state: str
     ms: Mapping[str, float]
-    ratio: float | None
+    over_driver: float
+    """How many times the time of the prepared statement the call takes."""
+    faster: float | None
+    """How many times faster than the reference; None where it has no such call."""
 
 
 def questions(db: SessionDatabase, viewer: Viewer, reference: Reference, sessions: int) -> list[Question]:
@@ -130,6 +134,55 @@ def questions(db: SessionDatabase, viewer: Viewer, reference: Reference, session
         Question("summaries, 50", lambda: db.activity.list_session_summaries(summaries)),
         Question("usage by model", lambda: db.reports.usage(viewer, group_by=("model",))),
         Question("usage by model, 30 days", lambda: db.reports.usage(viewer, group_by=("model",), since=since)),
+        *activity(db, viewer, session_id),
+        *reports(db, viewer, since),
+    ]
+
+
+def activity(db: SessionDatabase, viewer: Viewer, session_id: str) -> list[Question]:
+    """The other questions about runs, messages and events, and about one session."""
+    asked: dict[str, Any] = {"viewer": viewer, "limit": PAGE, "total": "none"}
+    of_model, by_errors = SummaryFilters(model="m1", **asked), SessionListFilters(order_by="error_count", **asked)
+    return [
+        Question("summaries of a model", lambda: db.activity.list_session_summaries(of_model)),
+        Question("list by errors", lambda: db.lifecycle.list_session_rows(by_errors)),
+        Question("recent activity", lambda: db.activity.get_recent_activity(session_id, viewer)),
+        Question("threads", lambda: db.activity.list_threads(session_id, viewer)),
+        Question("runs, 50", lambda: db.activity.list_runs(RunFilters(**asked))),
+        Question("runs of a session", lambda: db.activity.list_runs(RunFilters(session_id=session_id, **asked))),
+        Question("runs of a model", lambda: db.activity.list_runs(RunFilters(model="M1", **asked))),
+        Question("events, 50", lambda: db.activity.list_usage_events(UsageEventFilters(**asked))),
+        Question(
+            "events of a session",
+            lambda: db.activity.list_usage_events(UsageEventFilters(session_id=session_id, **asked)),
+        ),
+        Question("chat history", lambda: db.activity.chat_history(session_id, viewer)),
+        Question("models", lambda: db.activity.list_models(viewer)),
+        Question("models of a prefix", lambda: db.activity.list_models(viewer, "M1")),
+        Question("clients", lambda: db.activity.list_clients(viewer)),
+        Question("agents", lambda: db.activity.list_agents(viewer)),
+        Question("lineage", lambda: db.activity.find_lineage(USER, "call")),
+        Question("annotations", lambda: db.lifecycle.list_annotations(session_id, viewer)),
+        Question("family", lambda: db.lifecycle.get_family_figures(session_id, viewer)),
+    ]
+
+
+def reports(db: SessionDatabase, viewer: Viewer, since: datetime) -> list[Question]:
+    """The other reports."""
+    until = since + timedelta(days=30)
+    of_session = UsageFilters(session_id="session-3")
+    return [
+        Question("usage of a session", lambda: db.reports.usage(viewer, group_by=("run",), filters=of_session)),
+        Question("spend, 30 days", lambda: db.reports.spend(viewer, since=since, until=until)),
+        Question("time series, 30 days", lambda: db.reports.usage_timeseries(viewer, since=since, until=until)),
+        Question("cost by agent", lambda: db.reports.cost_by_agent(viewer)),
+        Question("cost by agent, 30 days", lambda: db.reports.cost_by_agent(viewer, since=since)),
+        Question("cost by user", lambda: db.reports.cost_by_user(viewer)),
+        Question("telemetry", lambda: db.reports.telemetry(viewer)),
+        Question("telemetry of a model", lambda: db.reports.telemetry(viewer, model="M1")),
+        Question("telemetry keys", lambda: db.reports.list_telemetry_keys(viewer)),
+        Question("run durations", lambda: db.reports.run_durations(viewer)),
+        Question("budgets", lambda: db.budgets.list_budgets(viewer)),
     ]
 
 
@@ -156,8 +209,13 @@ async def on_driver(db: SessionDatabase, ours: Call, connection: "asyncpg.Connec
     return lambda: prepared.fetch(*values)
 
 
-async def measure(sides: Mapping[str, Call], seconds: float) -> tuple[dict[str, float], float | None]:
-    """The median milliseconds of each side, and the median of the ratios of the turns; the sides take turns."""
+async def measure(
+    sides: Mapping[str, Call], seconds: float
+) -> tuple[dict[str, float], Callable[[str, str], float | None]]:
+    """The median milliseconds of each side, and a function that divides two sides; the sides take turns.
+
+    The function returns the median of the ratios of the turns, and None without one of the sides.
+    """
     for call in sides.values():
         warm = time.perf_counter() + seconds
         for made in range(LEAST_CALLS):
@@ -171,9 +229,12 @@ async def measure(sides: Mapping[str, Call], seconds: float) -> tuple[dict[str, 
             await call()
             turns[side].append(time.perf_counter() - began)
     ms = {side: median(found) * 1e3 for side, found in turns.items()}
-    ratio = None
-    if REFERENCE in turns:
-        ratio = median(theirs / ours for theirs, ours in zip(turns[REFERENCE], turns[OURS], strict=True))
+
+    def ratio(above: str, below: str) -> float | None:
+        if not {above, below} <= turns.keys():
+            return None
+        return median(one / other for one, other in zip(turns[above], turns[below], strict=True))
+
     return ms, ratio
 
 
@@ -193,7 +254,8 @@ async def measure_state(
                     raise SystemExit(f"{question.name}, {sessions:,} sessions, {state}: {ours} is not {theirs}")
                 sides = {REFERENCE: question.reference, **sides}
             ms, ratio = await measure(sides, seconds)
-            found.append(Timed(question.name, sessions, state, ms, ratio))
+            over_driver = ratio(OURS, DRIVER) or 0.0
+            found.append(Timed(question.name, sessions, state, ms, over_driver, ratio(REFERENCE, OURS)))
     return found
 
 
@@ -208,15 +270,17 @@ async def seed(db: SessionDatabase, sessions: int) -> None:
 
 
 def result_table(viewer: str, lines: Sequence[Timed]) -> str:
-    """A row for each question and size: milliseconds, and how much faster than the reference."""
+    """A row for each question and size: milliseconds, and the ratios to the reference and to the driver."""
     columns = ["", "sessions"]
-    columns += [f"{what}, {state}" for state in (NEVER, ROLLED_UP) for what in (REFERENCE, OURS, "x faster", DRIVER)]
+    columns += [
+        f"{what}, {state}" for state in (NEVER, ROLLED_UP) for what in (REFERENCE, OURS, "x faster", DRIVER, "x driver")
+    ]
     cells: dict[tuple[str, int], list[str]] = {}
     for line in lines:
         row = cells.setdefault((line.question, line.sessions), [])
         theirs = f"{line.ms[REFERENCE]:.2f}" if REFERENCE in line.ms else ""
-        ratio = "" if line.ratio is None else f"{line.ratio:.1f}"
-        row += [theirs, f"{line.ms[OURS]:.2f}", ratio, f"{line.ms[DRIVER]:.2f}"]
+        faster = "" if line.faster is None else f"{line.faster:.1f}"
+        row += [theirs, f"{line.ms[OURS]:.2f}", faster, f"{line.ms[DRIVER]:.2f}", f"{line.over_driver:.2f}"]
     rows = [[question, f"{sessions:,}", *row] for (question, sessions), row in cells.items()]
     return table(f"A viewer who sees {viewer}, ms", columns, sorted(rows, key=lambda row: row[0]), names=1)
 

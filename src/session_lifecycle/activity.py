@@ -38,7 +38,7 @@ from session_lifecycle.models.session_details import (
     ThreadsOfSession,
 )
 from session_lifecycle.pages import PageRows, answered_page, page_rows, read_position, whole_answer
-from session_lifecycle.postgres.driver_statements import AnySelect
+from session_lifecycle.postgres.driver_statements import KeptStatement
 from session_lifecycle.postgres.execution import Execution
 from session_lifecycle.postgres.failures import is_too_large
 from session_lifecycle.statements.activity import (
@@ -53,7 +53,9 @@ from session_lifecycle.statements.activity import (
     usage_events,
 )
 from session_lifecycle.statements.sessions import records
+from session_lifecycle.statements.shared.model_names import ends_of_prefix
 from session_lifecycle.statements.shared.paging import Position
+from session_lifecycle.statements.shared.visibility import shape_of_viewer
 
 RUNS = TypeAdapter(list[RunDetail])
 MESSAGES = TypeAdapter(list[Message])
@@ -304,8 +306,7 @@ class SqlAlchemySessionActivityDb(SessionActivityDb):
 
     async def find_lineage(self, user_id: UUID | str, tool_call_id: str) -> Lineage | None:
         call = ToolCall.of_call(user_id=user_id, tool_call_id=tool_call_id)
-        statement = lineage.find_lineage(call.user_id, call.tool_call_id)
-        rows = await self._primary.fetch(statement, viewer=Viewer(call.user_id))
+        rows = await self._primary.fetch(lineage.find_lineage(), call.model_dump(), viewer=Viewer(call.user_id))
         return Lineage(**rows[0]._mapping) if rows else None
 
     async def list_session_summaries(self, filters: SummaryFilters) -> SummaryPage:
@@ -336,7 +337,7 @@ class SqlAlchemySessionActivityDb(SessionActivityDb):
         )
         asker = Viewer.of_caller(viewer)
         statement, parameters = session_detail.find_session_detail(wanted, asker, self._abandon_after)
-        rows = await self._page(asker, statement, wanted.limit, parameters)
+        rows = await self._page(asker, statement, parameters, wanted.limit)
         if not rows:
             return None
         [row] = rows
@@ -361,8 +362,12 @@ class SqlAlchemySessionActivityDb(SessionActivityDb):
     ) -> RecentActivity | None:
         wanted = RecentlyOfSession.of_call(session_id=session_id, owner_id=owner_id, limit=limit)
         asker = Viewer.of_caller(viewer)
-        statement = recent_activity.get_recent_activity(wanted, asker, self._abandon_after)
-        rows = await self._page(asker, statement, wanted.limit)
+        seen, parameters = shape_of_viewer(asker)
+        statement = recent_activity.get_recent_activity(
+            seen, has_owner_id=wanted.owner_id is not None, abandon_after=self._abandon_after
+        )
+        parameters |= {**wanted.model_dump(), "as_of": None}
+        rows = await self._page(asker, statement, parameters, wanted.limit)
         if not rows:
             return None
         [row] = rows
@@ -390,16 +395,18 @@ class SqlAlchemySessionActivityDb(SessionActivityDb):
             session_id=session_id, owner_id=owner_id, limit=limit, after=after, before=before
         )
         asker = Viewer.of_caller(viewer)
+        seen, parameters = shape_of_viewer(asker)
+        anchor = wanted.after if wanted.before is None else wanted.before
         statement = threads.list_threads(
-            wanted.session_id,
-            asker,
-            owner_id=wanted.owner_id,
-            limit=wanted.limit,
-            after=wanted.after,
-            before=wanted.before,
+            seen,
+            has_owner_id=wanted.owner_id is not None,
+            has_anchor=anchor is not None,
+            backwards=wanted.before is not None,
             abandon_after=self._abandon_after,
         )
-        rows = await self._page(asker, statement, wanted.limit)
+        # One thread more says whether others follow.
+        parameters |= {**wanted.model_dump(), "anchor": anchor, "limit": wanted.limit + 1, "as_of": None}
+        rows = await self._page(asker, statement, parameters, wanted.limit)
         if not rows:
             return None
         [row] = rows
@@ -425,7 +432,7 @@ class SqlAlchemySessionActivityDb(SessionActivityDb):
 
     async def run_rows(self, filters: RunFilters, position: Position | None) -> PageRows:
         """The rows of `list_runs` after the position."""
-        return page_rows(await self._page(filters.asker, runs.list_runs(filters, position), filters.limit))
+        return page_rows(await self._page(filters.asker, *runs.list_runs(filters, position), filters.limit))
 
     async def list_usage_events(self, filters: UsageEventFilters) -> UsageEventPage:
         filters = UsageEventFilters.checked(filters, "filters")
@@ -436,23 +443,26 @@ class SqlAlchemySessionActivityDb(SessionActivityDb):
 
     async def usage_event_rows(self, filters: UsageEventFilters, position: Position | None) -> PageRows:
         """The rows of `list_usage_events` after the position."""
-        return page_rows(
-            await self._reading.fetch(usage_events.list_usage_events(filters, position), viewer=filters.asker)
-        )
+        asked = usage_events.list_usage_events(filters, position)
+        return page_rows(await self._reading.fetch(*asked, viewer=filters.asker))
 
     async def list_models(self, viewer: Viewer | UUID | str, prefix: str = "") -> list[str]:
         wanted = ModelPrefix.of_call(prefix=prefix)
         asker = Viewer.of_caller(viewer)
-        statement = distinct_names.list_models(asker, wanted.prefix)
-        return await self._names(asker, statement, "prefix", wanted.prefix, "a longer prefix")
+        seen, parameters = shape_of_viewer(asker)
+        parameters["prefix"], parameters["prefix_end"] = ends_of_prefix(wanted.prefix)
+        statement = distinct_names.list_models(seen, has_prefix=bool(wanted.prefix))
+        return await self._names(asker, statement, parameters, "prefix", wanted.prefix, "a longer prefix")
 
     async def list_clients(self, viewer: Viewer | UUID | str) -> list[str]:
         asker = Viewer.of_caller(viewer)
-        return await self._names(asker, distinct_names.list_clients(asker), "viewer", asker, LESS)
+        seen, parameters = shape_of_viewer(asker)
+        return await self._names(asker, distinct_names.list_clients(seen), parameters, "viewer", asker, LESS)
 
     async def list_agents(self, viewer: Viewer | UUID | str) -> list[str]:
         asker = Viewer.of_caller(viewer)
-        return await self._names(asker, distinct_names.list_agents(asker), "viewer", asker, LESS)
+        seen, parameters = shape_of_viewer(asker)
+        return await self._names(asker, distinct_names.list_agents(seen), parameters, "viewer", asker, LESS)
 
     async def chat_history(
         self,
@@ -472,25 +482,37 @@ class SqlAlchemySessionActivityDb(SessionActivityDb):
             exclude_run_id=exclude_run_id,
         )
         asker = Viewer.of_caller(viewer)
+        seen, parameters = shape_of_viewer(asker)
         statement = messages.chat_history(
-            wanted.session_id,
-            asker,
-            owner_id=wanted.owner_id,
-            limit=MOST_MESSAGES if wanted.limit is None else wanted.limit,
-            max_characters=wanted.max_characters,
-            most_bytes=MOST_TEXT_BYTES,
-            exclude_run_id=wanted.exclude_run_id,
+            seen,
+            has_owner_id=wanted.owner_id is not None,
+            has_max_characters=wanted.max_characters is not None,
+            excludes_run=wanted.exclude_run_id is not None,
         )
-        rows = await self._primary.fetch(statement, viewer=asker)
+        parameters |= {**wanted.model_dump(), "most_bytes": MOST_TEXT_BYTES}
+        if wanted.limit is None:
+            parameters["limit"] = MOST_MESSAGES
+        if wanted.max_characters is not None:
+            # No text has more characters than bytes.
+            parameters["max_characters"] = min(wanted.max_characters, MOST_TEXT_BYTES)
+        rows = await self._primary.fetch(statement, parameters, viewer=asker)
         return [Message(**row._mapping) for row in rows]
 
-    async def _names(self, viewer: Viewer, statement: AnySelect, field: str, given: Any, narrower: str) -> list[str]:
+    async def _names(
+        self,
+        viewer: Viewer,
+        statement: KeptStatement,
+        parameters: dict[str, Any],
+        field: str,
+        given: Any,
+        narrower: str,
+    ) -> list[str]:
         """The names of a list that takes no limit."""
-        rows = await self._reading.fetch(statement.limit(MOST_ROWS + 1), viewer=viewer)
+        rows = await self._reading.fetch(statement, {**parameters, "limit": MOST_ROWS + 1}, viewer=viewer)
         return [row.name for row in whole_answer(rows, field, given, narrower, MOST_ROWS)]
 
     async def _page(
-        self, viewer: Viewer, statement: AnySelect, limit: int, parameters: dict[str, Any] | None = None
+        self, viewer: Viewer, statement: KeptStatement, parameters: dict[str, Any], limit: int
     ) -> Sequence[Any]:
         """The rows of a page. A page beyond the bounds, or that Postgres cannot build, is refused."""
         try:
@@ -512,16 +534,14 @@ def run_page(rows: Sequence[Any], of_page: dict[str, Any]) -> RunPage:
     return RunPage(runs=[RunDetail.model_validate_json(row.body) for row in rows], has_payloads=has_payloads, **of_page)
 
 
-_SUMMARY_FIGURES = SessionSummary.model_fields.keys() - {"record", "models"}
+_SUMMARY_FIGURES = tuple(SessionSummary.model_fields.keys() - {"record", "models"})
 
 
 def summary_of(row: Any) -> SessionSummary:
     """The summary from a row of `summary_rows`."""
-    columns = row._asdict()
     # Of the spellings of a model the first one stays.
-    models = {model_key(name): name for name in reversed(columns["models"])}
-    return SessionSummary(
-        record=records.record_of(row),
-        models=tuple(sorted(models.values())),
-        **{name: columns[name] for name in _SUMMARY_FIGURES},
-    )
+    models = {model_key(name): name for name in reversed(row.models)}
+    # The record is validated with the summary, in one go.
+    fields = {name: getattr(row, name) for name in _SUMMARY_FIGURES}
+    fields |= {"record": records.fields_of(row), "models": sorted(models.values())}
+    return SessionSummary.model_validate(fields)

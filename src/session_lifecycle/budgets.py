@@ -12,6 +12,7 @@ from session_lifecycle.models.usage import EstimatedUse
 from session_lifecycle.postgres.execution import Execution
 from session_lifecycle.pricing.catalogue import PriceCatalogue
 from session_lifecycle.statements.budgets import budgets, reservations
+from session_lifecycle.statements.shared.visibility import shape_of_viewer
 from session_lifecycle.writing.payload_policy import PayloadPolicy
 from session_lifecycle.writing.prepared import event_id_of, needs_price, prepare
 from session_lifecycle.writing.protocol import SessionReserver
@@ -109,8 +110,9 @@ class SqlAlchemySessionBudgetsDb(SessionBudgetsDb):
     async def get_budget(self, budget_id: str, viewer: Viewer | UUID | str) -> BudgetUse | None:
         asked = OneBudget.of_call(budget_id=budget_id)
         asker = Viewer.of_caller(viewer)
-        statement = reservations.budget_use(self._execution.schema, asked.budget_id, asker)
-        found = await self._execution.fetch(statement, viewer=asker)
+        seen, parameters = shape_of_viewer(asker)
+        statement = reservations.budget_use(self._execution.schema, seen)
+        found = await self._execution.fetch(statement, {**parameters, "budget_id": asked.budget_id}, viewer=asker)
         return _use(found[0]) if found else None
 
     async def list_budgets(
@@ -118,8 +120,10 @@ class SqlAlchemySessionBudgetsDb(SessionBudgetsDb):
     ) -> list[Budget]:
         asked = BudgetList.of_call(limit=limit, after=after)
         asker = Viewer.of_caller(viewer)
-        statement = budgets.list_budgets(asker, asked.after, asked.limit)
-        return [_budget(row) for row in await self._execution.fetch(statement, viewer=asker)]
+        seen, parameters = shape_of_viewer(asker)
+        statement = budgets.list_budgets(seen, has_after=asked.after is not None)
+        rows = await self._execution.fetch(statement, parameters | asked.model_dump(), viewer=asker)
+        return [_budget(row) for row in rows]
 
     async def delete_budget(self, budget_id: str) -> bool:
         asked = OneBudget.of_call(budget_id=budget_id)

@@ -1,7 +1,7 @@
 """Reports: usage and spend by time, user and agent; tokens by class; durations and run telemetry."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timedelta
 from itertools import pairwise
 from typing import Any, Literal, Protocol
@@ -30,21 +30,26 @@ from session_lifecycle.models import (
 )
 from session_lifecycle.models.pages import MOST_ROWS
 from session_lifecycle.models.reports import FIGURES, MOST_POINTS, Dimension, Series, UsageQuestion
+from session_lifecycle.models.run_filters import RunChoice
 from session_lifecycle.models.run_telemetry import TelemetryFilters
 from session_lifecycle.models.session_filters import Window
 from session_lifecycle.pages import whole_answer
-from session_lifecycle.postgres.driver_statements import AnySelect
+from session_lifecycle.postgres.driver_statements import KeptStatement
 from session_lifecycle.postgres.execution import Execution
+from session_lifecycle.statements.activity.run_figures import shape_of_runs
 from session_lifecycle.statements.reports import costs, run_telemetry, usage
 from session_lifecycle.statements.roll_ups import session_stats
 from session_lifecycle.statements.shared import durations
 from session_lifecycle.statements.shared.ledger import TOKEN_COLUMNS, UNKNOWN_DATASET
-from session_lifecycle.statements.shared.visibility import scopes
-from session_lifecycle.statements.shared.window import ends_of
+from session_lifecycle.statements.shared.visibility import ViewerShape, scopes, shape_of_viewer
+from session_lifecycle.statements.shared.window import Ends, ends_of
 
 TOKENS = tuple(column.key for column in TOKEN_COLUMNS)
 GROUP_FIELDS = UsageRow.model_fields.keys() - UsageFigures.model_fields.keys()
 NO_DURATIONS = Durations(count=0, p50_s=None, p90_s=None, p95_s=None, p99_s=None)
+
+ReportOfWindow = Callable[[ViewerShape, Ends], KeptStatement]
+"""The statement of a report over a window, which also binds `limit`."""
 
 
 class SessionReportsDb(Protocol):
@@ -344,24 +349,23 @@ class SqlAlchemySessionReportsDb(UsageReports):
     ) -> list[CostByAgentRow]:
         window = Window.of_call(since=since, until=until)
         asker = Viewer.of_caller(viewer)
-        statement = costs.cost_by_agent(asker, window.since, window.until)
-        return [CostByAgentRow(**row._mapping) for row in await self._groups(asker, statement, window.until)]
+        return [CostByAgentRow(**row._mapping) for row in await self._groups(costs.cost_by_agent, asker, window)]
 
     async def cost_by_user(
         self, viewer: Viewer | UUID | str, *, since: datetime | None = None, until: datetime | None = None
     ) -> list[CostByUserRow]:
         window = Window.of_call(since=since, until=until)
         asker = Viewer.of_caller(viewer)
-        statement = costs.cost_by_user(asker, window.since, window.until)
-        return [CostByUserRow(**row._mapping) for row in await self._groups(asker, statement, window.until)]
+        return [CostByUserRow(**row._mapping) for row in await self._groups(costs.cost_by_user, asker, window)]
 
     async def cost_by_user_agent(
         self, viewer: Viewer | UUID | str, *, since: datetime | None = None, until: datetime | None = None
     ) -> list[CostByUserAgentRow]:
         window = Window.of_call(since=since, until=until)
         asker = Viewer.of_caller(viewer)
-        statement = costs.cost_by_user_agent(asker, window.since, window.until)
-        return [CostByUserAgentRow(**row._mapping) for row in await self._groups(asker, statement, window.until)]
+        return [
+            CostByUserAgentRow(**row._mapping) for row in await self._groups(costs.cost_by_user_agent, asker, window)
+        ]
 
     async def session_durations(
         self, viewer: Viewer | UUID | str, *, since: datetime | None = None, until: datetime | None = None
@@ -380,17 +384,26 @@ class SqlAlchemySessionReportsDb(UsageReports):
         """The durations of `session_durations`, in the rows of `listed_durations`."""
         seen = scopes(viewer)
         parameters = {**seen.parameters(), **window.model_dump(), "abandon_after": self._abandon_after, "as_of": None}
-        statement = session_stats.list_session_durations(seen.kinds, ends_of(window.since, window.until), most)
-        return await self._execution.fetch(statement, parameters, viewer=viewer)
+        statement = session_stats.list_session_durations(seen.kinds, ends_of(window.since, window.until))
+        return await self._execution.fetch(statement, {**parameters, "limit": most}, viewer=viewer)
 
     async def listed_run_durations(self, viewer: Viewer, window: Window, most: int) -> Sequence[Any]:
         """The durations of `run_durations`, in the rows of `listed_durations`."""
-        statement = run_telemetry.list_run_durations(viewer, window.since, window.until, most)
-        return await self._execution.fetch(statement, viewer=viewer)
+        return await self._of_window(run_telemetry.list_run_durations, viewer, window, most)
 
     async def telemetry_with_durations(self, viewer: Viewer, filters: TelemetryFilters, most: int) -> Any:
         """The row of `telemetry`, with at most so many durations of the runs."""
-        [row] = await self._execution.fetch(run_telemetry.telemetry(viewer, filters, most), viewer=viewer)
+        return await self._telemetry(viewer, filters, most)
+
+    async def _telemetry(self, viewer: Viewer, filters: TelemetryFilters, most_durations: int | None = None) -> Any:
+        seen, parameters = shape_of_viewer(viewer)
+        choice, of_choice = shape_of_runs(
+            RunChoice(provider=filters.provider, model=filters.model, client=filters.client, include_open=False)
+        )
+        ends = ends_of(filters.since, filters.until)
+        statement = run_telemetry.telemetry(seen, choice, ends, has_durations=most_durations is not None)
+        parameters |= {**of_choice, "since": filters.since, "until": filters.until, "limit": most_durations}
+        [row] = await self._execution.fetch(statement, parameters, viewer=viewer)
         return row
 
     async def run_durations(
@@ -398,8 +411,7 @@ class SqlAlchemySessionReportsDb(UsageReports):
     ) -> RunDurations:
         window = Window.of_call(since=since, until=until)
         asker = Viewer.of_caller(viewer)
-        statement = run_telemetry.run_durations(asker, window.since, window.until)
-        together, *rows = await self._groups(asker, statement, window.until)
+        together, *rows = await self._groups(run_telemetry.run_durations, asker, window)
         return RunDurations(
             **durations_fields(together), by_agent={row.key: Durations(**durations_fields(row)) for row in rows}
         )
@@ -416,7 +428,7 @@ class SqlAlchemySessionReportsDb(UsageReports):
     ) -> TelemetrySummary:
         filters = TelemetryFilters.of_call(provider=provider, model=model, client=client, since=since, until=until)
         asker = Viewer.of_caller(viewer)
-        [row] = await self._execution.fetch(run_telemetry.telemetry(asker, filters), viewer=asker)
+        row = await self._telemetry(asker, filters)
         figures = {name: figure for name, figure in row._mapping.items() if name in TelemetrySummary.model_fields}
         return TelemetrySummary(**figures, **percentile_fields(row, "duration_{}_ms", 1_000))
 
@@ -425,12 +437,19 @@ class SqlAlchemySessionReportsDb(UsageReports):
     ) -> list[TelemetryKey]:
         window = Window.of_call(since=since, until=until)
         asker = Viewer.of_caller(viewer)
-        statement = run_telemetry.telemetry_keys(asker, window.since, window.until)
-        return [TelemetryKey(**row._mapping) for row in await self._groups(asker, statement, window.until)]
+        return [TelemetryKey(**row._mapping) for row in await self._groups(run_telemetry.telemetry_keys, asker, window)]
 
-    async def _groups(self, viewer: Viewer, statement: AnySelect, until: datetime | None) -> Sequence[Any]:
+    async def _groups(self, report: ReportOfWindow, viewer: Viewer, window: Window) -> Sequence[Any]:
         """The rows of a report that takes no limit."""
-        return whole_report(await self._execution.fetch(statement.limit(MOST_ROWS + 1), viewer=viewer), until)
+        return whole_report(await self._of_window(report, viewer, window, MOST_ROWS + 1), window.until)
+
+    async def _of_window(self, report: ReportOfWindow, viewer: Viewer, window: Window, most: int) -> Sequence[Any]:
+        """The rows of a report, at most so many."""
+        seen, parameters = shape_of_viewer(viewer)
+        statement = report(seen, ends_of(window.since, window.until))
+        return await self._execution.fetch(
+            statement, {**parameters, **window.model_dump(), "limit": most}, viewer=viewer
+        )
 
     async def usage_rows(
         self, viewer: Viewer | UUID | str, question: UsageQuestion, figures: Sequence[str], limit: int

@@ -330,14 +330,12 @@ class SqlAlchemySessionLifecycleDb(WritePipeline, CallsAsItems, SessionLifecycle
     ) -> list[SessionAnnotation]:
         wanted = AnnotationsOfSession.of_call(session_id=session_id, owner_id=owner_id, limit=limit, offset=offset)
         asker = Viewer.of_caller(viewer)
-        statement = annotations.list_annotations(
-            wanted.session_id,
-            asker,
-            owner_id=wanted.owner_id,
-            limit=MOST_ANNOTATIONS + 1 if wanted.limit is None else wanted.limit,
-            offset=wanted.offset,
-        )
-        rows = await self._primary.fetch(statement, viewer=asker)
+        seen, parameters = shape_of_viewer(asker)
+        statement = annotations.list_annotations(seen, has_owner_id=wanted.owner_id is not None)
+        parameters |= wanted.model_dump()
+        if wanted.limit is None:
+            parameters["limit"] = MOST_ANNOTATIONS + 1
+        rows = await self._primary.fetch(statement, parameters, viewer=asker)
         whole = whole_answer(rows, "limit", limit, "a limit", MOST_ANNOTATIONS)
         return [SessionAnnotation(**row._mapping) for row in whole]
 
@@ -346,8 +344,10 @@ class SqlAlchemySessionLifecycleDb(WritePipeline, CallsAsItems, SessionLifecycle
     ) -> FamilyFigures | None:
         wanted = OneSession.of_call(session_id=session_id, owner_id=owner_id)
         asker = Viewer.of_caller(viewer)
-        statement = descendants.family_figures(wanted.session_id, asker, owner_id=wanted.owner_id)
-        figures = {row.label: _figures(row) for row in await self._reading.fetch(statement, viewer=asker)}
+        seen, parameters = shape_of_viewer(asker)
+        statement = descendants.family_figures(seen, has_owner_id=wanted.owner_id is not None)
+        rows = await self._reading.fetch(statement, parameters | wanted.model_dump(), viewer=asker)
+        figures = {row.label: _figures(row) for row in rows}
         own = figures[descendants.OWN]
         return FamilyFigures(own=own, with_descendants=figures[descendants.WITH_DESCENDANTS]) if own.sessions else None
 

@@ -24,6 +24,7 @@ from session_lifecycle.statements.budgets import budgets, reservations
 from session_lifecycle.statements.maintenance import delete, erase, reconcile_roll_ups, reprice, roll_up
 from session_lifecycle.statements.maintenance.reconcile import SessionKey
 from session_lifecycle.statements.sessions.changes import annotate_session, update_session
+from session_lifecycle.statements.shared.visibility import shape_of_viewer
 from session_lifecycle.statements.writing import record
 from session_lifecycle.writing.prepared import prepare
 
@@ -34,28 +35,28 @@ SAFE_PATH = "SET search_path = pg_catalog, pg_temp"
 U, S, AT = UUID(int=1), SessionKey(UUID(int=1), "s"), datetime(2026, 1, 1, tzinfo=UTC)
 PART = reconcile_roll_ups.Part("user").shape
 STATEMENTS: dict[str, ClauseElement] = {
-    "record": record.record("ours"),
-    "lock items": record.lock_items("ours"),
-    "reprice": reprice.reprice("ours"),
-    "update session": update_session("ours"),
-    "annotate session": annotate_session("ours"),
-    "set budget": budgets.set_budget("ours"),
-    "would exceed": reservations.would_exceed("ours"),
-    "reserve": reservations.reserve("ours"),
-    "use of a budget": reservations.budget_use("ours", "b", Viewer.auditor()),
+    "record": record.record("ours")(),
+    "lock items": record.lock_items("ours")(),
+    "reprice": reprice.reprice("ours")(),
+    "update session": update_session("ours")(),
+    "annotate session": annotate_session("ours")(),
+    "set budget": budgets.set_budget("ours")(),
+    "would exceed": reservations.would_exceed("ours")(),
+    "reserve": reservations.reserve("ours")(),
+    "use of a budget": reservations.budget_use("ours", shape_of_viewer(Viewer.auditor())[0])(),
     "write tombstone": erase.write_tombstone("ours", U),
-    "delete sessions": delete.delete_sessions("ours"),
-    "delete runs outside sessions": delete.delete_runs_outside_sessions("ours"),
-    "empty sessions": delete.empty_sessions("ours"),
-    "anonymise sessions": delete.anonymise_sessions("ours"),
-    "roll up": roll_up.roll_up_sessions("ours"),
-    "compact": roll_up.compact("ours"),
+    "delete sessions": delete.delete_sessions("ours")(),
+    "delete runs outside sessions": delete.delete_runs_outside_sessions("ours")(),
+    "empty sessions": delete.empty_sessions("ours")(),
+    "anonymise sessions": delete.anonymise_sessions("ours")(),
+    "roll up": roll_up.roll_up_sessions("ours")(),
+    "compact": roll_up.compact("ours")(),
     "take out": reconcile_roll_ups.take_out("ours", S),
-    "rebuild": reconcile_roll_ups.rebuild("ours", PART),
-    "rolled-up sessions": reconcile_roll_ups.rolled_up_mismatches(),
-    "their models": reconcile_roll_ups.rolled_up_model_mismatches("ours"),
-    "buckets": reconcile_roll_ups.bucket_mismatches("ours", SessionRollUpEntity, PART, 1),
-    "buckets by model": reconcile_roll_ups.bucket_mismatches("ours", SessionModelRollUpEntity, PART, 1),
+    "rebuild": reconcile_roll_ups.rebuild("ours", PART)(),
+    "rolled-up sessions": reconcile_roll_ups.rolled_up_mismatches()(),
+    "their models": reconcile_roll_ups.rolled_up_model_mismatches("ours")(),
+    "buckets": reconcile_roll_ups.bucket_mismatches("ours", SessionRollUpEntity, PART, 1)(),
+    "buckets by model": reconcile_roll_ups.bucket_mismatches("ours", SessionModelRollUpEntity, PART, 1)(),
 }
 # In front of a parenthesis, and no call.
 NO_CALLS = {

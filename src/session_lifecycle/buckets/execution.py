@@ -6,14 +6,14 @@ from contextvars import ContextVar
 from datetime import datetime
 from typing import Any, TypeVar
 
-from sqlalchemy import Select, text
+from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from session_lifecycle.buckets.directory import INCOMPLETE, Deployment
 from session_lifecycle.entities import quoted
 from session_lifecycle.errors import ConfigurationError, DatabaseUnavailableError, SchemaError
 from session_lifecycle.models import Viewer
-from session_lifecycle.postgres.driver_statements import AnySelect
+from session_lifecycle.postgres.driver_statements import KeptStatement
 from session_lifecycle.postgres.execution import BoundExecution, PoolExecution, Run, Stream
 from session_lifecycle.postgres.failures import DRIVER_FAILURES, raise_as_ours
 from session_lifecycle.statements.buckets import directory
@@ -28,16 +28,12 @@ question_clock: ContextVar[datetime | None] = ContextVar("question_clock", defau
 """The moment by which every bucket judges that one question is put to; None: each by its own clock."""
 
 
-def at_clock(statement: Any, parameters: dict[str, Any] | None) -> tuple[Any, dict[str, Any] | None]:
-    """The statement and its parameters with the clock of the question, where it binds none of its own."""
+def at_clock(parameters: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The parameters of a statement with the clock of the question, where they have none of their own."""
     as_of = question_clock.get()
-    if as_of is None:
-        return statement, parameters
-    if parameters is None:
-        return statement.params(as_of=as_of) if isinstance(statement, Select) else statement, None
-    if "as_of" in parameters and parameters["as_of"] is None:
-        parameters = {**parameters, "as_of": as_of}
-    return statement, parameters
+    if as_of is not None and parameters is not None and "as_of" in parameters and parameters["as_of"] is None:
+        return {**parameters, "as_of": as_of}
+    return parameters
 
 
 class BucketExecution:
@@ -75,12 +71,12 @@ class BucketExecution:
     async def fetch(
         self, statement: Any, parameters: dict[str, Any] | None = None, *, viewer: Viewer | None = None
     ) -> Sequence[Any]:
-        asked, values = at_clock(statement, parameters)
-        return await self.run_here(lambda pool: pool.fetch(asked, values, viewer=viewer))
+        values = at_clock(parameters)
+        return await self.run_here(lambda pool: pool.fetch(statement, values, viewer=viewer))
 
     async def write(
         self,
-        statement: AnySelect,
+        statement: KeptStatement,
         parameters: dict[str, Any],
         *,
         repeatable: bool,
@@ -189,11 +185,11 @@ class BoundBucketExecution:
         self, statement: Any, parameters: dict[str, Any] | None = None, *, viewer: Viewer | None = None
     ) -> Sequence[Any]:
         await self._look()
-        return await self._bound.fetch(*at_clock(statement, parameters), viewer=viewer)
+        return await self._bound.fetch(statement, at_clock(parameters), viewer=viewer)
 
     async def write(
         self,
-        statement: AnySelect,
+        statement: KeptStatement,
         parameters: dict[str, Any],
         *,
         repeatable: bool,

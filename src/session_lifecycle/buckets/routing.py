@@ -102,7 +102,8 @@ class Routing:
         others = {bucket.number for bucket in self.buckets} - known
         found = {number for number in others if any(self._present.get((number, one), 0) > now for one in wanted)}
         asked = [self.buckets[number] for number in sorted(others - found)]
-        looks = await self._all(asked, lambda bucket: bucket.execution.fetch(directory.present_datasets(list(wanted))))
+        parameters = {"dataset_ids": list(wanted), "as_of": None}
+        looks = await self._all(asked, lambda bucket: bucket.execution.fetch(directory.present_datasets(), parameters))
         if len(self._present) > MOST_PRESENT:
             self._present.clear()
         for bucket, [row] in zip(asked, looks, strict=True):
@@ -128,7 +129,9 @@ class Routing:
         if len(buckets) == 1:
             return [await call(buckets[0])]
         if as_of is None:
-            as_of = clock if clock is not None else (await buckets[0].execution.fetch(directory.now()))[0].as_of
+            as_of = clock
+        if as_of is None:
+            [(as_of,)] = await buckets[0].execution.fetch(directory.now(), {"as_of": None})
         before = question_clock.set(as_of)
         try:
             return await self._all(buckets, call)

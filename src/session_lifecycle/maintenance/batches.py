@@ -5,8 +5,9 @@ from time import monotonic
 from typing import Any
 
 from pydantic_core import to_json
+from sqlalchemy import Executable
 
-from session_lifecycle.postgres.driver_statements import AnySelect
+from session_lifecycle.postgres.driver_statements import KeptStatement
 from session_lifecycle.postgres.execution import Execution
 
 FIRST_BATCH_SIZE = 100
@@ -17,11 +18,11 @@ MAX_BATCH_SECONDS = 0.25
 A batch of twice the size may take more than twice as long, so only one that takes a quarter of this time doubles it.
 """
 
-Find = Callable[[Sequence[Any] | None, int], AnySelect]
+Find = Callable[[Sequence[Any] | None, int], Executable]
 
 
 async def in_batches(
-    execution: Execution, find: Find, process_batch: AnySelect, *, max_batch: int, **parameters: Any
+    execution: Execution, find: Find, process_batch: KeptStatement, *, max_batch: int, **parameters: Any
 ) -> AsyncIterator[Sequence[Any]]:
     """Runs `process_batch` on each batch of keys, in its own transaction, and yields its result row.
 

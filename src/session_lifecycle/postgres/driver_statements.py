@@ -1,6 +1,6 @@
 """Statements as the driver runs them: SQL, the values that it binds, and rows."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -14,6 +14,8 @@ VIEWER_SETTING = "session_lifecycle.viewer"
 """The setting of a transaction that names the viewer to row-level security."""
 
 AnySelect = Select[*tuple[Any, ...]]
+KeptStatement = Callable[[], AnySelect]
+"""Builds a statement. Its SQL is built once for each object, so the same object stands for it every time."""
 
 
 class _Compiler(PGCompiler_asyncpg):
@@ -90,13 +92,13 @@ class DriverStatement:
 
 
 # For all databases of the process: compiling takes tens of milliseconds. As long as others keep the statement.
-_compiled: WeakKeyDictionary[AnySelect, dict[str, DriverStatement]] = WeakKeyDictionary()
+_compiled: WeakKeyDictionary[KeptStatement, dict[str, DriverStatement]] = WeakKeyDictionary()
 
 
-def driver_statement(statement: AnySelect, names: Collection[str], schema: str) -> DriverStatement:
-    """The statement, compiled at most once for each schema. Each call of one statement has the same names."""
-    of_schema = _compiled.setdefault(statement, {})
+def driver_statement(kept: KeptStatement, names: Collection[str], schema: str) -> DriverStatement:
+    """The statement, built and compiled at most once for each schema. Each call of one statement has the same names."""
+    of_schema = _compiled.setdefault(kept, {})
     found = of_schema.get(schema)
     if found is None:
-        found = of_schema[schema] = DriverStatement(statement, names, schema)
+        found = of_schema[schema] = DriverStatement(kept(), names, schema)
     return found

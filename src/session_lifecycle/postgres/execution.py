@@ -11,14 +11,14 @@ from typing import Any, NoReturn, Protocol, cast, overload
 from weakref import WeakSet
 
 import asyncpg
-from sqlalchemy import Engine, Executable, Text, bindparam, func, select, true
+from sqlalchemy import Engine, Executable
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 from sqlalchemy.util import await_only, greenlet_spawn
 
 from session_lifecycle.entities import metadata
 from session_lifecycle.errors import ConfigurationError, DatabaseUnavailableError, TransactionConflictError
 from session_lifecycle.models import Viewer
-from session_lifecycle.postgres.driver_statements import VIEWER_SETTING, AnySelect, driver_statement
+from session_lifecycle.postgres.driver_statements import VIEWER_SETTING, KeptStatement, driver_statement
 from session_lifecycle.postgres.engines import OTHER_LOOP, Engines, LoopEngine
 from session_lifecycle.postgres.failures import (
     DRIVER_FAILURES,
@@ -31,7 +31,7 @@ from session_lifecycle.postgres.failures import (
 from session_lifecycle.postgres.host_engines import check_encoding, driver_connection, look_at_host_engine
 from session_lifecycle.postgres.schema_check import check_schema, check_schema_once
 
-_SET_VIEWER = select(func.pg_catalog.set_config(VIEWER_SETTING, bindparam("token", type_=Text), true()))
+_SET_VIEWER = f"SELECT pg_catalog.set_config('{VIEWER_SETTING}', $1::text, true)"
 FIRST_PAUSE_SECONDS = 0.01
 LONGEST_PAUSE_SECONDS = 1.0
 
@@ -44,8 +44,8 @@ def with_jitter(seconds: float) -> float:
     return seconds * _random.uniform(0.5, 1.5)
 
 
-Run = Callable[[Executable, dict[str, Any]], Awaitable[Sequence[Any]]]
-"""Runs a statement with the values of its bound parameters, and returns all its rows."""
+Run = Callable[[KeptStatement, dict[str, Any]], Awaitable[Sequence[Any]]]
+"""Runs a kept statement with the values of its bound parameters, and returns all its rows."""
 
 
 Stream = Callable[[Executable, int], AsyncGenerator[Sequence[Any]]]
@@ -62,11 +62,11 @@ class Execution(Protocol):
     schema: str
 
     @overload
-    async def fetch(self, statement: Executable, *, viewer: Viewer | None = None) -> Sequence[Any]: ...
+    async def fetch(self, statement: Executable) -> Sequence[Any]: ...
 
     @overload
     async def fetch(
-        self, statement: AnySelect, parameters: dict[str, Any] | None, *, viewer: Viewer | None = None
+        self, statement: KeptStatement, parameters: dict[str, Any], *, viewer: Viewer | None = None
     ) -> Sequence[Any]: ...
 
     async def fetch(
@@ -76,16 +76,15 @@ class Execution(Protocol):
 
         Args:
             statement: The statement. It must be harmless to repeat.
-            parameters: The values of its bound parameters, where the statement is kept: pass the same object every
-                time, because its SQL is compiled once per object. None: the statement was built for this call, with its
-                values.
+            parameters: The values of its bound parameters. The statement of every read is kept. None: the statement was
+                built for this call, with its values, as those of jobs are.
             viewer: Who is asking, for row-level security. None: a role that is walled in sees no row.
         """
         ...
 
     async def write(
         self,
-        statement: AnySelect,
+        statement: KeptStatement,
         parameters: dict[str, Any],
         *,
         repeatable: bool,
@@ -94,7 +93,7 @@ class Execution(Protocol):
         """Runs a statement that writes and returns all its rows, each readable as a tuple.
 
         Args:
-            statement: The statement. Pass the same object every time: its SQL is compiled once per object.
+            statement: The kept statement.
             parameters: The values of its bound parameters.
             repeatable: Whether the statement can safely run again when its first run may have been committed.
             on_sent: Called before the statement is sent, each time. Before that, nothing can have been written.
@@ -162,18 +161,15 @@ class PoolExecution:
     async def fetch(
         self, statement: Any, parameters: dict[str, Any] | None = None, *, viewer: Viewer | None = None
     ) -> Sequence[Any]:
-        token = None if viewer is None or self._sign is None else self._sign(viewer)
         if parameters is not None:
             engine = self._engines.current()
             kept = driver_statement(statement, parameters, self.schema)
-            if token is not None:
-                values = [*kept.values(parameters), token]
+            if viewer is not None and self._sign is not None:
+                values = [*kept.values(parameters), self._sign(viewer)]
                 on_driver = partial(greenlet_spawn, self._on_driver, engine, kept.sql_for_viewer, values)
                 return kept.rows_for_viewer(await self._repeated(on_driver, repeatable=True))
             on_driver = partial(greenlet_spawn, self._on_driver, engine, kept.sql, kept.values(parameters))
             return kept.rows(await self._repeated(on_driver, repeatable=True))
-        if token is not None:
-            return await self.write_together(partial(_fetch_for, token, statement), repeatable=True)
 
         async def run(mark_sent: Callable[[], None]) -> Sequence[Any]:
             async with self._connection() as connection:
@@ -185,7 +181,7 @@ class PoolExecution:
 
     async def write(
         self,
-        statement: AnySelect,
+        statement: KeptStatement,
         parameters: dict[str, Any],
         *,
         repeatable: bool,
@@ -212,7 +208,7 @@ class PoolExecution:
             async with self._connection(in_transaction=True) as connection, connection.begin():
                 mark_sent()
                 async with asyncio.timeout(self._deadline_seconds) if self._deadline_seconds else nullcontext():
-                    return await work(partial(_all_rows, connection))
+                    return await work(partial(_all_rows, connection, self.schema))
 
         return await self._repeated(run, repeatable=repeatable, on_sent=on_sent)
 
@@ -426,13 +422,14 @@ class BoundExecution:
     async def fetch(
         self, statement: Any, parameters: dict[str, Any] | None = None, *, viewer: Viewer | None = None
     ) -> Sequence[Any]:
-        if viewer is None or self._sign is None:
-            return await self._run(statement, parameters or {})
-        return await self._within(partial(_fetch_for, self._sign(viewer), statement, parameters=parameters))
+        if parameters is None:
+            return await self._within(partial(_built_rows, statement, _options(self.schema)))
+        token = None if viewer is None or self._sign is None else self._sign(viewer)
+        return await self._within(partial(_rows_for, token, self.schema, statement, parameters))
 
     async def write(
         self,
-        statement: AnySelect,
+        statement: KeptStatement,
         parameters: dict[str, Any],
         *,
         repeatable: bool,
@@ -441,7 +438,7 @@ class BoundExecution:
         del repeatable  # a failed statement cannot be repeated inside the host's transaction
         if on_sent is not None:
             on_sent()
-        return await self._run(statement, parameters)
+        return await self._within(partial(_rows_for, None, self.schema, statement, parameters))
 
     async def write_together(
         self,
@@ -453,7 +450,7 @@ class BoundExecution:
         del repeatable  # see `write`
         if on_sent is not None:
             on_sent()
-        return await self._within(work)
+        return await self._within(lambda connection: work(partial(_all_rows, connection, self.schema)))
 
     @asynccontextmanager
     async def snapshot(self) -> AsyncGenerator[Stream]:
@@ -468,14 +465,11 @@ class BoundExecution:
 
         yield stream
 
-    async def _run(self, statement: Executable, parameters: dict[str, Any]) -> Sequence[Any]:
-        return await self._within(lambda run: run(statement, parameters))
-
-    async def _within(self, work: Callable[[Run], Awaitable[Sequence[Any]]]) -> Sequence[Any]:
+    async def _within(self, work: Callable[[AsyncConnection], Awaitable[Sequence[Any]]]) -> Sequence[Any]:
         try:
             connection = await self._checked_connection()
             async with connection.begin_nested() if self._savepoints else nullcontext():
-                return await work(partial(_all_rows, connection, options=_options(self.schema)))
+                return await work(connection)
         except DRIVER_FAILURES as error:
             raise_as_ours(error)
 
@@ -514,23 +508,31 @@ class BoundExecution:
         self._is_isolation_checked = True
 
 
-async def _fetch_for(
-    token: str, statement: Executable, run: Run, parameters: dict[str, Any] | None = None
+async def _all_rows(
+    connection: AsyncConnection, schema: str, statement: KeptStatement, parameters: dict[str, Any]
+) -> Sequence[Any]:
+    kept = driver_statement(statement, parameters, schema)
+    return (await connection.exec_driver_sql(kept.sql, tuple(kept.values(parameters)))).all()
+
+
+async def _rows_for(
+    token: str | None,
+    schema: str,
+    statement: KeptStatement,
+    parameters: dict[str, Any],
+    connection: AsyncConnection,
 ) -> Sequence[Any]:
     """The rows that a viewer of row-level security sees. The rest of the transaction has no viewer."""
-    await run(_SET_VIEWER, {"token": token})
-    rows = await run(statement, parameters or {})
-    await run(_SET_VIEWER, {"token": ""})
+    if token is None:
+        return await _all_rows(connection, schema, statement, parameters)
+    await connection.exec_driver_sql(_SET_VIEWER, (token,))
+    rows = await _all_rows(connection, schema, statement, parameters)
+    await connection.exec_driver_sql(_SET_VIEWER, ("",))
     return rows
 
 
-async def _all_rows(
-    connection: AsyncConnection,
-    statement: Executable,
-    parameters: dict[str, Any],
-    options: dict[str, Any] | None = None,
-) -> Sequence[Any]:
-    return (await connection.execute(statement, parameters, execution_options=options)).all()
+async def _built_rows(statement: Executable, options: dict[str, Any], connection: AsyncConnection) -> Sequence[Any]:
+    return (await connection.execute(statement, execution_options=options)).all()
 
 
 async def _streamed(

@@ -413,10 +413,10 @@ async def test_R18_a_page_comes_from_one_snapshot(session_database: SessionDatab
 
 
 async def test_a_bounded_total_stops_counting(
-    session_database: SessionDatabase, monkeypatch: pytest.MonkeyPatch
+    session_database: SessionDatabase, set_bound: Callable[[str, int], None]
 ) -> None:
     for module in ("pages", "statements.shared.paging"):
-        monkeypatch.setattr(f"session_lifecycle.{module}.TOTAL_BOUND", 2)
+        set_bound(f"session_lifecycle.{module}.TOTAL_BOUND", 2)
     await record(session_database, *(run(f"r{number}", session_id=f"s{number}") for number in range(4)))
     activity = session_database.activity
     sessions = await activity.list_session_summaries(SummaryFilters(user_id=A, total="bounded"))

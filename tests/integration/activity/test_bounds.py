@@ -30,7 +30,7 @@ from session_lifecycle import (
     repository,
 )
 from session_lifecycle.models import Budget, Item, UsageEventFilters, pages
-from session_lifecycle.statements.activity import session_detail, summaries, summary_figures
+from session_lifecycle.statements.activity import summary_figures
 from support.world import World
 
 A = UUID(int=1)
@@ -161,24 +161,16 @@ async def db(session_database: SessionDatabase) -> SessionDatabase:
     return session_database
 
 
-# The statements that these keep have bounds in them.
-BUILT_ONCE = (summaries.list_by_index, session_detail.detail_of_all_projects)
-
-
 @pytest.fixture
-def bounds(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, int], None]]:
-    """Sets a bound wherever it is used, also in the statements that are built once."""
+def bounds(set_bound: Callable[[str, int], None]) -> Callable[[str, int], None]:
+    """Sets a bound wherever it is used."""
 
-    def set_bound(name: str, most: int) -> None:
-        for keep in BUILT_ONCE:
-            keep.cache_clear()
+    def set_everywhere(name: str, most: int) -> None:
         for module in (activity, repository, reports, pages, summary_figures):
             if hasattr(module, name):
-                monkeypatch.setattr(module, name, most)
+                set_bound(f"{module.__name__}.{name}", most)
 
-    yield set_bound
-    for keep in BUILT_ONCE:
-        keep.cache_clear()
+    return set_everywhere
 
 
 ROW_BOUNDS = ("MOST_ROWS", "MOST_POINTS", "MOST_PARTS", "MOST_ANNOTATIONS", "MOST_MESSAGES", "MOST_NAMES")

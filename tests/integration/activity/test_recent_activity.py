@@ -1,5 +1,6 @@
 """`get_recent_activity`: the label, the counts, and the newest messages and tool calls."""
 
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Literal
 from uuid import UUID
@@ -106,15 +107,15 @@ async def test_R11_R15_it_is_the_session_that_the_viewer_may_see(session_databas
 
 
 async def test_R25_payloads_that_are_too_large_are_left_out(
-    session_database: SessionDatabase, monkeypatch: pytest.MonkeyPatch
+    session_database: SessionDatabase, set_bound: Callable[[str, int], None]
 ) -> None:
-    monkeypatch.setattr("session_lifecycle.models.pages.MOST_STORED_BYTES", 100)
+    set_bound("session_lifecycle.models.pages.MOST_STORED_BYTES", 100)
     large = Step(**{**step(1).model_dump(), "inputs": {"text": "ab" * 200}})
     await session_database.lifecycle.record([run(), large])
     found = await recent(session_database)
     assert MOST_STORED_BYTES > 100
     assert (found.has_payloads, found.tool_calls[0].inputs) == (False, None)
-    monkeypatch.setattr("session_lifecycle.models.pages.MOST_TEXT_BYTES", 10)
+    set_bound("session_lifecycle.models.pages.MOST_TEXT_BYTES", 10)
     await session_database.lifecycle.record([message(1, content="eleven here")])
     with pytest.raises(InvalidValueError, match=r"limit: got 20, expected a lower limit"):
         await recent(session_database)

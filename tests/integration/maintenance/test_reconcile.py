@@ -258,7 +258,7 @@ async def live_and_roll_up(db: SessionDatabase) -> None:
 async def roll_up_one(connection: AsyncConnection, user: UUID, session: str) -> None:
     """Rolls up an ended session, and leaves its changes for a later roll-up to put into the buckets."""
     bound = {"keys": f'[{{"user_id": "{user}", "session_id": "{session}"}}]', "idle_before": NOW}
-    await connection.execute(roll_up.roll_up_sessions("session_lifecycle"), bound)
+    await connection.execute(roll_up.roll_up_sessions("session_lifecycle")(), bound)
 
 
 async def meddle(db: SessionDatabase, *statements: str) -> None:

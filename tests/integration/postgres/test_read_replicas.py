@@ -37,10 +37,10 @@ from session_lifecycle import (
     UsageEvent,
 )
 from session_lifecycle.models import Budget, UsageEventFilters
-from session_lifecycle.postgres.engines import SERVER_SETTINGS, asyncpg_url
+from session_lifecycle.postgres.engines import asyncpg_url
 from session_lifecycle.postgres.migrations import run
 from session_lifecycle.roles import SessionRoles
-from session_lifecycle.testing import CLOCK_PATH, TemplateServer
+from session_lifecycle.testing import TemplateServer
 from support.eventually import eventually
 from support.standby import Standby, ask, eventually_on, running_standby
 
@@ -122,12 +122,11 @@ def standby() -> Iterator[Standby]:
 
 
 @pytest.fixture(scope="module")
-def template(standby: Standby) -> Iterator[TemplateServer]:
+def template(standby: Standby, session_template_server: TemplateServer) -> TemplateServer:
+    del session_template_server  # with it, this process uses the clocks of tests
     server = TemplateServer(standby.primary.url, "template")
     asyncio.run(server.prepare())
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(SERVER_SETTINGS, "search_path", CLOCK_PATH)  # as `session_database` has it
-        yield server
+    return server
 
 
 _numbers = count(1)

@@ -70,7 +70,7 @@ async def live(db: SessionDatabase) -> None:
 async def roll_up_sessions(host: Any, keys: str) -> None:
     """Runs the first half of a roll-up in the host's open transaction."""
     bound = {"keys": keys, "idle_before": NOON}
-    await host.execute(roll_up.roll_up_sessions("session_lifecycle"), bound)
+    await host.execute(roll_up.roll_up_sessions("session_lifecycle")(), bound)
 
 
 async def assert_all_rolled_up(db: SessionDatabase) -> None:
@@ -179,7 +179,7 @@ async def test_no_writer_waits_while_the_sums_are_written(
     async with session_database.engine.begin() as host:
         await roll_up_sessions(host, keys)
     async with session_database.engine.begin() as host:
-        await host.execute(roll_up.compact("session_lifecycle"), {"most": MANY})
+        await host.execute(roll_up.compact("session_lifecycle")(), {"most": MANY})
         for number in range(2, 42, 2):
             await impatient.lifecycle.reopen_session(f"s{number}", A, at=NOON)
         # No reader waits either, and changes that are not committed count once.

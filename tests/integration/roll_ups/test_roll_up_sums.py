@@ -271,8 +271,8 @@ class History:
         [(keys,)] = await ask(self.db, of_user, user=user)
         bound = {"keys": keys, "idle_before": self.now - THRESHOLDS[number]}
         async with self.db.engine.begin() as connection:
-            await connection.execute(roll_up.roll_up_sessions("session_lifecycle"), bound)
-            await connection.execute(roll_up.compact("session_lifecycle"), {"most": most})
+            await connection.execute(roll_up.roll_up_sessions("session_lifecycle")(), bound)
+            await connection.execute(roll_up.compact("session_lifecycle")(), {"most": most})
 
     async def prune(self, older_than: timedelta, payloads: bool, way: str) -> None:
         name = "prune_payloads" if payloads else "prune_sessions"

@@ -153,10 +153,15 @@ class Plan:
 Ask = Callable[[SessionDatabase], Awaitable[Any]]
 
 
-async def plan_of(url: str, ask: Ask, *, kept: bool = True) -> Plan:
+GENERIC, CHOSEN = "force_generic_plan", "auto"
+EXECUTIONS = 6
+"""After five plans for the values at hand, Postgres decides whether it keeps one for all values."""
+
+
+async def plan_of(url: str, ask: Ask, mode: str = GENERIC) -> Plan:
     """The executed plan of the last statement of a call.
 
-    Of a kept statement it is the plan that Postgres keeps for all values; of others the one for the values at hand.
+    It is the plan for all values, or with CHOSEN the one that Postgres chooses after it ran the statement a few times.
     """
     async with SessionDatabase.connect(url) as db:
         await db.check()
@@ -164,11 +169,11 @@ async def plan_of(url: str, ask: Ask, *, kept: bool = True) -> Plan:
             await ask(db)
         statement, values = sent[-1]
         async with db.engine.connect() as connection:
-            await connection.exec_driver_sql(
-                f"SET LOCAL plan_cache_mode = {'force_generic_plan' if kept else 'force_custom_plan'}"
-            )
+            await connection.exec_driver_sql(f"SET LOCAL plan_cache_mode = {mode}")
             await connection.exec_driver_sql(f"PREPARE asked AS {statement}")
             given = f"({', '.join(map(in_sql, values))})" if values else ""
+            for _ in range(EXECUTIONS if mode == CHOSEN else 0):
+                await connection.exec_driver_sql(f"EXECUTE asked{given}")
             answer = await connection.exec_driver_sql(f"EXPLAIN (ANALYZE, FORMAT JSON) EXECUTE asked{given}")
             answered = answer.scalar_one()
             await connection.exec_driver_sql("DEALLOCATE asked")
@@ -188,6 +193,12 @@ def events(**filters: Any) -> Ask:
     """A call for a page of the ledger."""
     asked = UsageEventFilters(**{"limit": LIMIT, **filters})
     return lambda db: db.activity.list_usage_events(asked)
+
+
+def runs(**filters: Any) -> Ask:
+    """A call for a page of runs."""
+    asked = RunFilters(**filters)
+    return lambda db: db.activity.list_runs(asked)
 
 
 def deep(**filters: Any) -> Ask:
@@ -334,7 +345,8 @@ async def test_a_page_of_summaries_finds_its_sessions_by_the_same_indexes(urls: 
     assert rolled_up("user_id", "last_activity_at") | rolled_up("dataset_id", "last_activity_at") <= plan.indexes
 
 
-async def test_X04_an_index_finds_the_runs_of_a_model_in_any_case(urls: dict[str, str]) -> None:
+@pytest.mark.parametrize("mode", [GENERIC, CHOSEN])
+async def test_X04_an_index_finds_the_runs_of_a_model_in_any_case(urls: dict[str, str], mode: str) -> None:
     auditor = Viewer.auditor()
     asks: list[Ask] = [
         lambda db: db.activity.list_runs(RunFilters(viewer=auditor, model="mODEL 33")),
@@ -343,24 +355,52 @@ async def test_X04_an_index_finds_the_runs_of_a_model_in_any_case(urls: dict[str
         lambda db: db.activity.list_session_summaries(SummaryFilters(viewer=auditor, model="mODEL 33", total="none")),
     ]
     for ask in asks:
-        plan = await plan_of(urls[ROLLED_UP], ask, kept=False)
+        plan = await plan_of(urls[ROLLED_UP], ask, mode)
         assert "ix_session_runs_lower_model_user_id_session_id" in plan.indexes
         assert "session_runs" not in plan.sequential
 
 
-async def test_X15_measuring_an_answer_reads_the_rows_of_its_runs_only(urls: dict[str, str]) -> None:
+@pytest.mark.parametrize("mode", [GENERIC, CHOSEN])
+async def test_X15_measuring_an_answer_reads_the_rows_of_its_runs_only(urls: dict[str, str], mode: str) -> None:
     """Their number and size decide whether the answer is built: they are read twice, and no others."""
-    asks: list[tuple[Ask, bool]] = [
-        (lambda db: db.activity.list_runs(RunFilters(viewer=Viewer(ME), limit=LIMIT, total="none")), False),
-        (lambda db: db.activity.get_session_detail("s3", ME), True),
-        (lambda db: db.activity.list_threads("s3", ME), False),
+    asks: list[Ask] = [
+        lambda db: db.activity.list_runs(RunFilters(viewer=Viewer(ME), limit=LIMIT, total="none")),
+        lambda db: db.activity.get_session_detail("s3", ME),
+        lambda db: db.activity.get_session_detail("s3", ME, project="default"),
+        lambda db: db.activity.list_threads("s3", ME),
+        lambda db: db.activity.get_recent_activity("s3", ME),
+        lambda db: db.activity.list_runs(RunFilters(viewer=Viewer(ME), session_id="s3")),
     ]
-    for ask, is_kept in asks:
-        plan = await plan_of(urls[NEVER], ask, kept=is_kept)
+    for ask in asks:
+        plan = await plan_of(urls[NEVER], ask, mode)
         large = {"session_usage_events", "session_runs", "session_records"}
         assert not large & plan.sequential
         assert plan.rows_of["session_usage_events"] <= 2 * (LIMIT + 1) * EVENTS / SESSIONS
         assert plan.rows_of["session_runs"] <= 4 * (LIMIT + 1)
+
+
+@pytest.mark.parametrize("mode", [GENERIC, CHOSEN])
+async def test_a_page_of_a_users_runs_reads_a_bounded_number_of_rows(urls: dict[str, str], mode: str) -> None:
+    """The user has a third of all runs, and a plan for any user and any limit expects far fewer."""
+    window = {"since": BEGIN + timedelta(days=20), "until": BEGIN + timedelta(days=80)}
+    asked: dict[str, Any] = {"viewer": Viewer(ME), "limit": LIMIT, "total": "none"}
+    for filters in ({}, {"offset": 20}, {"descending": False}, window):
+        plan = await plan_of(urls[NEVER], runs(**asked, **filters), mode)
+        assert plan.rows_of["session_runs"] <= 4 * (LIMIT + 1) + 20, filters
+
+
+@pytest.mark.parametrize("mode", [GENERIC, CHOSEN])
+async def test_what_belongs_to_one_session_is_found_by_its_key(urls: dict[str, str], mode: str) -> None:
+    asks: list[Ask] = [
+        lambda db: db.activity.chat_history("s3", VIEWER),
+        lambda db: db.lifecycle.list_annotations("s3", VIEWER),
+        lambda db: db.lifecycle.get_family_figures("s3", VIEWER),
+        lambda db: db.activity.find_lineage(ME, "call"),
+    ]
+    for ask in asks:
+        plan = await plan_of(urls[NEVER], ask, mode)
+        assert not {"session_records", "session_runs"} & plan.sequential
+        assert plan.rows_read <= 2 * len(DATASETS)
 
 
 @pytest.mark.parametrize("viewer", [VIEWER, Viewer(ME), Viewer.auditor()], ids=["shared", "own", "auditor"])

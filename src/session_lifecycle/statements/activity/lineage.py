@@ -1,16 +1,24 @@
 """The parent and the root of a run that a tool call started."""
 
 from typing import Any
-from uuid import UUID
 
-from sqlalchemy import Select, func, select
+from sqlalchemy import Select, Text, Uuid, bindparam, func, select
 
 from session_lifecycle.statements import tables
+from session_lifecycle.statements.shared.kept import kept
 from session_lifecycle.statements.shared.keys import same_run
 
 
-def find_lineage(user_id: UUID, tool_call_id: str) -> Select[*tuple[Any, ...]]:
-    """At most one row: the run of the user's newest step with this tool call, and that run's root."""
+@kept
+def find_lineage() -> Select[*tuple[Any, ...]]:
+    """At most one row: the run of the user's newest step with this tool call, and that run's root.
+
+    Binds `user_id` and `tool_call_id`.
+    """
+    is_of_call = (
+        tables.steps.user_id == bindparam("user_id", type_=Uuid),
+        tables.steps.tool_call_id == bindparam("tool_call_id", type_=Text),
+    )
     return (
         select(
             tables.steps.run_id.label("parent_run_id"),
@@ -18,7 +26,7 @@ def find_lineage(user_id: UUID, tool_call_id: str) -> Select[*tuple[Any, ...]]:
         )
         .select_from(tables.steps)
         .outerjoin(tables.runs, same_run(tables.runs, tables.steps))
-        .where(tables.steps.user_id == user_id, tables.steps.tool_call_id == tool_call_id)
+        .where(*is_of_call)
         .order_by(tables.steps.started_at.desc(), tables.steps.record_no.desc())
         .limit(1)
     )

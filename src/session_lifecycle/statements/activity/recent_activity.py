@@ -5,8 +5,8 @@ from typing import Any
 
 from sqlalchemy import FromClause, Select, Text, and_, cast, func, select
 
-from session_lifecycle.models import Message, MessageRole, Step, Viewer
-from session_lifecycle.models.session_details import LABEL_CHARACTERS, RecentlyOfSession
+from session_lifecycle.models import Message, MessageRole, Step
+from session_lifecycle.models.session_details import LABEL_CHARACTERS
 from session_lifecycle.statements import tables
 from session_lifecycle.statements.activity.messages import NEWEST_FIRST, OLDEST_FIRST
 from session_lifecycle.statements.activity.run_figures import RECORDED
@@ -15,24 +15,29 @@ from session_lifecycle.statements.activity.sizes import Measure, size
 from session_lifecycle.statements.sessions.records import belongs_to_record, preferred_session, with_status
 from session_lifecycle.statements.sessions.row_filters import TOOL
 from session_lifecycle.statements.shared.json_rows import fields_of, json_array, json_object, or_empty
+from session_lifecycle.statements.shared.kept import LIMIT, OWNER_ID, SESSION_ID, kept
 from session_lifecycle.statements.shared.keys import same_run, same_session
+from session_lifecycle.statements.shared.visibility import ViewerShape
 
 
+@kept
 def get_recent_activity(
-    wanted: RecentlyOfSession, viewer: Viewer, abandon_after: timedelta
+    viewer: ViewerShape, *, has_owner_id: bool, abandon_after: timedelta
 ) -> Select[*tuple[Any, ...]]:
-    """At most one row: the session, its label, two counts, and its newest messages and tool calls as JSON."""
-    session = with_status(preferred_session(wanted.session_id, viewer, owner_id=wanted.owner_id), abandon_after).cte(
-        "session"
-    )
+    """At most one row: the session, its label, two counts, and its newest messages and tool calls as JSON.
+
+    Binds the viewer, `session_id`, `owner_id`, `limit` and `as_of`.
+    """
+    preferred = preferred_session(SESSION_ID, viewer, owner_id=OWNER_ID if has_owner_id else None)
+    session = with_status(preferred, abandon_after).cte("session")
     calls = _calls(session)
-    newest_calls = calls.order_by(*(part.desc() for part in STEP_ORDER)).limit(wanted.limit).cte("newest_calls")
+    newest_calls = calls.order_by(*(part.desc() for part in STEP_ORDER)).limit(LIMIT).cte("newest_calls")
     is_newest_call = and_(same_run(tables.steps, newest_calls.c), tables.steps.step_id == newest_calls.c.step_id)
     newest = (
         select(tables.messages.user_id, tables.messages.session_id, tables.messages.message_id)
         .join(session, belongs_to_record(tables.messages, session))
         .order_by(*NEWEST_FIRST)
-        .limit(wanted.limit)
+        .limit(LIMIT)
         .cte("newest_messages")
     )
     is_newest = and_(same_session(tables.messages, newest.c), tables.messages.message_id == newest.c.message_id)

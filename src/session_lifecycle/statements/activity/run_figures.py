@@ -3,7 +3,7 @@
 A run that others named but nobody recorded has no start. No read counts it.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import (
     BigInteger,
@@ -21,11 +21,13 @@ from sqlalchemy import (
     tuple_,
 )
 
+from session_lifecycle.models.fields import model_key
 from session_lifecycle.models.run_filters import DEFAULT_PROJECT, RunChoice
 from session_lifecycle.models.runs import RunStatus
 from session_lifecycle.statements import tables
 from session_lifecycle.statements.shared.durations import lasted_us
 from session_lifecycle.statements.shared.json_rows import Column
+from session_lifecycle.statements.shared.kept import Given, given
 from session_lifecycle.statements.shared.keys import Columns, equal_where_given, same_run, same_session
 from session_lifecycle.statements.shared.ledger import RUN_TOKEN_COLUMNS, UNKNOWN_CLIENT
 from session_lifecycle.statements.shared.model_names import is_model
@@ -65,23 +67,56 @@ DURATION_US: ColumnElement[Any] = case((ENDED, lasted_us(tables.runs.started_at,
 DURATION_MS: ColumnElement[Any] = DURATION_US / 1000
 
 
-def counted(choice: RunChoice) -> list[ColumnElement[bool]]:
+class RunsShape(NamedTuple):
+    """The part of a choice of runs on which the text of a statement depends. By default all runs are chosen."""
+
+    given: Given = Given()
+    of_default_project: bool = False
+    of_unknown_client: bool = False
+    include_open: bool = True
+    narrows: bool = False
+    """As in `RunChoice`."""
+
+
+def shape_of_runs(choice: RunChoice) -> tuple[RunsShape, dict[str, Any]]:
+    """The shape of a choice of runs, and the parameters that statements of this shape bind."""
+    found, parameters = given(
+        {
+            "project": choice.project,
+            "provider": choice.provider,
+            "model": None if choice.model is None else model_key(choice.model),
+            "client": choice.client,
+            "session_id": choice.session_id,
+        }
+    )
+    shape = RunsShape(
+        found,
+        of_default_project=choice.project == DEFAULT_PROJECT,
+        of_unknown_client=choice.client == UNKNOWN_CLIENT,
+        include_open=choice.include_open,
+        narrows=choice.narrows,
+    )
+    return shape, parameters
+
+
+def counted(choice: RunsShape) -> list[ColumnElement[bool]]:
     """Conditions on runs: somebody recorded the run, and the choice has it."""
     conditions: list[ColumnElement[bool]] = [RECORDED]
     if not choice.include_open:
         conditions.append(ENDED)
-    if choice.project is not None:
-        named = tables.runs.project == choice.project
+    project, client, model = (choice.given.value(name, Text) for name in ("project", "client", "model"))
+    if project is not None:
+        named = tables.runs.project == project
         nameless = or_(tables.runs.project.is_(None), tables.runs.project == "")
-        conditions.append(or_(named, nameless) if choice.project == DEFAULT_PROJECT else named)
-    if choice.client is not None:
-        named = tables.runs.client == choice.client
-        conditions.append(or_(named, tables.runs.client.is_(None)) if choice.client == UNKNOWN_CLIENT else named)
-    if choice.model is not None:
-        conditions.append(is_model(tables.runs.model, choice.model))
+        conditions.append(or_(named, nameless) if choice.of_default_project else named)
+    if client is not None:
+        named = tables.runs.client == client
+        conditions.append(or_(named, tables.runs.client.is_(None)) if choice.of_unknown_client else named)
+    if model is not None:
+        conditions.append(is_model(tables.runs.model, model))
     return conditions + equal_where_given(
-        (tables.runs.provider, choice.provider),
-        (tables.runs.session_id, choice.session_id),
+        (tables.runs.provider, choice.given.value("provider")),
+        (tables.runs.session_id, choice.given.value("session_id")),
     )
 
 

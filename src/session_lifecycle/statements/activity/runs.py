@@ -1,6 +1,6 @@
 """Pages of runs, and runs with their steps, messages and events."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import (
     ColumnElement,
@@ -23,50 +23,92 @@ from session_lifecycle.statements.activity.run_figures import (
     RUNS_AND_SESSIONS,
     TOKENS_TOTAL,
     TOTALS,
+    RunsShape,
     counted,
     errors_count,
     is_event_of,
     is_message_of,
+    shape_of_runs,
     steps_of_run,
 )
 from session_lifecycle.statements.activity.sizes import PAYLOADS, Measure, sizes_of_runs
 from session_lifecycle.statements.shared.json_rows import Column, fields_of, json_array, json_object, or_empty
+from session_lifecycle.statements.shared.kept import Given, KeptStatement, given, kept
 from session_lifecycle.statements.shared.keys import equal_where_given, same_run, same_session
-from session_lifecycle.statements.shared.paging import Order, Position, beside_total, page, total
-from session_lifecycle.statements.shared.visibility import visible_run
+from session_lifecycle.statements.shared.paging import (
+    Order,
+    PageShape,
+    Position,
+    beside_total,
+    page,
+    shape_of_page,
+    total,
+)
+from session_lifecycle.statements.shared.visibility import ViewerShape, shape_of_viewer, visible_run
 from session_lifecycle.statements.shared.window import within
 
 RUN_ORDER = Order(tables.runs.started_at, (tables.runs.record_no,))
 STEP_ORDER = (tables.steps.started_at, tables.steps.seq, tables.steps.record_no)
 
 
-def list_runs(filters: RunFilters, position: Position | None) -> Select[*tuple[Any, ...]]:
-    """A page and one row more, in the columns of `beside_total`: each run's key, and the run as JSON in `body`."""
+class RunFiltersShape(NamedTuple):
+    """The part of the filters of runs on which the text of a statement depends."""
+
+    viewer: ViewerShape
+    choice: RunsShape
+    given: Given
+    """The filters beside those of the choice."""
+
+
+def shape_of_run_filters(filters: RunFilters) -> tuple[RunFiltersShape, dict[str, Any]]:
+    """The shape of the filters, and the parameters that `chosen_runs` binds."""
+    viewer, of_viewer = shape_of_viewer(filters.asker)
+    choice, of_choice = shape_of_runs(filters)
+    names = ("owner_id", "dataset_id", "agent_name", "since", "until")
+    found, of_given = given({name: getattr(filters, name) for name in names})
+    return RunFiltersShape(viewer, choice, found), of_viewer | of_choice | of_given
+
+
+def chosen_runs(shape: RunFiltersShape) -> list[ColumnElement[bool]]:
+    """Conditions on `RUNS_AND_SESSIONS`: the viewer sees the run, and the filters choose it."""
+    return [
+        visible_run(shape.viewer),
+        *counted(shape.choice),
+        *equal_where_given(
+            (tables.runs.user_id, shape.given.value("owner_id")),
+            (tables.sessions.dataset_id, shape.given.value("dataset_id")),
+            (tables.runs.agent_name, shape.given.value("agent_name")),
+        ),
+        *within(tables.runs.started_at, shape.given.value("since"), shape.given.value("until")),
+    ]
+
+
+def list_runs(filters: RunFilters, position: Position | None) -> tuple[KeptStatement, dict[str, Any]]:
+    """A page and one row more, in the columns of `beside_total`, and the parameters that the statement binds.
+
+    A row has a run's key, and the run as JSON in `body`.
+    """
+    shape, parameters = shape_of_run_filters(filters)
+    of_page, more = shape_of_page(filters, position)
+    return _list_runs(shape, of_page), parameters | more
+
+
+@kept
+def _list_runs(shape: RunFiltersShape, of_page: PageShape) -> Select[*tuple[Any, ...]]:
     chosen = (
         select(tables.runs.user_id, tables.runs.run_id, tables.runs.session_id)
         .select_from(RUNS_AND_SESSIONS)
-        .where(
-            visible_run(filters.asker),
-            *counted(filters),
-            *equal_where_given(
-                (tables.runs.user_id, filters.owner_id),
-                (tables.sessions.dataset_id, filters.dataset_id),
-                (tables.runs.agent_name, filters.agent_name),
-            ),
-            *within(tables.runs.started_at, filters.since, filters.until),
-        )
+        .where(*chosen_runs(shape))
     )
-    rows = page(chosen, RUN_ORDER, filters, position)
+    rows = page(chosen, RUN_ORDER, of_page)
     measure = Measure(sizes_of_runs(rows), payloads=True)
-    details = run_details(rows, measure).subquery("details")
-    return (
-        beside_total(rows, total(chosen, filters), None if position is None else position.as_of)
-        .outerjoin(details, same_run(details.c, rows.c))
-        .add_columns(
-            cast(details.c.body, Text).label("body"),
-            measure.has_payloads.label("has_payloads"),
-            measure.is_within.label("is_within"),
-        )
+    # The details have the places of the page. Joined with the page, they might be built again for each of its rows,
+    # because a plan for any limit expects fewer rows.
+    names = (*RUN_ORDER.position_names, "place")
+    details = run_details(rows, measure).add_columns(*(rows.c[name] for name in names)).subquery("details")
+    bodies = select(*(details.c[name] for name in names), cast(details.c.body, Text).label("body")).cte("bodies")
+    return beside_total(bodies, total(chosen, of_page.total)).add_columns(
+        measure.has_payloads.label("has_payloads"), measure.is_within.label("is_within")
     )
 
 

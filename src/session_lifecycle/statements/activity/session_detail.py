@@ -1,96 +1,65 @@
 """One session with its figures, runs and messages."""
 
 from datetime import timedelta
-from functools import lru_cache
 from typing import Any
-from uuid import UUID
 
-from sqlalchemy import ColumnElement, Select, Text, cast, select
+from sqlalchemy import Select, Text, cast, select
 
 from session_lifecycle.models import Message, Viewer
 from session_lifecycle.models.run_filters import RunChoice
 from session_lifecycle.models.session_details import OneDetail
 from session_lifecycle.statements import tables
 from session_lifecycle.statements.activity.messages import OLDEST_FIRST
-from session_lifecycle.statements.activity.run_figures import counted
+from session_lifecycle.statements.activity.run_figures import RunsShape, counted, shape_of_runs
 from session_lifecycle.statements.activity.runs import run_details
 from session_lifecycle.statements.activity.sizes import Measure, size, sizes_of_runs
 from session_lifecycle.statements.activity.summary_figures import messages_of, with_figures
 from session_lifecycle.statements.sessions.records import belongs_to_record, preferred_session, with_status
 from session_lifecycle.statements.shared.json_rows import fields_of, json_array, json_object, or_empty
-from session_lifecycle.statements.shared.kept import LIMIT, MOST_KEPT, OFFSET, OWNER_ID, SESSION_ID
-from session_lifecycle.statements.shared.visibility import AnyViewer, ViewerShape, shape_of_viewer
+from session_lifecycle.statements.shared.kept import LIMIT, OFFSET, OWNER_ID, SESSION_ID, KeptStatement, kept
+from session_lifecycle.statements.shared.visibility import ViewerShape, shape_of_viewer
 
 
 def find_session_detail(
     wanted: OneDetail, viewer: Viewer, abandon_after: timedelta
-) -> tuple[Select[*tuple[Any, ...]], dict[str, Any] | None]:
-    """The statement of `get_session_detail`, and the parameters that a kept statement binds."""
-    if wanted.project is None:
-        shape, of_viewer = shape_of_viewer(viewer)
-        kept = detail_of_all_projects(
-            shape, has_owner_id=wanted.owner_id is not None, payloads=wanted.payloads, abandon_after=abandon_after
-        )
-        return kept, {**of_viewer, **wanted.model_dump(), "as_of": None}
+) -> tuple[KeptStatement, dict[str, Any]]:
+    """The statement of `get_session_detail`, and the parameters that it binds."""
+    seen, parameters = shape_of_viewer(viewer)
+    choice, of_choice = shape_of_runs(RunChoice(project=wanted.project))
     statement = get_session_detail(
-        wanted.session_id,
-        viewer,
-        owner_id=wanted.owner_id,
-        project=wanted.project,
-        limit=wanted.limit,
-        offset=wanted.offset,
+        seen,
+        choice,
+        has_owner_id=wanted.owner_id is not None,
         payloads=wanted.payloads,
         abandon_after=abandon_after,
     )
-    return statement, None
+    return statement, {**parameters, **of_choice, **wanted.model_dump(), "as_of": None}
 
 
-@lru_cache(maxsize=MOST_KEPT)
-def detail_of_all_projects(
-    viewer: ViewerShape, *, has_owner_id: bool, payloads: bool, abandon_after: timedelta
-) -> Select[*tuple[Any, ...]]:
-    return get_session_detail(
-        SESSION_ID,
-        viewer,
-        owner_id=OWNER_ID if has_owner_id else None,
-        project=None,
-        limit=LIMIT,
-        offset=OFFSET,
-        payloads=payloads,
-        abandon_after=abandon_after,
-    )
-
-
+@kept
 def get_session_detail(
-    session_id: str | ColumnElement[str],
-    viewer: AnyViewer,
-    *,
-    owner_id: UUID | ColumnElement[UUID] | None,
-    project: str | None,
-    limit: int | ColumnElement[int],
-    offset: int | ColumnElement[int],
-    payloads: bool,
-    abandon_after: timedelta,
+    viewer: ViewerShape, choice: RunsShape, *, has_owner_id: bool, payloads: bool, abandon_after: timedelta
 ) -> Select[*tuple[Any, ...]]:
     """At most one row: the session, its figures, and a page of its runs and one of its messages as JSON.
 
-    One statement answers all of it, because on the pool each statement has its own snapshot.
+    One statement answers all of it, because on the pool each statement has its own snapshot. Binds the viewer, the
+    choice, `session_id`, `owner_id`, `limit`, `offset` and `as_of`.
     """
-    choice = RunChoice(project=project)
-    session = with_status(preferred_session(session_id, viewer, owner_id=owner_id), abandon_after).cte("session")
+    preferred = preferred_session(SESSION_ID, viewer, owner_id=OWNER_ID if has_owner_id else None)
+    session = with_status(preferred, abandon_after).cte("session")
     of_choice = (
         select(tables.runs.user_id, tables.runs.run_id, tables.runs.session_id)
         .join(session, belongs_to_record(tables.runs, session))
         .where(*counted(choice))
     )
     order = (tables.runs.started_at, tables.runs.record_no)
-    chosen = of_choice.order_by(*order).limit(limit).offset(offset).cte("chosen")
+    chosen = of_choice.order_by(*order).limit(LIMIT).offset(OFFSET).cte("chosen")
     messages_of_page = (
         select(tables.messages.__table__)
         .where(*messages_of(session, choice))
         .order_by(*OLDEST_FIRST)
-        .limit(limit)
-        .offset(offset)
+        .limit(LIMIT)
+        .offset(OFFSET)
     )
     of_page = messages_of_page.with_only_columns(tables.messages.content, *OLDEST_FIRST).select_from(session)
     measure = Measure([*sizes_of_runs(chosen), size(text=of_page.subquery("of_page").c.content)], payloads=payloads)
@@ -111,4 +80,4 @@ def get_session_detail(
         measure.has_payloads.label("has_payloads"),
         measure.is_within.label("is_within"),
     )
-    return detail if project is None else detail.where(of_choice.exists())
+    return detail.where(of_choice.exists()) if choice.narrows else detail

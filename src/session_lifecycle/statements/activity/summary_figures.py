@@ -22,7 +22,6 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, aggregate_order_by
 
 from session_lifecycle.models.messages import MessageRole
-from session_lifecycle.models.run_filters import RunChoice
 from session_lifecycle.models.summaries import MOST_NAMES, PREVIEW_CHARACTERS
 from session_lifecycle.statements import tables
 from session_lifecycle.statements.activity.messages import NEWEST_FIRST, OLDEST_FIRST
@@ -34,6 +33,7 @@ from session_lifecycle.statements.activity.run_figures import (
     THREAD_ID,
     TOTALS,
     UNATTRIBUTED_TOKENS,
+    RunsShape,
     counted,
     errors_count,
     steps_of_run,
@@ -45,7 +45,7 @@ from session_lifecycle.statements.shared.keys import same_session
 NEGATIVE_DURATION: ColumnElement[str] = literal_column("'negative_duration'::text", Text)
 
 
-def with_figures(rows: Select[*tuple[Any, ...]], sessions: FromClause, choice: RunChoice) -> Select[*tuple[Any, ...]]:
+def with_figures(rows: Select[*tuple[Any, ...]], sessions: FromClause, choice: RunsShape) -> Select[*tuple[Any, ...]]:
     """The rows, with the figures of each row's session in columns named like the fields of a `SessionSummary`.
 
     Args:
@@ -75,7 +75,7 @@ def with_figures(rows: Select[*tuple[Any, ...]], sessions: FromClause, choice: R
     )
 
 
-def _runs(of_session: ColumnElement[bool], choice: RunChoice) -> FromClause:
+def _runs(of_session: ColumnElement[bool], choice: RunsShape) -> FromClause:
     """One row: the figures over the session's counted runs, or zeros where it has none."""
     steps = steps_of_run()
     first_seen, last_seen = func.min(tables.runs.first_seen), func.max(tables.runs.last_seen)
@@ -107,7 +107,7 @@ def _runs(of_session: ColumnElement[bool], choice: RunChoice) -> FromClause:
     )
 
 
-def _earliest_run(of_session: ColumnElement[bool], choice: RunChoice) -> FromClause:
+def _earliest_run(of_session: ColumnElement[bool], choice: RunsShape) -> FromClause:
     return (
         select(CLIENT.label("client"), tables.runs.run_metadata.label("metadata"))
         .where(of_session, *counted(choice))
@@ -122,7 +122,7 @@ def _open_runs(of_session: ColumnElement[bool]) -> FromClause:
     return select(*totals).where(of_session, RECORDED, ~ENDED).lateral("open_runs")
 
 
-def last_prompt_at(of_session: ColumnElement[bool], sessions: Any, choice: RunChoice) -> ColumnElement[datetime]:
+def last_prompt_at(of_session: ColumnElement[bool], sessions: Any, choice: RunsShape) -> ColumnElement[datetime]:
     """When the user's last message was created; null where the user has no message.
 
     Args:
@@ -136,7 +136,7 @@ def last_prompt_at(of_session: ColumnElement[bool], sessions: Any, choice: RunCh
     return prompts.order_by(*NEWEST_FIRST).limit(1).correlate(sessions).scalar_subquery()
 
 
-def _messages(sessions: FromClause, choice: RunChoice) -> list[ColumnElement[Any]]:
+def _messages(sessions: FromClause, choice: RunsShape) -> list[ColumnElement[Any]]:
     conditions = messages_of(sessions, choice)
 
     def preview(order: Sequence[Any], *more: ColumnElement[bool]) -> ColumnElement[str]:
@@ -158,12 +158,12 @@ def _messages(sessions: FromClause, choice: RunChoice) -> list[ColumnElement[Any
     ]
 
 
-def messages_of(sessions: FromClause, choice: RunChoice) -> list[ColumnElement[bool]]:
+def messages_of(sessions: FromClause, choice: RunsShape) -> list[ColumnElement[bool]]:
     """Conditions on messages: the message belongs to the session, and the choice does not leave out its run."""
     return [belongs_to_record(tables.messages, sessions), *of_counted_runs(choice)]
 
 
-def of_counted_runs(choice: RunChoice) -> list[ColumnElement[bool]]:
+def of_counted_runs(choice: RunsShape) -> list[ColumnElement[bool]]:
     """Conditions on messages: the choice does not leave out the message's run.
 
     Where the choice narrows, a message needs a counted run. Where it only leaves out open runs, a message without a run

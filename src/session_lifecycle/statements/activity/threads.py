@@ -2,53 +2,48 @@
 
 from datetime import timedelta
 from typing import Any
-from uuid import UUID
 
-from sqlalchemy import ColumnElement, FromClause, Select, Text, case, cast, func, null, or_, select, true
+from sqlalchemy import ColumnElement, FromClause, Select, Text, bindparam, case, cast, func, null, or_, select, true
 
-from session_lifecycle.models import Message, MessageRole, Step, Viewer
-from session_lifecycle.models.run_filters import RunChoice
+from session_lifecycle.models import Message, MessageRole, Step
 from session_lifecycle.statements import tables
 from session_lifecycle.statements.activity.messages import NEWEST_FIRST, OLDEST_FIRST
-from session_lifecycle.statements.activity.run_figures import RECORDED, THREAD_ID, TOTALS
+from session_lifecycle.statements.activity.run_figures import RECORDED, THREAD_ID, TOTALS, RunsShape
 from session_lifecycle.statements.activity.runs import STEP_ORDER, with_payloads
 from session_lifecycle.statements.activity.sizes import Measure, size
 from session_lifecycle.statements.activity.summary_figures import with_figures
 from session_lifecycle.statements.sessions.records import belongs_to_record, preferred_session, with_status
 from session_lifecycle.statements.sessions.row_filters import TOOL
 from session_lifecycle.statements.shared.json_rows import fields_of, json_array, json_object, or_empty
+from session_lifecycle.statements.shared.kept import LIMIT, OWNER_ID, SESSION_ID, kept
 from session_lifecycle.statements.shared.keys import same_run, same_session
 from session_lifecycle.statements.shared.paging import comes_after
+from session_lifecycle.statements.shared.visibility import ViewerShape
 
 
+@kept
 def list_threads(
-    session_id: str,
-    viewer: Viewer,
-    *,
-    owner_id: UUID | None,
-    limit: int,
-    after: str | None,
-    before: str | None,
-    abandon_after: timedelta,
+    viewer: ViewerShape, *, has_owner_id: bool, has_anchor: bool, backwards: bool, abandon_after: timedelta
 ) -> Select[*tuple[Any, ...]]:
-    """At most one row: the session, its figures, and a page of its threads with one thread more, oldest first, as JSON.
+    """At most one row: the session, its figures, and a page of its threads, oldest first, as JSON.
 
-    `is_anchored` says whether the session has the thread after or before which the page begins.
+    `is_anchored` says whether the session has the thread after which, or `backwards` before which, the page begins.
+    Binds the viewer, `session_id`, `owner_id`, `anchor`, `limit` and `as_of`.
     """
-    session = with_status(preferred_session(session_id, viewer, owner_id=owner_id), abandon_after).cte("session")
+    preferred = preferred_session(SESSION_ID, viewer, owner_id=OWNER_ID if has_owner_id else None)
+    session = with_status(preferred, abandon_after).cte("session")
     runs = _runs(session)
     threads = _threads(runs)
     order = (threads.c.root_started_at, threads.c.root_order)
-    page = select(threads).order_by(*(order if before is None else (part.desc() for part in order))).limit(limit + 1)
-    anchor = before if after is None else after
+    page = select(threads).order_by(*((part.desc() for part in order) if backwards else order)).limit(LIMIT)
     is_anchored: ColumnElement[bool] = true()
-    if anchor is not None:
-        position = select(*order).where(threads.c.thread_id == anchor).cte("position")
-        page = page.join(position, comes_after(order, [*position.c], descending=before is not None))
+    if has_anchor:
+        position = select(*order).where(threads.c.thread_id == bindparam("anchor", type_=Text)).cte("position")
+        page = page.join(position, comes_after(order, [*position.c], descending=backwards))
         is_anchored = select(position.c.root_order).exists()
     chosen = page.cte("page")
     measure = Measure(_sizes(session, runs, chosen), payloads=True)
-    return with_figures(select(*session.c).select_from(session), session, RunChoice()).add_columns(
+    return with_figures(select(*session.c).select_from(session), session, RunsShape()).add_columns(
         is_anchored.label("is_anchored"),
         case((measure.is_within, _bodies(session, runs, chosen, measure))).label("threads"),
         measure.has_payloads.label("has_payloads"),

@@ -1,16 +1,15 @@
 """What a bucket says of itself, which data sets it has, and its clock."""
 
-from collections.abc import Sequence
 from typing import Any
-from uuid import UUID
 
-from sqlalchemy import Select, func, literal, select, true
+from sqlalchemy import Select, bindparam, func, select, true
 from sqlalchemy.dialects.postgresql import ARRAY, insert
 from sqlalchemy.sql.dml import ReturningInsert
 from sqlalchemy.types import Uuid
 
 from session_lifecycle.statements import tables
 from session_lifecycle.statements.shared.clock import clock
+from session_lifecycle.statements.shared.kept import kept
 
 COLUMNS = tuple(tables.buckets.__table__.columns)
 
@@ -30,12 +29,14 @@ def write_bucket(fields: dict[str, Any]) -> ReturningInsert[int]:
     return insert(tables.buckets).values(**fields).on_conflict_do_nothing().returning(tables.buckets.number)
 
 
-def present_datasets(dataset_ids: Sequence[UUID]) -> Select[*tuple[Any, ...]]:
+@kept
+def present_datasets() -> Select[*tuple[Any, ...]]:
     """One row: those of the data sets in which the bucket has a session, and the bucket's clock as `as_of`.
 
-    An index finds one session of each data set.
+    An index finds one session of each data set. Binds `dataset_ids` and `as_of`.
     """
-    dataset = func.unnest(literal(list(dataset_ids), ARRAY(Uuid))).table_valued("id", name="dataset").render_derived()
+    dataset_ids = bindparam("dataset_ids", type_=ARRAY(Uuid))
+    dataset = func.unnest(dataset_ids).table_valued("id", name="dataset").render_derived()
     first = (
         select(tables.sessions.dataset_id)
         .where(tables.sessions.dataset_id == dataset.c.id)
@@ -47,6 +48,7 @@ def present_datasets(dataset_ids: Sequence[UUID]) -> Select[*tuple[Any, ...]]:
     return select(found.scalar_subquery().label("dataset_ids"), clock().label("as_of"))
 
 
+@kept
 def now() -> Select[*tuple[Any, ...]]:
-    """One row: the bucket's clock as `as_of`."""
+    """One row: the bucket's clock as `as_of`. Binds `as_of`."""
     return select(clock().label("as_of"))

@@ -1,6 +1,5 @@
 """What is used of budgets, and reservations: calls of our functions, which are in `alembic/functions/budgets/`."""
 
-from functools import lru_cache
 from typing import Any
 from uuid import UUID
 
@@ -26,12 +25,12 @@ from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.sql.dml import ReturningDelete
 from sqlalchemy.types import Uuid
 
-from session_lifecycle.models import Viewer
 from session_lifecycle.statements import tables
 from session_lifecycle.statements.budgets.budgets import COLUMNS, visible
 from session_lifecycle.statements.shared.clock import TIMESTAMPTZ
 from session_lifecycle.statements.shared.database_functions import database_function
-from session_lifecycle.statements.shared.kept import MOST_KEPT
+from session_lifecycle.statements.shared.kept import kept
+from session_lifecycle.statements.shared.visibility import ViewerShape
 
 _BUDGET = [column(name, getattr(tables.budgets, name).type) for name in COLUMNS]
 _FIGURES = [
@@ -56,7 +55,7 @@ _ASKED = (
 _NOT_OWN: tuple[ColumnElement[Any], ...] = (null(), null(), null())
 
 
-@lru_cache(maxsize=MOST_KEPT)
+@kept
 def would_exceed(schema: str) -> Select[*tuple[Any, ...]]:
     """A row for each budget that would refuse a call, in the order of their ids.
 
@@ -68,7 +67,7 @@ def would_exceed(schema: str) -> Select[*tuple[Any, ...]]:
     return select(used).where(is_over)
 
 
-@lru_cache(maxsize=MOST_KEPT)
+@kept
 def reserve(schema: str) -> Select[*tuple[Any, ...]]:
     """Reserves. One row with the outcome and the end of the lease, or a row for each budget that refuses.
 
@@ -89,11 +88,12 @@ def reserve(schema: str) -> Select[*tuple[Any, ...]]:
     return select(*answer.c)
 
 
-def budget_use(schema: str, budget_id: str, viewer: Viewer) -> Select[*tuple[Any, ...]]:
-    """What is used of a budget. No row where the viewer sees none with this id."""
+@kept
+def budget_use(schema: str, viewer: ViewerShape) -> Select[*tuple[Any, ...]]:
+    """What is used of a budget. No row where the viewer sees none with this id. Binds the viewer and `budget_id`."""
     seen = (
         select(func.array_agg(tables.budgets.budget_id, type_=ARRAY(Text)))
-        .where(tables.budgets.budget_id == budget_id, visible(viewer))
+        .where(tables.budgets.budget_id == bindparam("budget_id", type_=Text), visible(viewer))
         .scalar_subquery()
     )
     unknown = (null(), null(), literal(False, Boolean))

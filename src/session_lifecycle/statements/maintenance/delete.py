@@ -11,6 +11,7 @@ from sqlalchemy.types import Uuid
 
 from session_lifecycle.statements.shared.clock import TIMESTAMPTZ
 from session_lifecycle.statements.shared.database_functions import database_function, json_parameter
+from session_lifecycle.statements.shared.kept import kept
 
 DeletedRow = Select[*tuple[Any, ...]]
 
@@ -31,6 +32,7 @@ class Deleted(NamedTuple):
         return {name: value for name, value in self._asdict().items() if name != "session_keys"}
 
 
+@kept
 def delete_sessions(schema: str) -> DeletedRow:
     """Deletes the sessions of the bound `keys`, a JSON array as text, with everything that belongs to them.
 
@@ -40,16 +42,19 @@ def delete_sessions(schema: str) -> DeletedRow:
     return _call(schema, "delete_sessions_v1", _idle_before())
 
 
+@kept
 def delete_runs_outside_sessions(schema: str) -> DeletedRow:
     """Deletes the runs of the bound `keys` that are outside a session. `idle_before` works as in `delete_sessions`."""
     return _call(schema, "delete_waiting_runs_v1", _idle_before())
 
 
+@kept
 def empty_sessions(schema: str) -> DeletedRow:
     """Deletes the messages and empties the payloads of the bound `keys` that are older than the bound `older_than`."""
     return _call(schema, "empty_sessions_v1", bindparam("older_than", type_=TIMESTAMPTZ))
 
 
+@kept
 def anonymise_sessions(schema: str) -> DeletedRow:
     """Moves the sessions of the bound `keys` to the bound user `pseudonym`, each with a new random id."""
     return _call(schema, "anonymise_sessions_v1", bindparam("pseudonym", type_=Uuid))

@@ -5,6 +5,7 @@ of a table is in it by itself.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, NamedTuple
 
@@ -40,13 +41,16 @@ from session_lifecycle.models import RunFilters, SessionListFilters, UsageEventF
 from session_lifecycle.models.transfer import ExportTable
 from session_lifecycle.settings import DEFAULT_SCHEMA
 from session_lifecycle.statements import tables
-from session_lifecycle.statements.activity.run_figures import RUNS_AND_SESSIONS, counted
-from session_lifecycle.statements.activity.usage_events import EVENTS_WITH_RUNS, chosen_events
+from session_lifecycle.statements.activity.run_figures import RUNS_AND_SESSIONS
+from session_lifecycle.statements.activity.runs import chosen_runs, shape_of_run_filters
+from session_lifecycle.statements.activity.usage_events import EVENTS_WITH_RUNS, chosen_events, given_events
 from session_lifecycle.statements.sessions.listing import chosen_sessions
+from session_lifecycle.statements.sessions.records import SESSION_KEY
+from session_lifecycle.statements.sessions.row_filters import shape_of_session_filters
 from session_lifecycle.statements.shared.database_functions import json_parameter
-from session_lifecycle.statements.shared.keys import equal_where_given, same_run, same_session
-from session_lifecycle.statements.shared.visibility import visible_run
-from session_lifecycle.statements.shared.window import within
+from session_lifecycle.statements.shared.kept import kept
+from session_lifecycle.statements.shared.keys import same_run, same_session
+from session_lifecycle.statements.shared.visibility import shape_of_viewer
 
 AnyFilters = SessionListFilters | UsageEventFilters | RunFilters
 CONTENT_FOLDED = "content_folded"
@@ -108,8 +112,9 @@ class ExportColumn(NamedTuple):
     is_nullable: bool
 
 
-class TableShape(NamedTuple):
-    """What an export has of a table."""
+@dataclass(frozen=True, eq=False)
+class TableShape:
+    """What an export has of a table. There is one for each table."""
 
     name: ExportTable
     table: Table
@@ -158,35 +163,30 @@ def chosen_rows(shape: TableShape, filters: AnyFilters, abandon_after: timedelta
     rows = all_rows(shape)
     match shape.name, filters:
         case "usage_events", UsageEventFilters():
-            events = chosen_events(filters.asker, filters, filters.since, filters.until)
-            return rows.select_from(EVENTS_WITH_RUNS).where(*events)
-        case "runs", RunFilters():
-            return rows.select_from(RUNS_AND_SESSIONS).where(*_chosen_runs(filters))
-        case "steps", RunFilters():
-            runs = select(tables.runs.run_id).select_from(RUNS_AND_SESSIONS).where(*_chosen_runs(filters))
-            return rows.where(runs.where(same_run(tables.steps, tables.runs)).correlate(tables.steps).exists())
-        case "messages", SessionListFilters():
-            sessions = chosen_sessions(filters, abandon_after).with_only_columns(literal(1))
-            of_message = sessions.where(same_session(tables.messages, tables.sessions))
-            return rows.where(of_message.correlate(tables.messages).exists())
-        case "sessions", SessionListFilters():
-            chosen = chosen_sessions(filters, abandon_after).with_only_columns(*_columns(shape))
-            return chosen.order_by(tables.sessions.user_id, tables.sessions.session_id)
+            viewer, of_viewer = shape_of_viewer(filters.asker)
+            given, of_filters = given_events(filters, filters.since, filters.until)
+            rows = rows.select_from(EVENTS_WITH_RUNS).where(*chosen_events(viewer, given))
+            parameters = of_viewer | of_filters
+        case ("runs" | "steps") as name, RunFilters():
+            chosen, parameters = shape_of_run_filters(filters)
+            if name == "runs":
+                rows = rows.select_from(RUNS_AND_SESSIONS).where(*chosen_runs(chosen))
+            else:
+                runs = select(tables.runs.run_id).select_from(RUNS_AND_SESSIONS).where(*chosen_runs(chosen))
+                rows = rows.where(runs.where(same_run(tables.steps, tables.runs)).correlate(tables.steps).exists())
+        case ("messages" | "sessions") as name, SessionListFilters():
+            of_sessions, parameters = shape_of_session_filters(filters, abandon_after)
+            sessions = chosen_sessions(of_sessions)
+            if name == "messages":
+                of_message = sessions.with_only_columns(literal(1)).where(
+                    same_session(tables.messages, tables.sessions)
+                )
+                rows = rows.where(of_message.correlate(tables.messages).exists())
+            else:
+                rows = sessions.with_only_columns(*_columns(shape)).order_by(*SESSION_KEY)
         case _:
             raise AssertionError(f"no filters of {shape.name}: {filters!r}")
-
-
-def _chosen_runs(filters: RunFilters) -> list[Any]:
-    return [
-        visible_run(filters.asker),
-        *counted(filters),
-        *equal_where_given(
-            (tables.runs.user_id, filters.owner_id),
-            (tables.sessions.dataset_id, filters.dataset_id),
-            (tables.runs.agent_name, filters.agent_name),
-        ),
-        *within(tables.runs.started_at, filters.since, filters.until),
-    ]
+    return rows.params(parameters)
 
 
 # Rows of an export, as an import looks them up and adds them
@@ -211,12 +211,14 @@ def _same_key(shape: TableShape, incoming: FromClause) -> ColumnElement[bool]:
     )
 
 
+@kept
 def stored_rows(shape: TableShape) -> Select[*tuple[Any, ...]]:
     """The rows of the table that have the keys of the bound `rows`, in the columns of the export."""
     incoming = _incoming(shape)
     return select(*_columns(shape)).select_from(shape.table).join(incoming, _same_key(shape, incoming))
 
 
+@kept
 def add_rows(shape: TableShape) -> Select[int]:
     """Adds the bound `rows` that the table has not. One row: how many it added."""
     more = (CONTENT_FOLDED,) if CONTENT_FOLDED in shape.table.c else ()
@@ -232,6 +234,7 @@ def add_rows(shape: TableShape) -> Select[int]:
     return select(func.count()).select_from(added)
 
 
+@kept
 def events_elsewhere() -> Select[*tuple[Any, ...]]:
     """The events of the ledger that another session has counted under the keys of the bound `rows`.
 
@@ -259,6 +262,7 @@ def events_elsewhere() -> Select[*tuple[Any, ...]]:
     )
 
 
+@kept
 def erased_users(shape: TableShape) -> Select[*tuple[Any, ...]]:
     """The users of the bound `rows` who are erased."""
     incoming = _incoming(shape)
@@ -266,6 +270,7 @@ def erased_users(shape: TableShape) -> Select[*tuple[Any, ...]]:
     return select(tables.tombstones.user_id).where(is_named.correlate(tables.tombstones))
 
 
+@kept
 def move_sequence_on(schema: str, shape: TableShape) -> Select[*tuple[Any, ...]]:
     """Moves the sequence of `record_no` past the bound `most`, so that what is recorded later comes later."""
     name = f"{shape.table.name}_{RECORD_NO}_seq"

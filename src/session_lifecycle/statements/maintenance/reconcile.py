@@ -8,7 +8,6 @@ for the next run. A repair is one statement on one row, so it never waits for a 
 """
 
 from collections.abc import Mapping
-from functools import cache
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -42,6 +41,7 @@ from session_lifecycle.statements import tables
 from session_lifecycle.statements.shared.clock import TIMESTAMPTZ
 from session_lifecycle.statements.shared.database_functions import EventTotals, database_function
 from session_lifecycle.statements.shared.further_totals import FURTHER_TOTALS, summed
+from session_lifecycle.statements.shared.kept import kept
 from session_lifecycle.statements.shared.keys import same_session
 from session_lifecycle.statements.shared.ledger import (
     IS_ADJUSTMENT,
@@ -152,7 +152,7 @@ def users_with_runs(after: UUID | None, limit: int) -> Select[UUID]:
     return select(users.user_id).order_by(users.user_id).limit(limit)
 
 
-@cache
+@kept
 def session_mismatches() -> Select[*tuple[Any, ...]]:
     """The sessions from the first to the last that have a wrong total, in the order of their keys.
 
@@ -172,7 +172,7 @@ def session_mismatches() -> Select[*tuple[Any, ...]]:
     )
 
 
-@cache
+@kept
 def model_mismatches() -> Select[*tuple[Any, ...]]:
     """The same for the totals by model. `found_…` is null where the model has no row."""
     names = ("user_id", "session_id", "model_key")
@@ -195,7 +195,7 @@ def model_mismatches() -> Select[*tuple[Any, ...]]:
     )
 
 
-@cache
+@kept
 def run_mismatches() -> Select[*tuple[Any, ...]]:
     """The same for the runs of the users from the first to the last. `found_…` is null where the run has no row.
 
@@ -220,7 +220,7 @@ def run_mismatches() -> Select[*tuple[Any, ...]]:
     )
 
 
-@cache
+@kept
 def adjustment_mismatches() -> Select[*tuple[Any, ...]]:
     """The runs of these users whose adjustment is not what the run reports beyond its events, in the order of keys.
 

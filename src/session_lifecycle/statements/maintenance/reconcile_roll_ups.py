@@ -6,7 +6,6 @@ roll-ups themselves.
 """
 
 from collections.abc import Mapping, Sequence
-from functools import cache
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -40,6 +39,7 @@ from session_lifecycle.statements.maintenance.reconcile import SessionKey, betwe
 from session_lifecycle.statements.roll_ups.totals import MODEL_FIGURES, NOBODY, SESSION_FIGURES
 from session_lifecycle.statements.shared.database_functions import database_function
 from session_lifecycle.statements.shared.further_totals import FURTHER_TOTALS, summed
+from session_lifecycle.statements.shared.kept import kept
 from session_lifecycle.statements.shared.keys import same_session
 
 KEPT = tuple(
@@ -100,7 +100,7 @@ class Part(NamedTuple):
         return {"after": self.after, "up_to": self.up_to}
 
 
-@cache
+@kept
 def rolled_up_mismatches() -> Select[*tuple[Any, ...]]:
     """The sessions from the first to the last that the roll-ups wrongly have, lack, or have with other values.
 
@@ -137,7 +137,7 @@ def rolled_up_mismatches() -> Select[*tuple[Any, ...]]:
     )
 
 
-@cache
+@kept
 def rolled_up_model_mismatches(schema: str) -> Select[*tuple[Any, ...]]:
     """The models of rolled-up sessions from the first to the last whose kept figures differ from the session's usage.
 
@@ -202,7 +202,7 @@ def take_out(schema: str, key: SessionKey) -> Select[bool]:
     )
 
 
-@cache
+@kept
 def end_of_part(part: PartShape, sessions: int) -> Select[UUID]:
     """One row: the owner up to whom a part has about this many sessions. No row where the part has fewer.
 
@@ -218,7 +218,7 @@ def end_of_part(part: PartShape, sessions: int) -> Select[UUID]:
     )
 
 
-@cache
+@kept
 def bucket_mismatches(
     schema: str, table: type[tables.roll_ups | tables.model_roll_ups], part: PartShape, limit: int
 ) -> Select[*tuple[Any, ...]]:
@@ -253,7 +253,7 @@ def bucket_mismatches(
     )
 
 
-@cache
+@kept
 def rebuild(schema: str, part: PartShape) -> Select[*tuple[Any, ...]]:
     """Replaces the buckets of a part with the sums of the rolled-up sessions. Binds the parameters of the part."""
     return select(database_function(schema, "rebuild_roll_ups_v1", *part.arguments))

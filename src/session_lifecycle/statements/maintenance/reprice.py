@@ -12,6 +12,7 @@ from sqlalchemy.types import Uuid
 from session_lifecycle.entities import KeyText
 from session_lifecycle.statements import tables
 from session_lifecycle.statements.shared.database_functions import database_function, json_parameter
+from session_lifecycle.statements.shared.kept import kept
 from session_lifecycle.statements.shared.ledger import TOKEN_COLUMNS
 from session_lifecycle.statements.shared.paging import after_key
 from session_lifecycle.statements.shared.window import within
@@ -80,6 +81,7 @@ def audit(repricing_id: UUID) -> Select[*tuple[Any, ...]]:
     )
 
 
+@kept
 def reprice(schema: str) -> Select[int]:
     """Writes the bound `changes`, a JSON array as text, for the bound `repricing_id`. One row: how many it wrote."""
     arguments = (json_parameter("changes"), bindparam("repricing_id", type_=Uuid))

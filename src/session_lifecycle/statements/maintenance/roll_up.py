@@ -14,6 +14,7 @@ from session_lifecycle.models import SessionStatus
 from session_lifecycle.statements import tables
 from session_lifecycle.statements.shared.clock import TIMESTAMPTZ
 from session_lifecycle.statements.shared.database_functions import database_function, json_parameter
+from session_lifecycle.statements.shared.kept import kept
 from session_lifecycle.statements.shared.paging import after_key
 from session_lifecycle.statements.shared.status import is_waiting
 from session_lifecycle.statements.shared.visibility import of_everybody
@@ -45,6 +46,7 @@ def sessions_to_roll_up(
     return statement if after is None else statement.where(after_key(order, after))
 
 
+@kept
 def roll_up_sessions(schema: str) -> Select[int]:
     """Rolls up the sessions of the bound `keys`, a JSON array as text. One row: how many it rolled up.
 
@@ -54,6 +56,7 @@ def roll_up_sessions(schema: str) -> Select[int]:
     return select(type_coerce(database_function(schema, "roll_up_sessions_v1", *arguments), BigInteger))
 
 
+@kept
 def compact(schema: str) -> Select[int]:
     """Puts changes into the roll-ups, at most the bound `most` of each kind. One row: how many it put in."""
     most = bindparam("most", type_=Integer)

@@ -1,22 +1,20 @@
 """Cost by model (rule R17), by agent, by user, and by user and type of agent."""
 
-from datetime import datetime
-from functools import cache
 from typing import Any
 
 from sqlalchemy import BigInteger, ColumnElement, Numeric, Select, Text, bindparam, case, func, null, select
 
-from session_lifecycle.models import Viewer
 from session_lifecycle.models.sessions import CODING_AGENTS
 from session_lifecycle.statements import tables
 from session_lifecycle.statements.roll_ups.totals import MODEL_FIGURES, model_figures
 from session_lifecycle.statements.shared.further_totals import FURTHER_TOTALS, as_text
+from session_lifecycle.statements.shared.kept import LIMIT, kept
 from session_lifecycle.statements.shared.ledger import TOKEN_COLUMNS, UNKNOWN_AGENT
-from session_lifecycle.statements.shared.visibility import ScopeKinds, visible
+from session_lifecycle.statements.shared.visibility import ScopeKinds, ViewerShape, visible
 from session_lifecycle.statements.shared.window import Ends, StatusWindow, active_within, window
 
 
-@cache
+@kept
 def cost_by_model(kinds: ScopeKinds, ends: Ends) -> Select[*tuple[Any, ...]]:
     """One row per model, most expensive first, ties by name. A model whose events were all revised away has no row.
 
@@ -29,21 +27,27 @@ def cost_by_model(kinds: ScopeKinds, ends: Ends) -> Select[*tuple[Any, ...]]:
     return rows.limit(bindparam("row_limit", type_=BigInteger))
 
 
-def cost_by_agent(viewer: Viewer, since: datetime | None, until: datetime | None) -> Select[*tuple[Any, ...]]:
+# Each of the reports below binds the viewer, the ends that are given, and `limit`.
+
+
+@kept
+def cost_by_agent(viewer: ViewerShape, ends: Ends) -> Select[*tuple[Any, ...]]:
     """One row per agent, most expensive first, ties by name."""
     return _cost_by(
-        func.coalesce(tables.sessions.agent_name, UNKNOWN_AGENT).collate("C").label("agent_name"), viewer, since, until
+        func.coalesce(tables.sessions.agent_name, UNKNOWN_AGENT).collate("C").label("agent_name"), viewer, ends
     )
 
 
-def cost_by_user(viewer: Viewer, since: datetime | None, until: datetime | None) -> Select[*tuple[Any, ...]]:
+@kept
+def cost_by_user(viewer: ViewerShape, ends: Ends) -> Select[*tuple[Any, ...]]:
     """One row per user, most expensive first, ties by id."""
-    return _cost_by(tables.sessions.user_id.label("user_id"), viewer, since, until)
+    return _cost_by(tables.sessions.user_id.label("user_id"), viewer, ends)
 
 
-def cost_by_user_agent(viewer: Viewer, since: datetime | None, until: datetime | None) -> Select[*tuple[Any, ...]]:
+@kept
+def cost_by_user_agent(viewer: ViewerShape, ends: Ends) -> Select[*tuple[Any, ...]]:
     """One row per user and type of agent, most expensive first, ties by id and then by type, null last."""
-    return _cost_by(tables.sessions.user_id.label("user_id"), viewer, since, until, _agent_type().label("agent_type"))
+    return _cost_by(tables.sessions.user_id.label("user_id"), viewer, ends, _agent_type().label("agent_type"))
 
 
 def _agent_type() -> ColumnElement[Any]:
@@ -59,9 +63,8 @@ def _agent_type() -> ColumnElement[Any]:
 
 def _cost_by(
     key: ColumnElement[Any],
-    viewer: Viewer,
-    since: datetime | None,
-    until: datetime | None,
+    viewer: ViewerShape,
+    ends: Ends,
     *further_keys: ColumnElement[Any],
 ) -> Select[*tuple[Any, ...]]:
     cost = func.sum(tables.sessions.cost_usd).cast(Numeric)
@@ -78,7 +81,8 @@ def _cost_by(
             func.sum(tables.sessions.unpriced_events).cast(BigInteger).label("unpriced_events"),
         )
         .select_from(tables.sessions)
-        .where(visible(viewer), *active_within(since, until))
+        .where(visible(viewer), *active_within(*window(ends)))
         .group_by(key, *further_keys)
         .order_by(cost.desc(), key, *further_keys)
+        .limit(LIMIT)
     )

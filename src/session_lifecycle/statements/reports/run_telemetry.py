@@ -1,6 +1,5 @@
 """Run telemetry: the number of ended runs, their durations, tokens and tool calls."""
 
-from datetime import datetime
 from typing import Any
 
 from sqlalchemy import (
@@ -18,36 +17,42 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import ARRAY
 
-from session_lifecycle.models import MessageRole, Viewer
-from session_lifecycle.models.run_filters import RunChoice
-from session_lifecycle.models.run_telemetry import TelemetryFilters
+from session_lifecycle.models import MessageRole
 from session_lifecycle.statements import tables
 from session_lifecycle.statements.activity.run_figures import (
     CLIENT,
     DURATION_US,
     RUNS_AND_SESSIONS,
+    RunsShape,
     counted,
     is_message_of,
 )
 from session_lifecycle.statements.sessions.row_filters import TOOL
 from session_lifecycle.statements.shared.durations import durations_of, listed_durations, percentiles
+from session_lifecycle.statements.shared.kept import LIMIT, kept
 from session_lifecycle.statements.shared.keys import same_run
 from session_lifecycle.statements.shared.ledger import RUN_TOKEN_COLUMNS, UNKNOWN_AGENT
-from session_lifecycle.statements.shared.visibility import visible_run
-from session_lifecycle.statements.shared.window import within
+from session_lifecycle.statements.shared.visibility import ViewerShape, visible_run
+from session_lifecycle.statements.shared.window import Ends, window, within
+
+ENDED_RUNS = RunsShape(include_open=False)
+
+# Each statement binds the viewer and the ends that are given.
 
 
-def telemetry(viewer: Viewer, filters: TelemetryFilters, most_durations: int | None = None) -> Select[*tuple[Any, ...]]:
-    """Exactly one row. The percentiles are in microseconds, and null without runs.
+@kept
+def telemetry(
+    viewer: ViewerShape, choice: RunsShape, ends: Ends, *, has_durations: bool = False
+) -> Select[*tuple[Any, ...]]:
+    """Exactly one row. The percentiles are in microseconds, and null without runs. Binds the choice.
 
     Args:
         viewer: The viewer.
-        filters: Which runs.
-        most_durations: How many of the runs' durations, in microseconds, `durations_us` has; None: there is no such
-            column.
+        choice: Which ended runs.
+        ends: The ends of the window on the end of the run.
+        has_durations: Whether there is the column `durations_us`: the runs' durations, of which it has `limit`.
     """
-    choice = RunChoice(provider=filters.provider, model=filters.model, client=filters.client, include_open=False)
-    runs = _ended_runs(viewer, choice, filters.since, filters.until)
+    runs = _ended_runs(viewer, choice, ends)
     figures = select(
         func.count().label("runs_count"),
         func.count(runs.c.user_id.distinct()).label("users_count"),
@@ -74,49 +79,55 @@ def telemetry(viewer: Viewer, filters: TelemetryFilters, most_durations: int | N
         .subquery("prompts")
     )
     found = select(*figures.c, *tools.c, *prompts.c).select_from(figures.join(tools, true()).join(prompts, true()))
-    if most_durations is None:
+    if not has_durations:
         return found
-    first = select(runs.c.duration_us).limit(most_durations).subquery("first")
+    first = select(runs.c.duration_us).limit(LIMIT).subquery("first")
     return found.add_columns(
         select(func.array_agg(first.c.duration_us, type_=ARRAY(Numeric))).scalar_subquery().label("durations_us")
     )
 
 
-def telemetry_keys(viewer: Viewer, since: datetime | None, until: datetime | None) -> Select[*tuple[Any, ...]]:
+@kept
+def telemetry_keys(viewer: ViewerShape, ends: Ends) -> Select[*tuple[Any, ...]]:
     """The distinct `provider, model, client` of the runs that ended in the window, sorted by those columns.
 
-    Each model is in one of its spellings.
+    Each model is in one of its spellings. Binds `limit`.
     """
-    runs = _ended_runs(viewer, RunChoice(include_open=False), since, until)
+    runs = _ended_runs(viewer, ENDED_RUNS, ends)
     columns = (runs.c.provider, func.min(runs.c.model).label("model"), runs.c.client)
-    return select(*columns).group_by(runs.c.provider, func.lower(runs.c.model), runs.c.client).order_by(*columns)
+    return (
+        select(*columns)
+        .group_by(runs.c.provider, func.lower(runs.c.model), runs.c.client)
+        .order_by(*columns)
+        .limit(LIMIT)
+    )
 
 
-def run_durations(viewer: Viewer, since: datetime | None, until: datetime | None) -> Select[*tuple[Any, ...]]:
-    """The durations of the runs that ended in the window, by agent, in the rows of `durations_of`."""
-    return durations_of(_durations_by_agent(viewer, since, until))
+@kept
+def run_durations(viewer: ViewerShape, ends: Ends) -> Select[*tuple[Any, ...]]:
+    """The durations of the runs that ended in the window, by agent, in the rows of `durations_of`. Binds `limit`."""
+    return durations_of(_durations_by_agent(viewer, ends)).limit(LIMIT)
 
 
-def list_run_durations(
-    viewer: Viewer, since: datetime | None, until: datetime | None, most: int
-) -> Select[*tuple[Any, ...]]:
-    """The same durations, in the rows of `listed_durations`."""
-    return listed_durations(_durations_by_agent(viewer, since, until), most)
+@kept
+def list_run_durations(viewer: ViewerShape, ends: Ends) -> Select[*tuple[Any, ...]]:
+    """The same durations, in the rows of `listed_durations`. Binds `limit`."""
+    return listed_durations(_durations_by_agent(viewer, ends))
 
 
-def _durations_by_agent(viewer: Viewer, since: datetime | None, until: datetime | None) -> Subquery:
-    runs = _ended_runs(viewer, RunChoice(include_open=False), since, until)
+def _durations_by_agent(viewer: ViewerShape, ends: Ends) -> Subquery:
+    runs = _ended_runs(viewer, ENDED_RUNS, ends)
     agent_name = func.coalesce(runs.c.agent_name, UNKNOWN_AGENT).label("key")
     return select(agent_name, runs.c.duration_us).subquery("durations")
 
 
-def _ended_runs(viewer: Viewer, choice: RunChoice, since: datetime | None, until: datetime | None) -> CTE:
+def _ended_runs(viewer: ViewerShape, choice: RunsShape, ends: Ends) -> CTE:
     """The runs that ended in the window and that the viewer sees, inside and outside a session."""
     columns = [column for column in tables.runs.__table__.c if column.key != "client"]
     return (
         select(*columns, CLIENT.label("client"), DURATION_US.label("duration_us"))
         .select_from(RUNS_AND_SESSIONS)
-        .where(visible_run(viewer), *counted(choice), *within(tables.runs.ended_at, since, until))
+        .where(visible_run(viewer), *counted(choice), *within(tables.runs.ended_at, *window(ends)))
         .cte("runs")
     )
 

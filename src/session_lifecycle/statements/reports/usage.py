@@ -1,10 +1,8 @@
 """Usage by the time of use, in groups: the one statement of the reports on the ledger."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import datetime, timedelta
-from functools import lru_cache
-from typing import Any, ClassVar
+from datetime import timedelta
+from typing import Any, NamedTuple
 
 from sqlalchemy import (
     BigInteger,
@@ -20,7 +18,6 @@ from sqlalchemy import (
     cast,
     distinct,
     func,
-    literal,
     or_,
     select,
     true,
@@ -28,15 +25,21 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import ARRAY
 
-from session_lifecycle.models import UsageFilters, Viewer
-from session_lifecycle.models.reports import BUCKETS, FIGURES, OF_TAG, UsageQuestion
+from session_lifecycle.models import Viewer
+from session_lifecycle.models.reports import FIGURES, OF_TAG, UsageQuestion
 from session_lifecycle.models.usage import RARE_CLASSES
 from session_lifecycle.statements import tables
 from session_lifecycle.statements.activity.run_figures import CLIENT
-from session_lifecycle.statements.activity.usage_events import EVENTS_WITH_RUNS, MODEL, PROVIDER, chosen_events
+from session_lifecycle.statements.activity.usage_events import (
+    EVENTS_WITH_RUNS,
+    MODEL,
+    PROVIDER,
+    chosen_events,
+    given_events,
+)
 from session_lifecycle.statements.shared.clock import TIMESTAMPTZ, clock
 from session_lifecycle.statements.shared.json_rows import Column
-from session_lifecycle.statements.shared.kept import LIMIT, MOST_KEPT
+from session_lifecycle.statements.shared.kept import LIMIT, Given, KeptStatement, kept
 from session_lifecycle.statements.shared.ledger import (
     IS_LATE,
     IS_MEASUREMENT,
@@ -50,7 +53,7 @@ from session_lifecycle.statements.shared.ledger import (
     UNKNOWN_AGENT,
 )
 from session_lifecycle.statements.shared.status import effective_status
-from session_lifecycle.statements.shared.visibility import AnyViewer, ViewerShape, shape_of_viewer
+from session_lifecycle.statements.shared.visibility import ViewerShape, shape_of_viewer
 
 BUCKET = "bucket"
 """The column with the number of the bucket, from 1."""
@@ -105,88 +108,82 @@ _KEYS: dict[str, dict[str, ColumnElement[Any]]] = {
 """The columns by which each dimension groups, but for those that depend on the question."""
 
 
-@dataclass(frozen=True)
-class _Shape:
-    """What the text of a statement depends on in a question without filters and details, in place of the question."""
+class UsageShape(NamedTuple):
+    """The part of a question on which the text of its statement depends. Names of tags and details are bound."""
 
     group_by: tuple[str, ...]
+    """The dimensions. A tag is named by its place in `UsageQuestion.tags`."""
     order_by: str
-    has_since: bool
-    has_until: bool
-
-    # The same in every shape, so no part of what tells two of them apart.
-    tags: ClassVar[tuple[str, ...]] = ()
-    details: ClassVar[tuple[str, ...]] = ()
-    filters: ClassVar[UsageFilters] = UsageFilters()
-    boundaries: ClassVar[None] = None
-
-    @property
-    def since(self) -> ColumnElement[datetime] | None:
-        return bindparam("since", type_=TIMESTAMPTZ) if self.has_since else None
-
-    @property
-    def until(self) -> ColumnElement[datetime] | None:
-        return bindparam("until", type_=TIMESTAMPTZ) if self.has_until else None
-
-
-_KEPT_DIMENSIONS = frozenset({*_KEYS, "status", *BUCKETS})
-"""The dimensions whose columns depend on no value of the question, but for the bound `boundaries`."""
+    figures: tuple[str, ...]
+    details: int
+    """How many details are asked for."""
+    given: Given
+    abandon_after: timedelta
 
 
 def find_usage(
     viewer: Viewer, question: UsageQuestion, abandon_after: timedelta, figures: Sequence[str], limit: int
-) -> tuple[Select[*tuple[Any, ...]], dict[str, Any] | None]:
-    """`usage` for the groups up to the limit and one more, and the parameters that a kept statement binds."""
-    if question.filters != UsageFilters() or question.details or not _KEPT_DIMENSIONS.issuperset(question.group_by):
-        return usage(viewer, question, abandon_after, figures, limit + 2), None
+) -> tuple[KeptStatement, dict[str, Any]]:
+    """`usage` for the groups up to the limit and one more, and the parameters that the statement binds."""
     seen, of_viewer = shape_of_viewer(viewer)
-    shape = _Shape(question.group_by, question.order_by, question.since is not None, question.until is not None)
-    window = {"since": question.since, "until": question.until, "boundaries": question.boundaries}
-    parameters = {**of_viewer, **window, "abandon_after": abandon_after, "as_of": None, "limit": limit + 2}
-    return _kept_usage(seen, shape, abandon_after, tuple(figures)), parameters
+    found, of_filters = given_events(question.filters, question.since, question.until)
+    tags, details = question.tags, question.details
+    numbered = {f"{OF_TAG}{name}": f"{OF_TAG}{number}" for number, name in enumerate(tags)}
+    shape = UsageShape(
+        tuple(numbered.get(one, one) for one in question.group_by),
+        numbered.get(question.order_by, question.order_by),
+        tuple(figures),
+        len(details),
+        found,
+        abandon_after,
+    )
+    parameters = {
+        **of_viewer,
+        **of_filters,
+        **{_tag_name(number): name for number, name in enumerate(tags)},
+        **{_detail_name(number): name for number, name in enumerate(details)},
+        "details": list(details),
+        "boundaries": question.boundaries,
+        "as_of": None,
+        "limit": limit + 2,
+    }
+    return usage(seen, shape), parameters
 
 
-@lru_cache(maxsize=MOST_KEPT)
-def _kept_usage(
-    viewer: ViewerShape, shape: _Shape, abandon_after: timedelta, figures: tuple[str, ...]
-) -> Select[*tuple[Any, ...]]:
-    return usage(viewer, shape, abandon_after, figures, LIMIT)
+def _tag_name(number: int | str) -> str:
+    """The name by which statements bind the name of a tag."""
+    return f"name_of_tag_{number}"
 
 
-def usage(
-    viewer: AnyViewer,
-    question: UsageQuestion | _Shape,
-    abandon_after: timedelta,
-    figures: Sequence[str],
-    most_rows: int | ColumnElement[int],
-) -> Select[*tuple[Any, ...]]:
+def _detail_name(number: int) -> str:
+    """The name by which statements bind the name of a detail."""
+    return f"name_of_detail_{number}"
+
+
+@kept
+def usage(viewer: ViewerShape, shape: UsageShape) -> Select[*tuple[Any, ...]]:
     """One row over all groups, whose `is_total` is true; then the groups.
 
     A row has the columns of the dimensions, the figures, and the details as `detail_<number>` from 0. Without a
     dimension there is one row. A group has a row where an event of it adds to a figure or detail that is asked for.
 
-    Args:
-        viewer: The viewer.
-        question: What is asked.
-        abandon_after: The threshold of the effective status.
-        figures: The names of the figures, with the one that is ordered by.
-        most_rows: The most rows.
+    Binds the parameters of `find_usage`.
     """
-    keys = {name: column for one in question.group_by for name, column in _key(one, question, abandon_after).items()}
-    inputs = {name: _INPUTS[name] for name in figures}
-    inputs |= {f"detail_{number}": _detail(name) for number, name in enumerate(question.details)}
+    keys = {name: column for one in shape.group_by for name, column in _key(one, shape.abandon_after).items()}
+    inputs = {name: _INPUTS[name] for name in shape.figures}
+    inputs |= {f"detail_{number}": _detail(number) for number in range(shape.details)}
     # The expressions are columns of a subquery, because each mention of one would bind its parameters anew, and
     # Postgres would not see that what is selected is what is grouped by.
     columns = {**keys, **inputs, "user_id": tables.usage_events.user_id}
     counts = [IS_MEASUREMENT, IS_UNPRICED]
-    if "late_events" in figures:
+    if "late_events" in shape.figures:
         counts.append(IS_LATE)
-    if question.details:
-        counts.append(tables.usage_events.details.has_any(literal(list(question.details), ARRAY(Text))))
+    if shape.details:
+        counts.append(tables.usage_events.details.has_any(bindparam("details", type_=ARRAY(Text))))
     events = (
         select(*(column.label(name) for name, column in columns.items()))
         .select_from(EVENTS_WITH_RUNS)
-        .where(*chosen_events(viewer, question.filters, question.since, question.until), or_(*counts))
+        .where(*chosen_events(viewer, shape.given), or_(*counts))
         .subquery("events")
     )
     totals = [_total(name, events).label(name) for name in inputs]
@@ -204,14 +201,14 @@ def usage(
     if SPELLING in keys:
         # All groups of a model show the same spelling of its name.
         shown[SPELLING] = func.min(found.c[SPELLING]).over(partition_by=found.c[MODEL_KEY]).label(SPELLING)
-    if question.order_by in FIGURES:
-        first: list[ColumnElement[Any]] = [found.c[question.order_by].desc()]
+    if shape.order_by in FIGURES:
+        first: list[ColumnElement[Any]] = [found.c[shape.order_by].desc()]
     else:
-        first = [found.c[name] for name in _key(question.order_by, question, abandon_after) if name != SPELLING]
+        first = [found.c[name] for name in _key(shape.order_by, shape.abandon_after) if name != SPELLING]
     return (
         select(*shown.values())
         .order_by(found.c.is_total.desc(), *first, *(found.c[column.key] for column in groups))
-        .limit(most_rows)
+        .limit(LIMIT)
     )
 
 
@@ -224,21 +221,23 @@ def key_columns(dimension: str, question: UsageQuestion) -> list[str]:
     return [dimension if dimension == "status" else BUCKET]
 
 
-def _key(dimension: str, question: UsageQuestion | _Shape, abandon_after: timedelta) -> dict[str, ColumnElement[Any]]:
-    """The columns by which a dimension groups."""
+def _key(dimension: str, abandon_after: timedelta) -> dict[str, ColumnElement[Any]]:
+    """The columns by which a dimension of a shape groups."""
     if dimension in _KEYS:
         return _KEYS[dimension]
     if dimension == "status":
         return {"status": effective_status(abandon_after, clock())}
     if dimension.startswith(OF_TAG):
-        name = dimension.removeprefix(OF_TAG)
-        return {TAG.format(question.tags.index(name)): tables.sessions.tags[name].astext.collate("C")}
+        number = dimension.removeprefix(OF_TAG)
+        name = bindparam(_tag_name(number), type_=Text)
+        return {TAG.format(number): tables.sessions.tags[name].astext.collate("C")}
     # The boundaries are bound, so that only the caller's time zone data decide where a day begins.
-    thresholds = bindparam("boundaries", question.boundaries, type_=ARRAY(TIMESTAMPTZ))
+    thresholds = bindparam("boundaries", type_=ARRAY(TIMESTAMPTZ))
     return {BUCKET: func.width_bucket(tables.usage_events.at, thresholds, type_=Integer)}
 
 
-def _detail(name: str) -> ColumnElement[Any]:
+def _detail(number: int) -> ColumnElement[Any]:
+    name = bindparam(_detail_name(number), type_=Text)
     return case((IS_NOT_LATE, cast(tables.usage_events.details[name].astext, Numeric)))
 
 

@@ -1,6 +1,5 @@
 """Figures over all sessions that a viewer sees (rule R16)."""
 
-from functools import cache
 from typing import Any
 
 from sqlalchemy import (
@@ -23,12 +22,13 @@ from session_lifecycle.statements import tables
 from session_lifecycle.statements.roll_ups.totals import duration_us, in_window, session_figures, sessions_ever
 from session_lifecycle.statements.shared.durations import durations_of, listed_durations
 from session_lifecycle.statements.shared.further_totals import FURTHER_TOTALS, as_text, summed
+from session_lifecycle.statements.shared.kept import kept
 from session_lifecycle.statements.shared.status import status_windows, stored_statuses, waits
 from session_lifecycle.statements.shared.visibility import ScopeKinds
 from session_lifecycle.statements.shared.window import Ends
 
 
-@cache
+@kept
 def aggregate_stats(kinds: ScopeKinds, ends: Ends) -> Select[*tuple[Any, ...]]:
     """Exactly one row; its figures are zero where there are no sessions.
 
@@ -81,7 +81,7 @@ def count_sessions(
     return select(func.coalesce(func.sum(by_status.c.sessions), 0).cast(BigInteger)).scalar_subquery()
 
 
-@cache
+@kept
 def session_durations(kinds: ScopeKinds, ends: Ends) -> Select[*tuple[Any, ...]]:
     """The durations of sessions by effective status, in the rows of `durations_of`. Binds as `aggregate_stats` does.
 
@@ -90,10 +90,10 @@ def session_durations(kinds: ScopeKinds, ends: Ends) -> Select[*tuple[Any, ...]]
     return durations_of(_durations(kinds, ends))
 
 
-@cache
-def list_session_durations(kinds: ScopeKinds, ends: Ends, most: int) -> Select[*tuple[Any, ...]]:
-    """The same durations, in the rows of `listed_durations`."""
-    return listed_durations(_durations(kinds, ends), most)
+@kept
+def list_session_durations(kinds: ScopeKinds, ends: Ends) -> Select[*tuple[Any, ...]]:
+    """The same durations, in the rows of `listed_durations`. Binds `limit`, too."""
+    return listed_durations(_durations(kinds, ends))
 
 
 def _durations(kinds: ScopeKinds, ends: Ends) -> Subquery:

@@ -13,10 +13,12 @@ from session_lifecycle.statements import tables
 from session_lifecycle.statements.sessions.records import record_columns
 from session_lifecycle.statements.shared.clock import TIMESTAMPTZ
 from session_lifecycle.statements.shared.database_functions import database_function, json_parameter
+from session_lifecycle.statements.shared.kept import kept
 
 _OF_SESSION = (bindparam("user_id", type_=Uuid), bindparam("session_id", type_=Text))
 
 
+@kept
 def update_session(schema: str) -> Select[*tuple[Any, ...]]:
     """Replaces fields of a session. At most one row: the session afterwards, in the columns of `record_columns`.
 
@@ -27,6 +29,7 @@ def update_session(schema: str) -> Select[*tuple[Any, ...]]:
     return select(*record_columns(updated.table_valued(*columns, name="updated").c))
 
 
+@kept
 def annotate_session(schema: str) -> Select[datetime | None]:
     """Writes an annotation. One row: the time of the annotation, or null where there is no such session.
 

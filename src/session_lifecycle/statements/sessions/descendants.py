@@ -1,29 +1,29 @@
 """The figures of a session, alone and with its descendants."""
 
 from typing import Any
-from uuid import UUID
 
 from sqlalchemy import BigInteger, Numeric, Select, Text, and_, func, literal, select, tuple_, union_all
 from sqlalchemy.orm import aliased
 
-from session_lifecycle.models import Viewer
 from session_lifecycle.models.sessions import SessionFigures
 from session_lifecycle.statements import tables
 from session_lifecycle.statements.sessions.records import preferred_session
 from session_lifecycle.statements.shared.further_totals import FURTHER_TOTALS, as_text, summed
-from session_lifecycle.statements.shared.visibility import visible
+from session_lifecycle.statements.shared.kept import OWNER_ID, SESSION_ID, kept
+from session_lifecycle.statements.shared.visibility import ViewerShape, visible
 
 OWN, WITH_DESCENDANTS = "own", "with_descendants"
 _SUMMED = tuple(name for name in SessionFigures.model_fields if name in tables.sessions.__table__.columns)
 
 
-def family_figures(session_id: str, viewer: Viewer, *, owner_id: UUID | None) -> Select[*tuple[Any, ...]]:
+@kept
+def family_figures(viewer: ViewerShape, *, has_owner_id: bool) -> Select[*tuple[Any, ...]]:
     """Two rows: the figures of the session that rule R15 prefers, and the figures of it and its descendants.
 
     Both count no session where the viewer sees no such session. The descendants are followed through sessions that the
-    viewer does not see, and only visible ones are counted.
+    viewer does not see, and only visible ones are counted. Binds the viewer, `session_id` and `owner_id`.
     """
-    preferred = preferred_session(session_id, viewer, owner_id=owner_id).cte("preferred")
+    preferred = preferred_session(SESSION_ID, viewer, owner_id=OWNER_ID if has_owner_id else None).cte("preferred")
     key = (preferred.c.record_user_id.label("user_id"), preferred.c.record_session_id.label("session_id"))
     family = select(*key).cte("family", recursive=True)
     child = aliased(tables.sessions, name="child")

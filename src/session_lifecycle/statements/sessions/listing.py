@@ -1,63 +1,84 @@
 """A page of sessions and its total."""
 
 from datetime import timedelta
-from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import CTE, BigInteger, ColumnElement, Select, and_, bindparam, literal_column, null, select, true
 
 from session_lifecycle.models import SessionListFilters
 from session_lifecycle.models.pages import Total
-from session_lifecycle.models.session_filters import SessionFilters
 from session_lifecycle.statements import tables
 from session_lifecycle.statements.roll_ups.session_stats import count_sessions
 from session_lifecycle.statements.sessions.index_scans import bounded_count, first_keys
 from session_lifecycle.statements.sessions.listing_shape import ListingShape, shape_of
 from session_lifecycle.statements.sessions.records import ORDERS, record_columns
-from session_lifecycle.statements.sessions.row_filters import conditions_on_rows
+from session_lifecycle.statements.sessions.row_filters import (
+    SessionFiltersShape,
+    conditions_on_rows,
+    shape_of_session_filters,
+)
 from session_lifecycle.statements.shared.clock import clock
-from session_lifecycle.statements.shared.kept import MOST_KEPT
+from session_lifecycle.statements.shared.kept import OFFSET, KeptStatement, kept
 from session_lifecycle.statements.shared.keys import equal_where_given
-from session_lifecycle.statements.shared.paging import Position, beside_total, page, place, total
+from session_lifecycle.statements.shared.paging import (
+    ROW_LIMIT,
+    PageShape,
+    Position,
+    beside_total,
+    page,
+    place,
+    shape_of_page,
+    total,
+)
 from session_lifecycle.statements.shared.status import effective_status, has_status
 from session_lifecycle.statements.shared.visibility import visible
 from session_lifecycle.statements.shared.window import Ends, active_within
 
 
-def chosen_sessions(filters: SessionFilters, abandon_after: timedelta) -> Select[*tuple[Any, ...]]:
-    """The visible sessions that the filters choose, as rows of a page. Binds `as_of`."""
-    now = clock()
-    chosen = select(*record_columns(), effective_status(abandon_after, now).label("effective_status")).where(
-        visible(filters.asker), *active_within(filters.since, filters.until)
+def chosen_sessions(shape: SessionFiltersShape) -> Select[*tuple[Any, ...]]:
+    """The visible sessions that the filters choose, as rows of a page. Binds the filters and `as_of`."""
+    now, found = clock(), shape.given
+    chosen = select(*record_columns(), effective_status(shape.abandon_after, now).label("effective_status")).where(
+        visible(shape.viewer), *active_within(found.value("since"), found.value("until"))
     )
-    if filters.wanted_status is not None:
-        chosen = chosen.where(has_status(filters.wanted_status, abandon_after, now))
+    if shape.status is not None:
+        chosen = chosen.where(has_status(shape.status, shape.abandon_after, now))
     return chosen.where(
         *equal_where_given(
-            (tables.sessions.user_id, filters.owner_id),
-            (tables.sessions.dataset_id, filters.dataset_id),
-            (tables.sessions.agent_name, filters.agent_name),
+            (tables.sessions.user_id, found.value("owner_id")),
+            (tables.sessions.dataset_id, found.value("dataset_id")),
+            (tables.sessions.agent_name, found.value("agent_name")),
         ),
-        *conditions_on_rows(filters),
+        *conditions_on_rows(shape),
     )
 
 
 def list_sessions(
     filters: SessionListFilters, position: Position | None, abandon_after: timedelta
-) -> tuple[Select[*tuple[Any, ...]], dict[str, Any] | None]:
-    """A page and one row more, in the columns of `beside_total`, and the parameters that a kept statement binds."""
+) -> tuple[KeptStatement, dict[str, Any]]:
+    """A page and one row more, in the columns of `beside_total`, and the parameters that the statement binds."""
     shape, parameters = shape_of(filters, position, abandon_after)
     if shape.has_index and not filters.reads_rows:
         return _list_by_index(shape, filters.total), parameters
     # No index has this order or serves these filters: Postgres reads and sorts every chosen session.
-    chosen = chosen_sessions(filters, abandon_after)
-    rows = page(chosen, ORDERS[filters.order_column], filters, position)
+    rows, of_rows = shape_of_session_filters(filters, abandon_after)
+    of_page, more = shape_of_page(filters, position)
     # The roll-ups count by the other filters only.
-    counted = total(chosen, filters) if filters.reads_rows else listing_total(shape, filters.total)
-    return beside_total(rows, counted).params(parameters), None
+    counted = None if filters.reads_rows else shape
+    return _list_by_rows(rows, filters.order_column, of_page, counted), parameters | of_rows | more
 
 
-@lru_cache(maxsize=MOST_KEPT)
+@kept
+def _list_by_rows(
+    shape: SessionFiltersShape, order_by: str, of_page: PageShape, counted: ListingShape | None
+) -> Select[*tuple[Any, ...]]:
+    chosen = chosen_sessions(shape)
+    rows = page(chosen, ORDERS[order_by], of_page)
+    how = of_page.total
+    return beside_total(rows, total(chosen, how) if counted is None else listing_total(counted, how))
+
+
+@kept
 def _list_by_index(shape: ListingShape, how: Total) -> Select[*tuple[Any, ...]]:
     return beside_total(page_of_sessions(shape), listing_total(shape, how))
 
@@ -68,11 +89,7 @@ def page_of_sessions(shape: ListingShape) -> CTE:
     order, keys = ORDERS[shape.order_by], first_keys(shape, rows_needed)
     columns = [column.label(name) for column, name in zip(keys.c, order.position_names, strict=True)]
     ordered = select(*columns).order_by(*order.terms([*keys.c], descending=shape.descending))
-    first = (
-        ordered.limit(bindparam("row_limit", type_=BigInteger))
-        .offset(bindparam("offset", type_=BigInteger))
-        .subquery("first")
-    )
+    first = ordered.limit(ROW_LIMIT).offset(OFFSET).subquery("first")
     _, user_id, session_id = first.c
     is_on_page = and_(tables.sessions.user_id == user_id, tables.sessions.session_id == session_id)
     status = effective_status(shape.abandon_after, clock()).label("effective_status")

@@ -2,7 +2,6 @@
 
 import json
 from datetime import timedelta
-from functools import lru_cache
 from typing import Any
 from uuid import UUID
 
@@ -26,7 +25,7 @@ from session_lifecycle.models.session_filters import ALL_SESSION_ORDERS
 from session_lifecycle.statements import tables
 from session_lifecycle.statements.shared.clock import clock
 from session_lifecycle.statements.shared.further_totals import FURTHER_TOTALS, as_text, parsed
-from session_lifecycle.statements.shared.kept import MOST_KEPT, OWNER_ID, SESSION_ID
+from session_lifecycle.statements.shared.kept import OWNER_ID, SESSION_ID, kept
 from session_lifecycle.statements.shared.keys import Columns, same_session
 from session_lifecycle.statements.shared.paging import Order
 from session_lifecycle.statements.shared.status import effective_status
@@ -60,15 +59,16 @@ def record_columns(columns: Columns = tables.sessions.__table__.columns) -> list
 
 def record_of(row: Any) -> SessionRecord:
     """The record from a row whose first columns are those of `record_columns`."""
-    return SessionRecord.model_validate(_fields_of(row))
+    return SessionRecord.model_validate(fields_of(row))
 
 
 def row_of(row: Any) -> SessionRowWithStatus:
     """The record and its effective status, from a row as `record_of` takes it with a column `effective_status`."""
-    return SessionRowWithStatus.model_validate({"record": _fields_of(row), "effective_status": row.effective_status})
+    return SessionRowWithStatus.model_validate({"record": fields_of(row), "effective_status": row.effective_status})
 
 
-def _fields_of(row: Any) -> dict[str, Any]:
+def fields_of(row: Any) -> dict[str, Any]:
+    """The fields of a record, from a row as `record_of` takes it."""
     # By place, as most of a page's time went into looking up one column after another by its name. And most objects
     # are empty or null, which a codec of the driver would read one by one.
     fields = dict(zip(_RECORD_COLUMNS, row, strict=False))
@@ -83,7 +83,7 @@ def belongs_to_record(table: type[tables.runs | tables.messages], sessions: From
     return and_(table.user_id == sessions.c.record_user_id, table.session_id == sessions.c.record_session_id)
 
 
-@lru_cache(maxsize=MOST_KEPT)
+@kept
 def get_session(
     viewer: ViewerShape, *, prefer_other_owner: bool, has_owner_id: bool, abandon_after: timedelta
 ) -> Select[*tuple[Any, ...]]:

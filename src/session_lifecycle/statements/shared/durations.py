@@ -5,6 +5,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Double, Numeric, Select, Subquery, extract, func, select, tuple_, type_coerce
 
 from session_lifecycle.statements.shared.json_rows import Column
+from session_lifecycle.statements.shared.kept import LIMIT
 
 PERCENTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
 
@@ -40,14 +41,13 @@ def durations_of(rows: Subquery) -> Select[*tuple[Any, ...]]:
     )
 
 
-def listed_durations(rows: Subquery, most: int) -> Select[*tuple[Any, ...]]:
-    """Each different duration of each key with the number of times that it is there, as `lasted`; at most `most` rows.
+def listed_durations(rows: Subquery) -> Select[*tuple[Any, ...]]:
+    """Each different duration of each key with the number of times that it is there, as `lasted`. Binds `limit`.
 
     Where several servers have the durations, their percentiles do not determine those of all, so all are needed.
 
     Args:
         rows: See `durations_of`.
-        most: The most rows.
     """
     columns = (rows.c.key, rows.c.duration_us)
-    return select(*columns, func.count().label("lasted")).group_by(*columns).limit(most)
+    return select(*columns, func.count().label("lasted")).group_by(*columns).limit(LIMIT)

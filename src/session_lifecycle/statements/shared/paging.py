@@ -12,8 +12,10 @@ from sqlalchemy import (
     Label,
     Select,
     and_,
+    bindparam,
     func,
     literal,
+    literal_column,
     null,
     or_,
     select,
@@ -22,9 +24,10 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import InstrumentedAttribute
 
-from session_lifecycle.models.pages import TOTAL_BOUND, PageFilters
+from session_lifecycle.models.pages import TOTAL_BOUND, PageFilters, Total
 from session_lifecycle.statements.shared.clock import clock
 from session_lifecycle.statements.shared.json_rows import Column
+from session_lifecycle.statements.shared.kept import OFFSET
 
 Attribute = InstrumentedAttribute[Any]
 
@@ -35,6 +38,49 @@ class Position(NamedTuple):
     value: Any
     key: tuple[Any, ...]
     as_of: datetime
+
+
+ROW_LIMIT: ColumnElement[int] = bindparam("row_limit", type_=BigInteger)
+"""The most rows of a page, and one row more."""
+MOST_ROWS_OF_A_SHAPE = (64, 512, 4_096, 32_768, 262_144)
+
+
+class PageShape(NamedTuple):
+    """What the text of a page's statement depends on, beside its rows and their order."""
+
+    descending: bool
+    has_position: bool
+    """Whether the page continues after the bound position."""
+    position_is_null: bool
+    """Whether that position has null in the order column."""
+    most_rows: int | None
+    """No fewer than the rows up to the end of the page, of a few numbers; None: more than all of these numbers."""
+    total: Total
+
+
+def shape_of_page(filters: PageFilters, position: Position | None) -> tuple[PageShape, dict[str, Any]]:
+    """The shape of a page, and the parameters that statements of this shape bind."""
+    rows_needed = filters.offset + filters.limit + 1
+    shape = PageShape(
+        filters.descending,
+        position is not None,
+        position is not None and position.value is None,
+        next((most for most in MOST_ROWS_OF_A_SHAPE if rows_needed <= most), None),
+        filters.total,
+    )
+    values = () if position is None else (position.value, *position.key)
+    parameters = {
+        "row_limit": filters.limit + 1,
+        "offset": filters.offset,
+        "as_of": None if position is None else position.as_of,
+        **{_after(number): value for number, value in enumerate(values)},
+    }
+    return shape, parameters
+
+
+def _after(number: int) -> str:
+    """The name by which statements bind a value of the position."""
+    return f"after_{number}"
 
 
 class Order(NamedTuple):
@@ -67,15 +113,21 @@ class Order(NamedTuple):
             ordered[0] = ordered[0].nulls_last()
         return ordered
 
-    def after(self, position: Position, *, descending: bool) -> ColumnElement[bool]:
-        """Whether a row comes after the position."""
+    @property
+    def bound_position(self) -> Sequence[ColumnElement[Any]]:
+        """The values of the bound position."""
+        columns = enumerate((self.column, *self.key))
+        return [bindparam(_after(number), type_=column.type) for number, column in columns]
+
+    def after(self, *, is_null: bool, descending: bool) -> ColumnElement[bool]:
+        """Whether a row comes after the bound position, which has null in the order column where `is_null`."""
         columns = (self.column, *self.key)
-        value, *key = literals(columns, (position.value, *position.key))
+        value, *key = self.bound_position
         if not self.has_nulls:
             # One comparison of rows, because an index in this order can begin at it.
             return comes_after(columns, (value, *key), descending=descending)
         has_later_key = comes_after(self.key, key, descending=descending)
-        if position.value is None:
+        if is_null:
             return and_(self.column.is_(None), has_later_key)
         has_later_value = comes_after((self.column,), (value,), descending=descending)
         return or_(has_later_value, and_(self.column == value, has_later_key), self.column.is_(None))
@@ -98,14 +150,20 @@ def literals(columns: Sequence[Column], values: Sequence[Any]) -> list[ColumnEle
     return [literal(value, column.type) for column, value in zip(columns, values, strict=True)]
 
 
-def page(rows: Select[*tuple[Any, ...]], order: Order, filters: PageFilters, position: Position | None) -> CTE:
+def page(rows: Select[*tuple[Any, ...]], order: Order, shape: PageShape) -> CTE:
     """The rows of a page and one row more, each with its position and its `place` in their order."""
     rows = rows.add_columns(*order.position())
-    if position is not None:
-        rows = rows.where(order.after(position, descending=filters.descending))
-    ordered = rows.order_by(*order.terms(descending=filters.descending))
-    first = ordered.limit(filters.limit + 1).offset(filters.offset).subquery("first")
-    return select(*first.c, place(first, order, descending=filters.descending)).cte("page")
+    if shape.has_position:
+        rows = rows.where(order.after(is_null=shape.position_is_null, descending=shape.descending))
+    ordered = rows.order_by(*order.terms(descending=shape.descending))
+    if shape.most_rows is not None:
+        # A plan for any limit expects a tenth of all rows, and may then read and sort them all. So the text has a limit
+        # that the planner knows, too. Postgres still stops at the bound one.
+        known = ordered.limit(literal_column(str(shape.most_rows))).subquery("known")
+        position = [known.c[name] for name in order.position_names]
+        ordered = select(*known.c).order_by(*order.terms(position, descending=shape.descending))
+    first = ordered.limit(ROW_LIMIT).offset(OFFSET).subquery("first")
+    return select(*first.c, place(first, order, descending=shape.descending)).cte("page")
 
 
 def place(rows: FromClause, order: Order, *, descending: bool) -> Label[int]:
@@ -115,13 +173,13 @@ def place(rows: FromClause, order: Order, *, descending: bool) -> Label[int]:
     return func.row_number().over(order_by=order.terms(position, descending=descending)).label("place")
 
 
-def beside_total(rows: CTE, total: ColumnElement[Any], as_of: datetime | None = None) -> Select[*tuple[Any, ...]]:
+def beside_total(rows: CTE, total: ColumnElement[Any]) -> Select[*tuple[Any, ...]]:
     """The rows of a page in their order, each followed by the `total` and by the clock as `as_of`.
 
     Rows and total come from one statement and so from one snapshot (rule R18). An empty page is one row: the total, the
     clock, and nulls.
     """
-    figures = select(total.label("total"), clock(as_of).label("as_of")).subquery("figures")
+    figures = select(total.label("total"), clock().label("as_of")).subquery("figures")
     return (
         select(*rows.c, figures.c.total, figures.c.as_of)
         .select_from(figures.outerjoin(rows, true()))
@@ -129,9 +187,9 @@ def beside_total(rows: CTE, total: ColumnElement[Any], as_of: datetime | None = 
     )
 
 
-def total(chosen: Select[*tuple[Any, ...]], filters: PageFilters) -> ColumnElement[Any]:
-    """The number of chosen rows, as exact as `filters.total` demands; null for `none`."""
-    match filters.total:
+def total(chosen: Select[*tuple[Any, ...]], how: Total) -> ColumnElement[Any]:
+    """The number of chosen rows, as exact as `how` demands; null for `none`."""
+    match how:
         case "exact":
             counted = chosen.with_only_columns(func.count(), maintain_column_froms=True)
             return counted.scalar_subquery()

@@ -225,7 +225,7 @@ def visible(viewer: AnyViewer) -> ColumnElement[bool]:
     return or_(*ways) if ways else false()
 
 
-def visible_run(viewer: Viewer) -> ColumnElement[bool]:
+def visible_run(viewer: AnyViewer) -> ColumnElement[bool]:
     """Whether the viewer sees a run, in a statement that outer-joins runs with their sessions.
 
     The viewer sees the runs of visible sessions. The viewer also sees the runs outside a session that they or their
@@ -236,7 +236,8 @@ def visible_run(viewer: Viewer) -> ColumnElement[bool]:
     if not viewer.owner_ids:
         return visible(viewer)
     own = is_one_of(tables.runs.user_id, viewer.owner_ids)
-    seen = or_(visible(viewer), and_(tables.runs.session_id.is_(None), own))
-    # Without permitted datasets every visible run is the viewer's own. The condition says so, and lets Postgres use
-    # the index on a user's runs.
-    return seen if viewer.permitted_dataset_ids else and_(own, seen)
+    if viewer.permitted_dataset_ids:
+        return or_(visible(viewer), and_(tables.runs.session_id.is_(None), own))
+    # Every visible run is the viewer's own, and so is its session. Postgres would expect hardly any rows where the
+    # condition named the owner of the session too, and would not use the order of the index on a user's runs.
+    return and_(own, or_(tables.sessions.session_id.is_not(None), tables.runs.session_id.is_(None)))

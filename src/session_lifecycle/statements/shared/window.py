@@ -45,7 +45,7 @@ def window(ends: Ends) -> tuple[Moment | None, Moment | None]:
     return since if ends.since else None, until if ends.until else None
 
 
-def active_within(since: datetime | None, until: datetime | None) -> list[ColumnElement[bool]]:
+def active_within(since: Bound | None, until: Bound | None) -> list[ColumnElement[bool]]:
     """Conditions on the last activity of a session; an end that is None adds no condition."""
     return within(tables.sessions.last_activity_at, since, until)
 

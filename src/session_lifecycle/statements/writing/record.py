@@ -10,6 +10,7 @@ from sqlalchemy import BigInteger, Boolean, Integer, Numeric, Select, Text, bind
 
 from session_lifecycle.statements.shared.clock import TIMESTAMPTZ
 from session_lifecycle.statements.shared.database_functions import database_function, json_parameter
+from session_lifecycle.statements.shared.kept import kept
 
 FUTURE = "future"
 """The outcome of an item whose time is too far ahead of the database's clock. The call wrote nothing then."""
@@ -26,6 +27,7 @@ class WriteResult(NamedTuple):
     session_cost_usd: Decimal
 
 
+@kept
 def record(schema: str) -> Select[tuple[int, str, object, int, int, object]]:
     """One row per item of the bound `waves` and `activity`; or only the row of an item with the outcome `future`.
 
@@ -48,6 +50,7 @@ def record(schema: str) -> Select[tuple[int, str, object, int, int, object]]:
     return select(receipts)
 
 
+@kept
 def lock_items(schema: str) -> Select[bool]:
     """One row: false where the bound `latest_at` is too far ahead of the database's clock; else all locks are taken.
 
