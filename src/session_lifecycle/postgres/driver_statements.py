@@ -92,13 +92,15 @@ class DriverStatement:
 
 
 # For all databases of the process: compiling takes tens of milliseconds. As long as others keep the statement.
-_compiled: WeakKeyDictionary[KeptStatement, dict[str, DriverStatement]] = WeakKeyDictionary()
+_compiled: WeakKeyDictionary[KeptStatement, dict[tuple[str, frozenset[str]], DriverStatement]] = WeakKeyDictionary()
 
 
 def driver_statement(kept: KeptStatement, names: Collection[str], schema: str) -> DriverStatement:
-    """The statement, built and compiled at most once for each schema. Each call of one statement has the same names."""
-    of_schema = _compiled.setdefault(kept, {})
-    found = of_schema.get(schema)
+    """The statement, built and compiled at most once for each schema and each choice of names."""
+    # A value that has no name here is written into the text, so a call with more names has another text.
+    key = (schema, frozenset(names))
+    compiled = _compiled.setdefault(kept, {})
+    found = compiled.get(key)
     if found is None:
-        found = of_schema[schema] = DriverStatement(kept(), names, schema)
+        found = compiled[key] = DriverStatement(kept(), names, schema)
     return found

@@ -220,6 +220,15 @@ async def test_a_parameter_that_is_left_out_does_not_keep_an_earlier_value() -> 
         compiled.values({"one": "a"})
 
 
+def test_a_value_without_a_name_is_in_the_text_of_that_call_alone() -> None:
+    @kept
+    def statement() -> Select[*tuple[Any, ...]]:
+        return select(bindparam("one", "none", type_=Text), bindparam("two", type_=Text))
+
+    texts = [driver_statement(statement(), names, "s").sql.count("$") for names in ({"two"}, {"one", "two"}, {"two"})]
+    assert texts == [1, 2, 1]
+
+
 def test_what_is_kept_is_the_sql() -> None:
     """Filters can be combined in thousands of ways, and a statement takes ten times the memory of its SQL."""
     built: list[ReferenceType[Any]] = []
@@ -232,8 +241,8 @@ def test_what_is_kept_is_the_sql() -> None:
 
     one = statement(1)
     assert statement(1) is one is not statement(2)
-    texts = {driver_statement(one, (), "first").sql for _ in range(3)}
+    texts = {driver_statement(one, {}, "first").sql for _ in range(3)}
     assert len(texts) == len(built) == 1
-    driver_statement(one, (), "second")
+    driver_statement(one, {}, "second")
     gc.collect()
     assert [reference() for reference in built] == [None, None]
