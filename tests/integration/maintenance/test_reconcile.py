@@ -34,7 +34,7 @@ NOW = datetime.now(UTC)
 OF_S = f"WHERE user_id = '{A}' AND session_id = 's'"
 # Switches the trigger, so that changes are not noticed.
 UNSEEN = "ALTER TABLE session_records {} TRIGGER leave_roll_ups"
-LEVELS = ("quarter_hour", "day", "month", "year")
+LEVELS = ("hour", "day", "month", "year")
 
 
 async def live(db: SessionDatabase, user: UUID = A) -> None:

@@ -31,7 +31,7 @@ from session_lifecycle.statements.maintenance import roll_up
 from session_lifecycle.testing import SessionClock
 from support import roll_up_process
 from support.recount import Key, Stored
-from support.stored_rows import ask, deadlocks, table
+from support.stored_rows import ask, deadlocks, keep_buckets, table
 
 A, B = UUID(int=1), UUID(int=2)
 D = UUID(int=11)
@@ -94,6 +94,12 @@ async def agree(db: SessionDatabase, *viewers: Viewer) -> Stored:
             costs = await db.lifecycle.cost_by_model(viewer, (), since, until=until)
             assert costs == stored.cost_by_model(viewer, since, until)
     return stored
+
+
+@pytest_asyncio.fixture(autouse=True, params=[0, 0.2, 64], ids=["every bucket", "some buckets", "rows"])
+async def density(request: pytest.FixtureRequest, session_database: SessionDatabase) -> None:
+    """Whether there are buckets of every length, of dense times only, or none for so few sessions."""
+    await keep_buckets(session_database, density=request.param)
 
 
 @pytest_asyncio.fixture

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import BigInteger, Integer, Select, and_, bindparam, or_, select, type_coerce
+from sqlalchemy import BigInteger, Integer, Select, and_, bindparam, exists, or_, select, type_coerce
 
 from session_lifecycle.models import SessionStatus
 from session_lifecycle.statements import tables
@@ -52,6 +52,11 @@ def roll_up_sessions(schema: str) -> Select[int]:
     """
     arguments = (json_parameter("keys"), bindparam("idle_before", type_=TIMESTAMPTZ))
     return select(type_coerce(database_function(schema, "roll_up_sessions_v1", *arguments), BigInteger))
+
+
+def has_buckets() -> Select[bool]:
+    """One row: whether the buckets of everybody, which are made last, are there."""
+    return select(exists().where(tables.roll_ups.family == "all"))
 
 
 def compact(schema: str) -> Select[int]:

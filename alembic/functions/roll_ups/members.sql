@@ -1,0 +1,29 @@
+-- Finds the rolled-up sessions of one owner in a family that were last active in `[since, until)`, by the family's index.
+-- Answers their rows, in any order. Raises nothing and takes no lock.
+CREATE FUNCTION {schema}.members(
+    of_family text, of_user uuid, of_dataset uuid, since timestamptz, until timestamptz
+) RETURNS SETOF {schema}.rolled_up_sessions
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $body$
+BEGIN
+    CASE of_family
+    WHEN 'user' THEN
+        RETURN QUERY SELECT s.* FROM {schema}.rolled_up_sessions s
+        WHERE s.user_id = of_user AND s.status = ANY ('{completed,failed,running}')
+            AND s.last_activity_at >= since AND s.last_activity_at < until;
+    WHEN 'dataset' THEN
+        RETURN QUERY SELECT s.* FROM {schema}.rolled_up_sessions s
+        WHERE s.dataset_id = of_dataset AND s.status = ANY ('{completed,failed,running}')
+            AND s.last_activity_at >= since AND s.last_activity_at < until;
+    WHEN 'user_dataset' THEN
+        RETURN QUERY SELECT s.* FROM {schema}.rolled_up_sessions s
+        WHERE s.user_id = of_user AND s.dataset_id = of_dataset AND s.status = ANY ('{completed,failed,running}')
+            AND s.last_activity_at >= since AND s.last_activity_at < until;
+    ELSE
+        RETURN QUERY SELECT s.* FROM {schema}.rolled_up_sessions s
+        WHERE s.session_id <> '' AND s.status = ANY ('{completed,failed,running}')
+            AND s.last_activity_at >= since AND s.last_activity_at < until;
+    END CASE;
+END
+$body$;
