@@ -126,7 +126,8 @@ async def test_an_interrupted_roll_up_is_finished_by_the_next(session_database: 
     assert 0 < progress[0].sessions < MANY
     await agree(session_database, Viewer.auditor(), Viewer(A), Viewer(B, [D]))
     report = await session_database.maintenance.roll_up()
-    assert (report.sessions, report.changes) == (MANY - progress[0].sessions, MANY * (1 + MODELS))
+    # The first roll-up makes the buckets of the sessions, not of changes.
+    assert (report.sessions, report.changes) == (MANY - progress[0].sessions, 0)
     await assert_all_rolled_up(session_database)
     await agree(session_database, Viewer.auditor(), Viewer(A), Viewer(B, [D]))
 
@@ -147,7 +148,8 @@ async def test_several_at_once_share_the_work(session_database: SessionDatabase)
     await live(session_database)
     reports = await asyncio.gather(*(session_database.maintenance.roll_up() for _ in range(4)))
     assert sum(report.sessions for report in reports) == MANY
-    assert sum(report.changes for report in reports) == MANY * (1 + MODELS)
+    # One of them makes the buckets; those that roll up after that append changes.
+    assert sum(report.changes for report in reports) <= MANY * (1 + MODELS)
     await assert_all_rolled_up(session_database)
 
 

@@ -12,9 +12,7 @@ from sqlalchemy import (
     Integer,
     Select,
     Text,
-    and_,
     case,
-    exists,
     func,
     literal,
     literal_column,
@@ -98,10 +96,10 @@ class WindowCover(NamedTuple):
 def cover_windows(family: FromClause, windows: Sequence[GroupWindow]) -> WindowCover:
     """The cover of each of these windows for each of these families. A window that ends before it begins is empty."""
     given = union_all(*map(_row_of, windows)).subquery("given")
-    outer = select(*family.c, *given.c).join_from(family, given, true()).cte("windows")
+    outer = _computed(select(*family.c, *given.c).join_from(family, given, true()), "windows")
     # The shortest buckets that are kept at both ends.
     low, high = _shortest(outer, outer.c.since), _shortest(outer, outer.c.until)
-    ends = select(*outer.c, low.label("low"), high.label("high")).cte("ends")
+    ends = _computed(select(*outer.c, low.label("low"), high.label("high")), "ends")
     begin, end = _truncated(ends.c.low, ends.c.since), _truncated(ends.c.high, ends.c.until)
     into_next = case(
         *((ends.c.low == length.name, literal_column(f"interval '{length.into_next}'")) for length in BUCKET_LENGTHS)
@@ -109,14 +107,22 @@ def cover_windows(family: FromClause, windows: Sequence[GroupWindow]) -> WindowC
     first = case((begin == ends.c.since, begin), else_=_truncated(ends.c.low, begin + into_next))
     # Where no whole bucket is inside, the comparison is false or null, and the first edge is the whole window.
     has_whole = first < end
-    inside = select(
-        *(ends.c[name] for name in outer.c.keys()),
-        case((has_whole, first), else_=ends.c.until).label("first"),
-        case((has_whole, end), else_=ends.c.until).label("last"),
-    ).cte("inside")
+    inside = _computed(
+        select(
+            *(ends.c[name] for name in outer.c.keys()),
+            case((has_whole, first), else_=ends.c.until).label("first"),
+            case((has_whole, end), else_=ends.c.until).label("last"),
+        ),
+        "inside",
+    )
     whole = _part(inside, inside.c.first, inside.c.last).cte("whole")
     edges = [_part(inside, inside.c.since, inside.c.first), _part(inside, inside.c.last, inside.c.until)]
     return WindowCover(whole, _stretches(whole), union_all(*edges).cte("edges"))
+
+
+def _computed(rows: Select[*tuple[Any, ...]], name: str) -> CTE:
+    """The rows as a part of the statement. OFFSET 0 keeps Postgres from computing a column at each use of it."""
+    return rows.offset(literal_column("0")).cte(name)
 
 
 def _row_of(window: GroupWindow) -> Select[*tuple[Any, ...]]:
@@ -142,15 +148,15 @@ def _shortest(windows: CTE, moment: Moment) -> ColumnElement[Any]:
 
 
 def _keeps(windows: CTE, length: BucketLength, *conditions: ColumnElement[bool]) -> ColumnElement[bool]:
-    return exists().where(
-        and_(
-            tables.roll_ups.family == windows.c.family,
-            tables.roll_ups.user_id == windows.c.user_id,
-            tables.roll_ups.dataset_id == windows.c.dataset_id,
-            tables.roll_ups.level == length.name,
-            *conditions,
-        )
+    # Postgres would read all buckets of the length once for an EXISTS. It looks up the row of a subquery.
+    bucket = select(literal(1, Integer)).where(
+        tables.roll_ups.family == windows.c.family,
+        tables.roll_ups.user_id == windows.c.user_id,
+        tables.roll_ups.dataset_id == windows.c.dataset_id,
+        tables.roll_ups.level == length.name,
+        *conditions,
     )
+    return bucket.limit(literal_column("1")).scalar_subquery().is_not(None)
 
 
 def _stretches(whole: CTE) -> CTE:
@@ -158,21 +164,23 @@ def _stretches(whole: CTE) -> CTE:
     # on by years, and down again. A step back has the sign -1: its buckets are subtracted. So each end reads at most
     # half a day of hours, half a month of days and half a year of months. No step is by buckets that are not kept: an
     # end at which the days are the shortest ones is the begin of a day already.
-    up: list[Moment] = [whole.c.since]
-    down: list[Moment] = [whole.c.until]
-    for length in BUCKET_LENGTHS[1:]:
-        up.append(length.nearest(up[-1]))
-        down.append(length.nearest(down[-1]))
-    names = [length.name for length in BUCKET_LENGTHS]
-    steps = zip([*names, *reversed(names[:-1])], pairwise([*up, *reversed(down)]), strict=True)
+    walk, names = whole, [length.name for length in BUCKET_LENGTHS]
+    for length, before in zip(BUCKET_LENGTHS[1:], ("", *names[1:]), strict=False):
+        begins = (walk.c[f"up_{before}"], walk.c[f"down_{before}"]) if before else (walk.c.since, walk.c.until)
+        up, down = (length.nearest(begin) for begin in begins)
+        nearest = select(*walk.c, up.label(f"up_{length.name}"), down.label(f"down_{length.name}"))
+        walk = _computed(nearest, f"walk_{length.name}")
+    up_and_down = (*(f"up_{name}" for name in names[1:]), *(f"down_{name}" for name in reversed(names[1:])))
+    moments = [walk.c[name] for name in ("since", *up_and_down, "until")]
+    steps = zip([*names, *reversed(names[:-1])], pairwise(moments), strict=True)
     return union_all(
         *(
             _part(
-                whole,
+                walk,
                 func.least(begin, end),
                 func.greatest(begin, end),
                 literal(name, Text).label("level"),
-                sign=whole.c.sign * case((begin < end, literal(1, Integer)), else_=literal(-1, Integer)),
+                sign=walk.c.sign * case((begin < end, literal(1, Integer)), else_=literal(-1, Integer)),
             )
             for name, (begin, end) in steps
         )

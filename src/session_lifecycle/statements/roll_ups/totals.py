@@ -142,8 +142,7 @@ def session_figures(
     for edge, in_family in _of_each_family(kinds, cover.edges, tables.rolled_up_sessions):
         rows = (
             in_family,
-            # Postgres looks up one status after another, each as a range of the index.
-            tables.rolled_up_sessions.status == any_(edge.c.statuses),
+            tables.rolled_up_sessions.status == edge.c.status,
             *_within(tables.rolled_up_sessions.last_activity_at, edge),
         )
         sums = _sums_of_sessions(tables.rolled_up_sessions, names, edge.c.sign)
@@ -230,7 +229,7 @@ def model_figures(kinds: ScopeKinds, status_window: StatusWindow) -> Select[*tup
         share = _model_shares()
         rows = (
             in_family,
-            tables.rolled_up_sessions.status == any_(edge.c.statuses),
+            tables.rolled_up_sessions.status == edge.c.status,
             *_within(tables.rolled_up_sessions.last_activity_at, edge),
         )
         sign = edge.c.sign
@@ -309,7 +308,12 @@ def _of_each_family(
     """The windows of each bucket family, and the condition on the rows that the family counts: each has an index."""
     found: list[tuple[FromClause, ColumnElement[bool]]] = []
     for name in _family_names(kinds):
-        of_family = select(windows).where(windows.c.family == name).subquery(f"of_{name}")
+        rows = select(windows).where(windows.c.family == name)
+        if issubclass(table, tables.rolled_up_sessions):
+            # The indexes have the status before the activity: each status is a range of its own.
+            status = func.unnest(windows.c.statuses).table_valued(column("status", Text), name="one").render_derived()
+            rows = rows.add_columns(status.c.status).join_from(windows, status, true())
+        of_family = rows.subquery(f"of_{name}")
         conditions: list[ColumnElement[bool]] = []
         if name in {"user", "user_dataset"}:
             conditions.append(table.user_id == of_family.c.user_id)
@@ -331,7 +335,8 @@ def _again(rows: FromClause, names: Sequence[str]) -> list[ColumnElement[Any]]:
     return [
         summed(rows.c[name]).label(name)
         if name == FURTHER_TOTALS
-        else func.sum(rows.c[name]).cast(BigInteger if name in COUNTER_COLUMNS else Numeric).label(name)
+        # A rolled-up session has null for zero.
+        else func.coalesce(func.sum(rows.c[name]), 0).cast(BigInteger if name in COUNTER_COLUMNS else Numeric).label(name)
         for name in names
     ]
 
