@@ -22,7 +22,13 @@ Find = Callable[[Sequence[Any] | None, int], AnySelect]
 
 
 async def in_batches(
-    execution: Execution, find: Find, process_batch: AnySelect, *, max_batch: int, sort_by: Sequence[str] = (), **parameters: Any
+    execution: Execution,
+    find: Find,
+    process_batch: AnySelect,
+    *,
+    max_batch: int,
+    sort_by: Sequence[str] = (),
+    **parameters: Any,
 ) -> AsyncIterator[Sequence[Any]]:
     """Runs `process_batch` on each batch of keys, in its own transaction, and yields its result row.
 

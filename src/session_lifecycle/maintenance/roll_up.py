@@ -52,7 +52,12 @@ class RollUp:
         uncompacted = 0
         found = partial(roll_up.sessions_to_roll_up, idle_before)
         async for (sessions,) in in_batches(
-            self._execution, found, self._roll_up_sessions, max_batch=MAX_BATCH, sort_by=OF_OWNER, idle_before=idle_before
+            self._execution,
+            found,
+            self._roll_up_sessions,
+            max_batch=MAX_BATCH,
+            sort_by=OF_OWNER,
+            idle_before=idle_before,
         ):
             report = report.model_copy(update={"sessions": report.sessions + sessions})
             uncompacted += sessions

@@ -163,6 +163,7 @@ async def with_further_totals(db: SessionDatabase) -> None:
 async def test_X10_X51_wrong_further_totals_are_reported_and_repaired(
     session_database: SessionDatabase, table: str, wrong: str
 ) -> None:
+    await keep_buckets(session_database)
     await with_further_totals(session_database)
     stats = await session_database.lifecycle.aggregate_stats(A)
     costs = await session_database.lifecycle.cost_by_model(A)

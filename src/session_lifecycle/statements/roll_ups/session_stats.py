@@ -20,10 +20,10 @@ from sqlalchemy import (
 
 from session_lifecycle.models import EffectiveStatus
 from session_lifecycle.statements import tables
-from session_lifecycle.statements.roll_ups.totals import duration_us, in_window, session_figures
+from session_lifecycle.statements.roll_ups.totals import duration_us, in_window, session_figures, sessions_ever
 from session_lifecycle.statements.shared.durations import durations_of, listed_durations
 from session_lifecycle.statements.shared.further_totals import FURTHER_TOTALS, as_text, summed
-from session_lifecycle.statements.shared.status import status_windows
+from session_lifecycle.statements.shared.status import status_windows, stored_statuses, waits
 from session_lifecycle.statements.shared.visibility import ScopeKinds
 from session_lifecycle.statements.shared.window import Ends, StatusWindow, window
 
@@ -71,6 +71,9 @@ def count_sessions(
         status_filter: Counts the sessions with this effective status only; None counts all.
         has_agent_name: Whether to count the sessions of the bound `agent_name` only.
     """
+    # A status of a running session depends on its last activity.
+    if waits(status_filter) is None and not any(ends) and not has_agent_name:
+        return sessions_ever(kinds, None if status_filter is None else stored_statuses(status_filter)[0])
     if status_filter is None:
         windows = {"any": StatusWindow(None, *window(ends))}
     else:

@@ -42,7 +42,7 @@ from sqlalchemy.types import Uuid
 
 from session_lifecycle.models import SessionStatus
 from session_lifecycle.statements import tables
-from session_lifecycle.statements.roll_ups.buckets import GroupWindow, WindowCover, begin_of_minute, cover_windows
+from session_lifecycle.statements.roll_ups.buckets import YEAR, GroupWindow, begin_of_minute, cover_windows
 from session_lifecycle.statements.shared.durations import lasted_us
 from session_lifecycle.statements.shared.further_totals import FURTHER_TOTALS, summed
 from session_lifecycle.statements.shared.keys import same_session
@@ -203,6 +203,54 @@ def _live_figures(
     return select(key, *labelled).where(*live).group_by(*is_in)
 
 
+def sessions_ever(kinds: ScopeKinds, status: SessionStatus | None) -> ColumnElement[int]:
+    """The number of sessions with a stored status, or of all where it is None, whenever they were last active.
+
+    The years of an owner hold all rolled-up sessions of the owner, and no edge has to be read. This is much shorter than
+    `session_figures`: most totals of pages are such a number.
+    """
+    stored = list(SessionStatus) if status is None else [status]
+    is_stored = literal([one.value for one in stored], ARRAY(Text))
+    family = _families(kinds)
+    years = [*_is_of_family(tables.roll_ups, family), tables.roll_ups.level == YEAR.name]
+    in_years = select(func.sum(tables.roll_ups.sessions)).where(*years, tables.roll_ups.status == any_(is_stored))
+    # Null for an owner of whom no years are kept.
+    is_kept = select(literal(1, Integer)).where(*years).limit(literal_column("1")).scalar_subquery().is_not(None)
+    kept = (
+        select(
+            family.c.family,
+            family.c.user_id,
+            family.c.dataset_id,
+            family.c.sign,
+            case((is_kept, func.coalesce(in_years.scalar_subquery(), 0))).label("in_years"),
+        )
+        .offset(literal_column("0"))
+        .cte("kept")
+    )
+    counts: list[ColumnElement[Any]] = []
+    for name in _family_names(kinds):
+        of_family = select(kept).where(kept.c.family == name).subquery(f"of_{name}")
+        in_changes, in_rows = (
+            _counts(name, of_family, table) for table in (tables.roll_up_changes, tables.rolled_up_sessions)
+        )
+        changes = select(func.coalesce(func.sum(tables.roll_up_changes.sessions), 0)).where(
+            in_changes, tables.roll_up_changes.status == any_(is_stored)
+        )
+        rows = select(func.count()).where(in_rows, tables.rolled_up_sessions.status == any_(is_stored))
+        rolled_up = case(
+            (of_family.c.in_years.is_(None), rows.scalar_subquery()),
+            else_=of_family.c.in_years + changes.scalar_subquery(),
+        )
+        counts.append(select(func.sum(of_family.c.sign * rolled_up)).select_from(of_family).scalar_subquery())
+    counts += [
+        select(func.count())
+        .where(in_scope, ~tables.sessions.rolled_up, tables.sessions.status == any_(is_stored))
+        .scalar_subquery()
+        for in_scope in kinds.conditions(tables.sessions)
+    ]
+    return sum((func.coalesce(one, 0, type_=Numeric) for one in counts), literal(0, Numeric)).cast(BigInteger)
+
+
 def model_figures(kinds: ScopeKinds, status_window: StatusWindow) -> Select[*tuple[Any, ...]]:
     """One row per model that sessions in the status window used: the model's name as `key`, and `MODEL_FIGURES`."""
     cover = cover_windows(_families(kinds), _groups({"any": status_window}))
@@ -314,15 +362,24 @@ def _of_each_family(
             status = func.unnest(windows.c.statuses).table_valued(column("status", Text), name="one").render_derived()
             rows = rows.add_columns(status.c.status).join_from(windows, status, true())
         of_family = rows.subquery(f"of_{name}")
-        conditions: list[ColumnElement[bool]] = []
-        if name in {"user", "user_dataset"}:
-            conditions.append(table.user_id == of_family.c.user_id)
-        if name in {"dataset", "user_dataset"}:
-            conditions.append(table.dataset_id == of_family.c.dataset_id)
-        if not conditions and issubclass(table, tables.rolled_up_sessions):
-            conditions.append(of_everybody(table))
-        found.append((of_family, and_(true(), *conditions)))
+        found.append((of_family, _counts(name, of_family, table)))
     return found
+
+
+def _counts(
+    name: str,
+    family: FromClause,
+    table: type[tables.rolled_up_sessions | tables.roll_up_changes | tables.model_roll_up_changes],
+) -> ColumnElement[bool]:
+    """Whether a family of this name counts a row. Each name has an index of its own."""
+    conditions: list[ColumnElement[bool]] = []
+    if name in {"user", "user_dataset"}:
+        conditions.append(table.user_id == family.c.user_id)
+    if name in {"dataset", "user_dataset"}:
+        conditions.append(table.dataset_id == family.c.dataset_id)
+    if not conditions and issubclass(table, tables.rolled_up_sessions):
+        conditions.append(of_everybody(table))
+    return and_(true(), *conditions)
 
 
 def _added_up(parts: Sequence[Select[*tuple[Any, ...]]], names: Sequence[str]) -> Select[*tuple[Any, ...]]:
@@ -336,7 +393,9 @@ def _again(rows: FromClause, names: Sequence[str]) -> list[ColumnElement[Any]]:
         summed(rows.c[name]).label(name)
         if name == FURTHER_TOTALS
         # A rolled-up session has null for zero.
-        else func.coalesce(func.sum(rows.c[name]), 0).cast(BigInteger if name in COUNTER_COLUMNS else Numeric).label(name)
+        else func.coalesce(func.sum(rows.c[name]), 0)
+        .cast(BigInteger if name in COUNTER_COLUMNS else Numeric)
+        .label(name)
         for name in names
     ]
 

@@ -136,7 +136,9 @@ def _first(
         # No index has the key after the activity, and that of the others has the minute in place of the moment. So the
         # scan fetches the last moment or minute whole and the page sorts it later. The scan does not sort: where Postgres
         # expects few sessions in a scope, it would then read and sort all of them.
-        order = part.table.last_activity_at if part.table is tables.rolled_up_sessions else tables.sessions.activity_minute
+        order = (
+            part.table.last_activity_at if part.table is tables.rolled_up_sessions else tables.sessions.activity_minute
+        )
         return sessions.order_by(*directed(order)).fetch(limit, with_ties=True)
     # No index has these sessions in the wanted order: Postgres finds them by activity and sorts them. OFFSET 0 keeps it
     # from walking another index in the wanted order instead.
