@@ -466,7 +466,7 @@ CREATE FUNCTION session_lifecycle.delete_waiting_runs_v1(keys jsonb, idle_before
 
 CREATE FUNCTION session_lifecycle.density() RETURNS numeric LANGUAGE sql IMMUTABLE;
 
-CREATE FUNCTION session_lifecycle.depths(of_family text, after uuid, up_to uuid, afresh boolean) RETURNS TABLE(user_id uuid, dataset_id uuid, day timestamp with time zone, depth integer) LANGUAGE plpgsql STABLE SET jit=off SET plan_cache_mode=force_custom_plan SET search_path=pg_catalog, pg_temp SET work_mem=64MB;
+CREATE FUNCTION session_lifecycle.depths(of_family text, after uuid, up_to uuid, afresh boolean) RETURNS TABLE(user_id uuid, dataset_id uuid, six_hours timestamp with time zone, depth integer) LANGUAGE plpgsql STABLE SET jit=off SET plan_cache_mode=force_custom_plan SET search_path=pg_catalog, pg_temp SET work_mem=64MB;
 
 CREATE FUNCTION session_lifecycle.empty_sessions_v1(keys jsonb, older_than timestamp with time zone, OUT sessions bigint, OUT runs bigint, OUT steps bigint, OUT messages bigint, OUT events bigint, OUT model_rows bigint, OUT session_keys jsonb) RETURNS record LANGUAGE plpgsql SET enable_hashjoin=off SET enable_material=off SET enable_mergejoin=off SET enable_seqscan=off SET jit=off SET search_path=pg_catalog, pg_temp;
 

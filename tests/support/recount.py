@@ -7,7 +7,7 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal, localcontext
 from fractions import Fraction
 from typing import Any
@@ -57,6 +57,9 @@ ROLL_UPS = (
     ("session_roll_ups", "session_roll_up_changes", "status", OF_SESSION),
     ("session_model_roll_ups", "session_model_roll_up_changes", "model", BY_MODEL),
 )
+ORIGIN = datetime(2000, 1, 1, tzinfo=UTC)
+LENGTHS = {"hour": 1, "6 hours": 6, "36 hours": 36, "9 days": 216, "54 days": 1296, "324 days": 7776}
+"""The lengths of buckets, in hours."""
 NOBODY = UUID(int=0)
 MICROSECOND = timedelta(microseconds=1)
 
@@ -284,28 +287,23 @@ def _kept(column: str, value: Any) -> Any:
 def _siblings(place: tuple[Any, ...]) -> tuple[Any, ...]:
     """What the buckets have in common that are kept together: the family and its owner, the level, the bucket above."""
     family, user, dataset, level, begin, *_ = place
-    above = {
-        "year": None,
-        "month": begin.replace(month=1),
-        "day": begin.replace(day=1),
-        "hour": begin.replace(hour=0),
-    }
-    return family, user, dataset, level, above[level]
+    above = None if level == "324 days" else _begin(begin, 6 * LENGTHS[level])
+    return family, user, dataset, level, above
+
+
+def _begin(moment: datetime, hours: int) -> datetime:
+    return ORIGIN + (moment - ORIGIN) // timedelta(hours=hours) * timedelta(hours=hours)
 
 
 def _places(row: Row, name: str) -> Iterator[tuple[Any, ...]]:
     """The buckets that hold a session of this user, dataset and last activity."""
     at, user, dataset = row["starts_at"], row["user_id"], row["dataset_id"]
-    day = at.replace(hour=0, minute=0, second=0, microsecond=0)
-    hour = at.replace(minute=0, second=0, microsecond=0)
     families = [("all", NOBODY, NOBODY), ("user", user, NOBODY)]
     if dataset is not None:
         families += [("dataset", NOBODY, dataset), ("user_dataset", user, dataset)]
     for family in families:
-        yield *family, "hour", hour, row[name]
-        yield *family, "day", day, row[name]
-        yield *family, "month", day.replace(day=1), row[name]
-        yield *family, "year", day.replace(month=1, day=1), row[name]
+        for level, hours in LENGTHS.items():
+            yield *family, level, _begin(at, hours), row[name]
 
 
 def _sums(columns: Sequence[str], rows: Iterable[tuple[tuple[Any, ...], Row]]) -> dict[tuple[Any, ...], list[Decimal]]:

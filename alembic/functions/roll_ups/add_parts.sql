@@ -7,11 +7,14 @@ CREATE FUNCTION {schema}.add_parts(
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $body$
+DECLARE
+    -- In hours: the name of a level says days.
+    length interval := extract(epoch FROM CASE of_level WHEN 'hour' THEN '1 hour' ELSE of_level END::interval) * interval '1 second';
 BEGIN
     INSERT INTO {schema}.session_roll_ups
         (family, user_id, dataset_id, level, starts_at, status, sessions, cost_usd, tokens_in, tokens_out, duration_us,
          unpriced_events, unmeasured_events, late_events, late_cost_usd, further_totals)
-    SELECT of_family, of_user, of_dataset, of_level, date_trunc(of_level, a.starts_at, 'UTC'), a.status, sum(a.sessions),
+    SELECT of_family, of_user, of_dataset, of_level, date_bin(length, a.starts_at, '2000-01-01 00:00:00+00'), a.status, sum(a.sessions),
            sum(a.cost_usd), sum(a.tokens_in), sum(a.tokens_out), sum(a.duration_us), sum(a.unpriced_events),
            sum(a.unmeasured_events), sum(a.late_events), sum(a.late_cost_usd),
            CASE WHEN bool_or(a.further_totals IS NOT NULL) THEN {schema}.sum_totals_v1(array_agg(a.further_totals), '{}') END
@@ -36,7 +39,7 @@ BEGIN
     INSERT INTO {schema}.session_model_roll_ups
         (family, user_id, dataset_id, level, starts_at, model, sessions, cost_usd, tokens_in, tokens_out,
          cache_read_tokens, cache_write_tokens, reasoning_tokens, events, unpriced_events, further_totals)
-    SELECT of_family, of_user, of_dataset, of_level, date_trunc(of_level, a.starts_at, 'UTC'), a.model, sum(a.sessions),
+    SELECT of_family, of_user, of_dataset, of_level, date_bin(length, a.starts_at, '2000-01-01 00:00:00+00'), a.model, sum(a.sessions),
            sum(a.cost_usd), sum(a.tokens_in), sum(a.tokens_out), sum(a.cache_read_tokens), sum(a.cache_write_tokens),
            sum(a.reasoning_tokens), sum(a.events), sum(a.unpriced_events),
            CASE WHEN bool_or(a.further_totals IS NOT NULL) THEN {schema}.sum_totals_v1(array_agg(a.further_totals), '{}') END

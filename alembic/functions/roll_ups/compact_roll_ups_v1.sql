@@ -16,7 +16,7 @@ DECLARE
     emptied_by_model jsonb;
     users uuid[];
     datasets uuid[];
-    days timestamptz[];
+    moments timestamptz[];
     of_level text;
     dense record;
 BEGIN
@@ -76,11 +76,12 @@ BEGIN
                 'family', b.family, 'user_id', b.user_id, 'dataset_id', b.dataset_id, 'level', b.level,
                 'status', b.status, 'starts_at', b.starts_at
             )) FROM bucket b WHERE b.sessions = 0),
-           d.users, d.datasets, d.days
-    INTO changes, emptied, users, datasets, days
+           d.users, d.datasets, d.moments
+    INTO changes, emptied, users, datasets, moments
     FROM (
-        SELECT array_agg(t.user_id) AS users, array_agg(t.dataset_id) AS datasets, array_agg(t.day) AS days
-        FROM (SELECT DISTINCT q.user_id, q.dataset_id, date_trunc('day', q.starts_at, 'UTC') AS day FROM hour q) t
+        SELECT array_agg(t.user_id) AS users, array_agg(t.dataset_id) AS datasets, array_agg(t.six_hours) AS moments
+        FROM (SELECT DISTINCT q.user_id, q.dataset_id, date_bin('6 hours', q.starts_at, '2000-01-01 00:00:00+00') AS six_hours
+              FROM hour q) t
     ) d;
 
     WITH change AS (
@@ -171,14 +172,14 @@ BEGIN
         AND r.level = gone.level AND r.starts_at >= gone.since AND r.starts_at < gone.until;
 
     -- From the longest level on, as a part of a divided bucket may be dense itself.
-    FOREACH of_level IN ARRAY ARRAY['year', 'month', 'day', 'hour'] LOOP
+    FOREACH of_level IN ARRAY ARRAY['324 days', '54 days', '9 days', '36 hours', '6 hours', 'hour'] LOOP
         FOR dense IN
             SELECT p.family, p.user_id, p.dataset_id, p.since, p.until
             FROM (
                 SELECT DISTINCT f.family, f.user_id, f.dataset_id, l.above, l.since, l.until, l.enough
-                FROM unnest(users, datasets, days) c (user_id, dataset_id, day)
+                FROM unnest(users, datasets, moments) c (user_id, dataset_id, moment)
                 CROSS JOIN LATERAL {schema}.families(c.user_id, c.dataset_id) f
-                CROSS JOIN LATERAL {schema}.levels(c.day) l
+                CROSS JOIN LATERAL {schema}.levels(c.moment) l
                 WHERE l.level = of_level
             ) p
             WHERE NOT EXISTS (

@@ -43,12 +43,15 @@ BEGIN
                  ELSE '00000000-0000-0000-0000-000000000000' END,
             CASE WHEN of_family IN ('dataset', 'user_dataset') THEN a.dataset_id
                  ELSE '00000000-0000-0000-0000-000000000000' END,
-            date_trunc('day', a.starts_at, 'UTC')
-        ) o (user_id, dataset_id, day)
+            date_bin('6 hours', a.starts_at, '2000-01-01 00:00:00+00')
+        ) o (user_id, dataset_id, six_hours)
         JOIN {schema}.depths(of_family, after, up_to, afresh) d
-            ON d.user_id = o.user_id AND d.dataset_id = o.dataset_id AND d.day = o.day
+            ON d.user_id = o.user_id AND d.dataset_id = o.dataset_id AND d.six_hours = o.six_hours
         CROSS JOIN LATERAL (
-            SELECT date_trunc((ARRAY['year', 'month', 'day', 'hour'])[d.depth], a.starts_at, 'UTC')
+            SELECT date_bin(
+                ('{7776 hours,1296 hours,216 hours,36 hours,6 hours,1 hour}'::interval[])[d.depth], a.starts_at,
+                '2000-01-01 00:00:00+00'
+            )
         ) b (starts_at)
         WHERE d.depth > 0
         GROUP BY d.user_id, d.dataset_id, d.depth, a.status, b.starts_at

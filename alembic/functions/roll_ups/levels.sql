@@ -1,23 +1,27 @@
--- Names the buckets of time that a moment belongs to, by UTC, from the longest to the shortest.
+-- Names the buckets of time that a moment belongs to, from the longest to the shortest. Each is divided into six.
 -- A bucket is kept together with its siblings, the other buckets of its level in the bucket above, or none of them is. They
--- are kept from the moment on when the bucket above has `enough` sessions. A year's siblings are all years of its owner.
--- Answers a row for each level: its name, its depth, the bucket's begin, the level above, and the time `[since, until)` of
--- the bucket above. Raises nothing and takes no lock.
+-- are kept from the moment on when the bucket above has `enough` sessions. The siblings of the longest ones are all those of
+-- their owner.
+-- Answers a row for each level: its name, which is the length; its depth; the bucket's begin; the level above, and the time
+-- `[since, until)` of the bucket above. Raises nothing and takes no lock.
 CREATE FUNCTION {schema}.levels(moment timestamptz) RETURNS TABLE (
     level text, depth integer, starts_at timestamptz, above text, since timestamptz, until timestamptz, enough numeric
 )
 LANGUAGE sql STABLE
 BEGIN ATOMIC
 -- The lengths are in hours, because a day in the connection's time zone may have 23 or 25 hours.
-SELECT l.level, l.depth, l.starts_at, l.above, l.since, l.until, {schema}.density() * l.parts
+SELECT l.level, l.depth, date_bin(l.length, moment, '2000-01-01 00:00:00+00'), l.above,
+       CASE WHEN l.above IS NULL THEN '-infinity' ELSE date_bin(l.length * 6, moment, '2000-01-01 00:00:00+00') END,
+       CASE WHEN l.above IS NULL THEN 'infinity'
+            ELSE date_bin(l.length * 6, moment, '2000-01-01 00:00:00+00') + l.length * 6 END,
+       {schema}.density() * CASE WHEN l.above IS NULL THEN 1 ELSE 6 END
 FROM (
     VALUES
-        ('year', 1, date_trunc('year', moment, 'UTC'), NULL, '-infinity'::timestamptz, 'infinity'::timestamptz, 1),
-        ('month', 2, date_trunc('month', moment, 'UTC'), 'year', date_trunc('year', moment, 'UTC'),
-         date_trunc('year', date_trunc('year', moment, 'UTC') + interval '9000 hours', 'UTC'), 12),
-        ('day', 3, date_trunc('day', moment, 'UTC'), 'month', date_trunc('month', moment, 'UTC'),
-         date_trunc('month', date_trunc('month', moment, 'UTC') + interval '768 hours', 'UTC'), 30),
-        ('hour', 4, date_trunc('hour', moment, 'UTC'), 'day', date_trunc('day', moment, 'UTC'),
-         date_trunc('day', moment, 'UTC') + interval '24 hours', 24)
-) l (level, depth, starts_at, above, since, until, parts);
+        ('324 days', 1, interval '7776 hours', NULL),
+        ('54 days', 2, interval '1296 hours', '324 days'),
+        ('9 days', 3, interval '216 hours', '54 days'),
+        ('36 hours', 4, interval '36 hours', '9 days'),
+        ('6 hours', 5, interval '6 hours', '36 hours'),
+        ('hour', 6, interval '1 hour', '6 hours')
+) l (level, depth, length, above);
 END

@@ -34,7 +34,7 @@ NOW = datetime.now(UTC)
 OF_S = f"WHERE user_id = '{A}' AND session_id = 's'"
 # Switches the trigger, so that changes are not noticed.
 UNSEEN = "ALTER TABLE session_records {} TRIGGER leave_roll_ups"
-LEVELS = ("hour", "day", "month", "year")
+LEVELS = ("hour", "6 hours", "36 hours", "9 days", "54 days", "324 days")
 
 
 async def live(db: SessionDatabase, user: UUID = A) -> None:
@@ -396,9 +396,9 @@ DRIFTS: dict[str, tuple[list[str], list[tuple[Any, ...]]]] = {
         ],
     ),
     "a wrong bucket": (
-        ["UPDATE session_roll_ups SET sessions = sessions + 1 WHERE family = 'user_dataset' AND level = 'day'"],
+        ["UPDATE session_roll_ups SET sessions = sessions + 1 WHERE family = 'user_dataset' AND level = '36 hours'"],
         [
-            ("session_roll_ups", ("user_dataset", user, DATASET, "day", status), "sessions", 1)
+            ("session_roll_ups", ("user_dataset", user, DATASET, "36 hours", status), "sessions", 1)
             for user, status in ((A, "completed"), (B, "failed"))
         ],
     ),
@@ -407,20 +407,20 @@ DRIFTS: dict[str, tuple[list[str], list[tuple[Any, ...]]]] = {
             f"""
             INSERT INTO session_model_roll_ups
                 (family, user_id, dataset_id, level, starts_at, model, sessions, cost_usd)
-            SELECT 'dataset', '{UUID(int=0)}', '{ANOTHER}', 'month', min(starts_at), 'x', 2, 1
+            SELECT 'dataset', '{UUID(int=0)}', '{ANOTHER}', '54 days', min(starts_at), 'x', 2, 1
             FROM session_model_roll_ups
             """
         ],
         [
-            ("session_model_roll_ups", ("dataset", None, ANOTHER, "month", "x"), field, by)
+            ("session_model_roll_ups", ("dataset", None, ANOTHER, "54 days", "x"), field, by)
             for field, by in (("sessions", 2), ("cost_usd", 1))
         ],
     ),
     "deleted buckets": (
-        ["DELETE FROM session_roll_ups WHERE family = 'dataset' AND level <> 'year' AND status = 'failed'"],
+        ["DELETE FROM session_roll_ups WHERE family = 'dataset' AND level <> '324 days' AND status = 'failed'"],
         [
             ("session_roll_ups", ("dataset", None, DATASET, level, "failed"), field, -Decimal(by))
-            for level in LEVELS[:3]
+            for level in LEVELS[:5]
             for field, by in DELETED.items()
         ],
     ),

@@ -1,6 +1,6 @@
 """The buckets of the roll-ups, and the buckets that cover a window."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -10,6 +10,7 @@ from sqlalchemy import (
     ColumnElement,
     FromClause,
     Integer,
+    Interval,
     Select,
     Text,
     case,
@@ -27,45 +28,49 @@ from session_lifecycle.statements import tables
 from session_lifecycle.statements.shared.clock import TIMESTAMPTZ, Moment
 
 
+ORIGIN: ColumnElement[Any] = literal_column("timestamptz '2000-01-01 00:00:00+00'")
+
+
+def _binned(length: ColumnElement[Any], moment: Moment) -> Moment:
+    return func.date_bin(length, moment, ORIGIN, type_=TIMESTAMPTZ)
+
+
 class BucketLength(NamedTuple):
     """A length of buckets."""
 
     name: str
-    half: str
-    """About half of the length."""
-    into_next: str
-    """From the begin of a bucket it leads into the next one."""
+    """The name of the level."""
+    hours: int
+
+    @property
+    def interval(self) -> ColumnElement[Any]:
+        """The length in hours, because a day in the connection's time zone may have 23 or 25 hours."""
+        return literal_column(f"interval '{self.hours} hours'", Interval)
 
     def begin(self, moment: Moment) -> Moment:
         """The begin of the bucket that holds a moment; the begin of infinity is infinity."""
-        return _truncated(literal_column(f"'{self.name}'", Text), moment)
+        return _binned(self.interval, moment)
 
     def nearest(self, moment: Moment) -> Moment:
         """The begin of a bucket that is nearest to the moment, before or after it."""
-        return self.begin(moment + literal_column(f"interval '{self.half}'"))
+        return self.begin(moment + literal_column(f"interval '{self.hours * 30} minutes'"))
 
 
-def _truncated(name: ColumnElement[str], moment: Moment) -> Moment:
-    return func.date_trunc(name, moment, literal_column("'UTC'"), type_=TIMESTAMPTZ)
+def begin_of_minute(moment: Moment) -> Moment:
+    """The begin of the minute that holds a moment; the begin of infinity is infinity."""
+    return _binned(literal_column("interval '1 minute'"), moment)
 
 
-def _binned(length: str) -> Callable[[Moment], Moment]:
-    width: ColumnElement[Any] = literal_column(f"interval '{length}'")
-    origin: ColumnElement[Any] = literal_column("timestamptz '2000-01-01 00:00:00+00'")
-    return lambda moment: func.date_bin(width, moment, origin, type_=TIMESTAMPTZ)
-
-
-begin_of_minute = _binned("1 minute")
-"""Returns the begin of the minute that holds a moment; the begin of infinity is infinity."""
-# The lengths are in hours, because a day in the connection's time zone may have 23 or 25 hours.
-YEAR = BucketLength("year", "4380 hours", "9000 hours")
-# From the shortest to the longest.
+# From the shortest to the longest, each six times as long as the one before.
 BUCKET_LENGTHS = (
-    BucketLength("hour", "30 minutes", "1 hour"),
-    BucketLength("day", "12 hours", "24 hours"),
-    BucketLength("month", "360 hours", "768 hours"),
-    YEAR,
+    BucketLength("hour", 1),
+    BucketLength("6 hours", 6),
+    BucketLength("36 hours", 36),
+    BucketLength("9 days", 216),
+    BucketLength("54 days", 1296),
+    BucketLength("324 days", 7776),
 )
+LONGEST = BUCKET_LENGTHS[-1]
 
 
 class GroupWindow(NamedTuple):
@@ -100,11 +105,8 @@ def cover_windows(family: FromClause, windows: Sequence[GroupWindow]) -> WindowC
     # The shortest buckets that are kept at both ends.
     low, high = _shortest(outer, outer.c.since), _shortest(outer, outer.c.until)
     ends = _computed(select(*outer.c, low.label("low"), high.label("high")), "ends")
-    begin, end = _truncated(ends.c.low, ends.c.since), _truncated(ends.c.high, ends.c.until)
-    into_next = case(
-        *((ends.c.low == length.name, literal_column(f"interval '{length.into_next}'")) for length in BUCKET_LENGTHS)
-    )
-    first = case((begin == ends.c.since, begin), else_=_truncated(ends.c.low, begin + into_next))
+    begin, end = _binned(ends.c.low, ends.c.since), _binned(ends.c.high, ends.c.until)
+    first = case((begin == ends.c.since, begin), else_=begin + ends.c.low)
     # Where no whole bucket is inside, the comparison is false or null, and the first edge is the whole window.
     has_whole = first < end
     inside = _computed(
@@ -134,17 +136,17 @@ def _row_of(window: GroupWindow) -> Select[*tuple[Any, ...]]:
 
 
 def _shortest(windows: CTE, moment: Moment) -> ColumnElement[Any]:
-    """The name of the shortest buckets that the family keeps around the moment; null where it keeps none.
+    """The length of the shortest buckets that the family keeps around the moment; null where it keeps none.
 
-    Siblings, as the days of one month, are kept all or not at all (`levels` in `alembic/functions/`).
+    Siblings, the six parts of one bucket, are kept all or not at all (`levels` in `alembic/functions/`).
     """
-    ways = [(~_keeps(windows, YEAR), null().cast(Text))]
+    ways: list[tuple[ColumnElement[bool], ColumnElement[Any]]] = [(~_keeps(windows, LONGEST), null().cast(Interval))]
     for above, length in pairwise(BUCKET_LENGTHS[::-1]):
         begin = above.begin(moment)
-        end = above.begin(begin + literal_column(f"interval '{above.into_next}'"))
+        end = begin + above.interval
         bucket = tables.roll_ups.starts_at
-        ways.append((~_keeps(windows, length, bucket >= begin, bucket < end), literal(above.name, Text)))
-    return case(*ways, else_=literal(BUCKET_LENGTHS[0].name, Text))
+        ways.append((~_keeps(windows, length, bucket >= begin, bucket < end), above.interval))
+    return case(*ways, else_=BUCKET_LENGTHS[0].interval)
 
 
 def _keeps(windows: CTE, length: BucketLength, *conditions: ColumnElement[bool]) -> ColumnElement[bool]:
@@ -160,18 +162,16 @@ def _keeps(windows: CTE, length: BucketLength, *conditions: ColumnElement[bool])
 
 
 def _stretches(whole: CTE) -> CTE:
-    # The stretches are the steps of a walk from one end of the window to the other: to the nearest day, month and year,
-    # on by years, and down again. A step back has the sign -1: its buckets are subtracted. So each end reads at most
-    # half a day of hours, half a month of days and half a year of months. No step is by buckets that are not kept: an
-    # end at which the days are the shortest ones is the begin of a day already.
-    walk, names = whole, [length.name for length in BUCKET_LENGTHS]
-    for length, before in zip(BUCKET_LENGTHS[1:], ("", *names[1:]), strict=False):
-        begins = (walk.c[f"up_{before}"], walk.c[f"down_{before}"]) if before else (walk.c.since, walk.c.until)
-        up, down = (length.nearest(begin) for begin in begins)
-        nearest = select(*walk.c, up.label(f"up_{length.name}"), down.label(f"down_{length.name}"))
-        walk = _computed(nearest, f"walk_{length.name}")
-    up_and_down = (*(f"up_{name}" for name in names[1:]), *(f"down_{name}" for name in reversed(names[1:])))
-    moments = [walk.c[name] for name in ("since", *up_and_down, "until")]
+    # The stretches are the steps of a walk from one end of the window to the other: to the nearest begin of the next longer
+    # buckets, on by the longest ones, and down again. A step back has the sign -1: its buckets are subtracted. So each
+    # end reads at most three buckets of each length. No step is by buckets that are not kept: an end at which longer ones
+    # are the shortest is the begin of one already.
+    walk = _computed(select(*whole.c, whole.c.since.label("up_0"), whole.c.until.label("down_0")), "walk_0")
+    for number, length in enumerate(BUCKET_LENGTHS[1:], 1):
+        nearest = (length.nearest(walk.c[f"{way}_{number - 1}"]).label(f"{way}_{number}") for way in ("up", "down"))
+        walk = _computed(select(*walk.c, *nearest), f"walk_{number}")
+    numbers, names = range(len(BUCKET_LENGTHS)), [length.name for length in BUCKET_LENGTHS]
+    moments = [walk.c[f"{way}_{number}"] for way, each in (("up", numbers), ("down", numbers[::-1])) for number in each]
     steps = zip([*names, *reversed(names[:-1])], pairwise(moments), strict=True)
     return union_all(
         *(

@@ -42,7 +42,7 @@ from sqlalchemy.types import Uuid
 
 from session_lifecycle.models import SessionStatus
 from session_lifecycle.statements import tables
-from session_lifecycle.statements.roll_ups.buckets import YEAR, GroupWindow, begin_of_minute, cover_windows
+from session_lifecycle.statements.roll_ups.buckets import LONGEST, GroupWindow, begin_of_minute, cover_windows
 from session_lifecycle.statements.shared.durations import lasted_us
 from session_lifecycle.statements.shared.further_totals import FURTHER_TOTALS, summed
 from session_lifecycle.statements.shared.keys import same_session
@@ -206,23 +206,23 @@ def _live_figures(
 def sessions_ever(kinds: ScopeKinds, status: SessionStatus | None) -> ColumnElement[int]:
     """The number of sessions with a stored status, or of all where it is None, whenever they were last active.
 
-    The years of an owner hold all rolled-up sessions of the owner, and no edge has to be read. This is much shorter than
+    The longest buckets of an owner hold all rolled-up sessions of the owner, and no edge has to be read. This is much shorter than
     `session_figures`: most totals of pages are such a number.
     """
     stored = list(SessionStatus) if status is None else [status]
     is_stored = literal([one.value for one in stored], ARRAY(Text))
     family = _families(kinds)
-    years = [*_is_of_family(tables.roll_ups, family), tables.roll_ups.level == YEAR.name]
-    in_years = select(func.sum(tables.roll_ups.sessions)).where(*years, tables.roll_ups.status == any_(is_stored))
-    # Null for an owner of whom no years are kept.
-    is_kept = select(literal(1, Integer)).where(*years).limit(literal_column("1")).scalar_subquery().is_not(None)
+    longest = [*_is_of_family(tables.roll_ups, family), tables.roll_ups.level == LONGEST.name]
+    in_longest = select(func.sum(tables.roll_ups.sessions)).where(*longest, tables.roll_ups.status == any_(is_stored))
+    # Null for an owner without buckets.
+    is_kept = select(literal(1, Integer)).where(*longest).limit(literal_column("1")).scalar_subquery().is_not(None)
     kept = (
         select(
             family.c.family,
             family.c.user_id,
             family.c.dataset_id,
             family.c.sign,
-            case((is_kept, func.coalesce(in_years.scalar_subquery(), 0))).label("in_years"),
+            case((is_kept, func.coalesce(in_longest.scalar_subquery(), 0))).label("in_longest"),
         )
         .offset(literal_column("0"))
         .cte("kept")
@@ -238,8 +238,8 @@ def sessions_ever(kinds: ScopeKinds, status: SessionStatus | None) -> ColumnElem
         )
         rows = select(func.count()).where(in_rows, tables.rolled_up_sessions.status == any_(is_stored))
         rolled_up = case(
-            (of_family.c.in_years.is_(None), rows.scalar_subquery()),
-            else_=of_family.c.in_years + changes.scalar_subquery(),
+            (of_family.c.in_longest.is_(None), rows.scalar_subquery()),
+            else_=of_family.c.in_longest + changes.scalar_subquery(),
         )
         counts.append(select(func.sum(of_family.c.sign * rolled_up)).select_from(of_family).scalar_subquery())
     counts += [
