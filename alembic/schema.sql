@@ -358,17 +358,17 @@ CREATE TABLE session_lifecycle.session_usage_events (
     CONSTRAINT pk_session_usage_events PRIMARY KEY (user_id, session_id, event_id)
 );
 
-CREATE INDEX ix_rolled_up_sessions_dataset_id_agent_name_last_activity_at ON session_lifecycle.rolled_up_sessions USING btree (dataset_id, agent_name, status, last_activity_at) WHERE ((dataset_id IS NOT NULL) AND (agent_name IS NOT NULL));
+CREATE INDEX ix_rolled_up_sessions_dataset_id_agent_name_last_activity_at ON session_lifecycle.rolled_up_sessions USING btree (dataset_id, agent_name, "left"(status, 1), last_activity_at) WHERE ((dataset_id IS NOT NULL) AND (agent_name IS NOT NULL));
 
-CREATE INDEX ix_rolled_up_sessions_dataset_id_last_activity_at ON session_lifecycle.rolled_up_sessions USING btree (dataset_id, status, last_activity_at) WHERE (dataset_id IS NOT NULL);
+CREATE INDEX ix_rolled_up_sessions_dataset_id_last_activity_at ON session_lifecycle.rolled_up_sessions USING btree (dataset_id, "left"(status, 1), last_activity_at) WHERE (dataset_id IS NOT NULL);
 
-CREATE INDEX ix_rolled_up_sessions_last_activity_at ON session_lifecycle.rolled_up_sessions USING btree (status, last_activity_at) WHERE (session_id <> ''::text);
+CREATE INDEX ix_rolled_up_sessions_last_activity_at ON session_lifecycle.rolled_up_sessions USING btree ("left"(status, 1), last_activity_at) WHERE (session_id <> ''::text);
 
-CREATE INDEX ix_rolled_up_sessions_user_id_agent_name_last_activity_at ON session_lifecycle.rolled_up_sessions USING btree (user_id, agent_name, status, last_activity_at) WHERE (agent_name IS NOT NULL);
+CREATE INDEX ix_rolled_up_sessions_user_id_agent_name_last_activity_at ON session_lifecycle.rolled_up_sessions USING btree (user_id, agent_name, "left"(status, 1), last_activity_at) WHERE (agent_name IS NOT NULL);
 
-CREATE INDEX ix_rolled_up_sessions_user_id_dataset_id_last_activity_at ON session_lifecycle.rolled_up_sessions USING btree (user_id, dataset_id, status, last_activity_at) WHERE (dataset_id IS NOT NULL);
+CREATE INDEX ix_rolled_up_sessions_user_id_dataset_id_last_activity_at ON session_lifecycle.rolled_up_sessions USING btree (user_id, dataset_id, "left"(status, 1), last_activity_at) WHERE (dataset_id IS NOT NULL);
 
-CREATE INDEX ix_rolled_up_sessions_user_id_last_activity_at ON session_lifecycle.rolled_up_sessions USING btree (user_id, status, last_activity_at);
+CREATE INDEX ix_rolled_up_sessions_user_id_last_activity_at ON session_lifecycle.rolled_up_sessions USING btree (user_id, "left"(status, 1), last_activity_at);
 
 CREATE INDEX ix_session_budgets_agent_name ON session_lifecycle.session_budgets USING btree (agent_name) WHERE (user_id IS NULL);
 

@@ -191,7 +191,7 @@ def create_index(table: str, *columns: str, where: str | None = None, unique: bo
     op.create_index(
         op.f(name or f"ix_{table}_{'_'.join(columns)}"),
         table,
-        list(columns),
+        [sa.text(column) if "(" in column else column for column in columns],
         unique=unique,
         schema=schema(),
         postgresql_where=None if where is None else sa.text(where),
@@ -576,7 +576,9 @@ def create_rolled_up_sessions() -> None:
     def index(*of: str) -> None:
         conditions = [f"{one} IS NOT NULL" for one in of if one != "user_id"] if of else [OF_EVERYBODY]
         name = "_".join((f"ix_{table}", *of, "last_activity_at"))
-        create_index(table, *of, "status", "last_activity_at", where=" AND ".join(conditions) or None, name=name)
+        create_index(
+            table, *of, '"left"(status, 1)', "last_activity_at", where=" AND ".join(conditions) or None, name=name
+        )
 
     index("user_id")
     index("dataset_id")

@@ -472,20 +472,24 @@ class SessionMessageEntity(_Recording, Base):
 # Roll-ups: the rolled-up sessions, the totals over them, and the changes that are not yet put into the totals
 
 
+# Each status begins with another letter, and an index on the letter is a fifth smaller.
+STATUS_INITIAL = '"left"(status, 1)'
+
+
 def _activity_index(*of: str) -> Index:
     """An index by status and activity, of each user, dataset or agent."""
     conditions = [f"{name} IS NOT NULL" for name in of if name != "user_id"] if of else [OF_EVERYBODY]
     where = text(" AND ".join(conditions)) if conditions else None
     name = "_".join(("ix_rolled_up_sessions", *of, "last_activity_at"))
-    return Index(name, *of, "status", "last_activity_at", postgresql_where=where)
+    return Index(name, *of, text(STATUS_INITIAL), "last_activity_at", postgresql_where=where)
 
 
 class RolledUpSessionEntity(Base):
     """A rolled-up session, as the roll-ups count it. Every change of the session deletes the row.
 
-    Its indexes serve pages of sessions by activity, and the sums over sessions that no bucket counts. The same indexes on
-    `session_records` would slow down writers, who update that table often and this one never. There is a row for each
-    session that ever ended, so a row is short.
+    Its indexes serve pages of sessions by activity, and the sums over sessions that no bucket counts. The same indexes
+    on `session_records` would slow down writers, who update that table often and this one never. There is a row for
+    each session that ever ended, so a row is short.
     """
 
     __tablename__ = "rolled_up_sessions"
@@ -585,9 +589,9 @@ def _owner_indexes() -> tuple[Index, Index]:
 class SessionRollUpEntity(_Bucket, _Totals, Base):
     """The totals over the sessions of one family and one status that were last active in one bucket of time.
 
-    By its level, a bucket is an hour, day, month or year of UTC. The hours of a day, the days of a month, the months of a
-    year and the years of a family's owner are kept only where there are many sessions for each (`levels` in
-    `alembic/functions/`). Where they are not, reads count the rows of `rolled_up_sessions`.
+    A bucket's level is its length: an hour, 6 hours, 36 hours, 9, 54 or 324 days. The six parts of a bucket are kept only
+    where it has many sessions for each (`levels` in `alembic/functions/`). Where they are not, reads count the rows of
+    `rolled_up_sessions`.
     """
 
     __tablename__ = "session_roll_ups"

@@ -10,19 +10,19 @@ BEGIN
     CASE of_family
     WHEN 'user' THEN
         RETURN QUERY SELECT s.* FROM {schema}.rolled_up_sessions s
-        WHERE s.user_id = of_user AND s.status = ANY ('{completed,failed,running}')
+        WHERE s.user_id = of_user AND left(s.status, 1) = ANY ('{c,f,r}')
             AND s.last_activity_at >= since AND s.last_activity_at < until;
     WHEN 'dataset' THEN
         RETURN QUERY SELECT s.* FROM {schema}.rolled_up_sessions s
-        WHERE s.dataset_id = of_dataset AND s.status = ANY ('{completed,failed,running}')
+        WHERE s.dataset_id = of_dataset AND left(s.status, 1) = ANY ('{c,f,r}')
             AND s.last_activity_at >= since AND s.last_activity_at < until;
     WHEN 'user_dataset' THEN
         RETURN QUERY SELECT s.* FROM {schema}.rolled_up_sessions s
-        WHERE s.user_id = of_user AND s.dataset_id = of_dataset AND s.status = ANY ('{completed,failed,running}')
+        WHERE s.user_id = of_user AND s.dataset_id = of_dataset AND left(s.status, 1) = ANY ('{c,f,r}')
             AND s.last_activity_at >= since AND s.last_activity_at < until;
     ELSE
         RETURN QUERY SELECT s.* FROM {schema}.rolled_up_sessions s
-        WHERE s.session_id <> '' AND s.status = ANY ('{completed,failed,running}')
+        WHERE s.session_id <> '' AND left(s.status, 1) = ANY ('{c,f,r}')
             AND s.last_activity_at >= since AND s.last_activity_at < until;
     END CASE;
 END

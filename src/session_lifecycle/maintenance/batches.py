@@ -1,7 +1,6 @@
 """Runs a long job in batches: each is its own transaction, and small enough that no writer waits long for it."""
 
 from collections.abc import AsyncIterator, Callable, Sequence
-from operator import itemgetter
 from time import monotonic
 from typing import Any
 
@@ -27,7 +26,6 @@ async def in_batches(
     process_batch: AnySelect,
     *,
     max_batch: int,
-    sort_by: Sequence[str] = (),
     **parameters: Any,
 ) -> AsyncIterator[Sequence[Any]]:
     """Runs `process_batch` on each batch of keys, in its own transaction, and yields its result row.
@@ -41,7 +39,6 @@ async def in_batches(
         process_batch: The statement that processes the bound `keys`, a JSON array as text, and returns one row. It must
             be harmless to repeat.
         max_batch: The most keys of one transaction.
-        sort_by: The columns by which the keys of one search are processed; empty: in their order.
         **parameters: The other bound parameters of `process_batch`.
     """
     size = min(max_batch, FIRST_BATCH_SIZE)
@@ -49,8 +46,6 @@ async def in_batches(
     while True:
         found = await execution.fetch(find(last, MAX_KEYS_PER_SEARCH))
         keys = [row._asdict() for row in found]
-        if sort_by:
-            keys.sort(key=itemgetter(*sort_by))
         while keys:
             batch, keys = keys[:size], keys[size:]
             began = monotonic()

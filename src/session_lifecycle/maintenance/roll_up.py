@@ -12,8 +12,6 @@ from session_lifecycle.statements.maintenance.reconcile_roll_ups import Part
 
 MAX_BATCH = 250
 """The most sessions of one transaction. It locks their rows for some ten milliseconds."""
-OF_OWNER = ("user_id", "status", "activity_minute", "session_id")
-"""The order in which sessions are put into the indexes: a page of an index is full where its rows come one after another."""
 SESSIONS_AT_ONCE = 100_000
 """Rolled-up sessions from which one transaction makes buckets. No writer waits for it."""
 CHANGES_AT_ONCE = 20_000
@@ -56,7 +54,6 @@ class RollUp:
             found,
             self._roll_up_sessions,
             max_batch=MAX_BATCH,
-            sort_by=OF_OWNER,
             idle_before=idle_before,
         ):
             report = report.model_copy(update={"sessions": report.sessions + sessions})

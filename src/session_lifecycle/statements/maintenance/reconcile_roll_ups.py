@@ -122,7 +122,8 @@ def rolled_up_mismatches() -> Select[*tuple[Any, ...]]:
     is_there, is_expected = stored.c.user_id.is_not(None), func.coalesce(session.c.rolled_up, false())
     compared: dict[str, tuple[ColumnElement[Any], ColumnElement[Any]]] = {"rolled_up": (is_there, is_expected)}
     for name in KEPT:
-        kept, value = stored.c[name], session.c[name]
+        kept = stored.c[name]
+        value: ColumnElement[Any] = session.c[name]
         if name in NULL_FOR_ZERO:
             value = func.nullif(value, 0)
         should_be = case((and_(is_there, is_expected), value), else_=kept)

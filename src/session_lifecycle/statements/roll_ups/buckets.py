@@ -27,7 +27,6 @@ from session_lifecycle.models import SessionStatus
 from session_lifecycle.statements import tables
 from session_lifecycle.statements.shared.clock import TIMESTAMPTZ, Moment
 
-
 ORIGIN: ColumnElement[Any] = literal_column("timestamptz '2000-01-01 00:00:00+00'")
 
 
@@ -111,7 +110,7 @@ def cover_windows(family: FromClause, windows: Sequence[GroupWindow]) -> WindowC
     has_whole = first < end
     inside = _computed(
         select(
-            *(ends.c[name] for name in outer.c.keys()),
+            *(ends.c[name] for name in [column.name for column in outer.c]),
             case((has_whole, first), else_=ends.c.until).label("first"),
             case((has_whole, end), else_=ends.c.until).label("last"),
         ),
@@ -162,10 +161,10 @@ def _keeps(windows: CTE, length: BucketLength, *conditions: ColumnElement[bool])
 
 
 def _stretches(whole: CTE) -> CTE:
-    # The stretches are the steps of a walk from one end of the window to the other: to the nearest begin of the next longer
-    # buckets, on by the longest ones, and down again. A step back has the sign -1: its buckets are subtracted. So each
-    # end reads at most three buckets of each length. No step is by buckets that are not kept: an end at which longer ones
-    # are the shortest is the begin of one already.
+    # The stretches are the steps of a walk from one end of the window to the other: to the nearest begin of the next
+    # longer buckets, on by the longest ones, and down again. A step back has the sign -1: its buckets are subtracted.
+    # So each end reads at most three buckets of each length. No step is by buckets that are not kept: an end at which
+    # longer ones are the shortest is the begin of one already.
     walk = _computed(select(*whole.c, whole.c.since.label("up_0"), whole.c.until.label("down_0")), "walk_0")
     for number, length in enumerate(BUCKET_LENGTHS[1:], 1):
         nearest = (length.nearest(walk.c[f"{way}_{number - 1}"]).label(f"{way}_{number}") for way in ("up", "down"))

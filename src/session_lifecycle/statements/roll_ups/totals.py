@@ -1,9 +1,9 @@
 """Figures over the sessions that a viewer sees: from the roll-ups where they can answer, else from rows.
 
 A session is either rolled up or not. The buckets count a rolled-up session, or the changes do that are not yet put into
-the buckets. At the edges of a window no whole bucket fits, so the rows of the rolled-up sessions are read there. Where an
-owner has few sessions no short buckets are kept, so the edges are wide there. All of this is one statement and so one
-snapshot. The figures are the same whether, when and how often a job rolled up.
+the buckets. At the edges of a window no whole bucket fits, so the rows of the rolled-up sessions are read there. Where
+an owner has few sessions no short buckets are kept, so the edges are wide there. All of this is one statement and so
+one snapshot. The figures are the same whether, when and how often a job rolled up.
 """
 
 from collections.abc import Mapping, Sequence
@@ -47,7 +47,7 @@ from session_lifecycle.statements.shared.durations import lasted_us
 from session_lifecycle.statements.shared.further_totals import FURTHER_TOTALS, summed
 from session_lifecycle.statements.shared.keys import same_session
 from session_lifecycle.statements.shared.ledger import UNKNOWN_MODEL
-from session_lifecycle.statements.shared.status import is_waiting
+from session_lifecycle.statements.shared.status import initial, is_waiting
 from session_lifecycle.statements.shared.visibility import ONE_USER, ScopeKinds, of_everybody
 from session_lifecycle.statements.shared.window import Ends, StatusWindow, window
 
@@ -142,7 +142,7 @@ def session_figures(
     for edge, in_family in _of_each_family(kinds, cover.edges, tables.rolled_up_sessions):
         rows = (
             in_family,
-            tables.rolled_up_sessions.status == edge.c.status,
+            initial(tables.rolled_up_sessions.status) == initial(edge.c.status),
             *_within(tables.rolled_up_sessions.last_activity_at, edge),
         )
         sums = _sums_of_sessions(tables.rolled_up_sessions, names, edge.c.sign)
@@ -206,8 +206,8 @@ def _live_figures(
 def sessions_ever(kinds: ScopeKinds, status: SessionStatus | None) -> ColumnElement[int]:
     """The number of sessions with a stored status, or of all where it is None, whenever they were last active.
 
-    The longest buckets of an owner hold all rolled-up sessions of the owner, and no edge has to be read. This is much shorter than
-    `session_figures`: most totals of pages are such a number.
+    The longest buckets of an owner hold all rolled-up sessions of the owner, and no edge has to be read. This is much
+    shorter than `session_figures`: most totals of pages are such a number.
     """
     stored = list(SessionStatus) if status is None else [status]
     is_stored = literal([one.value for one in stored], ARRAY(Text))
@@ -236,7 +236,7 @@ def sessions_ever(kinds: ScopeKinds, status: SessionStatus | None) -> ColumnElem
         changes = select(func.coalesce(func.sum(tables.roll_up_changes.sessions), 0)).where(
             in_changes, tables.roll_up_changes.status == any_(is_stored)
         )
-        rows = select(func.count()).where(in_rows, tables.rolled_up_sessions.status == any_(is_stored))
+        rows = select(func.count()).where(in_rows, _has_one_of(tables.rolled_up_sessions, stored))
         rolled_up = case(
             (of_family.c.in_longest.is_(None), rows.scalar_subquery()),
             else_=of_family.c.in_longest + changes.scalar_subquery(),
@@ -277,7 +277,7 @@ def model_figures(kinds: ScopeKinds, status_window: StatusWindow) -> Select[*tup
         share = _model_shares()
         rows = (
             in_family,
-            tables.rolled_up_sessions.status == edge.c.status,
+            initial(tables.rolled_up_sessions.status) == initial(edge.c.status),
             *_within(tables.rolled_up_sessions.last_activity_at, edge),
         )
         sign = edge.c.sign
@@ -327,7 +327,7 @@ def _sums_per_row(
     *conditions: ColumnElement[bool],
     source: FromClause | None = None,
 ) -> Select[*tuple[Any, ...]]:
-    """The sums for each of the rows and each key. Postgres looks them up one row after another, as ranges of an index."""
+    """The sums for each of the rows and each key. Postgres looks up one row after another, as ranges of an index."""
     summed = select(key.label("key"), *(total.label(name) for name, total in sums.items())).where(*conditions)
     if source is not None:
         summed = summed.select_from(source)
@@ -556,4 +556,12 @@ def _has_status(
 ) -> ColumnElement[bool]:
     # The status is compared even where any status will do, because the indexes have it before the activity.
     stored = list(SessionStatus) if status_window.status is None else [status_window.status]
+    return _has_one_of(table, stored)
+
+
+def _has_one_of(
+    table: type[tables.sessions | tables.rolled_up_sessions], stored: Sequence[SessionStatus]
+) -> ColumnElement[bool]:
+    if table is tables.rolled_up_sessions:
+        return initial(table.status) == any_(literal([status.value[0] for status in stored], ARRAY(Text)))
     return table.status == any_(literal([status.value for status in stored], ARRAY(Text)))

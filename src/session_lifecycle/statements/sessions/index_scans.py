@@ -29,7 +29,7 @@ from sqlalchemy import (
     union_all,
 )
 
-from session_lifecycle.models import EffectiveStatus, SessionStatus
+from session_lifecycle.models import SessionStatus
 from session_lifecycle.models.pages import TOTAL_BOUND
 from session_lifecycle.models.session_filters import DEFAULT_SESSION_ORDER
 from session_lifecycle.statements import tables
@@ -38,7 +38,7 @@ from session_lifecycle.statements.sessions.listing_shape import AFTER_EVERY_SESS
 from session_lifecycle.statements.shared.clock import TIMESTAMPTZ, clock
 from session_lifecycle.statements.shared.json_rows import Column
 from session_lifecycle.statements.shared.paging import comes_after
-from session_lifecycle.statements.shared.status import activity_bounds, is_waiting, stored_statuses, waits
+from session_lifecycle.statements.shared.status import activity_bounds, initial, is_waiting, stored_statuses, waits
 from session_lifecycle.statements.shared.visibility import ONE_USER, of_everybody
 
 Table = type[tables.sessions | tables.rolled_up_sessions]
@@ -104,14 +104,16 @@ def _index_scan(
     shape: ListingShape, kind: _ScopeKind, part: _Part, limit: ColumnElement[int]
 ) -> Select[*tuple[Any, ...]]:
     table, value = part.table, getattr(part.table, shape.order_by)
-    stored = literal([one.value for one in part.statuses], ARRAY(Text))
+    is_rolled_up = table is tables.rolled_up_sessions
+    stored = literal([one.value[0] if is_rolled_up else one.value for one in part.statuses], ARRAY(Text))
     # An index has the sessions of one status in their order. Where they are sorted anyway, one scan reads all statuses.
     status = None if _is_sorted(shape) else _unnest("status", status=stored)
     conditions = [
-        *([] if table is tables.rolled_up_sessions else [~tables.sessions.rolled_up]),
+        *([] if is_rolled_up else [~tables.sessions.rolled_up]),
         *([] if kind.equal else [of_everybody(table)]),
         *(getattr(table, name) == scope_value for name, scope_value in kind.equal),
-        table.status == (any_(stored) if status is None else status.c.status),
+        (initial(table.status) if is_rolled_up else table.status)
+        == (any_(stored) if status is None else status.c.status),
         *_filter_conditions(shape, part),
         *(_after_position(shape, kind, part) if shape.has_position else []),
     ]
@@ -133,9 +135,9 @@ def _first(
         return [term.desc() if shape.descending else term.asc() for term in terms]
 
     if shape.is_by_activity:
-        # No index has the key after the activity, and that of the others has the minute in place of the moment. So the
-        # scan fetches the last moment or minute whole and the page sorts it later. The scan does not sort: where Postgres
-        # expects few sessions in a scope, it would then read and sort all of them.
+        # The index has no key after the activity, and for sessions not rolled up the minute in place of the moment. So
+        # the scan fetches the last moment or minute whole and the page sorts it later. The scan does not sort: where
+        # Postgres expects few sessions in a scope, it would then read and sort all of them.
         order = (
             part.table.last_activity_at if part.table is tables.rolled_up_sessions else tables.sessions.activity_minute
         )

@@ -37,9 +37,7 @@ class ListingShape(NamedTuple):
 
     @property
     def has_index(self) -> bool:
-        """Whether indexes find the page. They have sessions by activity, and so in another order those that run or wait,
-        which are few enough to be sorted.
-        """
+        """Whether indexes find the page. They have sessions by activity; those that run or wait are few, and sorted."""
         is_live = self.status_filter in {EffectiveStatus.RUNNING, EffectiveStatus.WAITING}
         return self.is_by_activity or (is_live and self.order_by in SESSION_ORDERS and not self.kinds.everybody)
 
