@@ -589,9 +589,9 @@ def _owner_indexes() -> tuple[Index, Index]:
 class SessionRollUpEntity(_Bucket, _Totals, Base):
     """The totals over the sessions of one family and one status that were last active in one bucket of time.
 
-    A bucket's level is its length: an hour, 6 hours, 36 hours, 9, 54 or 324 days. The six parts of a bucket are kept only
-    where it has many sessions for each (`levels` in `alembic/functions/`). Where they are not, reads count the rows of
-    `rolled_up_sessions`.
+    A bucket's level is its length: an hour, 6 hours, 36 hours, 9, 54 or 324 days. The six parts of a bucket are kept
+    only where it has many sessions for each (`levels` in `alembic/functions/`). Where they are not, reads count the
+    rows of `rolled_up_sessions`.
     """
 
     __tablename__ = "session_roll_ups"

@@ -9,7 +9,7 @@ SET search_path = pg_catalog, pg_temp
 AS $body$
 DECLARE
     -- In hours: the name of a level says days.
-    length interval := extract(epoch FROM CASE of_level WHEN 'hour' THEN '1 hour' ELSE of_level END::interval) * interval '1 second';
+    length interval := extract(epoch FROM CASE WHEN of_level = 'hour' THEN '1 hour' ELSE of_level END::interval) * interval '1 second';
 BEGIN
     INSERT INTO {schema}.session_roll_ups
         (family, user_id, dataset_id, level, starts_at, status, sessions, cost_usd, tokens_in, tokens_out, duration_us,

@@ -76,10 +76,10 @@ BEGIN
                 'family', b.family, 'user_id', b.user_id, 'dataset_id', b.dataset_id, 'level', b.level,
                 'status', b.status, 'starts_at', b.starts_at
             )) FROM bucket b WHERE b.sessions = 0),
-           d.users, d.datasets, d.moments
+           d.of_users, d.of_datasets, d.of_moments
     INTO changes, emptied, users, datasets, moments
     FROM (
-        SELECT array_agg(t.user_id) AS users, array_agg(t.dataset_id) AS datasets, array_agg(t.six_hours) AS moments
+        SELECT array_agg(t.user_id) AS of_users, array_agg(t.dataset_id) AS of_datasets, array_agg(t.six_hours) AS of_moments
         FROM (SELECT DISTINCT q.user_id, q.dataset_id, date_bin('6 hours', q.starts_at, '2000-01-01 00:00:00+00') AS six_hours
               FROM hour q) t
     ) d;

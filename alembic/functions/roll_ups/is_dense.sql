@@ -8,23 +8,22 @@ DECLARE
     most bigint := ceil(enough);
     found bigint;
 BEGIN
-    CASE of_family
-    WHEN 'user' THEN
+    IF of_family = 'user' THEN
         SELECT count(*) INTO found FROM (
             SELECT FROM {schema}.rolled_up_sessions s WHERE s.user_id = of_user LIMIT most
         ) s;
-    WHEN 'dataset' THEN
+    ELSIF of_family = 'dataset' THEN
         SELECT count(*) INTO found FROM (
             SELECT FROM {schema}.rolled_up_sessions s WHERE s.dataset_id = of_dataset LIMIT most
         ) s;
-    WHEN 'user_dataset' THEN
+    ELSIF of_family = 'user_dataset' THEN
         SELECT count(*) INTO found FROM (
             SELECT FROM {schema}.rolled_up_sessions s
             WHERE s.user_id = of_user AND s.dataset_id = of_dataset LIMIT most
         ) s;
     ELSE
         SELECT count(*) INTO found FROM (SELECT FROM {schema}.rolled_up_sessions s LIMIT most) s;
-    END CASE;
+    END IF;
     RETURN found >= most;
 END
 $body$;

@@ -7,23 +7,22 @@ LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $body$
 BEGIN
-    CASE of_family
-    WHEN 'user' THEN
+    IF of_family = 'user' THEN
         RETURN QUERY SELECT s.* FROM {schema}.rolled_up_sessions s
-        WHERE s.user_id = of_user AND left(s.status, 1) = ANY ('{c,f,r}')
+        WHERE s.user_id = of_user AND left(s.status, 1) IN ('c', 'f', 'r')
             AND s.last_activity_at >= since AND s.last_activity_at < until;
-    WHEN 'dataset' THEN
+    ELSIF of_family = 'dataset' THEN
         RETURN QUERY SELECT s.* FROM {schema}.rolled_up_sessions s
-        WHERE s.dataset_id = of_dataset AND left(s.status, 1) = ANY ('{c,f,r}')
+        WHERE s.dataset_id = of_dataset AND left(s.status, 1) IN ('c', 'f', 'r')
             AND s.last_activity_at >= since AND s.last_activity_at < until;
-    WHEN 'user_dataset' THEN
+    ELSIF of_family = 'user_dataset' THEN
         RETURN QUERY SELECT s.* FROM {schema}.rolled_up_sessions s
-        WHERE s.user_id = of_user AND s.dataset_id = of_dataset AND left(s.status, 1) = ANY ('{c,f,r}')
+        WHERE s.user_id = of_user AND s.dataset_id = of_dataset AND left(s.status, 1) IN ('c', 'f', 'r')
             AND s.last_activity_at >= since AND s.last_activity_at < until;
     ELSE
         RETURN QUERY SELECT s.* FROM {schema}.rolled_up_sessions s
-        WHERE s.session_id <> '' AND left(s.status, 1) = ANY ('{c,f,r}')
+        WHERE s.session_id <> '' AND left(s.status, 1) IN ('c', 'f', 'r')
             AND s.last_activity_at >= since AND s.last_activity_at < until;
-    END CASE;
+    END IF;
 END
 $body$;

@@ -21,7 +21,7 @@ BEGIN
     -- Before any session is locked: a writer never waits for this lock.
     PERFORM {schema}.lock_roll_ups();
     -- While there are no buckets, reads count the sessions themselves, and there is nothing to be changed.
-    SELECT EXISTS (SELECT FROM {schema}.session_roll_ups r WHERE r.family = ANY ('{all,user,dataset,user_dataset}'))
+    SELECT EXISTS (SELECT FROM {schema}.session_roll_ups r WHERE r.family IN ('all', 'user', 'dataset', 'user_dataset'))
     INTO has_roll_ups;
     SELECT array_agg(l.user_id), array_agg(l.session_id) INTO users, sessions
     FROM (

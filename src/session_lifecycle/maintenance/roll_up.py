@@ -83,6 +83,7 @@ class RollUp:
             async for part in parts_of(self._execution, family, SESSIONS_AT_ONCE):
                 rebuild = reconcile_roll_ups.rebuild(self._execution.schema, part.shape)
                 await self._execution.write(rebuild, part.parameters, repeatable=True)
+        await self._execution.write(roll_up.analyze(self._execution.schema), {}, repeatable=True)
 
     async def compact(self) -> int:
         """Adds the pending changes to the sums, in transactions of `CHANGES_AT_ONCE`. Returns how many there were."""

@@ -60,6 +60,11 @@ def has_buckets() -> Select[bool]:
     return select(exists().where(tables.roll_ups.family == "all"))
 
 
+def analyze(schema: str) -> Select[*tuple[Any, ...]]:
+    """Lets Postgres gather its statistics of the tables that a first roll-up changes. One row, which says nothing."""
+    return select(database_function(schema, "analyze_roll_ups_v1"))
+
+
 def compact(schema: str) -> Select[int]:
     """Puts changes into the roll-ups, at most the bound `most` of each kind. One row: how many it put in."""
     most = bindparam("most", type_=Integer)

@@ -100,24 +100,30 @@ class WindowCover(NamedTuple):
 def cover_windows(family: FromClause, windows: Sequence[GroupWindow]) -> WindowCover:
     """The cover of each of these windows for each of these families. A window that ends before it begins is empty."""
     given = union_all(*map(_row_of, windows)).subquery("given")
-    outer = _computed(select(*family.c, *given.c).join_from(family, given, true()), "windows")
+    pairs = select(*family.c, *given.c).join_from(family, given, true()).where(given.c.since < given.c.until)
+    outer = _computed(pairs, "windows")
     # The shortest buckets that are kept at both ends.
     low, high = _shortest(outer, outer.c.since), _shortest(outer, outer.c.until)
     ends = _computed(select(*outer.c, low.label("low"), high.label("high")), "ends")
     begin, end = _binned(ends.c.low, ends.c.since), _binned(ends.c.high, ends.c.until)
     first = case((begin == ends.c.since, begin), else_=begin + ends.c.low)
-    # Where no whole bucket is inside, the comparison is false or null, and the first edge is the whole window.
+    # Where no whole bucket is inside, the comparison is false or null, and the first edge is the whole window. Elsewhere
+    # an edge goes to the nearest bucket: rows beyond the end of the window are subtracted.
     has_whole = first < end
+    nearest_first, nearest_last = (
+        _binned(length, moment + length.op("/")(literal_column("2")))
+        for length, moment in ((ends.c.low, ends.c.since), (ends.c.high, ends.c.until))
+    )
     inside = _computed(
         select(
             *(ends.c[name] for name in [column.name for column in outer.c]),
-            case((has_whole, first), else_=ends.c.until).label("first"),
-            case((has_whole, end), else_=ends.c.until).label("last"),
+            case((has_whole, nearest_first), else_=ends.c.until).label("first"),
+            case((has_whole, nearest_last), else_=ends.c.until).label("last"),
         ),
         "inside",
     )
     whole = _part(inside, inside.c.first, inside.c.last).cte("whole")
-    edges = [_part(inside, inside.c.since, inside.c.first), _part(inside, inside.c.last, inside.c.until)]
+    edges = [_step(inside, inside.c.since, inside.c.first), _step(inside, inside.c.last, inside.c.until)]
     return WindowCover(whole, _stretches(whole), union_all(*edges).cte("edges"))
 
 
@@ -173,17 +179,14 @@ def _stretches(whole: CTE) -> CTE:
     moments = [walk.c[f"{way}_{number}"] for way, each in (("up", numbers), ("down", numbers[::-1])) for number in each]
     steps = zip([*names, *reversed(names[:-1])], pairwise(moments), strict=True)
     return union_all(
-        *(
-            _part(
-                walk,
-                func.least(begin, end),
-                func.greatest(begin, end),
-                literal(name, Text).label("level"),
-                sign=walk.c.sign * case((begin < end, literal(1, Integer)), else_=literal(-1, Integer)),
-            )
-            for name, (begin, end) in steps
-        )
+        *(_step(walk, begin, end, literal(name, Text).label("level")) for name, (begin, end) in steps)
     ).cte("stretches")
+
+
+def _step(windows: CTE, begin: Moment, end: Moment, *more: ColumnElement[Any]) -> Select[*tuple[Any, ...]]:
+    """The time between two moments; a step back has the opposite sign."""
+    sign = windows.c.sign * case((begin < end, literal(1, Integer)), else_=literal(-1, Integer))
+    return _part(windows, func.least(begin, end), func.greatest(begin, end), *more, sign=sign)
 
 
 def _part(
