@@ -42,7 +42,7 @@ KEYS = "SELECT jsonb_agg(jsonb_build_object('user_id', user_id, 'session_id', se
 
 
 async def live(db: SessionDatabase) -> None:
-    """More sessions than the first batch takes, of two users, in three quarter-hours, with two models each."""
+    """More sessions than the first batch takes, of two users, in one hour, with two models each."""
     keys = [{"user_id": B if number % 2 else A, "session_id": f"s{number}"} for number in range(1, MANY + 1)]
     rows = [
         {
@@ -172,7 +172,7 @@ async def test_no_writer_of_other_sessions_waits_for_a_roll_up(
     [(keys,)] = await ask(session_database, f"{KEYS} WHERE user_id = :a", a=A)
     async with session_database.engine.begin() as host:
         await roll_up_sessions(host, keys)
-        # These sessions are in the same quarter-hours and in the same dataset.
+        # These sessions are in the same hour and in the same dataset.
         for number in range(1, 41, 2):
             await impatient.lifecycle.reopen_session(f"s{number}", B, at=NOON)
         await impatient.lifecycle.accumulate_usage("another", A, "m", 1)
