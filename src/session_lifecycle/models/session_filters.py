@@ -24,8 +24,8 @@ from session_lifecycle.models.sessions import EffectiveStatus, SessionRowWithSta
 SESSION_ORDERS = ("last_activity_at", "started_at", "ended_at", "cost_usd", "tokens_in", "tokens_out")
 """The columns that a page of sessions can be ordered by (rule R13)."""
 ALL_SESSION_ORDERS = (*SESSION_ORDERS, "error_count")
-"""All columns that a page of sessions can be ordered by. Indexes have the order of the first one only. By another one, a
-page reads and sorts every session that the filters choose, unless these choose the ones that run or wait.
+"""All columns that a page of sessions can be ordered by. Indexes have the order of the first one only. By another
+one, a page reads and sorts every session that the filters choose, unless these choose the ones that run or wait.
 """
 DEFAULT_SESSION_ORDER = SESSION_ORDERS[0]
 

@@ -107,8 +107,8 @@ def cover_windows(family: FromClause, windows: Sequence[GroupWindow]) -> WindowC
     ends = _computed(select(*outer.c, low.label("low"), high.label("high")), "ends")
     begin, end = _binned(ends.c.low, ends.c.since), _binned(ends.c.high, ends.c.until)
     first = case((begin == ends.c.since, begin), else_=begin + ends.c.low)
-    # Where no whole bucket is inside, the comparison is false or null, and the first edge is the whole window. Elsewhere
-    # an edge goes to the nearest bucket: rows beyond the end of the window are subtracted.
+    # Where no whole bucket is inside, the comparison is false or null, and the first edge is the whole window.
+    # Elsewhere an edge goes to the nearest bucket: rows beyond the end of the window are subtracted.
     has_whole = first < end
     nearest_first, nearest_last = (
         _binned(length, moment + length.op("/")(literal_column("2")))
