@@ -14,11 +14,11 @@ CREATE TABLE session_lifecycle.rolled_up_sessions (
     tokens_in bigint NOT NULL,
     tokens_out bigint NOT NULL,
     cost_usd numeric NOT NULL,
-    unpriced_events bigint NOT NULL,
-    unmeasured_events bigint NOT NULL,
-    late_events bigint NOT NULL,
-    late_cost_usd numeric NOT NULL,
-    models jsonb NOT NULL,
+    unpriced_events bigint,
+    unmeasured_events bigint,
+    late_events bigint,
+    late_cost_usd numeric,
+    models json NOT NULL,
     further_totals jsonb,
     CONSTRAINT pk_rolled_up_sessions PRIMARY KEY (user_id, session_id)
 );
@@ -213,8 +213,8 @@ CREATE TABLE session_lifecycle.session_roll_up_changes (
     change_id bigint NOT NULL GENERATED ALWAYS AS IDENTITY,
     user_id uuid NOT NULL,
     dataset_id uuid,
-    status text COLLATE "C" NOT NULL,
     starts_at timestamp with time zone NOT NULL,
+    status text COLLATE "C" NOT NULL,
     sessions bigint NOT NULL DEFAULT 0,
     cost_usd numeric NOT NULL DEFAULT 0,
     tokens_in numeric NOT NULL DEFAULT 0,
@@ -233,8 +233,8 @@ CREATE TABLE session_lifecycle.session_roll_ups (
     user_id uuid NOT NULL,
     dataset_id uuid NOT NULL,
     level text COLLATE "C" NOT NULL,
-    status text COLLATE "C" NOT NULL,
     starts_at timestamp with time zone NOT NULL,
+    status text COLLATE "C" NOT NULL,
     sessions bigint NOT NULL DEFAULT 0,
     cost_usd numeric NOT NULL DEFAULT 0,
     tokens_in numeric NOT NULL DEFAULT 0,
@@ -245,7 +245,7 @@ CREATE TABLE session_lifecycle.session_roll_ups (
     late_events bigint NOT NULL DEFAULT 0,
     late_cost_usd numeric NOT NULL DEFAULT 0,
     further_totals jsonb,
-    CONSTRAINT pk_session_roll_ups PRIMARY KEY (family, user_id, dataset_id, level, status, starts_at)
+    CONSTRAINT pk_session_roll_ups PRIMARY KEY (family, user_id, dataset_id, level, starts_at, status)
 );
 
 CREATE TABLE session_lifecycle.session_runs (
@@ -358,37 +358,17 @@ CREATE TABLE session_lifecycle.session_usage_events (
     CONSTRAINT pk_session_usage_events PRIMARY KEY (user_id, session_id, event_id)
 );
 
-CREATE INDEX ix_rolled_up_sessions_dataset_id_agent_name_last_activity_at ON session_lifecycle.rolled_up_sessions USING btree (dataset_id, agent_name, status, last_activity_at, user_id, session_id) WHERE ((dataset_id IS NOT NULL) AND (agent_name IS NOT NULL));
+CREATE INDEX ix_rolled_up_sessions_dataset_id_agent_name_last_activity_at ON session_lifecycle.rolled_up_sessions USING btree (dataset_id, agent_name, "left"(status, 1), last_activity_at) WHERE ((dataset_id IS NOT NULL) AND (agent_name IS NOT NULL));
 
-CREATE INDEX ix_rolled_up_sessions_dataset_id_cost_usd ON session_lifecycle.rolled_up_sessions USING btree (dataset_id, status, cost_usd, user_id, session_id) WHERE (dataset_id IS NOT NULL);
+CREATE INDEX ix_rolled_up_sessions_dataset_id_last_activity_at ON session_lifecycle.rolled_up_sessions USING btree (dataset_id, "left"(status, 1), last_activity_at) WHERE (dataset_id IS NOT NULL);
 
-CREATE INDEX ix_rolled_up_sessions_dataset_id_ended_at ON session_lifecycle.rolled_up_sessions USING btree (dataset_id, status, ended_at, user_id, session_id) WHERE (dataset_id IS NOT NULL);
+CREATE INDEX ix_rolled_up_sessions_last_activity_at ON session_lifecycle.rolled_up_sessions USING btree ("left"(status, 1), last_activity_at) WHERE (session_id <> ''::text);
 
-CREATE INDEX ix_rolled_up_sessions_dataset_id_last_activity_at ON session_lifecycle.rolled_up_sessions USING btree (dataset_id, status, last_activity_at, user_id, session_id) WHERE (dataset_id IS NOT NULL);
+CREATE INDEX ix_rolled_up_sessions_user_id_agent_name_last_activity_at ON session_lifecycle.rolled_up_sessions USING btree (user_id, agent_name, "left"(status, 1), last_activity_at) WHERE (agent_name IS NOT NULL);
 
-CREATE INDEX ix_rolled_up_sessions_dataset_id_started_at ON session_lifecycle.rolled_up_sessions USING btree (dataset_id, status, started_at, user_id, session_id) WHERE (dataset_id IS NOT NULL);
+CREATE INDEX ix_rolled_up_sessions_user_id_dataset_id_last_activity_at ON session_lifecycle.rolled_up_sessions USING btree (user_id, dataset_id, "left"(status, 1), last_activity_at) WHERE (dataset_id IS NOT NULL);
 
-CREATE INDEX ix_rolled_up_sessions_dataset_id_tokens_in ON session_lifecycle.rolled_up_sessions USING btree (dataset_id, status, tokens_in, user_id, session_id) WHERE (dataset_id IS NOT NULL);
-
-CREATE INDEX ix_rolled_up_sessions_dataset_id_tokens_out ON session_lifecycle.rolled_up_sessions USING btree (dataset_id, status, tokens_out, user_id, session_id) WHERE (dataset_id IS NOT NULL);
-
-CREATE INDEX ix_rolled_up_sessions_last_activity_at ON session_lifecycle.rolled_up_sessions USING btree (status, last_activity_at, user_id, session_id) WHERE (session_id <> ''::text);
-
-CREATE INDEX ix_rolled_up_sessions_user_id_agent_name_last_activity_at ON session_lifecycle.rolled_up_sessions USING btree (user_id, agent_name, status, last_activity_at, session_id) WHERE (agent_name IS NOT NULL);
-
-CREATE INDEX ix_rolled_up_sessions_user_id_cost_usd ON session_lifecycle.rolled_up_sessions USING btree (user_id, status, cost_usd, session_id);
-
-CREATE INDEX ix_rolled_up_sessions_user_id_dataset_id_last_activity_at ON session_lifecycle.rolled_up_sessions USING btree (user_id, dataset_id, status, last_activity_at, session_id) WHERE (dataset_id IS NOT NULL);
-
-CREATE INDEX ix_rolled_up_sessions_user_id_ended_at ON session_lifecycle.rolled_up_sessions USING btree (user_id, status, ended_at, session_id);
-
-CREATE INDEX ix_rolled_up_sessions_user_id_last_activity_at ON session_lifecycle.rolled_up_sessions USING btree (user_id, status, last_activity_at, session_id);
-
-CREATE INDEX ix_rolled_up_sessions_user_id_started_at ON session_lifecycle.rolled_up_sessions USING btree (user_id, status, started_at, session_id);
-
-CREATE INDEX ix_rolled_up_sessions_user_id_tokens_in ON session_lifecycle.rolled_up_sessions USING btree (user_id, status, tokens_in, session_id);
-
-CREATE INDEX ix_rolled_up_sessions_user_id_tokens_out ON session_lifecycle.rolled_up_sessions USING btree (user_id, status, tokens_out, session_id);
+CREATE INDEX ix_rolled_up_sessions_user_id_last_activity_at ON session_lifecycle.rolled_up_sessions USING btree (user_id, "left"(status, 1), last_activity_at);
 
 CREATE INDEX ix_session_budgets_agent_name ON session_lifecycle.session_budgets USING btree (agent_name) WHERE (user_id IS NULL);
 
@@ -452,13 +432,17 @@ CREATE UNIQUE INDEX ix_session_usage_events_user_id_run_id ON session_lifecycle.
 
 CREATE TRIGGER leave_roll_ups BEFORE DELETE OR UPDATE ON session_lifecycle.session_records FOR EACH ROW WHEN (old.rolled_up) EXECUTE FUNCTION session_lifecycle.leave_roll_ups_v1();
 
+CREATE FUNCTION session_lifecycle.add_parts(of_family text, of_user uuid, of_dataset uuid, of_level text, since timestamp with time zone, until timestamp with time zone) RETURNS void LANGUAGE plpgsql SET search_path=pg_catalog, pg_temp;
+
 CREATE FUNCTION session_lifecycle.adjust_run(adjustments jsonb, now_at timestamp with time zone) RETURNS TABLE(user_id uuid, session_id text, difference_usd numeric) LANGUAGE plpgsql SET enable_hashjoin=off SET enable_material=off SET enable_mergejoin=off SET enable_seqscan=off SET jit=off SET search_path=pg_catalog, pg_temp;
+
+CREATE FUNCTION session_lifecycle.analyze_roll_ups_v1() RETURNS void LANGUAGE plpgsql SET search_path=pg_catalog, pg_temp;
 
 CREATE FUNCTION session_lifecycle.annotate_session_v1(of_user uuid, of_session text, of_name text, by_whom text, given_score double precision, given_label text, given_comment text, given_at timestamp with time zone) RETURNS timestamp with time zone LANGUAGE plpgsql SET enable_seqscan=off SET jit=off SET search_path=pg_catalog, pg_temp;
 
 CREATE FUNCTION session_lifecycle.anonymise_sessions_v1(keys jsonb, pseudonym uuid, OUT sessions bigint, OUT runs bigint, OUT steps bigint, OUT messages bigint, OUT events bigint, OUT model_rows bigint, OUT session_keys jsonb) RETURNS record LANGUAGE plpgsql SET enable_hashjoin=off SET enable_material=off SET enable_mergejoin=off SET enable_seqscan=off SET jit=off SET search_path=pg_catalog, pg_temp;
 
-CREATE FUNCTION session_lifecycle.append_changes(of_user uuid, of_dataset uuid, of_status text, began_at timestamp with time zone, active_at timestamp with time zone, over_at timestamp with time zone, used_tokens_in bigint, used_tokens_out bigint, spent_usd numeric, unpriced bigint, unmeasured bigint, late bigint, late_usd numeric, further jsonb, models jsonb, sign integer) RETURNS void LANGUAGE plpgsql SET search_path=pg_catalog, pg_temp;
+CREATE FUNCTION session_lifecycle.append_changes(of_user uuid, of_dataset uuid, of_status text, began_at timestamp with time zone, active_at timestamp with time zone, over_at timestamp with time zone, used_tokens_in bigint, used_tokens_out bigint, spent_usd numeric, unpriced bigint, unmeasured bigint, late bigint, late_usd numeric, further jsonb, models json, sign integer) RETURNS void LANGUAGE plpgsql SET search_path=pg_catalog, pg_temp;
 
 CREATE FUNCTION session_lifecycle.applying_budgets_v1(of_user uuid, of_session text, given_agent text, given_dataset uuid) RETURNS text[] LANGUAGE plpgsql STABLE SET enable_seqscan=off SET jit=off SET search_path=pg_catalog, pg_temp;
 
@@ -482,13 +466,17 @@ CREATE FUNCTION session_lifecycle.delete_unnamed_runs(of_users uuid[], of_runs t
 
 CREATE FUNCTION session_lifecycle.delete_waiting_runs_v1(keys jsonb, idle_before timestamp with time zone, OUT sessions bigint, OUT runs bigint, OUT steps bigint, OUT messages bigint, OUT events bigint, OUT model_rows bigint, OUT session_keys jsonb) RETURNS record LANGUAGE plpgsql SET enable_hashjoin=off SET enable_material=off SET enable_mergejoin=off SET enable_seqscan=off SET jit=off SET search_path=pg_catalog, pg_temp;
 
+CREATE FUNCTION session_lifecycle.density() RETURNS numeric LANGUAGE sql IMMUTABLE;
+
+CREATE FUNCTION session_lifecycle.depths(of_family text, after uuid, up_to uuid, afresh boolean) RETURNS TABLE(user_id uuid, dataset_id uuid, six_hours timestamp with time zone, depth integer) LANGUAGE plpgsql STABLE SET jit=off SET plan_cache_mode=force_custom_plan SET search_path=pg_catalog, pg_temp SET work_mem=64MB;
+
 CREATE FUNCTION session_lifecycle.empty_sessions_v1(keys jsonb, older_than timestamp with time zone, OUT sessions bigint, OUT runs bigint, OUT steps bigint, OUT messages bigint, OUT events bigint, OUT model_rows bigint, OUT session_keys jsonb) RETURNS record LANGUAGE plpgsql SET enable_hashjoin=off SET enable_material=off SET enable_mergejoin=off SET enable_seqscan=off SET jit=off SET search_path=pg_catalog, pg_temp;
 
 CREATE FUNCTION session_lifecycle.event_totals_v1(parts jsonb, billing text, is_partial boolean, is_measured boolean, tokens_in bigint, tokens_out bigint, plan_cost_usd numeric) RETURNS jsonb LANGUAGE sql STABLE;
 
-CREATE FUNCTION session_lifecycle.expected_model_roll_ups_v1(of_family text, after uuid, up_to uuid) RETURNS SETOF session_lifecycle.session_model_roll_ups LANGUAGE plpgsql STABLE SET jit=off SET plan_cache_mode=force_custom_plan SET search_path=pg_catalog, pg_temp SET work_mem=64MB;
+CREATE FUNCTION session_lifecycle.expected_model_roll_ups_v1(of_family text, after uuid, up_to uuid) RETURNS SETOF session_lifecycle.session_model_roll_ups LANGUAGE plpgsql STABLE SET enable_mergejoin=off SET enable_nestloop=off SET jit=off SET plan_cache_mode=force_custom_plan SET search_path=pg_catalog, pg_temp SET work_mem=64MB;
 
-CREATE FUNCTION session_lifecycle.expected_roll_ups_v1(of_family text, after uuid, up_to uuid) RETURNS SETOF session_lifecycle.session_roll_ups LANGUAGE plpgsql STABLE SET jit=off SET plan_cache_mode=force_custom_plan SET search_path=pg_catalog, pg_temp SET work_mem=64MB;
+CREATE FUNCTION session_lifecycle.expected_roll_ups_v1(of_family text, after uuid, up_to uuid, afresh boolean) RETURNS SETOF session_lifecycle.session_roll_ups LANGUAGE plpgsql STABLE SET enable_mergejoin=off SET enable_nestloop=off SET jit=off SET plan_cache_mode=force_custom_plan SET search_path=pg_catalog, pg_temp SET work_mem=64MB;
 
 CREATE FUNCTION session_lifecycle.families(of_user uuid, of_dataset uuid) RETURNS TABLE(family text, user_id uuid, dataset_id uuid) LANGUAGE sql IMMUTABLE;
 
@@ -496,13 +484,15 @@ CREATE FUNCTION session_lifecycle.follow_runs(INOUT waves jsonb, INOUT activity 
 
 CREATE FUNCTION session_lifecycle.holds(of_family text, after uuid, up_to uuid, user_id uuid, dataset_id uuid) RETURNS boolean LANGUAGE sql IMMUTABLE;
 
+CREATE FUNCTION session_lifecycle.is_dense(of_family text, of_user uuid, of_dataset uuid, enough numeric) RETURNS boolean LANGUAGE plpgsql STABLE SET search_path=pg_catalog, pg_temp;
+
 CREATE FUNCTION session_lifecycle.is_settled(of_user uuid, of_session text, of_event uuid, scope text) RETURNS boolean LANGUAGE plpgsql STABLE SET enable_seqscan=off SET jit=off SET search_path=pg_catalog, pg_temp;
 
 CREATE FUNCTION session_lifecycle.keyed_event_id(of_user uuid, of_session text, key text) RETURNS uuid LANGUAGE plpgsql IMMUTABLE SET search_path=pg_catalog, pg_temp;
 
 CREATE FUNCTION session_lifecycle.leave_roll_ups_v1() RETURNS trigger LANGUAGE plpgsql SET search_path=pg_catalog, pg_temp;
 
-CREATE FUNCTION session_lifecycle.levels(quarter_hour timestamp with time zone) RETURNS TABLE(level text, starts_at timestamp with time zone) LANGUAGE sql STABLE;
+CREATE FUNCTION session_lifecycle.levels(moment timestamp with time zone) RETURNS TABLE(level text, depth integer, starts_at timestamp with time zone, above text, since timestamp with time zone, until timestamp with time zone, enough numeric) LANGUAGE sql STABLE;
 
 CREATE FUNCTION session_lifecycle.lock_idle_sessions(keys jsonb, others jsonb, idle_before timestamp with time zone, OUT users uuid[], OUT sessions text[], OUT all_users uuid[], OUT all_sessions text[]) RETURNS record LANGUAGE plpgsql SET enable_hashjoin=off SET enable_material=off SET enable_mergejoin=off SET enable_seqscan=off SET jit=off SET search_path=pg_catalog, pg_temp;
 
@@ -516,7 +506,9 @@ CREATE FUNCTION session_lifecycle.lock_session(of_user uuid, of_session text) RE
 
 CREATE FUNCTION session_lifecycle.lock_sessions(waves jsonb, activity jsonb, others jsonb, OUT users uuid[], OUT sessions text[]) RETURNS record LANGUAGE plpgsql SET enable_hashjoin=off SET enable_material=off SET enable_mergejoin=off SET enable_seqscan=off SET jit=off SET search_path=pg_catalog, pg_temp;
 
-CREATE FUNCTION session_lifecycle.model_shares_v1(of_user uuid, of_dataset uuid, active_at timestamp with time zone, models jsonb, sign integer) RETURNS TABLE(user_id uuid, dataset_id uuid, starts_at timestamp with time zone, model text, sessions bigint, cost_usd numeric, tokens_in numeric, tokens_out numeric, cache_read_tokens numeric, cache_write_tokens numeric, reasoning_tokens numeric, events bigint, unpriced_events bigint, further_totals jsonb) LANGUAGE sql STABLE;
+CREATE FUNCTION session_lifecycle.members(of_family text, of_user uuid, of_dataset uuid, since timestamp with time zone, until timestamp with time zone) RETURNS SETOF session_lifecycle.rolled_up_sessions LANGUAGE plpgsql STABLE SET search_path=pg_catalog, pg_temp;
+
+CREATE FUNCTION session_lifecycle.model_shares_v1(of_user uuid, of_dataset uuid, active_at timestamp with time zone, models json, sign integer) RETURNS TABLE(user_id uuid, dataset_id uuid, starts_at timestamp with time zone, model text, sessions bigint, cost_usd numeric, tokens_in numeric, tokens_out numeric, cache_read_tokens numeric, cache_write_tokens numeric, reasoning_tokens numeric, events bigint, unpriced_events bigint, further_totals jsonb) LANGUAGE sql STABLE;
 
 CREATE FUNCTION session_lifecycle.notify_of_changes_v1() RETURNS trigger LANGUAGE plpgsql SET search_path=pg_catalog, pg_temp;
 
@@ -546,7 +538,7 @@ CREATE FUNCTION session_lifecycle.reserve_v1(of_user uuid, of_session text, of_e
 
 CREATE FUNCTION session_lifecycle.roll_up_sessions_v1(keys jsonb, idle_before timestamp with time zone) RETURNS bigint LANGUAGE plpgsql SET enable_hashjoin=off SET enable_mergejoin=off SET enable_seqscan=off SET jit=off SET search_path=pg_catalog, pg_temp;
 
-CREATE FUNCTION session_lifecycle.session_models_v1(of_users uuid[], of_sessions text[]) RETURNS TABLE(user_id uuid, session_id text, models jsonb) LANGUAGE plpgsql STABLE SET enable_hashjoin=off SET enable_mergejoin=off SET enable_seqscan=off SET jit=off SET search_path=pg_catalog, pg_temp;
+CREATE FUNCTION session_lifecycle.session_models_v1(of_users uuid[], of_sessions text[]) RETURNS TABLE(user_id uuid, session_id text, models json) LANGUAGE plpgsql STABLE SET enable_hashjoin=off SET enable_mergejoin=off SET enable_seqscan=off SET jit=off SET search_path=pg_catalog, pg_temp;
 
 CREATE FUNCTION session_lifecycle.set_budget_v1(of_budget text, of_user uuid, of_session text, of_agent text, of_dataset uuid, most_usd numeric, most_tokens bigint, of_calendar text, of_rolling_us bigint, zone text, with_unpriced text) RETURNS boolean LANGUAGE plpgsql SET jit=off SET search_path=pg_catalog, pg_temp;
 

@@ -28,7 +28,6 @@ IS_ERROR = "COALESCE((jsonb_typeof(errors) <> 'null'::text) AND (errors <> '[]':
 # never planned with one: while statistics are missing the planner could take it for as good as the primary key.
 OF_EVERYBODY = "session_id <> ''"
 NOT_ROLLED_UP = "NOT rolled_up"
-SESSION_ORDERS = ("last_activity_at", "started_at", "ended_at", "cost_usd", "tokens_in", "tokens_out")
 SESSION_FIGURES: Mapping[str, type[sa.Numeric] | type[sa.BigInteger]] = {
     "sessions": sa.BigInteger,
     "cost_usd": sa.Numeric,
@@ -94,6 +93,7 @@ FUNCTIONS = (
     "empty_sessions_v1",
     "anonymise_sessions_v1",
     "write_tombstone_v1",
+    "density",
     "share",
     "model_shares_v1",
     "append_changes",
@@ -103,12 +103,17 @@ FUNCTIONS = (
     "families",
     "levels",
     "lock_roll_ups",
+    "members",
+    "is_dense",
+    "add_parts",
     "compact_roll_ups_v1",
     "take_out_of_roll_ups_v1",
     "holds",
+    "depths",
     "expected_roll_ups_v1",
     "expected_model_roll_ups_v1",
     "rebuild_roll_ups_v1",
+    "analyze_roll_ups_v1",
 )
 TABLES = (
     "session_records",
@@ -187,7 +192,7 @@ def create_index(table: str, *columns: str, where: str | None = None, unique: bo
     op.create_index(
         op.f(name or f"ix_{table}_{'_'.join(columns)}"),
         table,
-        list(columns),
+        [sa.text(column) if "(" in column else column for column in columns],
         unique=unique,
         schema=schema(),
         postgresql_where=None if where is None else sa.text(where),
@@ -560,29 +565,28 @@ def create_rolled_up_sessions() -> None:
         sa.Column("tokens_in", sa.BigInteger, nullable=False),
         sa.Column("tokens_out", sa.BigInteger, nullable=False),
         sa.Column("cost_usd", sa.Numeric, nullable=False),
-        sa.Column("unpriced_events", sa.BigInteger, nullable=False),
-        sa.Column("unmeasured_events", sa.BigInteger, nullable=False),
-        sa.Column("late_events", sa.BigInteger, nullable=False),
-        sa.Column("late_cost_usd", sa.Numeric, nullable=False),
-        sa.Column("models", postgresql.JSONB, nullable=False),
+        sa.Column("unpriced_events", sa.BigInteger),
+        sa.Column("unmeasured_events", sa.BigInteger),
+        sa.Column("late_events", sa.BigInteger),
+        sa.Column("late_cost_usd", sa.Numeric),
+        sa.Column("models", postgresql.JSON, nullable=False),
         further_totals(),
         key=("user_id", "session_id"),
     )
 
-    def index(of: Sequence[str], column: str, *rest: str, where: str | None = None) -> None:
-        name = "_".join((f"ix_{table}", *of, column))
-        create_index(table, *of, "status", column, *rest, where=where, name=name)
+    def index(*of: str) -> None:
+        conditions = [f"{one} IS NOT NULL" for one in of if one != "user_id"] if of else [OF_EVERYBODY]
+        name = "_".join((f"ix_{table}", *of, "last_activity_at"))
+        create_index(
+            table, *of, '"left"(status, 1)', "last_activity_at", where=" AND ".join(conditions) or None, name=name
+        )
 
-    of_dataset = "dataset_id IS NOT NULL"
-    for column in SESSION_ORDERS:
-        index(("user_id",), column, "session_id")
-        index(("dataset_id",), column, "user_id", "session_id", where=of_dataset)
-    last = "last_activity_at"
-    index((), last, "user_id", "session_id", where=OF_EVERYBODY)
-    index(("user_id", "agent_name"), last, "session_id", where="agent_name IS NOT NULL")
-    both = f"{of_dataset} AND agent_name IS NOT NULL"
-    index(("dataset_id", "agent_name"), last, "user_id", "session_id", where=both)
-    index(("user_id", "dataset_id"), last, "session_id", where=of_dataset)
+    index("user_id")
+    index("dataset_id")
+    index()
+    index("user_id", "agent_name")
+    index("dataset_id", "agent_name")
+    index("user_id", "dataset_id")
 
 
 def create_roll_ups(name: str, figures: Mapping[str, type[sa.Numeric] | type[sa.BigInteger]], *by: str) -> None:
@@ -625,7 +629,7 @@ def upgrade() -> None:
     create_maintenance()
     create_buckets()
     create_rolled_up_sessions()
-    create_roll_ups("session_roll_up", SESSION_FIGURES, "status", "starts_at")
+    create_roll_ups("session_roll_up", SESSION_FIGURES, "starts_at", "status")
     create_roll_ups("session_model_roll_up", MODEL_FIGURES, "starts_at", "model")
 
     ours = quoted(schema())

@@ -23,7 +23,6 @@ from session_lifecycle import (
     UsageEvent,
 )
 from session_lifecycle.entities import VERSION_TABLE, include_object, metadata, quoted
-from session_lifecycle.models.session_filters import SESSION_ORDERS
 from session_lifecycle.postgres.engines import asyncpg_url
 from session_lifecycle.postgres.migrations import configuration, run
 from session_lifecycle.postgres.schema_check import HEAD, REVISIONS, SEARCH_INDEX
@@ -258,11 +257,8 @@ async def test_constraints_are_named_by_convention(empty_url: str, schema: str) 
                     "ix_rolled_up_sessions_user_id_agent_name_last_activity_at",
                     "ix_rolled_up_sessions_dataset_id_agent_name_last_activity_at",
                     "ix_rolled_up_sessions_user_id_dataset_id_last_activity_at",
-                    *(
-                        f"ix_rolled_up_sessions_{scope}_{column}"
-                        for scope in ("user_id", "dataset_id")
-                        for column in SESSION_ORDERS
-                    ),
+                    "ix_rolled_up_sessions_user_id_last_activity_at",
+                    "ix_rolled_up_sessions_dataset_id_last_activity_at",
                 },
                 "session_roll_ups": {"pk_session_roll_ups"},
                 "session_model_roll_ups": {"pk_session_model_roll_ups"},

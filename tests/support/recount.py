@@ -7,7 +7,7 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal, localcontext
 from fractions import Fraction
 from typing import Any
@@ -18,6 +18,8 @@ from sqlalchemy import Text, cast, func, select
 from session_lifecycle import SessionDatabase, SessionListFilters, Viewer
 from session_lifecycle.models import CostByAgentRow, CostByModelRow, CostByUserRow, SessionStats
 from session_lifecycle.models.usage import RARE_CLASSES
+from session_lifecycle.statements.maintenance.reconcile_roll_ups import NULL_FOR_ZERO
+from session_lifecycle.statements.roll_ups.totals import MODEL_KEYS
 from support.lifecycle_model import average
 from support.stored_rows import table
 
@@ -55,6 +57,9 @@ ROLL_UPS = (
     ("session_roll_ups", "session_roll_up_changes", "status", OF_SESSION),
     ("session_model_roll_ups", "session_model_roll_up_changes", "model", BY_MODEL),
 )
+ORIGIN = datetime(2000, 1, 1, tzinfo=UTC)
+LENGTHS = {"hour": 1, "6 hours": 6, "36 hours": 36, "9 days": 216, "54 days": 1296, "324 days": 7776}
+"""The lengths of buckets, in hours."""
 NOBODY = UUID(int=0)
 MICROSECOND = timedelta(microseconds=1)
 
@@ -235,8 +240,9 @@ class Stored:
         faults = []
         for session in rolled_up:
             row = kept[key_of(session)]
-            share = [expanded(one) for one in json.loads(row.pop("models"), parse_float=Decimal, parse_int=Decimal)]
-            if row != {column: session[column] for column in row}:
+            models_kept = json.loads(row.pop("models"), parse_float=Decimal, parse_int=Decimal)
+            share = [expanded({name: one.get(key, 0) for name, key in MODEL_KEYS.items()}) for one in models_kept]
+            if row != {column: _kept(column, session[column]) for column in row}:
                 faults.append(f"kept with other values: {row}, {session}")
             if _by_name(share) != _by_name(models[key_of(session)]):
                 faults.append(f"kept with other usage by model: {share}, {models[key_of(session)]}")
@@ -244,11 +250,18 @@ class Stored:
         by_model = [{**session, **row} for session in rolled_up for row in models[key_of(session)]]
         for (buckets, changes, name, figures), shares in zip(ROLL_UPS, (whole, by_model), strict=True):
             columns = ("sessions", *figures)
+            # A bucket is kept together with its siblings. Where there is none of them, reads count the sessions.
+            kept_places = {_siblings(_place(row)) for row in self.tables["session_roll_ups"]}
             begun = [{"sessions": 1, "starts_at": share["last_activity_at"], **share} for share in shares]
-            expected = _sums(columns, [(place, row) for row in begun for place in _places(row, name)])
             in_buckets = [((*_place(row), row[name]), row) for row in self.tables[buckets]]
             to_come = [(place, row) for row in self.tables[changes] for place in _places(row, name)]
-            found = _sums(columns, [*in_buckets, *to_come])
+            kept_only = [
+                [(place, row) for place, row in rows if _siblings(place) in kept_places]
+                for rows in (in_buckets, to_come, [(place, row) for row in begun for place in _places(row, name)])
+            ]
+            found, expected = _sums(columns, [*kept_only[0], *kept_only[1]]), _sums(columns, kept_only[2])
+            if len(kept_only[0]) < len(in_buckets):
+                faults.append(f"{buckets}: buckets without siblings in session_roll_ups")
             faults += [
                 f"{buckets} {place}: {found.get(place)}, expected {expected.get(place)}"
                 for place in sorted(found.keys() | expected.keys(), key=repr)
@@ -266,19 +279,31 @@ def _place(bucket: Row) -> tuple[Any, ...]:
     return tuple(bucket[column] for column in ("family", "user_id", "dataset_id", "level", "starts_at"))
 
 
+def _kept(column: str, value: Any) -> Any:
+    """The value of a session as `rolled_up_sessions` keeps it."""
+    return None if column in NULL_FOR_ZERO and value == 0 else value
+
+
+def _siblings(place: tuple[Any, ...]) -> tuple[Any, ...]:
+    """What the buckets have in common that are kept together: the family and its owner, the level, the bucket above."""
+    family, user, dataset, level, begin, *_ = place
+    above = None if level == "324 days" else _begin(begin, 6 * LENGTHS[level])
+    return family, user, dataset, level, above
+
+
+def _begin(moment: datetime, hours: int) -> datetime:
+    return ORIGIN + (moment - ORIGIN) // timedelta(hours=hours) * timedelta(hours=hours)
+
+
 def _places(row: Row, name: str) -> Iterator[tuple[Any, ...]]:
     """The buckets that hold a session of this user, dataset and last activity."""
     at, user, dataset = row["starts_at"], row["user_id"], row["dataset_id"]
-    day = at.replace(hour=0, minute=0, second=0, microsecond=0)
-    quarter_hour = at.replace(minute=at.minute // 15 * 15, second=0, microsecond=0)
     families = [("all", NOBODY, NOBODY), ("user", user, NOBODY)]
     if dataset is not None:
         families += [("dataset", NOBODY, dataset), ("user_dataset", user, dataset)]
     for family in families:
-        yield *family, "quarter_hour", quarter_hour, row[name]
-        yield *family, "day", day, row[name]
-        yield *family, "month", day.replace(day=1), row[name]
-        yield *family, "year", day.replace(month=1, day=1), row[name]
+        for level, hours in LENGTHS.items():
+            yield *family, level, _begin(at, hours), row[name]
 
 
 def _sums(columns: Sequence[str], rows: Iterable[tuple[tuple[Any, ...], Row]]) -> dict[tuple[Any, ...], list[Decimal]]:

@@ -86,3 +86,12 @@ async def lock_waits(db: SessionDatabase, query: str = "") -> int:
     # A transaction keeps its first view of the activity, so each call has its own transaction.
     [(counted,)] = await ask(db, waits, query=query)
     return int(counted)
+
+
+async def keep_buckets(db: SessionDatabase, *, density: float = 0) -> None:
+    """Sets from how many sessions on there are short buckets; with 0 there are buckets of every length, however few."""
+    await ask(
+        db,
+        "CREATE OR REPLACE FUNCTION session_lifecycle.density() RETURNS numeric LANGUAGE sql IMMUTABLE "
+        f"RETURN {density}::numeric",
+    )

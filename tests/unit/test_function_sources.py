@@ -51,6 +51,7 @@ STATEMENTS: dict[str, ClauseElement] = {
     "anonymise sessions": delete.anonymise_sessions("ours")(),
     "roll up": roll_up.roll_up_sessions("ours")(),
     "compact": roll_up.compact("ours")(),
+    "analyze": roll_up.analyze("ours")(),
     "take out": reconcile_roll_ups.take_out("ours", S),
     "rebuild": reconcile_roll_ups.rebuild("ours", PART)(),
     "rolled-up sessions": reconcile_roll_ups.rolled_up_mismatches()(),
@@ -195,7 +196,7 @@ def test_a_statement_that_calls_a_function_has_none_of_the_shapes(name: str) -> 
         ("roll_up_sessions_v1", "m.models\n", "m.models, {schema}.append_changes(1)\n"),
         ("anonymise_sessions_v1", "md5(secret || e.event_id::text)::uuid", "gen_random_uuid()"),
         ("record_activity", "record_nos[f.place]", "nextval('{schema}.session_runs_record_no_seq')"),
-        ("share", "sign * late_usd,\n", "(SELECT s.cost_usd FROM {schema}.session_records s),\n"),
+        ("share", "coalesce(late_usd, 0),\n", "(SELECT s.cost_usd FROM {schema}.session_records s),\n"),
     ],
 )
 def test_a_shape_that_comes_back_is_found(name: str, old: str, new: str) -> None:

@@ -4,7 +4,7 @@
 CREATE FUNCTION {schema}.append_changes(
     of_user uuid, of_dataset uuid, of_status text, began_at timestamptz, active_at timestamptz, over_at timestamptz,
     used_tokens_in bigint, used_tokens_out bigint, spent_usd numeric, unpriced bigint, unmeasured bigint, late bigint,
-    late_usd numeric, further jsonb, models jsonb, sign integer
+    late_usd numeric, further jsonb, models json, sign integer
 ) RETURNS void
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp

@@ -1,5 +1,7 @@
--- Puts the oldest changes into the roll-ups, at most `most` of each kind. A bucket that is then empty goes.
--- Answers how many changes it put in. Raises nothing.
+-- Puts the oldest changes into the roll-ups, at most `most` of each kind. A change goes only into the buckets that are kept
+-- (`levels`); elsewhere reads count the sessions themselves. A bucket that is then empty goes, and one that has become dense
+-- is divided.
+-- Answers how many changes it took. Raises nothing.
 -- Locks: the roll-ups (`lock_roll_ups`), so there is one at a time. A transaction that records never waits for it.
 CREATE FUNCTION {schema}.compact_roll_ups_v1(most integer) RETURNS bigint
 LANGUAGE plpgsql
@@ -11,6 +13,12 @@ DECLARE
     changes bigint;
     model_changes bigint;
     emptied jsonb;
+    emptied_by_model jsonb;
+    users uuid[];
+    datasets uuid[];
+    moments timestamptz[];
+    of_level text;
+    dense record;
 BEGIN
     PERFORM {schema}.lock_roll_ups();
     WITH change AS (
@@ -20,7 +28,7 @@ BEGIN
         RETURNING c.user_id, c.dataset_id, c.status, c.starts_at, c.sessions, c.cost_usd, c.tokens_in, c.tokens_out,
                   c.duration_us, c.unpriced_events, c.unmeasured_events, c.late_events, c.late_cost_usd, c.further_totals
     ),
-    quarter_hour AS (
+    hour AS (
         SELECT c.user_id, c.dataset_id, c.status, c.starts_at, sum(c.sessions)::bigint AS sessions,
                sum(c.cost_usd) AS cost_usd, sum(c.tokens_in) AS tokens_in, sum(c.tokens_out) AS tokens_out,
                sum(c.duration_us) AS duration_us, sum(c.unpriced_events)::bigint AS unpriced_events,
@@ -33,18 +41,23 @@ BEGIN
     ),
     bucket AS (
         INSERT INTO {schema}.session_roll_ups AS r
-            (family, user_id, dataset_id, level, status, starts_at, sessions, cost_usd, tokens_in, tokens_out, duration_us,
+            (family, user_id, dataset_id, level, starts_at, status, sessions, cost_usd, tokens_in, tokens_out, duration_us,
              unpriced_events, unmeasured_events, late_events, late_cost_usd, further_totals)
-        SELECT f.family, f.user_id, f.dataset_id, l.level, q.status, l.starts_at, sum(q.sessions), sum(q.cost_usd),
+        SELECT f.family, f.user_id, f.dataset_id, l.level, l.starts_at, q.status, sum(q.sessions), sum(q.cost_usd),
                sum(q.tokens_in), sum(q.tokens_out), sum(q.duration_us), sum(q.unpriced_events), sum(q.unmeasured_events),
                sum(q.late_events), sum(q.late_cost_usd),
                CASE WHEN bool_or(q.further_totals IS NOT NULL) THEN {schema}.sum_totals_v1(array_agg(q.further_totals), '{}') END
-        FROM quarter_hour q
+        FROM hour q
         CROSS JOIN LATERAL {schema}.families(q.user_id, q.dataset_id) f
         CROSS JOIN LATERAL {schema}.levels(q.starts_at) l
-        GROUP BY f.family, f.user_id, f.dataset_id, l.level, q.status, l.starts_at
-        ORDER BY f.family, f.user_id, f.dataset_id, l.level, q.status, l.starts_at
-        ON CONFLICT (family, user_id, dataset_id, level, status, starts_at) DO UPDATE
+        WHERE EXISTS (
+            SELECT FROM {schema}.session_roll_ups k
+            WHERE k.family = f.family AND k.user_id = f.user_id AND k.dataset_id = f.dataset_id AND k.level = l.level
+                AND k.starts_at >= l.since AND k.starts_at < l.until
+        )
+        GROUP BY f.family, f.user_id, f.dataset_id, l.level, l.starts_at, q.status
+        ORDER BY f.family, f.user_id, f.dataset_id, l.level, l.starts_at, q.status
+        ON CONFLICT (family, user_id, dataset_id, level, starts_at, status) DO UPDATE
         SET sessions = r.sessions + excluded.sessions,
             cost_usd = r.cost_usd + excluded.cost_usd,
             tokens_in = r.tokens_in + excluded.tokens_in,
@@ -58,18 +71,18 @@ BEGIN
                 ELSE {schema}.sum_totals_v1(ARRAY[r.further_totals, excluded.further_totals], '{}') END
         RETURNING r.family, r.user_id, r.dataset_id, r.level, r.status, r.starts_at, r.sessions
     )
-    SELECT coalesce((SELECT sum(q.changes) FROM quarter_hour q), 0),
+    SELECT coalesce((SELECT sum(q.changes) FROM hour q), 0),
            (SELECT jsonb_agg(jsonb_build_object(
                 'family', b.family, 'user_id', b.user_id, 'dataset_id', b.dataset_id, 'level', b.level,
                 'status', b.status, 'starts_at', b.starts_at
-            )) FROM bucket b WHERE b.sessions = 0)
-    INTO changes, emptied;
-    DELETE FROM {schema}.session_roll_ups r
-    USING jsonb_to_recordset(emptied) e (
-        family text, user_id uuid, dataset_id uuid, level text, status text, starts_at timestamptz
-    )
-    WHERE r.family = e.family AND r.user_id = e.user_id AND r.dataset_id = e.dataset_id AND r.level = e.level
-        AND r.status = e.status AND r.starts_at = e.starts_at;
+            )) FROM bucket b WHERE b.sessions = 0),
+           d.of_users, d.of_datasets, d.of_moments
+    INTO changes, emptied, users, datasets, moments
+    FROM (
+        SELECT array_agg(t.user_id) AS of_users, array_agg(t.dataset_id) AS of_datasets, array_agg(t.six_hours) AS of_moments
+        FROM (SELECT DISTINCT q.user_id, q.dataset_id, date_bin('6 hours', q.starts_at, '2000-01-01 00:00:00+00') AS six_hours
+              FROM hour q) t
+    ) d;
 
     WITH change AS (
         DELETE FROM {schema}.session_model_roll_up_changes c
@@ -79,7 +92,7 @@ BEGIN
                   c.cache_read_tokens, c.cache_write_tokens, c.reasoning_tokens, c.events, c.unpriced_events,
                   c.further_totals
     ),
-    quarter_hour AS (
+    hour AS (
         SELECT c.user_id, c.dataset_id, c.starts_at, c.model, sum(c.sessions)::bigint AS sessions, sum(c.cost_usd) AS cost_usd,
                sum(c.tokens_in) AS tokens_in, sum(c.tokens_out) AS tokens_out,
                sum(c.cache_read_tokens) AS cache_read_tokens, sum(c.cache_write_tokens) AS cache_write_tokens,
@@ -98,9 +111,14 @@ BEGIN
                sum(q.tokens_in), sum(q.tokens_out), sum(q.cache_read_tokens), sum(q.cache_write_tokens),
                sum(q.reasoning_tokens), sum(q.events), sum(q.unpriced_events),
                CASE WHEN bool_or(q.further_totals IS NOT NULL) THEN {schema}.sum_totals_v1(array_agg(q.further_totals), '{}') END
-        FROM quarter_hour q
+        FROM hour q
         CROSS JOIN LATERAL {schema}.families(q.user_id, q.dataset_id) f
         CROSS JOIN LATERAL {schema}.levels(q.starts_at) l
+        WHERE EXISTS (
+            SELECT FROM {schema}.session_roll_ups k
+            WHERE k.family = f.family AND k.user_id = f.user_id AND k.dataset_id = f.dataset_id AND k.level = l.level
+                AND k.starts_at >= l.since AND k.starts_at < l.until
+        )
         GROUP BY f.family, f.user_id, f.dataset_id, l.level, l.starts_at, q.model
         ORDER BY f.family, f.user_id, f.dataset_id, l.level, l.starts_at, q.model
         ON CONFLICT (family, user_id, dataset_id, level, starts_at, model) DO UPDATE
@@ -117,18 +135,72 @@ BEGIN
                 ELSE {schema}.sum_totals_v1(ARRAY[r.further_totals, excluded.further_totals], '{}') END
         RETURNING r.family, r.user_id, r.dataset_id, r.level, r.starts_at, r.model, r.sessions
     )
-    SELECT coalesce((SELECT sum(q.changes) FROM quarter_hour q), 0),
+    SELECT coalesce((SELECT sum(q.changes) FROM hour q), 0),
            (SELECT jsonb_agg(jsonb_build_object(
                 'family', b.family, 'user_id', b.user_id, 'dataset_id', b.dataset_id, 'level', b.level,
                 'starts_at', b.starts_at, 'model', b.model
             )) FROM bucket b WHERE b.sessions = 0)
-    INTO model_changes, emptied;
-    DELETE FROM {schema}.session_model_roll_ups r
+    INTO model_changes, emptied_by_model;
+    -- The buckets that are empty go after both kinds of changes: these find the kept buckets by those in all.
+    DELETE FROM {schema}.session_roll_ups r
     USING jsonb_to_recordset(emptied) e (
+        family text, user_id uuid, dataset_id uuid, level text, status text, starts_at timestamptz
+    )
+    WHERE r.family = e.family AND r.user_id = e.user_id AND r.dataset_id = e.dataset_id AND r.level = e.level
+        AND r.status = e.status AND r.starts_at = e.starts_at;
+    DELETE FROM {schema}.session_model_roll_ups r
+    USING jsonb_to_recordset(emptied_by_model) e (
         family text, user_id uuid, dataset_id uuid, level text, starts_at timestamptz, model text
     )
     WHERE r.family = e.family AND r.user_id = e.user_id AND r.dataset_id = e.dataset_id AND r.level = e.level
         AND r.starts_at = e.starts_at AND r.model = e.model;
+    -- Where the last bucket of its siblings goes, none of them is kept, and so none by model.
+    DELETE FROM {schema}.session_model_roll_ups r
+    USING (
+        SELECT DISTINCT e.family, e.user_id, e.dataset_id, l.level, l.since, l.until
+        FROM jsonb_to_recordset(emptied) e (
+            family text, user_id uuid, dataset_id uuid, level text, starts_at timestamptz
+        )
+        CROSS JOIN LATERAL {schema}.levels(e.starts_at) l
+        WHERE l.level = e.level AND NOT EXISTS (
+            SELECT FROM {schema}.session_roll_ups k
+            WHERE k.family = e.family AND k.user_id = e.user_id AND k.dataset_id = e.dataset_id AND k.level = e.level
+                AND k.starts_at >= l.since AND k.starts_at < l.until
+        )
+    ) gone
+    WHERE r.family = gone.family AND r.user_id = gone.user_id AND r.dataset_id = gone.dataset_id
+        AND r.level = gone.level AND r.starts_at >= gone.since AND r.starts_at < gone.until;
+
+    -- From the longest level on, as a part of a divided bucket may be dense itself.
+    FOREACH of_level IN ARRAY ARRAY['324 days', '54 days', '9 days', '36 hours', '6 hours', 'hour'] LOOP
+        FOR dense IN
+            SELECT p.family, p.user_id, p.dataset_id, p.since, p.until
+            FROM (
+                SELECT DISTINCT f.family, f.user_id, f.dataset_id, l.above, l.since, l.until, l.enough
+                FROM unnest(users, datasets, moments) c (user_id, dataset_id, moment)
+                CROSS JOIN LATERAL {schema}.families(c.user_id, c.dataset_id) f
+                CROSS JOIN LATERAL {schema}.levels(c.moment) l
+                WHERE l.level = of_level
+            ) p
+            WHERE NOT EXISTS (
+                    SELECT FROM {schema}.session_roll_ups k
+                    WHERE k.family = p.family AND k.user_id = p.user_id AND k.dataset_id = p.dataset_id
+                        AND k.level = of_level AND k.starts_at >= p.since AND k.starts_at < p.until
+                )
+                AND CASE
+                    WHEN p.above IS NULL THEN {schema}.is_dense(p.family, p.user_id, p.dataset_id, p.enough)
+                    ELSE p.enough <= (
+                        SELECT sum(r.sessions) FROM {schema}.session_roll_ups r
+                        WHERE r.family = p.family AND r.user_id = p.user_id AND r.dataset_id = p.dataset_id
+                            AND r.level = p.above AND r.starts_at = p.since
+                    )
+                END
+        LOOP
+            PERFORM {schema}.add_parts(
+                dense.family, dense.user_id, dense.dataset_id, of_level, dense.since, dense.until
+            );
+        END LOOP;
+    END LOOP;
     RETURN changes + model_changes;
 END
 $body$;

@@ -1,14 +1,27 @@
--- Names the buckets of time that this quarter of an hour belongs to, by UTC.
--- Answers a row for each level. Raises nothing and takes no lock.
-CREATE FUNCTION {schema}.levels(quarter_hour timestamptz) RETURNS TABLE (level text, starts_at timestamptz)
+-- Names the buckets of time that a moment belongs to, from the longest to the shortest. Each is divided into six.
+-- A bucket is kept together with its siblings, the other buckets of its level in the bucket above, or none of them is. They
+-- are kept from the moment on when the bucket above has `enough` sessions. The siblings of the longest ones are all those of
+-- their owner.
+-- Answers a row for each level: its name, which is the length; its depth; the bucket's begin; the level above, and the time
+-- `[since, until)` of the bucket above. Raises nothing and takes no lock.
+CREATE FUNCTION {schema}.levels(moment timestamptz) RETURNS TABLE (
+    level text, depth integer, starts_at timestamptz, above text, since timestamptz, until timestamptz, enough numeric
+)
 LANGUAGE sql STABLE
 BEGIN ATOMIC
-SELECT l.level, l.starts_at
+-- The lengths are in hours, because a day in the connection's time zone may have 23 or 25 hours.
+SELECT l.level, l.depth, date_bin(l.length, moment, '2000-01-01 00:00:00+00'), l.above,
+       CASE WHEN l.above IS NULL THEN '-infinity' ELSE date_bin(l.length * 6, moment, '2000-01-01 00:00:00+00') END,
+       CASE WHEN l.above IS NULL THEN 'infinity'
+            ELSE date_bin(l.length * 6, moment, '2000-01-01 00:00:00+00') + l.length * 6 END,
+       {schema}.density() * CASE WHEN l.above IS NULL THEN 1 ELSE 6 END
 FROM (
     VALUES
-        ('quarter_hour', quarter_hour),
-        ('day', date_trunc('day', quarter_hour, 'UTC')),
-        ('month', date_trunc('month', quarter_hour, 'UTC')),
-        ('year', date_trunc('year', quarter_hour, 'UTC'))
-) l (level, starts_at);
+        ('324 days', 1, interval '7776 hours', NULL),
+        ('54 days', 2, interval '1296 hours', '324 days'),
+        ('9 days', 3, interval '216 hours', '54 days'),
+        ('36 hours', 4, interval '36 hours', '9 days'),
+        ('6 hours', 5, interval '6 hours', '36 hours'),
+        ('hour', 6, interval '1 hour', '6 hours')
+) l (level, depth, length, above);
 END

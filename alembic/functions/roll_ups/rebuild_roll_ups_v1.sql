@@ -1,4 +1,5 @@
--- Rebuilds a part of a family, as `holds` bounds it, from the rolled-up sessions and the changes not put in yet.
+-- Rebuilds a part of a family, as `holds` bounds it, from the rolled-up sessions and the changes not put in yet. The first
+-- `roll_up` makes all buckets by it.
 -- Answers nothing and raises nothing.
 -- Locks: the roll-ups (`lock_roll_ups`), so nobody puts changes into them meanwhile. Appending changes does not wait.
 CREATE FUNCTION {schema}.rebuild_roll_ups_v1(of_family text, after uuid, up_to uuid) RETURNS void
@@ -11,12 +12,12 @@ BEGIN
     DELETE FROM {schema}.session_roll_ups r
     WHERE r.family = of_family AND {schema}.holds(of_family, after, up_to, r.user_id, r.dataset_id);
     INSERT INTO {schema}.session_roll_ups
-        (family, user_id, dataset_id, level, status, starts_at, sessions, cost_usd, tokens_in, tokens_out, duration_us,
+        (family, user_id, dataset_id, level, starts_at, status, sessions, cost_usd, tokens_in, tokens_out, duration_us,
          unpriced_events, unmeasured_events, late_events, late_cost_usd, further_totals)
-    SELECT e.family, e.user_id, e.dataset_id, e.level, e.status, e.starts_at, e.sessions, e.cost_usd, e.tokens_in,
+    SELECT e.family, e.user_id, e.dataset_id, e.level, e.starts_at, e.status, e.sessions, e.cost_usd, e.tokens_in,
            e.tokens_out, e.duration_us, e.unpriced_events, e.unmeasured_events, e.late_events, e.late_cost_usd,
            e.further_totals
-    FROM {schema}.expected_roll_ups_v1(of_family, after, up_to) e;
+    FROM {schema}.expected_roll_ups_v1(of_family, after, up_to, true) e;
     DELETE FROM {schema}.session_model_roll_ups r
     WHERE r.family = of_family AND {schema}.holds(of_family, after, up_to, r.user_id, r.dataset_id);
     INSERT INTO {schema}.session_model_roll_ups

@@ -1,9 +1,11 @@
 -- Sums what sessions used by model, as reports name the models: each name once, and no model whose every event was
 -- revised away.
--- Answers a row for each session given, in any order: its key, and `models`, an array with an object for each model.
+-- Answers a row for each session given, in any order: its key, and `models`, an array with an object for each model. Each
+-- rolled-up session keeps one, so its text is short: `m` model, `c` cost, `i` tokens in, `o` tokens out, `r` cache read
+-- tokens, `w` cache write tokens, `z` reasoning tokens, `e` events, `u` unpriced events, `f` further totals; without zeros.
 -- Raises nothing and takes no lock.
 CREATE FUNCTION {schema}.session_models_v1(of_users uuid[], of_sessions text[]) RETURNS TABLE (
-    user_id uuid, session_id text, models jsonb
+    user_id uuid, session_id text, models json
 )
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
@@ -15,11 +17,11 @@ BEGIN
     SELECT k.user_id, k.session_id, m.models
     FROM unnest(of_users, of_sessions) k (user_id, session_id)
     CROSS JOIN LATERAL (
-        SELECT coalesce(jsonb_agg(jsonb_strip_nulls(jsonb_build_object(
-                   'model', u.model, 'cost_usd', u.cost_usd, 'tokens_in', u.tokens_in, 'tokens_out', u.tokens_out,
-                   'cache_read_tokens', u.cache_read_tokens, 'cache_write_tokens', u.cache_write_tokens,
-                   'reasoning_tokens', u.reasoning_tokens, 'events', u.events, 'unpriced_events', u.unpriced_events,
-                   'further_totals', u.further_totals
+        SELECT coalesce(json_agg(json_strip_nulls(json_build_object(
+                   'm', u.model, 'c', nullif(u.cost_usd, 0), 'i', nullif(u.tokens_in, 0), 'o', nullif(u.tokens_out, 0),
+                   'r', nullif(u.cache_read_tokens, 0), 'w', nullif(u.cache_write_tokens, 0),
+                   'z', nullif(u.reasoning_tokens, 0), 'e', nullif(u.events, 0), 'u', nullif(u.unpriced_events, 0),
+                   'f', u.further_totals
                ))), '[]') AS models
         FROM (
             -- A report names a model called "unknown" and no model alike; a session with both counts once.

@@ -13,9 +13,9 @@ CREATE FUNCTION {schema}.share(
 )
 LANGUAGE sql IMMUTABLE
 BEGIN ATOMIC
-SELECT of_user, of_dataset, of_status, date_bin('15 minutes', active_at, '2000-01-01 00:00:00+00'), sign::bigint,
+SELECT of_user, of_dataset, of_status, date_bin('1 hour', active_at, '2000-01-01 00:00:00+00'), sign::bigint,
        sign * spent_usd, sign * used_tokens_in::numeric, sign * used_tokens_out::numeric,
        sign * greatest(0, extract(epoch FROM coalesce(over_at, active_at) - began_at) * 1000000),
-       sign * unpriced, sign * unmeasured, sign * late, sign * late_usd,
+       sign * coalesce(unpriced, 0), sign * coalesce(unmeasured, 0), sign * coalesce(late, 0), sign * coalesce(late_usd, 0),
        CASE WHEN sign = 1 OR further IS NULL THEN further ELSE {schema}.sum_totals_v1('{}', ARRAY[further]) END;
 END

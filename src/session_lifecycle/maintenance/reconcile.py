@@ -15,6 +15,7 @@ from session_lifecycle.entities import (
     SessionRunEntity,
     SessionUsageEventEntity,
 )
+from session_lifecycle.maintenance.roll_up import parts_of
 from session_lifecycle.models import Mismatch, ReconcileReport
 from session_lifecycle.models.maintenance import MOST_MISMATCHES
 from session_lifecycle.postgres.execution import Execution
@@ -65,16 +66,9 @@ class Reconciler:
             for row in await self._execution.fetch(reconcile.adjustment_mismatches(), between):
                 await self._compare_adjustment(row)
         # After all sessions, as the buckets are sums over them.
-        await self._compare_buckets(Part("all"))
-        for family in ("user", "dataset", "user_dataset"):
-            rest = Part(family)
-            while end := await self._execution.fetch(
-                reconcile_roll_ups.end_of_part(rest.shape, ROLLED_UP_AT_ONCE), rest.parameters
-            ):
-                [(owner,)] = end
-                await self._compare_buckets(rest._replace(up_to=owner))
-                rest = Part(family, after=owner)
-            await self._compare_buckets(rest)
+        for family in ("all", "user", "dataset", "user_dataset"):
+            async for part in parts_of(self._execution, family, ROLLED_UP_AT_ONCE):
+                await self._compare_buckets(part)
         return ReconcileReport(
             sessions_looked_at=self._sessions_looked_at,
             mismatch_count=self._mismatch_count,

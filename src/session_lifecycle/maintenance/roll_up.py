@@ -1,20 +1,37 @@
 """The job `roll_up`: adds up ended and abandoned sessions once, so that no report has to do it again."""
 
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from datetime import timedelta
 from functools import partial
 
 from session_lifecycle.maintenance.batches import in_batches
 from session_lifecycle.models import RollUpReport
 from session_lifecycle.postgres.execution import Execution
-from session_lifecycle.statements.maintenance import prune, roll_up
+from session_lifecycle.statements.maintenance import prune, reconcile_roll_ups, roll_up
+from session_lifecycle.statements.maintenance.reconcile_roll_ups import Part
 
-MAX_BATCH = 100
-"""The most sessions of one transaction. It locks their rows for about ten milliseconds."""
+MAX_BATCH = 250
+"""The most sessions of one transaction. It locks their rows for some ten milliseconds."""
+SESSIONS_AT_ONCE = 100_000
+"""Rolled-up sessions from which one transaction makes buckets. No writer waits for it."""
 CHANGES_AT_ONCE = 20_000
 """Changes added to the sums in one transaction. No writer waits for it, and many changes together are less work."""
 
 OnProgress = Callable[[RollUpReport], None] | None
+
+
+async def parts_of(execution: Execution, family: str, sessions: int) -> AsyncGenerator[Part]:
+    """The parts of a family of about so many rolled-up sessions each. Those of one owner are never divided.
+
+    The family of everybody is one part.
+    """
+    rest = Part(family)
+    if family != "all":
+        while end := await execution.fetch(reconcile_roll_ups.end_of_part(rest.shape, sessions), rest.parameters):
+            [(owner,)] = end
+            yield rest._replace(up_to=owner)
+            rest = rest._replace(after=owner)
+    yield rest
 
 
 class RollUp:
@@ -33,7 +50,11 @@ class RollUp:
         uncompacted = 0
         found = partial(roll_up.sessions_to_roll_up, idle_before)
         async for (sessions,) in in_batches(
-            self._execution, found, self._roll_up_sessions, max_batch=MAX_BATCH, idle_before=idle_before
+            self._execution,
+            found,
+            self._roll_up_sessions,
+            max_batch=MAX_BATCH,
+            idle_before=idle_before,
         ):
             report = report.model_copy(update={"sessions": report.sessions + sessions})
             uncompacted += sessions
@@ -42,10 +63,27 @@ class RollUp:
                 uncompacted = 0
             if on_progress is not None:
                 on_progress(report)
+        if not await self._has_buckets():
+            await self._make_buckets()
         report = _with_changes(report, await self.compact())
         if on_progress is not None:
             on_progress(report)
         return report
+
+    async def _has_buckets(self) -> bool:
+        [(has_buckets,)] = await self._execution.fetch(roll_up.has_buckets())
+        return bool(has_buckets)
+
+    async def _make_buckets(self) -> None:
+        """Makes all buckets, each part of a family in one transaction, from the sessions and not from changes.
+
+        Those of everybody come last: where they are missing, the next call begins again.
+        """
+        for family in ("user", "dataset", "user_dataset", "all"):
+            async for part in parts_of(self._execution, family, SESSIONS_AT_ONCE):
+                rebuild = reconcile_roll_ups.rebuild(self._execution.schema, part.shape)
+                await self._execution.write(rebuild, part.parameters, repeatable=True)
+        await self._execution.write(roll_up.analyze(self._execution.schema), {}, repeatable=True)
 
     async def compact(self) -> int:
         """Adds the pending changes to the sums, in transactions of `CHANGES_AT_ONCE`. Returns how many there were."""

@@ -162,7 +162,7 @@ class Mismatch(Value):
     """The family of a bucket: `all`, `user`, `dataset` or `user_dataset`."""
     dataset_id: UUID | None = None
     level: str | None = None
-    """The length of a bucket: `quarter_hour`, `day`, `month` or `year`."""
+    """The length of a bucket: `hour`, `6 hours`, `36 hours`, `9 days`, `54 days` or `324 days`."""
     status: str | None = None
     """The stored status of the sessions in a bucket; None for a bucket by model."""
     starts_at: datetime | None = None

@@ -22,10 +22,10 @@ from session_lifecycle.models.refusals import inconsistent, refuse_empty_window
 from session_lifecycle.models.sessions import EffectiveStatus, SessionRowWithStatus, StatusFilter, Tags
 
 SESSION_ORDERS = ("last_activity_at", "started_at", "ended_at", "cost_usd", "tokens_in", "tokens_out")
-"""The columns that a page of sessions can be ordered by, and that indexes have the order of (rule R13)."""
+"""The columns that a page of sessions can be ordered by (rule R13)."""
 ALL_SESSION_ORDERS = (*SESSION_ORDERS, "error_count")
-"""All columns that a page of sessions can be ordered by. By another one than `SESSION_ORDERS`, a page reads and sorts
-every session that the filters choose.
+"""All columns that a page of sessions can be ordered by. Indexes have the order of the first one only. By another
+one, a page reads and sorts every session that the filters choose, unless these choose the ones that run or wait.
 """
 DEFAULT_SESSION_ORDER = SESSION_ORDERS[0]
 
@@ -41,7 +41,7 @@ class SessionFilters(PageFilters):
     `since` and `until` are a window `[since, until)` on `last_activity_at`. The bounds `min_…` and `max_…` are
     inclusive.
 
-    No index serves the filters from `session_id_prefix` on, or the orders `error_count` and `last_prompt_at`. With one
+    No index serves the filters from `session_id_prefix` on, or another order than `last_activity_at`. With one
     of them, a page reads every session that the other filters choose: it costs as much as there are sessions, not as
     the page has. A window or an owner keeps that small. An exact total then counts the sessions one by one.
     """

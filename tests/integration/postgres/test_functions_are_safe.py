@@ -4,6 +4,7 @@ Somebody is whoever may create in a schema there: in `public`, or in one before 
 """
 
 import json
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -202,7 +203,7 @@ RECORD = """
 """
 KEYS = [{"user_id": A, "session_id": "s", "run_id": "orphan"}]
 TOKENS = ("tokens_in", "tokens_out", "cache_read_tokens", "cache_write_tokens", "reasoning_tokens")
-MODELS = [{"model": "m", "cost_usd": 1, "events": 1, "unpriced_events": 0, **dict.fromkeys(TOKENS, 1)}]
+MODELS = json.dumps([{"m": "m", **dict.fromkeys("ciorwze", 1)}])
 # Each function with arguments under which it has something to do; `j` stands for the first one as JSON.
 DIRECTLY: dict[str, tuple[str, tuple[Any, ...]]] = {
     "sum_totals_v1": ("ARRAY[j], '{}'", ({"web_searches": 1},)),
@@ -234,10 +235,19 @@ DIRECTLY: dict[str, tuple[str, tuple[Any, ...]]] = {
     "delete_activity": ("$1, $2", ([A], ["t"])),
     "delete_unnamed_runs": ("$1, $2, NULL", ([A], ["nobody"])),
     "share": ("$1, $1, 'failed', $2, $2, $2, 1, 1, 1, 1, 1, 1, 1, NULL, -1", (A, AT)),
-    "model_shares_v1": ("$2, $2, $3, j, -1", (MODELS, A, AT)),
-    "append_changes": ("$2, $2, 'failed', $3, $3, $3, 1, 1, 1, 1, 1, 1, 1, NULL, j, -1", (MODELS, A, AT)),
+    "model_shares_v1": ("$2, $2, $3, $1::pg_catalog.json, -1", (MODELS, A, AT)),
+    "append_changes": (
+        "$2, $2, 'failed', $3, $3, $3, 1, 1, 1, 1, 1, 1, 1, NULL, $1::pg_catalog.json, -1",
+        (MODELS, A, AT),
+    ),
     "families": ("$1, $1", (A,)),
     "levels": ("$1", (AT,)),
+    "density": ("", ()),
+    "members": ("'user', $1, NULL, $2, $2", (A, AT)),
+    "is_dense": ("'user', $1, NULL, 64", (A,)),
+    "add_parts": ("'user', $1, $1, '9 days', $2, $2", (A, AT)),
+    "depths": ("'user', NULL, NULL, true", ()),
+    "analyze_roll_ups_v1": ("", ()),
     "holds": ("'user', $1, $1, $1, $1", (A,)),
     "lock_roll_ups": ("", ()),
     "session_models_v1": ("$1, $2", ([A], ["s"])),
@@ -299,7 +309,7 @@ DIRECTLY: dict[str, tuple[str, tuple[Any, ...]]] = {
     ),
     "roll_up_sessions_v1": ("j, $2", ([{"user_id": A, "session_id": "t"}], AT)),
     "compact_roll_ups_v1": ("1000", ()),
-    "expected_roll_ups_v1": ("'user', NULL, NULL", ()),
+    "expected_roll_ups_v1": ("'user', NULL, NULL, true", ()),
     "expected_model_roll_ups_v1": ("'dataset', $1, $1", (DATASET,)),
     "rebuild_roll_ups_v1": ("'user', NULL, $1", (A,)),
     "take_out_of_roll_ups_v1": ("$1, 't'", (A,)),
@@ -322,8 +332,8 @@ DIRECTLY: dict[str, tuple[str, tuple[Any, ...]]] = {
 
 def directly(name: str, arguments: str, values: tuple[Any, ...]) -> tuple[Any, ...]:
     """The call of a function with these values; the first one is JSON where the arguments say `j`."""
-    if "j" in arguments:
-        arguments = arguments.replace("j", "CAST($1 AS pg_catalog.jsonb)")
+    if re.search(r"\bj\b", arguments):
+        arguments = re.sub(r"\bj\b", "CAST($1 AS pg_catalog.jsonb)", arguments)
         values = (json.dumps(values[0], default=str), *values[1:])
     return f"SELECT * FROM session_lifecycle.{name}({arguments})", *values
 

@@ -29,6 +29,7 @@ from session_lifecycle.models import Budget
 from session_lifecycle.postgres.migrations import run
 from session_lifecycle.postgres.permissions import GRANTS, DatabaseRole, role_sql
 from session_lifecycle.testing import TemplateServer
+from support.stored_rows import keep_buckets
 
 PAGE = (Path(__file__).parents[3] / "docs/reference/permissions.md").read_text()
 ROLES = tuple(f"sessions_{role}" for role in DatabaseRole)
@@ -257,6 +258,7 @@ async def test_the_roller_rolls_up_and_needs_each_of_its_rights(
     for right in ("SELECT", "INSERT", "UPDATE", "DELETE"):
         rights += [f"{right} ON session_lifecycle.{table}" for table in ROLL_UPS]
     rights += ["USAGE ON SCHEMA session_lifecycle"]
+    await keep_buckets(session_database)
     for number, right in enumerate(rights):
         await live(session_database, UUID(int=number))
         await grant(session_database, [*grants, f"REVOKE {right} FROM {role}"])
@@ -268,7 +270,7 @@ async def test_the_roller_rolls_up_and_needs_each_of_its_rights(
         await db.maintenance.roll_up()
         async with session_database.engine.connect() as connection:
             counted = (
-                "SELECT sum(sessions) FROM session_lifecycle.session_roll_ups WHERE family = 'all' AND level = 'day'"
+                "SELECT sum(sessions) FROM session_lifecycle.session_roll_ups WHERE family = 'all' AND level = '9 days'"
             )
             assert (await connection.exec_driver_sql(counted)).scalar_one() == len(rights)
         with pytest.raises(ConfigurationError, match="42501"):

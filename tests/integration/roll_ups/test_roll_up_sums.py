@@ -20,7 +20,7 @@ from session_lifecycle.models import Item, PriceOverride
 from session_lifecycle.statements.maintenance import roll_up
 from session_lifecycle.testing import SessionClock
 from support.recount import Stored
-from support.stored_rows import ask, table
+from support.stored_rows import ask, keep_buckets, table
 
 USERS = [UUID(int=number) for number in (1, 2, 3)]
 DATASETS = [UUID(int=number) for number in (11, 12)]
@@ -33,7 +33,7 @@ ELSEWHERE = {"server_settings": {"timezone": "Asia/Kathmandu"}}
 
 BEGINNING = datetime(2026, 3, 1, 12, 45, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
-# Moments at which quarter-hours, days and months begin.
+# Moments at which hours, days and months begin.
 EDGES = [
     datetime(2025, 12, 1, tzinfo=UTC),
     datetime(2026, 1, 1, tzinfo=UTC),
@@ -211,9 +211,10 @@ class History:
         self.db = dbs[0]
         self.clock = clock
 
-    async def begin(self, steps: Steps) -> None:
+    async def begin(self, steps: Steps, density: float) -> None:
         """Empties the database and takes the first steps."""
         await self.clock.freeze(self.now)
+        await keep_buckets(self.db, density=density)
         async with self.db.engine.begin() as connection:
             for one in metadata.sorted_tables:
                 await connection.execute(one.delete())
@@ -379,6 +380,8 @@ FOUND_AND_SHRUNK = [*FOUND_ONLY, Phase.shrink]
 
 
 every_history = given(
+    # Buckets of every length; the more, the more sessions there are; hardly any.
+    density=st.sampled_from([0, 0.08, 0.08, 0.2, 2]),
     begun=st.lists(imported | recorded, min_size=4, max_size=12),
     at_first=st.lists(rolled_up | in_part, min_size=1, max_size=2),
     steps=st.lists(st.tuples(anything, questions), min_size=4, max_size=20),
@@ -386,9 +389,9 @@ every_history = given(
 
 
 async def live(
-    history: History, begun: Steps, at_first: Steps, steps: Sequence[tuple[Step, Mapping[str, Any]]]
+    history: History, density: float, begun: Steps, at_first: Steps, steps: Sequence[tuple[Step, Mapping[str, Any]]]
 ) -> None:
-    await history.begin([*begun, *at_first])
+    await history.begin([*begun, *at_first], density)
     for one, question in steps:
         await history.go_on(one, question)
 

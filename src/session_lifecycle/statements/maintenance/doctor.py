@@ -7,7 +7,7 @@ from sqlalchemy import BigInteger, Double, Select, Text, extract, func, select, 
 from sqlalchemy.sql.functions import Function
 
 from session_lifecycle.statements import tables
-from session_lifecycle.statements.maintenance.roll_up import sessions_to_roll_up
+from session_lifecycle.statements.maintenance.roll_up import is_to_roll_up
 from session_lifecycle.statements.shared.ledger import IS_UNPRICED
 
 MOST_SESSIONS = 10_000
@@ -107,7 +107,9 @@ def _now() -> Function[datetime]:
 def waiting_for_roll_up(abandon_after: timedelta) -> Select[*tuple[Any, ...]]:
     """One row: how many sessions wait to be rolled up, at most `MOST_SESSIONS`, and how old the oldest is, seconds."""
     now: Any = _now()
-    found = sessions_to_roll_up(now - abandon_after, None, MOST_SESSIONS).subquery("found")
+    by_activity = (tables.sessions.status, tables.sessions.activity_minute)
+    waiting = select(*by_activity).where(is_to_roll_up(now - abandon_after))
+    found = waiting.order_by(*by_activity).limit(MOST_SESSIONS).subquery("found")
     age = extract("epoch", now - func.min(found.c.activity_minute)).cast(Double)
     sessions = func.count().cast(BigInteger).label("sessions")
     return select(sessions, func.coalesce(age, 0.0).label("seconds")).select_from(found)

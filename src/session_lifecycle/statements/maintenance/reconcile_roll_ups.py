@@ -30,7 +30,7 @@ from sqlalchemy import (
     select,
     true,
 )
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import JSON, JSONB
 from sqlalchemy.orm import InstrumentedAttribute, aliased
 from sqlalchemy.types import Text, Uuid
 
@@ -45,6 +45,8 @@ from session_lifecycle.statements.shared.keys import same_session
 KEPT = tuple(
     column.key for column in tables.rolled_up_sessions.__table__.c if not column.primary_key and column.key != "models"
 )
+NULL_FOR_ZERO = {"unpriced_events", "unmeasured_events", "late_events", "late_cost_usd"}
+"""The columns that are null where they are zero."""
 OF_ROLLED_UP = ("rolled_up", *KEPT)
 """The fields that are compared for each session: whether it is rolled up, and the columns kept of it.
 
@@ -121,7 +123,10 @@ def rolled_up_mismatches() -> Select[*tuple[Any, ...]]:
     compared: dict[str, tuple[ColumnElement[Any], ColumnElement[Any]]] = {"rolled_up": (is_there, is_expected)}
     for name in KEPT:
         kept = stored.c[name]
-        should_be = case((and_(is_there, is_expected), session.c[name]), else_=kept)
+        value: ColumnElement[Any] = session.c[name]
+        if name in NULL_FOR_ZERO:
+            value = func.nullif(value, 0)
+        should_be = case((and_(is_there, is_expected), value), else_=kept)
         compared[name] = (kept, should_be)
     keys = [func.coalesce(stored.c[name], session.c[name]).label(name) for name in ("user_id", "session_id")]
     sides = [
@@ -174,7 +179,7 @@ def rolled_up_model_mismatches(schema: str) -> Select[*tuple[Any, ...]]:
         .cte("keys_in_range")
     )
     stored = by_model(kept.models, select().select_from(kept).join(tables.sessions, of_session))
-    used_columns = (column("user_id", Uuid), column("session_id", Text), column("models", JSONB))
+    used_columns = (column("user_id", Uuid), column("session_id", Text), column("models", JSON))
     arrays = (keys_in_range.c.users, keys_in_range.c.sessions)
     used = database_function(schema, "session_models_v1", *arrays).table_valued(*used_columns).lateral("used")
     used_now = (
@@ -234,7 +239,9 @@ def bucket_mismatches(
     stored = select(table).where(table.family == part.family, *part.conditions(table)).subquery("stored")
     function = "expected_roll_ups_v1" if table is tables.roll_ups else "expected_model_roll_ups_v1"
     columns: list[ColumnClause[Any]] = [column(kept.key, kept.type) for kept in table.__table__.c]
-    expected = database_function(schema, function, *part.arguments).table_valued(*columns, name="expected")
+    # As deep as the stored buckets of each owner go.
+    arguments = (*part.arguments, *([false()] if table is tables.roll_ups else []))
+    expected = database_function(schema, function, *arguments).table_valued(*columns, name="expected")
     figures = {name: stored.c[name] for name in FIGURES[table]}
     keys = {name: func.coalesce(stored.c[name], expected.c[name]) for name in names}
     labelled_keys = {**keys, **{name: func.nullif(keys[name], NOBODY) for name in ("user_id", "dataset_id")}}

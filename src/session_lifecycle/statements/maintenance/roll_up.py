@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import BigInteger, Integer, Select, and_, bindparam, or_, select, type_coerce
+from sqlalchemy import BigInteger, ColumnElement, Integer, Select, and_, bindparam, exists, or_, select, type_coerce
 
 from session_lifecycle.models import SessionStatus
 from session_lifecycle.statements import tables
@@ -20,29 +20,30 @@ from session_lifecycle.statements.shared.status import is_waiting
 from session_lifecycle.statements.shared.visibility import of_everybody
 
 
-def sessions_to_roll_up(
-    idle_before: datetime, after: Sequence[Any] | None, limit: int
-) -> Select[str, datetime, UUID, str]:
-    """The next sessions to roll up: they ended, or wait for nobody and were last active before `idle_before`.
-
-    They come in the order of an index, after a row of this statement.
-    """
-    order = (
-        tables.sessions.status,
-        tables.sessions.activity_minute,
-        tables.sessions.user_id,
-        tables.sessions.session_id,
-    )
+def is_to_roll_up(idle_before: datetime | ColumnElement[Any]) -> ColumnElement[bool]:
+    """Whether a session is not rolled up and can be: it ended, or waits for nobody and was last active before this."""
     is_over = or_(
         tables.sessions.status != SessionStatus.RUNNING.value,
         and_(tables.sessions.last_activity_at < idle_before, ~is_waiting()),
     )
-    statement = (
-        select(*order)
-        .where(~tables.sessions.rolled_up, of_everybody(tables.sessions), is_over)
-        .order_by(*order)
-        .limit(limit)
+    return and_(~tables.sessions.rolled_up, of_everybody(tables.sessions), is_over)
+
+
+def sessions_to_roll_up(
+    idle_before: datetime, after: Sequence[Any] | None, limit: int
+) -> Select[UUID, str, datetime, str]:
+    """The next sessions to roll up: they ended, or wait for nobody and were last active before `idle_before`.
+
+    They come user by user, in the order of an index, after a row of this statement: the rows of rolled-up sessions that
+    come one after another fill the pages of their indexes.
+    """
+    order = (
+        tables.sessions.user_id,
+        tables.sessions.status,
+        tables.sessions.activity_minute,
+        tables.sessions.session_id,
     )
+    statement = select(*order).where(is_to_roll_up(idle_before)).order_by(*order).limit(limit)
     return statement if after is None else statement.where(after_key(order, after))
 
 
@@ -54,6 +55,17 @@ def roll_up_sessions(schema: str) -> Select[int]:
     """
     arguments = (json_parameter("keys"), bindparam("idle_before", type_=TIMESTAMPTZ))
     return select(type_coerce(database_function(schema, "roll_up_sessions_v1", *arguments), BigInteger))
+
+
+def has_buckets() -> Select[bool]:
+    """One row: whether the buckets of everybody, which are made last, are there."""
+    return select(exists().where(tables.roll_ups.family == "all"))
+
+
+@kept
+def analyze(schema: str) -> Select[*tuple[Any, ...]]:
+    """Lets Postgres gather its statistics of the tables that a first roll-up changes. One row, which says nothing."""
+    return select(database_function(schema, "analyze_roll_ups_v1"))
 
 
 @kept

@@ -25,7 +25,7 @@ from session_lifecycle.statements.shared.further_totals import FURTHER_TOTALS, a
 from session_lifecycle.statements.shared.kept import kept
 from session_lifecycle.statements.shared.status import status_windows, stored_statuses, waits
 from session_lifecycle.statements.shared.visibility import ScopeKinds
-from session_lifecycle.statements.shared.window import Ends
+from session_lifecycle.statements.shared.window import Ends, StatusWindow, window
 
 
 @kept
@@ -74,9 +74,10 @@ def count_sessions(
     # A status of a running session depends on its last activity.
     if waits(status_filter) is None and not any(ends) and not has_agent_name:
         return sessions_ever(kinds, None if status_filter is None else stored_statuses(status_filter)[0])
-    windows = status_windows(ends)
-    if status_filter is not None:
-        windows = {status_filter.value: windows[status_filter.value]}
+    if status_filter is None:
+        windows = {"any": StatusWindow(None, *window(ends))}
+    else:
+        windows = {status_filter.value: status_windows(ends)[status_filter.value]}
     by_status = session_figures(kinds, ends, windows, ["sessions"], has_agent_name=has_agent_name).subquery("by_status")
     return select(func.coalesce(func.sum(by_status.c.sessions), 0).cast(BigInteger)).scalar_subquery()
 

@@ -1,8 +1,9 @@
 """Figures over the sessions that a viewer sees: from the roll-ups where they can answer, else from rows.
 
 A session is either rolled up or not. The buckets count a rolled-up session, or the changes do that are not yet put into
-the buckets. At the edges of a window no whole bucket fits, so the rows of the rolled-up sessions are read there. All of
-this is one statement and so one snapshot. The figures are the same whether, when and how often a job rolled up.
+the buckets. At the edges of a window no whole bucket fits, so the rows of the rolled-up sessions are read there. Where
+an owner has few sessions no short buckets are kept, so the edges are wide there. All of this is one statement and so
+one snapshot. The figures are the same whether, when and how often a job rolled up.
 """
 
 from collections.abc import Mapping, Sequence
@@ -41,13 +42,13 @@ from sqlalchemy.types import Uuid
 
 from session_lifecycle.models import SessionStatus
 from session_lifecycle.statements import tables
-from session_lifecycle.statements.roll_ups.buckets import BUCKET_LENGTHS, begin_of_minute, cover_window
+from session_lifecycle.statements.roll_ups.buckets import LONGEST, GroupWindow, begin_of_minute, cover_windows
 from session_lifecycle.statements.shared.durations import lasted_us
 from session_lifecycle.statements.shared.further_totals import FURTHER_TOTALS, summed
 from session_lifecycle.statements.shared.keys import same_session
 from session_lifecycle.statements.shared.ledger import UNKNOWN_MODEL
-from session_lifecycle.statements.shared.status import is_waiting
-from session_lifecycle.statements.shared.visibility import ONE_USER, ScopeKinds
+from session_lifecycle.statements.shared.status import initial, is_waiting
+from session_lifecycle.statements.shared.visibility import ONE_USER, ScopeKinds, of_everybody
 from session_lifecycle.statements.shared.window import Ends, StatusWindow, window
 
 SESSION_FIGURES = (
@@ -77,6 +78,19 @@ MODEL_FIGURES = (
 COUNTER_COLUMNS = {"sessions", "events", "unpriced_events", "unmeasured_events", "late_events"}
 NOBODY: ColumnElement[UUID] = literal_column("'00000000-0000-0000-0000-000000000000'::uuid", Uuid)
 """The user or dataset of a bucket whose family has none."""
+MODEL_KEYS = {
+    "model": "m",
+    "cost_usd": "c",
+    "tokens_in": "i",
+    "tokens_out": "o",
+    "cache_read_tokens": "r",
+    "cache_write_tokens": "w",
+    "reasoning_tokens": "z",
+    "events": "e",
+    "unpriced_events": "u",
+    FURTHER_TOTALS: "f",
+}
+"""The names of the usage by model in a row of `rolled_up_sessions`, which are short: each session has such a row."""
 
 TimeColumn = InstrumentedAttribute[Any]
 
@@ -106,37 +120,66 @@ def session_figures(
         has_agent_name: Whether to count the sessions of the bound `agent_name` only. The roll-ups have no agents, so
             Postgres then reads every session.
     """
-    parts = []
+    live = _live_figures(kinds, ends, windows, names, has_agent_name=has_agent_name)
     # No rolled-up session waits, so the roll-ups have nothing in a window of sessions that wait.
     of_rolled_up = {label: one for label, one in windows.items() if one.waits is not True}
     if not of_rolled_up:
-        return _added_up([_live_figures(kinds, ends, windows, names, has_agent_name=has_agent_name)], names)
-    cover = cover_window(of_rolled_up)
-    if not has_agent_name:
-        ranges = _bucket_ranges(kinds, cover.stretches)
-        buckets = (*_is_bucket_in(tables.roll_ups, ranges), tables.roll_ups.status == ranges.c.status)
-        sums = _sums(tables.roll_ups, names, ranges.c.sign)
-        parts.append(_sums_per_row(ranges, ranges.c.label, sums, *buckets))
-        whole = cover.whole
-        for in_scope in kinds.conditions(tables.roll_up_changes):
-            changes = (
-                in_scope,
-                tables.roll_up_changes.status == whole.c.status,
-                *_within(tables.roll_up_changes.starts_at, whole),
-            )
-            parts.append(_sums_per_row(whole, whole.c.label, _sums(tables.roll_up_changes, names), *changes))
-    row_windows = cover.windows if has_agent_name else cover.edges
-    for in_scope in kinds.conditions(tables.rolled_up_sessions):
-        rows = (
-            in_scope,
-            *_has_agent(tables.rolled_up_sessions, has_agent_name),
-            tables.rolled_up_sessions.status == row_windows.c.status,
-            *_within(tables.rolled_up_sessions.last_activity_at, row_windows),
+        return _added_up([live], names)
+    if has_agent_name:
+        return _added_up([*_figures_of_agent(kinds, of_rolled_up, names), live], names)
+    cover = cover_windows(_families(kinds), _groups(of_rolled_up))
+    ranges = cover.stretches
+    buckets = (*_is_bucket_in(tables.roll_ups, ranges), tables.roll_ups.status == any_(ranges.c.statuses))
+    parts = [_signed_sums(ranges, tables.roll_ups.status, _sums(tables.roll_ups, names, ranges.c.sign), *buckets)]
+    for whole, in_family in _of_each_family(kinds, cover.whole, tables.roll_up_changes):
+        changes = (
+            in_family,
+            tables.roll_up_changes.status == any_(whole.c.statuses),
+            *_within(tables.roll_up_changes.starts_at, whole),
         )
-        sums = _sums_of_sessions(tables.rolled_up_sessions, names)
-        parts.append(_sums_per_row(row_windows, row_windows.c.label, sums, *rows))
-    parts.append(_live_figures(kinds, ends, windows, names, has_agent_name=has_agent_name))
-    return _added_up(parts, names)
+        sums = _sums(tables.roll_up_changes, names, whole.c.sign)
+        parts.append(_signed_sums(whole, tables.roll_up_changes.status, sums, *changes))
+    for edge, in_family in _of_each_family(kinds, cover.edges, tables.rolled_up_sessions):
+        rows = (
+            in_family,
+            initial(tables.rolled_up_sessions.status) == initial(edge.c.status),
+            *_within(tables.rolled_up_sessions.last_activity_at, edge),
+        )
+        sums = _sums_of_sessions(tables.rolled_up_sessions, names, edge.c.sign)
+        parts.append(_signed_sums(edge, tables.rolled_up_sessions.status, sums, *rows))
+    return _added_up([*parts, live], names)
+
+
+def _groups(windows: Mapping[str, StatusWindow]) -> list[GroupWindow]:
+    """The windows, with those of stored statuses that have the same ends as one."""
+    stored = [status for status in SessionStatus if status.value in windows and status is not SessionStatus.RUNNING]
+    groups = [
+        GroupWindow(label, list(SessionStatus) if one.status is None else [one.status], one.since, one.until)
+        for label, one in windows.items()
+        if label not in {status.value for status in stored}
+    ]
+    if stored:
+        ended = windows[stored[0].value]
+        groups.append(GroupWindow(None, stored, ended.since, ended.until))
+    return groups
+
+
+def _figures_of_agent(
+    kinds: ScopeKinds, windows: Mapping[str, StatusWindow], names: Sequence[str]
+) -> list[Select[*tuple[Any, ...]]]:
+    """The figures over the rolled-up sessions of the bound `agent_name`, which no bucket counts, from their rows."""
+    return [
+        select(
+            literal(label, Text).label("key"),
+            *(total.label(name) for name, total in _sums_of_sessions(tables.rolled_up_sessions, names).items()),
+        ).where(
+            in_scope,
+            *_has_agent(tables.rolled_up_sessions, has_agent_name=True),
+            *in_window(tables.rolled_up_sessions, status_window),
+        )
+        for label, status_window in windows.items()
+        for in_scope in kinds.conditions(tables.rolled_up_sessions)
+    ]
 
 
 def _live_figures(
@@ -163,67 +206,87 @@ def _live_figures(
 def sessions_ever(kinds: ScopeKinds, status: SessionStatus | None) -> ColumnElement[int]:
     """The number of sessions with a stored status, or of all where it is None, whenever they were last active.
 
-    The longest buckets hold every rolled-up session, and no edge has to be read.
+    The longest buckets of an owner hold all rolled-up sessions of the owner, and no edge has to be read. This is much
+    shorter than `session_figures`: most totals of pages are such a number.
     """
-
-    def of_status(
-        table: type[tables.roll_ups | tables.roll_up_changes | tables.sessions],
-    ) -> list[ColumnElement[bool]]:
-        return [] if status is None else [table.status == status.value]
-
+    stored = list(SessionStatus) if status is None else [status]
+    is_stored = literal([one.value for one in stored], ARRAY(Text))
     family = _families(kinds)
-    longest = [tables.roll_ups.level == BUCKET_LENGTHS[-1].name, *of_status(tables.roll_ups)]
-    in_buckets = select(func.sum(family.c.sign * tables.roll_ups.sessions)).where(
-        *_is_of_family(tables.roll_ups, family), *longest
+    longest = [*_is_of_family(tables.roll_ups, family), tables.roll_ups.level == LONGEST.name]
+    in_longest = select(func.sum(tables.roll_ups.sessions)).where(*longest, tables.roll_ups.status == any_(is_stored))
+    # Null for an owner without buckets.
+    is_kept = select(literal(1, Integer)).where(*longest).limit(literal_column("1")).scalar_subquery().is_not(None)
+    kept = (
+        select(
+            family.c.family,
+            family.c.user_id,
+            family.c.dataset_id,
+            family.c.sign,
+            case((is_kept, func.coalesce(in_longest.scalar_subquery(), 0))).label("in_longest"),
+        )
+        .offset(literal_column("0"))
+        .cte("kept")
     )
-    in_changes = [
-        select(func.sum(tables.roll_up_changes.sessions)).where(in_scope, *of_status(tables.roll_up_changes))
-        for in_scope in kinds.conditions(tables.roll_up_changes)
-    ]
-    live = [
+    counts: list[ColumnElement[Any]] = []
+    for name in _family_names(kinds):
+        of_family = select(kept).where(kept.c.family == name).subquery(f"of_{name}")
+        in_changes, in_rows = (
+            _counts(name, of_family, table) for table in (tables.roll_up_changes, tables.rolled_up_sessions)
+        )
+        changes = select(func.coalesce(func.sum(tables.roll_up_changes.sessions), 0)).where(
+            in_changes, tables.roll_up_changes.status == any_(is_stored)
+        )
+        rows = select(func.count()).where(in_rows, _has_one_of(tables.rolled_up_sessions, stored))
+        rolled_up = case(
+            (of_family.c.in_longest.is_(None), rows.scalar_subquery()),
+            else_=of_family.c.in_longest + changes.scalar_subquery(),
+        )
+        counts.append(select(func.sum(of_family.c.sign * rolled_up)).select_from(of_family).scalar_subquery())
+    counts += [
         select(func.count())
-        .select_from(tables.sessions)
-        .where(in_scope, ~tables.sessions.rolled_up, *of_status(tables.sessions))
+        .where(in_scope, ~tables.sessions.rolled_up, tables.sessions.status == any_(is_stored))
+        .scalar_subquery()
         for in_scope in kinds.conditions(tables.sessions)
     ]
-    count, *more = (func.coalesce(one.scalar_subquery(), 0, type_=Numeric) for one in (in_buckets, *in_changes, *live))
-    return sum(more, count).cast(BigInteger)
+    return sum((func.coalesce(one, 0, type_=Numeric) for one in counts), literal(0, Numeric)).cast(BigInteger)
 
 
 def model_figures(kinds: ScopeKinds, status_window: StatusWindow) -> Select[*tuple[Any, ...]]:
     """One row per model that sessions in the status window used: the model's name as `key`, and `MODEL_FIGURES`."""
-    cover = cover_window({"any": status_window})
-    ranges = _bucket_ranges(kinds, cover.stretches)
+    cover = cover_windows(_families(kinds), _groups({"any": status_window}))
+    ranges = cover.stretches
     parts = [
         _sums_per_row(
             ranges,
             tables.model_roll_ups.model,
             _sums(tables.model_roll_ups, MODEL_FIGURES, ranges.c.sign),
             *_is_bucket_in(tables.model_roll_ups, ranges),
-            grouped=True,
         )
     ]
-    for in_scope in kinds.conditions(tables.model_roll_up_changes):
-        changes = (in_scope, *_within(tables.model_roll_up_changes.starts_at, cover.whole))
+    for whole, in_family in _of_each_family(kinds, cover.whole, tables.model_roll_up_changes):
         parts.append(
             _sums_per_row(
-                cover.whole,
+                whole,
                 tables.model_roll_up_changes.model,
-                _sums(tables.model_roll_up_changes, MODEL_FIGURES),
-                *changes,
-                grouped=True,
+                _sums(tables.model_roll_up_changes, MODEL_FIGURES, whole.c.sign),
+                in_family,
+                *_within(tables.model_roll_up_changes.starts_at, whole),
             )
         )
-    for in_scope in kinds.conditions(tables.rolled_up_sessions):
+    for edge, in_family in _of_each_family(kinds, cover.edges, tables.rolled_up_sessions):
         share = _model_shares()
         rows = (
-            in_scope,
-            _has_status(tables.rolled_up_sessions, status_window),
-            *_within(tables.rolled_up_sessions.last_activity_at, cover.edges),
+            in_family,
+            initial(tables.rolled_up_sessions.status) == initial(edge.c.status),
+            *_within(tables.rolled_up_sessions.last_activity_at, edge),
         )
-        sums = {"sessions": func.count(), **{name: _total(share.c[name], name) for name in MODEL_FIGURES[1:]}}
+        sign = edge.c.sign
+        sums = {
+            name: sign * func.count() if name == "sessions" else _total(share.c[MODEL_KEYS[name]], name, sign)
+            for name in MODEL_FIGURES
+        }
         source = join(tables.rolled_up_sessions, share, true())
-        parts.append(_sums_per_row(cover.edges, share.c.model, sums, *rows, grouped=True, source=source))
+        parts.append(_sums_per_row(edge, share.c[MODEL_KEYS["model"]], sums, *rows, source=source))
     model = case((tables.model_usage.model == "", literal(UNKNOWN_MODEL)), else_=tables.model_usage.model).label("key")
     # Usage without a model and usage of a model named "unknown" are both reported as unknown. A session with both is
     # one session, so the row without a model does not count where the session also has the named one.
@@ -262,15 +325,61 @@ def _sums_per_row(
     key: ColumnElement[Any] | InstrumentedAttribute[str],
     sums: Mapping[str, ColumnElement[Any]],
     *conditions: ColumnElement[bool],
-    grouped: bool = False,
     source: FromClause | None = None,
 ) -> Select[*tuple[Any, ...]]:
-    """The sums for each of the rows. Postgres looks them up one row after another: each is a range of an index."""
+    """The sums for each of the rows and each key. Postgres looks up one row after another, as ranges of an index."""
     summed = select(key.label("key"), *(total.label(name) for name, total in sums.items())).where(*conditions)
     if source is not None:
         summed = summed.select_from(source)
-    of_row = (summed.group_by(key) if grouped else summed).lateral()
+    of_row = summed.group_by(key).lateral()
     return select(*of_row.c).select_from(rows.join(of_row, true()))
+
+
+def _signed_sums(
+    rows: FromClause,
+    status: InstrumentedAttribute[str],
+    sums: Mapping[str, ColumnElement[Any]],
+    *conditions: ColumnElement[bool],
+) -> Select[*tuple[Any, ...]]:
+    """The sums for each of the rows by their label, or by the stored status where they have none."""
+    summed = select(status.label("key"), *(total.label(name) for name, total in sums.items())).where(*conditions)
+    of_row = summed.group_by(status).lateral()
+    key = func.coalesce(rows.c.label, of_row.c.key).label("key")
+    return select(key, *(of_row.c[name] for name in sums)).select_from(rows.join(of_row, true()))
+
+
+def _of_each_family(
+    kinds: ScopeKinds,
+    windows: CTE,
+    table: type[tables.rolled_up_sessions | tables.roll_up_changes | tables.model_roll_up_changes],
+) -> list[tuple[FromClause, ColumnElement[bool]]]:
+    """The windows of each bucket family, and the condition on the rows that the family counts: each has an index."""
+    found: list[tuple[FromClause, ColumnElement[bool]]] = []
+    for name in _family_names(kinds):
+        rows = select(windows).where(windows.c.family == name)
+        if issubclass(table, tables.rolled_up_sessions):
+            # The indexes have the status before the activity: each status is a range of its own.
+            status = func.unnest(windows.c.statuses).table_valued(column("status", Text), name="one").render_derived()
+            rows = rows.add_columns(status.c.status).join_from(windows, status, true())
+        of_family = rows.subquery(f"of_{name}")
+        found.append((of_family, _counts(name, of_family, table)))
+    return found
+
+
+def _counts(
+    name: str,
+    family: FromClause,
+    table: type[tables.rolled_up_sessions | tables.roll_up_changes | tables.model_roll_up_changes],
+) -> ColumnElement[bool]:
+    """Whether a family of this name counts a row. Each name has an index of its own."""
+    conditions: list[ColumnElement[bool]] = []
+    if name in {"user", "user_dataset"}:
+        conditions.append(table.user_id == family.c.user_id)
+    if name in {"dataset", "user_dataset"}:
+        conditions.append(table.dataset_id == family.c.dataset_id)
+    if not conditions and issubclass(table, tables.rolled_up_sessions):
+        conditions.append(of_everybody(table))
+    return and_(true(), *conditions)
 
 
 def _added_up(parts: Sequence[Select[*tuple[Any, ...]]], names: Sequence[str]) -> Select[*tuple[Any, ...]]:
@@ -283,7 +392,10 @@ def _again(rows: FromClause, names: Sequence[str]) -> list[ColumnElement[Any]]:
     return [
         summed(rows.c[name]).label(name)
         if name == FURTHER_TOTALS
-        else func.sum(rows.c[name]).cast(BigInteger if name in COUNTER_COLUMNS else Numeric).label(name)
+        # A rolled-up session has null for zero.
+        else func.coalesce(func.sum(rows.c[name]), 0)
+        .cast(BigInteger if name in COUNTER_COLUMNS else Numeric)
+        .label(name)
         for name in names
     ]
 
@@ -304,34 +416,44 @@ def _sums(
 
 
 def _sums_of_sessions(
-    table: type[tables.sessions | tables.rolled_up_sessions], names: Sequence[str]
+    table: type[tables.sessions | tables.rolled_up_sessions],
+    names: Sequence[str],
+    sign: ColumnElement[Any] | None = None,
 ) -> dict[str, ColumnElement[Any]]:
-    without_column = {"sessions": func.count(), "duration_us": func.sum(duration_us(table))}
+    without_column: dict[str, ColumnElement[Any]] = {
+        "sessions": func.count(),
+        "duration_us": func.sum(duration_us(table)),
+    }
     return {
-        name: without_column[name] if name in without_column else _total(getattr(table, name), name) for name in names
+        name: (without_column[name] if sign is None else sign * without_column[name])
+        if name in without_column
+        else _total(getattr(table, name), name, sign)
+        for name in names
     }
 
 
 def _model_shares() -> FromClause:
     """The usage of each rolled-up session by model, from the JSON in its row."""
     columns: list[ColumnClause[Any]] = [
-        column("model", Text),
-        *(column(name, JSONB if name == FURTHER_TOTALS else Numeric) for name in MODEL_FIGURES[1:]),
+        column(MODEL_KEYS["model"], Text),
+        *(column(MODEL_KEYS[name], JSONB if name == FURTHER_TOTALS else Numeric) for name in MODEL_FIGURES[1:]),
     ]
     return (
-        func.jsonb_to_recordset(tables.rolled_up_sessions.models)
+        func.json_to_recordset(tables.rolled_up_sessions.models)
         .table_valued(*columns, name="share")
         .render_derived(with_types=True)
     )
 
 
-def _bucket_ranges(kinds: ScopeKinds, stretches: CTE) -> FromClause:
-    """The ranges of buckets to add or, by their sign, to subtract: each stretch in each bucket family of the scopes."""
-    family = _families(kinds)
-    *family_columns, family_sign = family.c
-    *stretch_columns, stretch_sign = stretches.c
-    sign = (family_sign * stretch_sign).label("sign")
-    return select(*family_columns, *stretch_columns, sign).join_from(family, stretches, true()).cte("bucket_ranges")
+def _family_names(kinds: ScopeKinds) -> list[str]:
+    """The kinds of bucket families that count the sessions of the scopes."""
+    named = {
+        "all": kinds.everybody,
+        "user": kinds.users,
+        "dataset": kinds.datasets,
+        "user_dataset": kinds.pairs or (kinds.users and kinds.datasets),
+    }
+    return [name for name, is_there in named.items() if is_there]
 
 
 def _families(kinds: ScopeKinds) -> FromClause:
@@ -434,4 +556,12 @@ def _has_status(
 ) -> ColumnElement[bool]:
     # The status is compared even where any status will do, because the indexes have it before the activity.
     stored = list(SessionStatus) if status_window.status is None else [status_window.status]
+    return _has_one_of(table, stored)
+
+
+def _has_one_of(
+    table: type[tables.sessions | tables.rolled_up_sessions], stored: Sequence[SessionStatus]
+) -> ColumnElement[bool]:
+    if table is tables.rolled_up_sessions:
+        return initial(table.status) == any_(literal([status.value[0] for status in stored], ARRAY(Text)))
     return table.status == any_(literal([status.value for status in stored], ARRAY(Text)))

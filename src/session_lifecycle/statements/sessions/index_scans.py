@@ -29,7 +29,7 @@ from sqlalchemy import (
     union_all,
 )
 
-from session_lifecycle.models import EffectiveStatus, SessionStatus
+from session_lifecycle.models import SessionStatus
 from session_lifecycle.models.pages import TOTAL_BOUND
 from session_lifecycle.models.session_filters import DEFAULT_SESSION_ORDER
 from session_lifecycle.statements import tables
@@ -38,7 +38,7 @@ from session_lifecycle.statements.sessions.listing_shape import AFTER_EVERY_SESS
 from session_lifecycle.statements.shared.clock import TIMESTAMPTZ, clock
 from session_lifecycle.statements.shared.json_rows import Column
 from session_lifecycle.statements.shared.paging import comes_after
-from session_lifecycle.statements.shared.status import activity_bounds, is_waiting, stored_statuses, waits
+from session_lifecycle.statements.shared.status import activity_bounds, initial, is_waiting, stored_statuses, waits
 from session_lifecycle.statements.shared.visibility import ONE_USER, of_everybody
 
 Table = type[tables.sessions | tables.rolled_up_sessions]
@@ -104,17 +104,17 @@ def _index_scan(
     shape: ListingShape, kind: _ScopeKind, part: _Part, limit: ColumnElement[int]
 ) -> Select[*tuple[Any, ...]]:
     table, value = part.table, getattr(part.table, shape.order_by)
-    stored = literal([one.value for one in part.statuses], ARRAY(Text))
+    is_rolled_up = table is tables.rolled_up_sessions
+    stored = literal([one.value[0] if is_rolled_up else one.value for one in part.statuses], ARRAY(Text))
     # An index has the sessions of one status in their order. Where they are sorted anyway, one scan reads all statuses.
-    status = None if _is_sorted(shape, part) else _unnest("status", status=stored)
+    status = None if _is_sorted(shape) else _unnest("status", status=stored)
     conditions = [
-        *([] if table is tables.rolled_up_sessions else [~tables.sessions.rolled_up]),
+        *([] if is_rolled_up else [~tables.sessions.rolled_up]),
         *([] if kind.equal else [of_everybody(table)]),
         *(getattr(table, name) == scope_value for name, scope_value in kind.equal),
-        table.status == (any_(stored) if status is None else status.c.status),
+        (initial(table.status) if is_rolled_up else table.status)
+        == (any_(stored) if status is None else status.c.status),
         *_filter_conditions(shape, part),
-        # A running session has no end, and the index on the end would find all of them.
-        *([value.is_(None)] if part.is_null and not _is_rare(shape) else []),
         *(_after_position(shape, kind, part) if shape.has_position else []),
     ]
     scopes = kind.each if status is None else (*kind.each, status)
@@ -134,26 +134,23 @@ def _first(
     def directed(*terms: Column) -> list[ColumnElement[Any]]:
         return [term.desc() if shape.descending else term.asc() for term in terms]
 
-    if part.table is tables.rolled_up_sessions and not _is_sorted(shape, part):
-        return sessions.order_by(*directed(getattr(tables.rolled_up_sessions, shape.order_by), *part.key)).limit(limit)
     if shape.is_by_activity:
-        # The index orders by minute only, so the scan fetches the last minute whole and the page sorts it later. The
-        # scan does not sort: where Postgres expects few sessions in a scope, it would then read and sort all of them.
-        return sessions.order_by(*directed(tables.sessions.activity_minute)).fetch(limit, with_ties=True)
+        # The index has no key after the activity, and for sessions not rolled up the minute in place of the moment. So
+        # the scan fetches the last moment or minute whole and the page sorts it later. The scan does not sort: where
+        # Postgres expects few sessions in a scope, it would then read and sort all of them.
+        order = (
+            part.table.last_activity_at if part.table is tables.rolled_up_sessions else tables.sessions.activity_minute
+        )
+        return sessions.order_by(*directed(order)).fetch(limit, with_ties=True)
     # No index has these sessions in the wanted order: Postgres finds them by activity and sorts them. OFFSET 0 keeps it
     # from walking another index in the wanted order instead.
     chosen = sessions.offset(literal_column("0")).lateral("chosen")
     return select(*chosen.c).order_by(*directed(*chosen.c)).limit(limit)
 
 
-def _is_sorted(shape: ListingShape, part: _Part) -> bool:
+def _is_sorted(shape: ListingShape) -> bool:
     """Whether the scan reads all sessions of a scope and sorts them."""
-    return not shape.is_by_activity and (part.table is tables.sessions or _is_rare(shape))
-
-
-def _is_rare(shape: ListingShape) -> bool:
-    # A rolled-up session was not running, or was idle for long, when it was rolled up: hardly any is running now.
-    return shape.status_filter is EffectiveStatus.RUNNING and not shape.is_by_activity
+    return not shape.is_by_activity
 
 
 def _scope_kinds(shape: ListingShape) -> list[_ScopeKind]:

@@ -37,8 +37,9 @@ class ListingShape(NamedTuple):
 
     @property
     def has_index(self) -> bool:
-        """Whether indexes serve this order. Indexes have everybody's sessions by activity only."""
-        return self.is_by_activity or (self.order_by in SESSION_ORDERS and not self.kinds.everybody)
+        """Whether indexes find the page. They have sessions by activity; those that run or wait are few, and sorted."""
+        is_live = self.status_filter in {EffectiveStatus.RUNNING, EffectiveStatus.WAITING}
+        return self.is_by_activity or (is_live and self.order_by in SESSION_ORDERS and not self.kinds.everybody)
 
 
 def shape_of(

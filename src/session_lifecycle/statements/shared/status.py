@@ -1,12 +1,14 @@
 """The effective status (rule R12), as an expression on a row and as windows on the last activity."""
 
 from datetime import timedelta
+from typing import Any
 
 from sqlalchemy import ColumnElement, Interval, Text, and_, bindparam, case, func, literal
 
 from session_lifecycle.models import EffectiveStatus, SessionStatus
 from session_lifecycle.statements import tables
 from session_lifecycle.statements.shared.clock import Moment, clock
+from session_lifecycle.statements.shared.json_rows import Column
 from session_lifecycle.statements.shared.window import Ends, StatusWindow, window
 
 
@@ -18,6 +20,11 @@ def abandoned_before(abandon_after: timedelta | None, now: Moment) -> Moment:
         now: The moment at which the status is judged.
     """
     return now - bindparam("abandon_after", abandon_after, type_=Interval())
+
+
+def initial(status: Column | ColumnElement[Any]) -> ColumnElement[str]:
+    """The initial of a stored status, different for each: the indexes on rolled-up sessions have no more of it."""
+    return func.left(status, 1, type_=Text)
 
 
 def is_waiting() -> ColumnElement[bool]:
