@@ -115,6 +115,7 @@ class SessionActivityDb(Protocol):
         limit: int = MOST_RUNS,
         offset: int = 0,
         payloads: bool = True,
+        steps_limit: int | None = None,
     ) -> SessionDetail | None:
         """The session with its figures, runs and messages; None if there is none that the viewer may see.
 
@@ -134,11 +135,13 @@ class SessionActivityDb(Protocol):
             offset: How many runs, and how many messages, are left out at the beginning.
             payloads: Whether the payloads of runs and steps are there: their `input`, `inputs`, `output`, `prompt` and
                 `errors`. Where those of the page are more than 8 MiB as they are stored, they are left out, and
-                `has_payloads` is false: ask with a lower `limit`, or with `list_runs`.
+                `has_payloads` is false: ask with a lower `limit` or `steps_limit`, or with `list_runs`.
+            steps_limit: The most steps of each run, 1..50,000, the first ones in their order; None: all. `steps_count`
+                of the run counts all of them. `list_runs` has the others, in pages.
 
         Raises:
             InvalidValueError: An argument is refused, or the answer would be larger than Postgres can build, which is
-                1 GB: ask with a lower `limit`, or without `payloads`.
+                1 GB: ask with a lower `limit` or `steps_limit`, or without `payloads`.
         """
         ...
 
@@ -206,7 +209,7 @@ class SessionActivityDb(Protocol):
 
         The runs are ordered by their start, those of one moment in the order of recording. The page is empty if there
         are none. A run outside a session is visible to its owner, to a viewer who has the owner as an agent, and to the
-        auditor.
+        auditor. With `steps_limit` and `steps_offset`, each run has a page of its steps, and `steps_count` counts all.
 
         Raises:
             InvalidValueError: `filters` is no `RunFilters`, or its cursor is not of a page under the same filters.
@@ -331,9 +334,16 @@ class SqlAlchemySessionActivityDb(SessionActivityDb):
         limit: int = MOST_RUNS,
         offset: int = 0,
         payloads: bool = True,
+        steps_limit: int | None = None,
     ) -> SessionDetail | None:
         wanted = OneDetail.of_call(
-            session_id=session_id, owner_id=owner_id, project=project, limit=limit, offset=offset, payloads=payloads
+            session_id=session_id,
+            owner_id=owner_id,
+            project=project,
+            limit=limit,
+            offset=offset,
+            payloads=payloads,
+            steps_limit=steps_limit,
         )
         asker = Viewer.of_caller(viewer)
         statement, parameters = session_detail.find_session_detail(wanted, asker, self._abandon_after)
