@@ -297,6 +297,7 @@ class SessionActivityDb(Protocol):
 
 
 LESS = "a viewer who sees less"
+FEWER_STEPS = "a lower limit or steps_limit"
 
 
 class SqlAlchemySessionActivityDb(SessionActivityDb):
@@ -347,7 +348,7 @@ class SqlAlchemySessionActivityDb(SessionActivityDb):
         )
         asker = Viewer.of_caller(viewer)
         statement, parameters = session_detail.find_session_detail(wanted, asker, self._abandon_after)
-        rows = await self._page(asker, statement, parameters, wanted.limit)
+        rows = await self._page(asker, statement, parameters, wanted.limit, FEWER_STEPS)
         if not rows:
             return None
         [row] = rows
@@ -442,7 +443,8 @@ class SqlAlchemySessionActivityDb(SessionActivityDb):
 
     async def run_rows(self, filters: RunFilters, position: Position | None) -> PageRows:
         """The rows of `list_runs` after the position."""
-        return page_rows(await self._page(filters.asker, *runs.list_runs(filters, position), filters.limit))
+        asked = runs.list_runs(filters, position)
+        return page_rows(await self._page(filters.asker, *asked, filters.limit, FEWER_STEPS))
 
     async def list_usage_events(self, filters: UsageEventFilters) -> UsageEventPage:
         filters = UsageEventFilters.checked(filters, "filters")
@@ -522,7 +524,12 @@ class SqlAlchemySessionActivityDb(SessionActivityDb):
         return [row.name for row in whole_answer(rows, field, given, narrower, MOST_ROWS)]
 
     async def _page(
-        self, viewer: Viewer, statement: KeptStatement, parameters: dict[str, Any], limit: int
+        self,
+        viewer: Viewer,
+        statement: KeptStatement,
+        parameters: dict[str, Any],
+        limit: int,
+        less: str = "a lower limit",
     ) -> Sequence[Any]:
         """The rows of a page. A page beyond the bounds, or that Postgres cannot build, is refused."""
         try:
@@ -530,11 +537,11 @@ class SqlAlchemySessionActivityDb(SessionActivityDb):
         except SessionLifecycleError as error:
             if not is_too_large(error):
                 raise
-            expected = "a lower limit: the parts of this page are larger than 1 GB, which Postgres cannot put into one"
+            expected = f"{less}: the parts of this page are larger than 1 GB, which Postgres cannot put into one"
             raise InvalidValueError("limit", limit, expected) from error
         if rows and not rows[0].is_within:
             most = f"{MOST_PARTS:,} steps, messages and events in its runs, and {MOST_TEXT_BYTES // 2**20} MiB of text"
-            raise InvalidValueError("limit", limit, f"a lower limit: at most {most} in one answer")
+            raise InvalidValueError("limit", limit, f"{less}: at most {most} in one answer")
         return rows
 
 

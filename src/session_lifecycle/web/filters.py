@@ -29,7 +29,7 @@ from session_lifecycle.models import (
     Viewer,
 )
 from session_lifecycle.models.fields import AwareTime, Cost
-from session_lifecycle.models.pages import Page, PageFilters, Total
+from session_lifecycle.models.pages import MOST_PARTS, Page, PageFilters, Total
 from session_lifecycle.models.session_filters import Window
 from session_lifecycle.models.usage_classes import ServiceTier
 from session_lifecycle.web.framework import Depends, Query

@@ -1,5 +1,6 @@
 """Pages of runs, and runs with their steps, messages and events."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from sqlalchemy import (
@@ -108,8 +109,8 @@ def _list_runs(shape: RunFiltersShape, of_page: PageShape, *, limits_steps: bool
     # The details have the places of the page. Joined with the page, they might be built again for each of its rows,
     # because a plan for any limit expects fewer rows.
     names = (*RUN_ORDER.position_names, "place")
-    details = run_details(rows, measure, limits_steps=limits_steps)
-    details = details.add_columns(*(rows.c[name] for name in names)).subquery("details")
+    found = run_details(rows, measure, limits_steps=limits_steps)
+    details = found.add_columns(*(rows.c[name] for name in names)).subquery("details")
     bodies = select(*(details.c[name] for name in names), cast(details.c.body, Text).label("body")).cte("bodies")
     return beside_total(bodies, total(chosen, of_page.total)).add_columns(
         measure.has_payloads.label("has_payloads"), measure.is_within.label("is_within")
@@ -162,7 +163,7 @@ def run_details(chosen: FromClause, measure: Measure, *, limits_steps: bool) -> 
     )
 
 
-def with_payloads(columns: dict[str, Column], measure: Measure) -> dict[str, Column]:
+def with_payloads(columns: Mapping[str, Column], measure: Measure) -> dict[str, Column]:
     """The columns, with nulls in place of payloads where they would be too large."""
     return {
         name: case((measure.has_payloads, column)) if name in PAYLOADS else column for name, column in columns.items()
