@@ -395,7 +395,6 @@ async def test_a_page_takes_a_bounded_number_of_reads(session_database: SessionD
     await live_in(session_database, 40)
     await browser.page("/")  # the first statements look at the schema as well
     most = {"/": 19, "/sessions": 1, "/live": 2, "/budgets": 5, **dict.fromkeys(pages_of(SHOWN), 3)}
-    most[session_page(SHOWN, view="timeline")] = 4
     most[session_page(SHOWN, view="usage")] = 5
     for page, reads in most.items():
         async with noted(session_database) as sent:
