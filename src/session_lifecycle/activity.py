@@ -115,6 +115,7 @@ class SessionActivityDb(Protocol):
         limit: int = MOST_RUNS,
         offset: int = 0,
         payloads: bool = True,
+        steps_limit: int | None = None,
     ) -> SessionDetail | None:
         """The session with its figures, runs and messages; None if there is none that the viewer may see.
 
@@ -134,11 +135,13 @@ class SessionActivityDb(Protocol):
             offset: How many runs, and how many messages, are left out at the beginning.
             payloads: Whether the payloads of runs and steps are there: their `input`, `inputs`, `output`, `prompt` and
                 `errors`. Where those of the page are more than 8 MiB as they are stored, they are left out, and
-                `has_payloads` is false: ask with a lower `limit`, or with `list_runs`.
+                `has_payloads` is false: ask with a lower `limit` or `steps_limit`, or with `list_runs`.
+            steps_limit: The most steps of each run, 1..50,000, the first ones in their order; None: all. `steps_count`
+                of the run counts all of them. `list_runs` has the others, in pages.
 
         Raises:
             InvalidValueError: An argument is refused, or the answer would be larger than Postgres can build, which is
-                1 GB: ask with a lower `limit`, or without `payloads`.
+                1 GB: ask with a lower `limit` or `steps_limit`, or without `payloads`.
         """
         ...
 
@@ -206,7 +209,7 @@ class SessionActivityDb(Protocol):
 
         The runs are ordered by their start, those of one moment in the order of recording. The page is empty if there
         are none. A run outside a session is visible to its owner, to a viewer who has the owner as an agent, and to the
-        auditor.
+        auditor. With `steps_limit` and `steps_offset`, each run has a page of its steps, and `steps_count` counts all.
 
         Raises:
             InvalidValueError: `filters` is no `RunFilters`, or its cursor is not of a page under the same filters.
@@ -294,6 +297,7 @@ class SessionActivityDb(Protocol):
 
 
 LESS = "a viewer who sees less"
+FEWER_STEPS = "a lower limit or steps_limit"
 
 
 class SqlAlchemySessionActivityDb(SessionActivityDb):
@@ -331,13 +335,20 @@ class SqlAlchemySessionActivityDb(SessionActivityDb):
         limit: int = MOST_RUNS,
         offset: int = 0,
         payloads: bool = True,
+        steps_limit: int | None = None,
     ) -> SessionDetail | None:
         wanted = OneDetail.of_call(
-            session_id=session_id, owner_id=owner_id, project=project, limit=limit, offset=offset, payloads=payloads
+            session_id=session_id,
+            owner_id=owner_id,
+            project=project,
+            limit=limit,
+            offset=offset,
+            payloads=payloads,
+            steps_limit=steps_limit,
         )
         asker = Viewer.of_caller(viewer)
         statement, parameters = session_detail.find_session_detail(wanted, asker, self._abandon_after)
-        rows = await self._page(asker, statement, parameters, wanted.limit)
+        rows = await self._page(asker, statement, parameters, wanted.limit, FEWER_STEPS)
         if not rows:
             return None
         [row] = rows
@@ -432,7 +443,8 @@ class SqlAlchemySessionActivityDb(SessionActivityDb):
 
     async def run_rows(self, filters: RunFilters, position: Position | None) -> PageRows:
         """The rows of `list_runs` after the position."""
-        return page_rows(await self._page(filters.asker, *runs.list_runs(filters, position), filters.limit))
+        asked = runs.list_runs(filters, position)
+        return page_rows(await self._page(filters.asker, *asked, filters.limit, FEWER_STEPS))
 
     async def list_usage_events(self, filters: UsageEventFilters) -> UsageEventPage:
         filters = UsageEventFilters.checked(filters, "filters")
@@ -512,7 +524,12 @@ class SqlAlchemySessionActivityDb(SessionActivityDb):
         return [row.name for row in whole_answer(rows, field, given, narrower, MOST_ROWS)]
 
     async def _page(
-        self, viewer: Viewer, statement: KeptStatement, parameters: dict[str, Any], limit: int
+        self,
+        viewer: Viewer,
+        statement: KeptStatement,
+        parameters: dict[str, Any],
+        limit: int,
+        less: str = "a lower limit",
     ) -> Sequence[Any]:
         """The rows of a page. A page beyond the bounds, or that Postgres cannot build, is refused."""
         try:
@@ -520,11 +537,11 @@ class SqlAlchemySessionActivityDb(SessionActivityDb):
         except SessionLifecycleError as error:
             if not is_too_large(error):
                 raise
-            expected = "a lower limit: the parts of this page are larger than 1 GB, which Postgres cannot put into one"
+            expected = f"{less}: the parts of this page are larger than 1 GB, which Postgres cannot put into one"
             raise InvalidValueError("limit", limit, expected) from error
         if rows and not rows[0].is_within:
             most = f"{MOST_PARTS:,} steps, messages and events in its runs, and {MOST_TEXT_BYTES // 2**20} MiB of text"
-            raise InvalidValueError("limit", limit, f"a lower limit: at most {most} in one answer")
+            raise InvalidValueError("limit", limit, f"{less}: at most {most} in one answer")
         return rows
 
 

@@ -41,7 +41,7 @@ AT_DEFAULT = {
     "measured", "order_by", "without_dataset", "min_cost_usd", "max_cost_usd", "min_tokens", "max_tokens",
     "min_duration_s", "max_duration_s", "min_score", "max_score", "min_errors", "max_errors", *RARE_CLASSES,
 }  # fmt: skip
-OF_FILTERS = {"user_id", "permitted_dataset_ids", "offset", "limit"}
+OF_FILTERS = {"user_id", "permitted_dataset_ids", "offset", "limit", "steps_limit"}
 
 
 def sample(annotation: Any, chance: Random) -> Any:

@@ -113,11 +113,14 @@ def test_an_address_is_changed_without_losing_the_rest() -> None:
     assert (here.get("status"), here.get("none"), here.all("tags")) == ("failed", None, ["a:1", "b:&"])
 
 
-def run(run_id: str, parent: str | None = None, seconds: int | None = 10, steps: Any = ()) -> RunDetail:
+def run(
+    run_id: str, parent: str | None = None, seconds: int | None = 10, steps: Any = (), steps_count: int | None = None
+) -> RunDetail:
     ends = None if seconds is None else AT + timedelta(seconds=seconds)
     return RunDetail(
         run_id=run_id, user_id=A, parent_run_id=parent, started_at=AT, ended_at=ends, cost_usd=0, tokens_in=0,
         tokens_out=0, cache_read_tokens=0, cache_write_tokens=0, tokens_total=0, duration_ms=None, errors_count=0,
+        steps_count=len(steps) if steps_count is None else steps_count,
         status="running" if ends is None else "completed", steps=list(steps), messages=[], events=[],
     )  # fmt: skip
 
@@ -145,9 +148,11 @@ def test_an_open_run_lasts_until_now() -> None:
 
 
 def test_steps_beyond_the_page_are_counted() -> None:
-    found = waterfall([run("r", steps=[step(f"s{number}") for number in range(9)])], AT, 2, 3)
+    shown = run("r", steps=[step(f"s{number}") for number in range(2, 5)], steps_count=9)
+    found = waterfall([shown], AT, 2)
     assert [bar.step.step_id for bar in found.bars if bar.step] == ["s2", "s3", "s4"]
     assert found.left_out == {"r": 4}
+    assert waterfall([run("r", steps_count=9)], AT, 20).left_out == {}
 
 
 @pytest.mark.parametrize("length", [1, 2, 5])

@@ -59,10 +59,18 @@ class BucketActivityDb(SessionActivityDb):
         limit: int = MOST_RUNS,
         offset: int = 0,
         payloads: bool = True,
+        steps_limit: int | None = None,
     ) -> SessionDetail | None:
         bucket, asker, owner = await self._whose(session_id, viewer, owner_id)
         return await bucket.activity.get_session_detail(
-            session_id, asker, owner_id=owner, project=project, limit=limit, offset=offset, payloads=payloads
+            session_id,
+            asker,
+            owner_id=owner,
+            project=project,
+            limit=limit,
+            offset=offset,
+            payloads=payloads,
+            steps_limit=steps_limit,
         )
 
     async def get_recent_activity(

@@ -6,7 +6,7 @@ from typing import Annotated
 from pydantic import BeforeValidator, Field, Strict
 
 from session_lifecycle.models.fields import AwareTime, FiniteFloat, Id, OptionalName, SessionId, Text, Value
-from session_lifecycle.models.pages import MOST_OFFSET
+from session_lifecycle.models.pages import Offset
 
 OptionalComment = Annotated[
     Annotated[Text, Field(max_length=10_000)] | None, BeforeValidator(lambda value: None if value == "" else value)
@@ -35,7 +35,7 @@ class AnnotationsOfSession(Value):
     session_id: SessionId
     owner_id: Id | None = None
     limit: Annotated[int, Strict(), Field(ge=1, le=MOST_ANNOTATIONS)] | None = None
-    offset: Annotated[int, Strict(), Field(ge=0, le=MOST_OFFSET)] = 0
+    offset: Offset = 0
 
 
 class SessionAnnotation(Value):

@@ -28,6 +28,8 @@ DEFAULT_LIMIT = 50
 Total = Literal["exact", "bounded", "none"]
 """How the rows of all pages are counted: all of them, at most `TOTAL_BOUND`, or not at all."""
 Limit = Annotated[int, Strict(), Field(ge=1, le=500)]
+Offset = Annotated[int, Strict(), Field(ge=0, le=MOST_OFFSET)]
+StepsLimit = Annotated[int, Strict(), Field(ge=1, le=MOST_PARTS)]
 
 
 class PageFilters(Value):
@@ -42,7 +44,7 @@ class PageFilters(Value):
     since: AwareTime | None = None
     until: AwareTime | None = None
     limit: Limit = DEFAULT_LIMIT
-    offset: Annotated[int, Strict(), Field(ge=0, le=MOST_OFFSET)] = 0
+    offset: Offset = 0
     descending: Flag = True
     owner_id: Id | None = None
     dataset_id: Id | None = None

@@ -61,8 +61,11 @@ class RunDetail(Run):
     """Milliseconds from start to end, never negative; None for an open run."""
     errors_count: int
     """The number of its steps with errors; 1 for a failed run without such a step."""
+    steps_count: int
+    """The number of all its steps. `errors_count` covers all of them, too."""
     steps: list[Step]
-    """Ordered by `started_at`, then `seq`; those of one moment without a `seq` in the order of recording."""
+    """Ordered by `started_at`, then `seq`; those of one moment without a `seq` in the order of recording. All steps, or
+    those that `steps_limit` and `steps_offset` choose."""
     messages: list[Message]
     """The messages of the run in the run's session, oldest first. A run outside a session has all its messages."""
     events: list[RunEvent]

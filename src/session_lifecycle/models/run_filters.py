@@ -15,7 +15,7 @@ from session_lifecycle.models.fields import (
     Text,
     Value,
 )
-from session_lifecycle.models.pages import PageFilters
+from session_lifecycle.models.pages import Offset, PageFilters, StepsLimit
 
 DEFAULT_PROJECT = "default"
 """The project of a run that names none."""
@@ -57,6 +57,15 @@ class RunFilters(RunChoice, PageFilters):
     """
 
     include_open: Flag = False
+    steps_limit: StepsLimit | None = None
+    """The most steps of each run, the first ones in their order. None: all."""
+    steps_offset: Offset = 0
+    """How many steps of each run are left out at the beginning."""
+
+    def question(self) -> dict[str, Any]:
+        # As with `limit` and `offset`, another page of the steps does not change which runs follow.
+        asked = super().question()
+        return {name: value for name, value in asked.items() if name not in {"steps_limit", "steps_offset"}}
 
 
 class ModelPrefix(Value):

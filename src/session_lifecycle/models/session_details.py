@@ -7,7 +7,7 @@ from pydantic import Field, Strict, model_validator
 
 from session_lifecycle.models.fields import AwareTime, Flag, Id, OptionalExternalId, SessionId, Value
 from session_lifecycle.models.messages import Message
-from session_lifecycle.models.pages import DEFAULT_LIMIT, MOST_OFFSET, Limit
+from session_lifecycle.models.pages import DEFAULT_LIMIT, Limit, Offset, StepsLimit
 from session_lifecycle.models.refusals import inconsistent
 from session_lifecycle.models.run_details import RunDetail
 from session_lifecycle.models.run_filters import OptionalProject
@@ -32,8 +32,9 @@ class OneDetail(Value):
     owner_id: Id | None = None
     project: OptionalProject = None
     limit: Annotated[int, Strict(), Field(ge=1, le=MOST_RUNS)] = MOST_RUNS
-    offset: Annotated[int, Strict(), Field(ge=0, le=MOST_OFFSET)] = 0
+    offset: Offset = 0
     payloads: Flag = True
+    steps_limit: StepsLimit | None = None
 
 
 class ThreadsOfSession(Value):

@@ -29,7 +29,7 @@ from session_lifecycle.models import (
     Viewer,
 )
 from session_lifecycle.models.fields import AwareTime, Cost
-from session_lifecycle.models.pages import Page, PageFilters, Total
+from session_lifecycle.models.pages import MOST_PARTS, Page, PageFilters, Total
 from session_lifecycle.models.session_filters import Window
 from session_lifecycle.models.usage_classes import ServiceTier
 from session_lifecycle.web.framework import Depends, Query
@@ -287,25 +287,39 @@ async def asked_summaries(
     return _asked(SummaryFilters, period, page, conditions, choice, own)
 
 
+async def _steps_page(
+    steps_limit: Annotated[
+        int | None, Query(ge=1, le=MOST_PARTS, description="The most steps of each run; all, unless it is given.")
+    ] = None,
+    steps_offset: Annotated[
+        int, Query(ge=0, description="How many steps of each run are left out at the beginning.")
+    ] = 0,
+) -> dict[str, Any]:
+    """The parameters that choose the steps of each run, by the names of `RunFilters`."""
+    return {"steps_limit": steps_limit, "steps_offset": steps_offset}
+
+
 _IncludeOpen = Annotated[bool, Query(description="Whether open runs are listed.")]
+_StepsPage = Annotated[dict[str, Any], Depends(_steps_page)]
 
 
 async def asked_runs(
     period: AskedPeriod,
     page: _Page,
     choice: _RunChoice,
+    steps: _StepsPage,
     session_id: _SessionId = None,
     include_open: _IncludeOpen = False,
 ) -> Asked[RunFilters]:
     """The filters of a list of runs. Its window is on the start of the runs."""
-    return _asked(RunFilters, period, page, choice, {"session_id": session_id, "include_open": include_open})
+    return _asked(RunFilters, period, page, choice, steps, {"session_id": session_id, "include_open": include_open})
 
 
 async def asked_runs_of_session(
-    period: _PeriodOfSession, page: _Page, choice: _RunChoice, include_open: _IncludeOpen = True
+    period: _PeriodOfSession, page: _Page, choice: _RunChoice, steps: _StepsPage, include_open: _IncludeOpen = True
 ) -> Asked[RunFilters]:
     """The filters of a list of the runs of one session, which the path names."""
-    return _asked(RunFilters, period, page, choice, {"include_open": include_open})
+    return _asked(RunFilters, period, page, choice, steps, {"include_open": include_open})
 
 
 async def _usage_choice(

@@ -53,7 +53,19 @@ async def test_X15_a_page_beyond_the_runs_of_a_project_is_empty(session_database
     assert await detail("s", A, project="q") is None
 
 
-@pytest.mark.parametrize("refused", [{"limit": 0}, {"limit": 1001}, {"offset": -1}, {"limit": True}, {"payloads": 1}])
+@pytest.mark.parametrize(
+    "refused",
+    [
+        {"limit": 0},
+        {"limit": 1001},
+        {"offset": -1},
+        {"limit": True},
+        {"payloads": 1},
+        {"steps_limit": 0},
+        {"steps_limit": 50_001},
+        {"steps_limit": True},
+    ],
+)
 async def test_X15_a_bound_that_makes_no_sense_is_refused(
     session_database: SessionDatabase, refused: dict[str, Any]
 ) -> None:

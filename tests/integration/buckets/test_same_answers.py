@@ -147,6 +147,8 @@ async def answers_of(db: AnyDatabase, viewer: Viewer, history: int) -> dict[str,
         found[f"family {session}"] = await lifecycle.get_family_figures(session, viewer)
         detail = await activity.get_session_detail(session, viewer)
         found[f"detail {session}"] = detail and detail.model_dump(exclude={"runs": {"__all__": {"events"}}})
+        few = await activity.get_session_detail(session, viewer, steps_limit=1)
+        found[f"detail of few steps {session}"] = few and few.model_dump(exclude={"runs": {"__all__": {"events"}}})
         threads = await activity.list_threads(session, viewer)
         found[f"threads {session}"] = threads and [one.model_dump() for one in threads.threads]
         found[f"chat {session}"] = await activity.chat_history(session, viewer)
@@ -182,6 +184,8 @@ async def answers_of(db: AnyDatabase, viewer: Viewer, history: int) -> dict[str,
     by_prompt = SummaryFilters(viewer=viewer, limit=7, order_by="last_prompt_at", descending=False)
     found["summaries by prompt"] = await walk(activity.list_session_summaries, by_prompt, "sessions")
     found["runs"] = await walk(activity.list_runs, RunFilters(viewer=viewer, limit=7), "runs", {"events"})
+    few_steps = RunFilters(viewer=viewer, limit=7, steps_limit=1, steps_offset=1)
+    found["runs of few steps"] = await walk(activity.list_runs, few_steps, "runs", {"events"})
     events = UsageEventFilters(viewer=viewer, limit=9)
     unknown = {"event_id", "recorded_at"}
     found["events"] = await walk(activity.list_usage_events, events, "events", unknown)

@@ -114,6 +114,7 @@ ASKS: dict[str, Ask] = {
         )
     ),
     "detail of a project": lambda db, me: db.activity.get_session_detail("s", Viewer(me), project="the project"),
+    "detail of a few steps": lambda db, me: db.activity.get_session_detail("s", Viewer(me), steps_limit=1),
     "recent": lambda db, me: db.activity.get_recent_activity("s", Viewer(me, [DATASET]), limit=7),
     "threads": lambda db, me: db.activity.list_threads("s", Viewer(me, [DATASET]), limit=7),
     "threads after": lambda db, me: db.activity.list_threads("s", Viewer(me), after="first run"),
@@ -121,6 +122,9 @@ ASKS: dict[str, Ask] = {
     "runs": lambda db, me: db.activity.list_runs(RunFilters(viewer=Viewer(me, [DATASET]), since=SINCE)),
     "runs of a choice": lambda db, me: db.activity.list_runs(
         RunFilters(viewer=Viewer(me), owner_id=me, dataset_id=DATASET, session_id="s", **RUN_FILTERS)
+    ),
+    "runs of a few steps": lambda db, me: db.activity.list_runs(
+        RunFilters(viewer=Viewer(me), include_open=True, steps_limit=2, steps_offset=1)
     ),
     "events": lambda db, me: db.activity.list_usage_events(UsageEventFilters(viewer=Viewer(me, [DATASET]))),
     "events of filters": lambda db, me: db.activity.list_usage_events(

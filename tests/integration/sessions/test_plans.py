@@ -73,6 +73,15 @@ SEED_RUNS = """
     SELECT user_id, session_id, session_id, 'Model ' || right(session_id, 2), started_at, started_at
     FROM session_lifecycle.session_records
 """
+# One run has many steps, every other run has two.
+STEPS = 10_000
+SEED_STEPS = """
+    INSERT INTO session_lifecycle.session_steps (user_id, run_id, step_id, kind, seq, started_at, ended_at, output)
+    SELECT r.user_id, r.run_id, n::text, 'tool', n, r.started_at + n % 100 * interval '1 s', r.ended_at,
+           to_jsonb(repeat('x', 200))
+    FROM session_lifecycle.session_runs r
+    CROSS JOIN LATERAL generate_series(1, CASE WHEN r.run_id = 's6' THEN :steps ELSE 2 END) n
+"""
 # Two months of events, written in the order of time.
 EVENTS = 60_000
 SEED_EVENTS = """
@@ -100,6 +109,7 @@ def urls(session_template_server: TemplateServer) -> Iterator[dict[str, str]]:
                     await connection.execute(text(SEED), {"sessions": SESSIONS, "begin": BEGIN})
                     await connection.execute(text(SEED_MODELS))
                     await connection.execute(text(SEED_RUNS))
+                    await connection.execute(text(SEED_STEPS), {"steps": STEPS})
                     await connection.execute(
                         text(SEED_EVENTS), {"sessions": SESSIONS, "begin": BEGIN, "events": EVENTS}
                     )
@@ -386,6 +396,25 @@ async def test_X15_measuring_an_answer_reads_the_rows_of_its_runs_only(urls: dic
         assert not large & plan.sequential
         assert plan.rows_of["session_usage_events"] <= 2 * (LIMIT + 1) * EVENTS / SESSIONS
         assert plan.rows_of["session_runs"] <= 4 * (LIMIT + 1)
+
+
+@pytest.mark.parametrize("mode", [GENERIC, CHOSEN])
+async def test_a_page_of_the_steps_of_a_run_reads_no_other_steps(urls: dict[str, str], mode: str) -> None:
+    """The steps are read to count them, to measure the page and to build it."""
+    counted, measured, built = STEPS, STEPS, STEPS
+    asks: dict[Ask, int] = {
+        runs(viewer=Viewer(ME), session_id="s6", steps_limit=LIMIT): counted + measured + built,
+        runs(viewer=Viewer(ME), session_id="s6", steps_limit=LIMIT, steps_offset=STEPS - LIMIT): (
+            counted + measured + built
+        ),
+        # The figures of the session count them, too.
+        lambda db: db.activity.get_session_detail("s6", ME, steps_limit=LIMIT): 2 * counted + measured + built,
+    }
+    for ask, rows in asks.items():
+        plan = await plan_of(urls[NEVER], ask, mode)
+        assert "session_steps" not in plan.sequential
+        assert "pk_session_steps" in plan.indexes
+        assert plan.rows_of["session_steps"] == rows
 
 
 @pytest.mark.parametrize("mode", [GENERIC, CHOSEN])

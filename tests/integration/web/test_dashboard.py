@@ -395,7 +395,6 @@ async def test_a_page_takes_a_bounded_number_of_reads(session_database: SessionD
     await live_in(session_database, 40)
     await browser.page("/")  # the first statements look at the schema as well
     most = {"/": 19, "/sessions": 1, "/live": 2, "/budgets": 5, **dict.fromkeys(pages_of(SHOWN), 3)}
-    most[session_page(SHOWN, view="timeline")] = 4
     most[session_page(SHOWN, view="usage")] = 5
     for page, reads in most.items():
         async with noted(session_database) as sent:
@@ -419,6 +418,7 @@ async def test_a_session_with_many_steps_has_small_pages(session_database: Sessi
     assert len(re.findall('class="of-step"', page)) == STEPS_SHOWN
     assert "2,980 more steps" in page
     assert len(page) < 200_000
+    assert len(re.findall('class="of-run"', page)) == RUNS_SHOWN
     [link] = {one for one in Links.of(page).links if "run=r-0&" in one}
     found: list[str] = []
     for _ in range(2):
@@ -427,6 +427,12 @@ async def test_a_session_with_many_steps_has_small_pages(session_database: Sessi
         assert len(page) < 400_000
         link = next(one for one in Links.of(page).links if "offset=" in one and "run=" in one)
     assert found == [f"tool-{number:05}" for number in range(2 * STEPS_OF_RUN)]
+    assert "Steps 101 to 200 of 3,000" in page
+    last = await browser.page(re.sub("offset=[0-9]+", f"offset={steps - 1}", link))
+    assert re.findall(r'<span class="step-name">(tool-\d+)', last) == ["tool-02999"]
+    assert "Steps 3,000 to 3,000 of 3,000" in last
+    beyond = await browser.page(re.sub("offset=[0-9]+", f"offset={steps}", link))
+    assert "The run has 3,000 steps." in beyond
     later = await browser.page(session_page("s", offset=RUNS_SHOWN))
     assert len(re.findall('class="of-run"', later)) == 5
 

@@ -15,6 +15,7 @@ from session_lifecycle import (
     SessionDatabase,
     SessionLifecycleError,
     SessionListFilters,
+    Step,
     SummaryFilters,
     Touch,
     UsageEvent,
@@ -147,6 +148,11 @@ async def test_filters_choose(host: Host, session_database: SessionDatabase) -> 
         ("/usage", {"kind": "x"}, "kind", "one of llm, embedding"),
         ("/sessions/" + "x" * 513, {}, "session_id", "1 to 512 characters"),
         ("/sessions/%00", {}, "session_id", "text without the character NUL"),
+        ("/runs", {"steps_limit": 0}, "steps_limit", "a number of at least 1"),
+        ("/sessions/s/runs", {"steps_limit": 50_001}, "steps_limit", "a number of at most 50"),
+        ("/sessions/s/runs", {"steps_limit": "all"}, "steps_limit", "a whole number"),
+        ("/runs", {"steps_offset": -1}, "steps_offset", "a number of at least 0"),
+        ("/sessions/s/runs", {"steps_offset": 2**63}, "steps_offset", "a whole number from 0 to"),
         ("/sessions/s/threads", {"after": "a", "before": "b"}, "before", "either after or before, not both"),
     ],
 )
@@ -157,6 +163,23 @@ async def test_a_refusal_names_the_parameter_and_what_is_expected(
     problem = refuses(await host.get(path, **asked), 422, field)
     assert expected in problem["expected"]
     assert problem["detail"].endswith(f"expected {problem['expected']}")
+
+
+@pytest.mark.parametrize("path", ["/runs", "/sessions/s/runs"])
+async def test_the_steps_of_runs_come_in_pages(host: Host, session_database: SessionDatabase, path: str) -> None:
+    of_run: dict[str, Any] = {"run_id": "r", "user_id": A, "started_at": NOW}
+    steps = [Step(step_id=f"s{number}", kind="tool", seq=number, **of_run) for number in range(5)]
+    await session_database.lifecycle.record([Run(session_id="s", ended_at=NOW, **of_run), *steps])
+    pages: list[tuple[dict[str, Any], list[str]]] = [
+        ({}, ["s0", "s1", "s2", "s3", "s4"]),
+        ({"steps_limit": 2}, ["s0", "s1"]),
+        ({"steps_limit": 2, "steps_offset": 4}, ["s4"]),
+        ({"steps_offset": 3}, ["s3", "s4"]),
+    ]
+    for asked, expected in pages:
+        [run] = (await host.found(path, **asked))["runs"]
+        assert [step["step_id"] for step in run["steps"]] == expected
+        assert run["steps_count"] == 5
 
 
 async def test_R14_a_walk_keeps_the_window_of_its_first_page(host: Host, session_database: SessionDatabase) -> None:

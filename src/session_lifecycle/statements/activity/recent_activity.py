@@ -9,9 +9,9 @@ from session_lifecycle.models import Message, MessageRole, Step
 from session_lifecycle.models.session_details import LABEL_CHARACTERS
 from session_lifecycle.statements import tables
 from session_lifecycle.statements.activity.messages import NEWEST_FIRST, OLDEST_FIRST
-from session_lifecycle.statements.activity.run_figures import RECORDED
-from session_lifecycle.statements.activity.runs import RUN_ORDER, STEP_ORDER, with_payloads
-from session_lifecycle.statements.activity.sizes import Measure, size
+from session_lifecycle.statements.activity.run_figures import RECORDED, STEP_ORDER
+from session_lifecycle.statements.activity.runs import RUN_ORDER, with_payloads
+from session_lifecycle.statements.activity.sizes import STEPS, Measure, size
 from session_lifecycle.statements.sessions.records import belongs_to_record, preferred_session, with_status
 from session_lifecycle.statements.sessions.row_filters import TOOL
 from session_lifecycle.statements.shared.json_rows import fields_of, json_array, json_object, or_empty
@@ -43,7 +43,7 @@ def get_recent_activity(
     is_newest = and_(same_session(tables.messages, newest.c), tables.messages.message_id == newest.c.message_id)
     measure = Measure(
         [
-            size(payloads_of=tables.steps).join(newest_calls, is_newest_call),
+            size(payloads_of=STEPS).join(newest_calls, is_newest_call),
             size(text=tables.messages.content).join(newest, is_newest),
         ],
         payloads=True,

@@ -11,6 +11,7 @@ from sqlalchemy import (
     FromClause,
     Integer,
     Numeric,
+    Select,
     Text,
     case,
     func,
@@ -27,7 +28,7 @@ from session_lifecycle.models.runs import RunStatus
 from session_lifecycle.statements import tables
 from session_lifecycle.statements.shared.durations import lasted_us
 from session_lifecycle.statements.shared.json_rows import Column
-from session_lifecycle.statements.shared.kept import Given, given
+from session_lifecycle.statements.shared.kept import STEPS_LIMIT, STEPS_OFFSET, Given, given
 from session_lifecycle.statements.shared.keys import Columns, equal_where_given, same_run, same_session
 from session_lifecycle.statements.shared.ledger import RUN_TOKEN_COLUMNS, UNKNOWN_CLIENT
 from session_lifecycle.statements.shared.model_names import is_model
@@ -42,6 +43,7 @@ RUNS_AND_SESSIONS = join(
 RECORDED = tables.runs.started_at.is_not(None)
 ENDED = tables.runs.ended_at.is_not(None)
 THREAD_ID: ColumnElement[str] = func.coalesce(tables.runs.root_run_id, tables.runs.run_id, type_=Text(collation="C"))
+STEP_ORDER = (tables.steps.started_at, tables.steps.seq, tables.steps.record_no)
 CLIENT: ColumnElement[str] = func.coalesce(
     tables.runs.client, literal_column(f"'{UNKNOWN_CLIENT}'"), type_=Text(collation="C")
 )
@@ -129,6 +131,18 @@ def steps_of_run() -> FromClause:
         .correlate(tables.runs)
         .lateral("steps")
     )
+
+
+def answered_steps(run: type[tables.runs] | Columns, *, limits_steps: bool) -> Select[*tuple[Any, ...]]:
+    """The steps of a run that an answer has, in the columns of their table.
+
+    Args:
+        run: The run.
+        limits_steps: Whether the answer has not all steps, but at most `steps_limit` after the first `steps_offset`.
+            The statement binds both.
+    """
+    steps = select(tables.steps.__table__).where(same_run(tables.steps, run))
+    return steps.order_by(*STEP_ORDER).limit(STEPS_LIMIT).offset(STEPS_OFFSET) if limits_steps else steps
 
 
 def is_message_of(run: type[tables.runs] | Columns) -> list[ColumnElement[bool]]:

@@ -1,5 +1,6 @@
 """Pages of runs, and runs with their steps, messages and events."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from sqlalchemy import (
@@ -21,9 +22,11 @@ from session_lifecycle.statements.activity.messages import OLDEST_FIRST
 from session_lifecycle.statements.activity.run_figures import (
     DURATION_MS,
     RUNS_AND_SESSIONS,
+    STEP_ORDER,
     TOKENS_TOTAL,
     TOTALS,
     RunsShape,
+    answered_steps,
     counted,
     errors_count,
     is_event_of,
@@ -48,7 +51,6 @@ from session_lifecycle.statements.shared.visibility import ViewerShape, shape_of
 from session_lifecycle.statements.shared.window import within
 
 RUN_ORDER = Order(tables.runs.started_at, (tables.runs.record_no,))
-STEP_ORDER = (tables.steps.started_at, tables.steps.seq, tables.steps.record_no)
 
 
 class RunFiltersShape(NamedTuple):
@@ -90,34 +92,38 @@ def list_runs(filters: RunFilters, position: Position | None) -> tuple[KeptState
     """
     shape, parameters = shape_of_run_filters(filters)
     of_page, more = shape_of_page(filters, position)
-    return _list_runs(shape, of_page), parameters | more
+    of_steps = {"steps_limit": filters.steps_limit, "steps_offset": filters.steps_offset}
+    limits_steps = filters.steps_limit is not None or filters.steps_offset > 0
+    return _list_runs(shape, of_page, limits_steps=limits_steps), parameters | more | of_steps
 
 
 @kept
-def _list_runs(shape: RunFiltersShape, of_page: PageShape) -> Select[*tuple[Any, ...]]:
+def _list_runs(shape: RunFiltersShape, of_page: PageShape, *, limits_steps: bool) -> Select[*tuple[Any, ...]]:
     chosen = (
         select(tables.runs.user_id, tables.runs.run_id, tables.runs.session_id)
         .select_from(RUNS_AND_SESSIONS)
         .where(*chosen_runs(shape))
     )
     rows = page(chosen, RUN_ORDER, of_page)
-    measure = Measure(sizes_of_runs(rows), payloads=True)
+    measure = Measure(sizes_of_runs(rows, limits_steps=limits_steps), payloads=True)
     # The details have the places of the page. Joined with the page, they might be built again for each of its rows,
     # because a plan for any limit expects fewer rows.
     names = (*RUN_ORDER.position_names, "place")
-    details = run_details(rows, measure).add_columns(*(rows.c[name] for name in names)).subquery("details")
+    found = run_details(rows, measure, limits_steps=limits_steps)
+    details = found.add_columns(*(rows.c[name] for name in names)).subquery("details")
     bodies = select(*(details.c[name] for name in names), cast(details.c.body, Text).label("body")).cte("bodies")
     return beside_total(bodies, total(chosen, of_page.total)).add_columns(
         measure.has_payloads.label("has_payloads"), measure.is_within.label("is_within")
     )
 
 
-def run_details(chosen: FromClause, measure: Measure) -> Select[*tuple[Any, ...]]:
+def run_details(chosen: FromClause, measure: Measure, *, limits_steps: bool) -> Select[*tuple[Any, ...]]:
     """One row per chosen run: its key, and the fields of a `RunDetail` as JSON in `body`. No row beyond the bounds.
 
     Args:
         chosen: A few runs: `user_id, run_id, session_id`.
         measure: The size of the answer.
+        limits_steps: As for `answered_steps`.
     """
     steps = steps_of_run()
     events = _events(chosen)
@@ -128,7 +134,8 @@ def run_details(chosen: FromClause, measure: Measure) -> Select[*tuple[Any, ...]
         "tokens_total": TOKENS_TOTAL,
         "duration_ms": cast(DURATION_MS, Double),
         "errors_count": errors_count(steps),
-        "steps": or_empty(_steps(measure)),
+        "steps_count": steps.c.steps,
+        "steps": or_empty(_steps(measure, limits_steps=limits_steps)),
         "messages": or_empty(_messages()),
         "events": or_empty(events.c.events),
     }
@@ -156,16 +163,18 @@ def run_details(chosen: FromClause, measure: Measure) -> Select[*tuple[Any, ...]
     )
 
 
-def with_payloads(columns: dict[str, Column], measure: Measure) -> dict[str, Column]:
+def with_payloads(columns: Mapping[str, Column], measure: Measure) -> dict[str, Column]:
     """The columns, with nulls in place of payloads where they would be too large."""
     return {
         name: case((measure.has_payloads, column)) if name in PAYLOADS else column for name, column in columns.items()
     }
 
 
-def _steps(measure: Measure) -> ColumnElement[Any]:
-    steps = json_array(json_object(with_payloads(fields_of(tables.steps, Step), measure)), STEP_ORDER)
-    return select(steps).where(same_run(tables.steps, tables.runs)).correlate(tables.runs).scalar_subquery()
+def _steps(measure: Measure, *, limits_steps: bool) -> ColumnElement[Any]:
+    steps = answered_steps(tables.runs, limits_steps=limits_steps).correlate(tables.runs).lateral("answered")
+    columns = {name: steps.c[name] for name in fields_of(tables.steps, Step)}
+    order = [steps.c[column.key] for column in STEP_ORDER]
+    return select(json_array(json_object(with_payloads(columns, measure)), order)).scalar_subquery()
 
 
 def _messages() -> ColumnElement[Any]:

@@ -31,19 +31,26 @@ def find_session_detail(
         choice,
         has_owner_id=wanted.owner_id is not None,
         payloads=wanted.payloads,
+        limits_steps=wanted.steps_limit is not None,
         abandon_after=abandon_after,
     )
-    return statement, {**parameters, **of_choice, **wanted.model_dump(), "as_of": None}
+    return statement, {**parameters, **of_choice, **wanted.model_dump(), "steps_offset": 0, "as_of": None}
 
 
 @kept
 def get_session_detail(
-    viewer: ViewerShape, choice: RunsShape, *, has_owner_id: bool, payloads: bool, abandon_after: timedelta
+    viewer: ViewerShape,
+    choice: RunsShape,
+    *,
+    has_owner_id: bool,
+    payloads: bool,
+    limits_steps: bool,
+    abandon_after: timedelta,
 ) -> Select[*tuple[Any, ...]]:
     """At most one row: the session, its figures, and a page of its runs and one of its messages as JSON.
 
     One statement answers all of it, because on the pool each statement has its own snapshot. Binds the viewer, the
-    choice, `session_id`, `owner_id`, `limit`, `offset` and `as_of`.
+    choice, `session_id`, `owner_id`, `limit`, `offset`, `steps_limit`, `steps_offset` and `as_of`.
     """
     preferred = preferred_session(SESSION_ID, viewer, owner_id=OWNER_ID if has_owner_id else None)
     session = with_status(preferred, abandon_after).cte("session")
@@ -62,8 +69,9 @@ def get_session_detail(
         .offset(OFFSET)
     )
     of_page = messages_of_page.with_only_columns(tables.messages.content, *OLDEST_FIRST).select_from(session)
-    measure = Measure([*sizes_of_runs(chosen), size(text=of_page.subquery("of_page").c.content)], payloads=payloads)
-    details = run_details(chosen, measure).subquery("details")
+    sizes = [*sizes_of_runs(chosen, limits_steps=limits_steps), size(text=of_page.subquery("of_page").c.content)]
+    measure = Measure(sizes, payloads=payloads)
+    details = run_details(chosen, measure, limits_steps=limits_steps).subquery("details")
     runs = json_array(details.c.body, (details.c.started_at, details.c.record_no))
     said = (
         messages_of_page.with_only_columns(

@@ -20,11 +20,13 @@ from sqlalchemy import (
 
 from session_lifecycle.models import pages
 from session_lifecycle.statements import tables
-from session_lifecycle.statements.activity.run_figures import is_event_of, is_message_of
+from session_lifecycle.statements.activity.run_figures import answered_steps, is_event_of, is_message_of
 from session_lifecycle.statements.shared.json_rows import Column
-from session_lifecycle.statements.shared.keys import same_run
+from session_lifecycle.statements.shared.keys import Columns, same_run
 
 PAYLOADS = {"input", "output", "inputs", "prompt", "errors"}
+RUNS: Columns = tables.runs.__table__.c
+STEPS: Columns = tables.steps.__table__.c
 
 
 class Measure:
@@ -57,7 +59,7 @@ def size(
     *,
     parts: Column | None = None,
     text: Column | None = None,
-    payloads_of: type[tables.runs | tables.steps] | None = None,
+    payloads_of: Columns | None = None,
 ) -> Select[*tuple[Any, ...]]:
     """The size of some rows: their number, the bytes of a text in them, and the bytes of their payloads as stored.
 
@@ -73,8 +75,9 @@ def size(
     )
 
 
-def sizes_of_runs(chosen: FromClause) -> list[Select[*tuple[Any, ...]]]:
-    """The sizes of some runs, `user_id, run_id, session_id`, with their steps, messages and events."""
+def sizes_of_runs(chosen: FromClause, *, limits_steps: bool) -> list[Select[*tuple[Any, ...]]]:
+    """The sizes of some runs, `user_id, run_id, session_id`, with the steps that are answered, messages and events."""
+    steps = answered_steps(chosen.c, limits_steps=limits_steps).correlate(chosen).lateral("answered")
     # Postgres looks up the messages of one run after another, because it does not know how few runs there are.
     messages = (
         size(parts=func.count(), text=tables.messages.content)
@@ -83,16 +86,14 @@ def sizes_of_runs(chosen: FromClause) -> list[Select[*tuple[Any, ...]]]:
         .lateral("messages")
     )
     return [
-        size(text=tables.runs.error, payloads_of=tables.runs).join(chosen, same_run(chosen.c, tables.runs)),
-        size(parts=func.count(), payloads_of=tables.steps)
-        .select_from(tables.steps)
-        .join(chosen, same_run(chosen.c, tables.steps)),
+        size(text=tables.runs.error, payloads_of=RUNS).join(chosen, same_run(chosen.c, tables.runs)),
+        size(parts=func.count(), payloads_of=steps.c).select_from(chosen.join(steps, true())),
         select(*(func.sum(column) for column in messages.c)).select_from(chosen.join(messages, true())),
         size(parts=func.count()).select_from(tables.usage_events).where(*is_event_of(chosen)),
     ]
 
 
-def _stored_bytes(table: type[tables.runs | tables.steps]) -> ColumnElement[int]:
-    names = sorted(PAYLOADS & set(table.__table__.columns.keys()))
-    first, *others = (func.coalesce(func.pg_column_size(getattr(table, name)), 0) for name in names)
+def _stored_bytes(columns: Columns) -> ColumnElement[int]:
+    names = sorted(PAYLOADS & set(columns.keys()))
+    first, *others = (func.coalesce(func.pg_column_size(columns[name]), 0) for name in names)
     return sum(others, first)

@@ -8,9 +8,9 @@ from sqlalchemy import ColumnElement, FromClause, Select, Text, bindparam, case,
 from session_lifecycle.models import Message, MessageRole, Step
 from session_lifecycle.statements import tables
 from session_lifecycle.statements.activity.messages import NEWEST_FIRST, OLDEST_FIRST
-from session_lifecycle.statements.activity.run_figures import RECORDED, THREAD_ID, TOTALS, RunsShape
-from session_lifecycle.statements.activity.runs import STEP_ORDER, with_payloads
-from session_lifecycle.statements.activity.sizes import Measure, size
+from session_lifecycle.statements.activity.run_figures import RECORDED, STEP_ORDER, THREAD_ID, TOTALS, RunsShape
+from session_lifecycle.statements.activity.runs import with_payloads
+from session_lifecycle.statements.activity.sizes import STEPS, Measure, size
 from session_lifecycle.statements.activity.summary_figures import with_figures
 from session_lifecycle.statements.sessions.records import belongs_to_record, preferred_session, with_status
 from session_lifecycle.statements.sessions.row_filters import TOOL
@@ -60,7 +60,7 @@ def _sizes(session: FromClause, runs: FromClause, page: FromClause) -> list[Sele
     prompts = select(_prompt(session, page).label("prompt")).select_from(page.join(session, true())).subquery("prompts")
     return [
         size(parts=func.count()).select_from(of_page),
-        size(parts=func.count(), payloads_of=tables.steps)
+        size(parts=func.count(), payloads_of=STEPS)
         .select_from(of_page.join(tables.steps, same_run(runs.c, tables.steps)))
         .where(tables.steps.kind == TOOL),
         select(*(func.sum(column) for column in thoughts.c)).select_from(of_page.join(thoughts, true())),

@@ -38,6 +38,8 @@ SESSION_ID: ColumnElement[str] = bindparam("session_id", type_=Text)
 OWNER_ID: ColumnElement[UUID] = bindparam("owner_id", type_=Uuid)
 LIMIT: ColumnElement[int] = bindparam("limit", type_=BigInteger)
 OFFSET: ColumnElement[int] = bindparam("offset", type_=BigInteger)
+STEPS_LIMIT: ColumnElement[int] = bindparam("steps_limit", type_=BigInteger)
+STEPS_OFFSET: ColumnElement[int] = bindparam("steps_offset", type_=BigInteger)
 
 
 class Given(NamedTuple):

@@ -1,7 +1,7 @@
 """One session: its figures, and one view of it at a time, in pages.
 
 The head takes two reads: the session, and the figures of it with its descendants. Each view takes one read more, but
-`timeline` two and `usage` three. The views of runs read no payloads; `run` reads those of one run.
+`usage` three. The views of runs read no payloads; `run` reads those of one run.
 """
 
 import json
@@ -10,20 +10,18 @@ from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from session_lifecycle.models import RunFilters, SessionRowWithStatus, SummaryFilters, UsageEventFilters, UsageFilters
+from session_lifecycle.models import RunFilters, SessionRowWithStatus, UsageEventFilters, UsageFilters
 from session_lifecycle.models.fields import AwareTime
 from session_lifecycle.models.session_details import MOST_MESSAGES
 from session_lifecycle.web.dependencies import may_write_for, no_session
 from session_lifecycle.web.framework import APIRouter, Query, Response
 from session_lifecycle.web.pages.problems import PageRoute
 from session_lifecycle.web.pages.visit import AskedVisit, Visit
-from session_lifecycle.web.pages.waterfall import has_errors, waterfall
+from session_lifecycle.web.pages.waterfall import STEPS_SHOWN, has_errors, waterfall
 
 router = APIRouter(route_class=PageRoute)
 
 RUNS_SHOWN = 20
-MOST_STEPS_READ = 1_000
-"""About how many steps a page of runs reads."""
 MESSAGES_SHOWN = 50
 TOOL_CALLS_SHOWN = 100
 THREADS_SHOWN = 20
@@ -142,6 +140,8 @@ async def run_of_session(
             include_open=True,
             limit=500,
             total="none",
+            steps_limit=STEPS_OF_RUN,
+            steps_offset=offset,
         )
     )
     detail = next((one for one in page.runs if one.run_id == run), None)
@@ -154,10 +154,9 @@ async def run_of_session(
         family=None,
         offset=offset,
         run=detail,
-        steps=detail.steps[offset : offset + STEPS_OF_RUN],
         steps_shown=STEPS_OF_RUN,
         has_payloads=page.has_payloads,
-        timeline=waterfall([detail], datetime.now(UTC), offset, STEPS_OF_RUN),
+        timeline=waterfall([detail], datetime.now(UTC), offset),
         **_head(visit, found, await visit.names_of([record.user_id])),
     )
 
@@ -184,30 +183,23 @@ def _head(visit: Visit, found: SessionRowWithStatus, names: dict[UUID, str]) -> 
 
 async def _timeline(visit: Visit, found: SessionRowWithStatus, offset: int) -> dict[str, Any]:
     record = found.record
-    asked = SummaryFilters(
-        viewer=visit.viewer, session_id=record.session_id, owner_id=record.user_id, limit=1, total="none"
-    )
-    page = await visit.db.activity.list_session_summaries(asked)
-    if not page.sessions:  # deleted since
-        raise no_session()
-    [summary] = page.sessions
-    size = runs_of_page(summary.runs_count, summary.steps_count)
     detail = await visit.db.activity.get_session_detail(
-        record.session_id, visit.viewer, owner_id=record.user_id, limit=size, offset=offset, payloads=False
+        record.session_id,
+        visit.viewer,
+        owner_id=record.user_id,
+        limit=RUNS_SHOWN,
+        offset=offset,
+        payloads=False,
+        steps_limit=STEPS_SHOWN,
     )
-    if detail is None:
+    if detail is None:  # deleted since
         raise no_session()
     return {
         "detail": detail,
         "summary": detail.summary,
         "timeline": waterfall(detail.runs, datetime.now(UTC)),
-        "page_size": size,
+        "page_size": RUNS_SHOWN,
     }
-
-
-def runs_of_page(runs: int, steps: int) -> int:
-    """How many runs a page has. A run is read with all of its steps, so a page has fewer runs where they have many."""
-    return max(1, min(RUNS_SHOWN, MOST_STEPS_READ * runs // max(steps, 1)))
 
 
 async def _transcript(visit: Visit, found: SessionRowWithStatus, offset: int) -> dict[str, Any]:

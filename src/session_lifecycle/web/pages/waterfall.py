@@ -39,19 +39,16 @@ class Waterfall:
     duration_s: float
     bars: list[Bar]
     left_out: dict[str, int]
-    """The number of steps that are left out, by the id of their run."""
+    """The number of steps that follow those shown, by the id of their run."""
 
 
-def waterfall(
-    runs: Sequence[RunDetail], now: datetime, first_step: int = 0, most_steps: int = STEPS_SHOWN
-) -> Waterfall:
+def waterfall(runs: Sequence[RunDetail], now: datetime, first_step: int = 0) -> Waterfall:
     """The bars of runs, each followed by its steps.
 
     Args:
-        runs: The runs, in their order.
+        runs: The runs, in their order, each with the steps that are shown.
         now: Where the bars of open runs and steps end.
-        first_step: How many steps of each run are left out at the beginning.
-        most_steps: The most steps of each run.
+        first_step: How many steps of each run come before those.
     """
     if not runs:
         return Waterfall(None, 0.0, [], {})
@@ -72,11 +69,11 @@ def waterfall(
 
     for run in runs:
         add(run, None, depths[run.run_id])
-        shown = run.steps[first_step : first_step + most_steps]
-        inner = _depths((step.step_id, step.parent_step_id) for step in shown)
-        for step in shown:
+        inner = _depths((step.step_id, step.parent_step_id) for step in run.steps)
+        for step in run.steps:
             add(run, step, depths[run.run_id] + 1 + inner[step.step_id])
-        if rest := len(run.steps) - first_step - len(shown):
+        rest = run.steps_count - first_step - len(run.steps)
+        if rest > 0:
             left_out[run.run_id] = rest
     return Waterfall(starts_at, length.total_seconds(), bars, left_out)
 
