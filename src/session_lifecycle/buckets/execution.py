@@ -17,6 +17,7 @@ from session_lifecycle.postgres.driver_statements import KeptStatement
 from session_lifecycle.postgres.execution import BoundExecution, PoolExecution, Run, Stream
 from session_lifecycle.postgres.failures import DRIVER_FAILURES, raise_as_ours
 from session_lifecycle.statements.buckets import directory
+from session_lifecycle.statements.writing.record import GATE, record
 
 MOST_MOVES = 8
 """How many moves of a bucket one call follows."""
@@ -67,6 +68,8 @@ class BucketExecution:
         self._follow = follow
         self._looked_at: PoolExecution | None = None
         self._has_followed = False
+        self._record = record(schema)
+        self._has_gate = True
 
     async def fetch(
         self, statement: Any, parameters: dict[str, Any] | None = None, *, viewer: Viewer | None = None
@@ -82,9 +85,11 @@ class BucketExecution:
         repeatable: bool,
         on_sent: Callable[[], object] | None = None,
     ) -> Sequence[Any]:
-        return await self.run_here(
-            lambda pool: pool.write(statement, parameters, repeatable=repeatable, on_sent=on_sent)
-        )
+        async def write(pool: PoolExecution) -> Sequence[Any]:
+            asked = record(self.schema, GATE) if self._has_gate and statement is self._record else statement
+            return await pool.write(asked, parameters, repeatable=repeatable, on_sent=on_sent)
+
+        return await self.run_here(write)
 
     async def write_together(
         self,
