@@ -36,6 +36,12 @@ WHERE s.logicalrelid = pg_catalog.to_regclass($1)
 """
 """The node of the table `$1`. No row where the table is not distributed."""
 
+NODES = """
+SELECT nodename || ':' || nodeport AS node FROM pg_catalog.pg_dist_node
+WHERE noderole = 'primary' AND isactive AND shouldhaveshards ORDER BY nodeid
+"""
+"""The nodes that keep data, as host:port."""
+
 # Citus refuses triggers, as one may write on another node. Ours writes into tables of its own schema.
 ALLOW_TRIGGERS = "SET LOCAL citus.enable_unsafe_triggers = on"
 DISTRIBUTE_SCHEMA = "SELECT pg_catalog.citus_schema_distribute($1::text::regnamespace)"
