@@ -27,6 +27,7 @@ DECLARE
     single jsonb := waves -> 0 -> 0;
     is_alone boolean := waves -> 0 -> 1 IS NULL;
     touched_at timestamptz;
+    is_created boolean;
     is_session_missing boolean := false;
     creating int[];
     has_runs boolean;
@@ -56,7 +57,9 @@ BEGIN
                 measured boolean
             )
             WHERE i.tokens_in > 0 OR i.tokens_out > 0 OR i.cost_usd > 0 OR NOT i.measured
-            ON CONFLICT DO NOTHING;
+            ON CONFLICT DO NOTHING
+            -- Only with an answer is FOUND right on Citus: it counts the rows of the SELECT.
+            RETURNING true INTO is_created;
         END IF;
         IF FOUND THEN
             RETURN QUERY
@@ -163,8 +166,8 @@ BEGIN
             PERFORM {schema}.lock_session((single ->> 'user_id')::uuid, single ->> 'session_id');
             INSERT INTO {schema}.session_records
                 (user_id, session_id, started_at, last_activity_at, dataset_id, agent_name, title)
-            SELECT (single ->> 'user_id')::uuid, single ->> 'session_id', touched_at, touched_at,
-                   (single ->> 'dataset_id')::uuid, single ->> 'agent_name', single ->> 'title'
+            VALUES ((single ->> 'user_id')::uuid, single ->> 'session_id', touched_at, touched_at,
+                    (single ->> 'dataset_id')::uuid, single ->> 'agent_name', single ->> 'title')
             ON CONFLICT DO NOTHING;
             outcome := 'created';
         END IF;
@@ -177,8 +180,9 @@ BEGIN
         BEGIN
             RETURN QUERY SELECT p.* FROM {schema}.record_plain(waves -> 0, now_at) p;
             RETURN;
-        EXCEPTION WHEN SQLSTATE 'SL001' OR unique_violation THEN
-            -- One of the items is not plain in the database's eyes. The block is undone, with its locks.
+        EXCEPTION WHEN SQLSTATE 'SL001' OR unique_violation OR internal_error THEN
+            -- One of the items is not plain in the database's eyes. The block is undone, with its locks. Citus calls it an
+            -- internal error where it sends rows to another node and a key is there already.
             is_session_missing := SQLSTATE = 'SL001';
         END;
         IF is_session_missing THEN
@@ -191,7 +195,7 @@ BEGIN
                 FROM {schema}.record_plain(waves -> 0, now_at) p
                 LEFT JOIN unnest(creating) c (position) ON c.position = p.item_position;
                 RETURN;
-            EXCEPTION WHEN SQLSTATE 'SL001' OR SQLSTATE 'SL003' OR unique_violation THEN
+            EXCEPTION WHEN SQLSTATE 'SL001' OR SQLSTATE 'SL003' OR unique_violation OR internal_error THEN
                 -- The long way takes its locks anew: of these, it may need only some.
             END;
         END IF;
