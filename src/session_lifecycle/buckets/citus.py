@@ -97,6 +97,8 @@ async def distribute(connection: "asyncpg.Connection", schema: str) -> None:
         async with connection.transaction():
             await connection.execute(citus.ALLOW_TRIGGERS)
             await connection.execute(citus.DISTRIBUTE_SCHEMA, quoted(schema))
+    for sql in citus.identify_rows(schema):
+        await connection.execute(sql)
     await distribute_functions(connection, schema)
 
 
@@ -113,6 +115,8 @@ async def distribute_functions(connection: "asyncpg.Connection", schema: str) ->
         if row["group_id"] != group:
             beside = moving.place(schema, "session_records")
             await connection.execute(citus.DISTRIBUTE_FUNCTION, row["signature"], beside)
+        if row["name"] in citus.NESTED:
+            await connection.execute(citus.allow_nested(row["signature"]))
 
 
 async def node_of(connection: "asyncpg.Connection", schema: str) -> str | None:

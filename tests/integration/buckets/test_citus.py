@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from itertools import count
 from uuid import UUID
 
@@ -16,6 +17,7 @@ from session_lifecycle import (
     SchemaError,
     SessionDatabase,
     SessionListFilters,
+    TransactionConflictError,
     UsageEvent,
     UsageReceipt,
     Viewer,
@@ -68,8 +70,11 @@ class Storm:
 
     async def bound(self, db: BucketDatabase) -> None:
         async def write(number: int) -> list[object]:
-            async with self.host.engine.begin() as connection:
-                return list(await db.bind(connection).lifecycle.record([self._event(number)]))
+            while True:
+                # A host's transaction locks on the coordinator and on the node, so a move may have to end it.
+                with suppress(TransactionConflictError):
+                    async with self.host.engine.begin() as connection:
+                        return list(await db.bind(connection).lifecycle.record([self._event(number)]))
 
         await self._until_over("bound", write)
 

@@ -3,6 +3,9 @@
 Its texts go to the driver as they stand, on a connection to the coordinator.
 """
 
+from session_lifecycle.entities import quoted
+from session_lifecycle.statements.buckets.moving import place
+
 HAS_CITUS = "SELECT pg_catalog.to_regclass('pg_catalog.pg_dist_schema') IS NOT NULL"
 
 GROUP = """
@@ -46,6 +49,8 @@ WHERE noderole = 'primary' AND isactive AND shouldhaveshards ORDER BY nodeid
 ALLOW_TRIGGERS = "SET LOCAL citus.enable_unsafe_triggers = on"
 DISTRIBUTE_SCHEMA = "SELECT pg_catalog.citus_schema_distribute($1::text::regnamespace)"
 DISTRIBUTE_FUNCTION = "SELECT pg_catalog.create_distributed_function($1::text::regprocedure, colocate_with => $2::text)"
+NESTED = ("expected_roll_ups_v1", "expected_model_roll_ups_v1", "session_models_v1")
+"""The functions over tables that a statement calls beside tables."""
 MOVE_SCHEMA = "SELECT pg_catalog.citus_schema_move($1::text::regnamespace, $2::text, $3::int)"
 REBALANCE = "SELECT pg_catalog.citus_rebalance_start()"
 JOB_STATE = "SELECT state::text FROM pg_catalog.pg_dist_background_job WHERE job_id = $1"
@@ -53,3 +58,21 @@ JOB_ERRORS = """
 SELECT message FROM pg_catalog.pg_dist_background_task
 WHERE job_id = $1 AND status IN ('error', 'unscheduled') AND message IS NOT NULL
 """
+
+
+def identify_rows(schema: str) -> list[str]:
+    """Lets logical replication, by which Citus moves a schema beside its writers, find every row.
+
+    It leaves out computed columns, and the primary key of `session_model_usage` has one: each update would stop the move
+    for ever. The model itself is as unique, since the computed column is its lower case.
+    """
+    table, index = place(schema, "session_model_usage"), "ix_session_model_usage_identity"
+    return [
+        f"CREATE UNIQUE INDEX IF NOT EXISTS {index} ON {table} (user_id, session_id, model)",
+        f"ALTER TABLE {table} REPLICA IDENTITY USING INDEX {quoted(index)}",
+    ]
+
+
+def allow_nested(signature: str) -> str:
+    """Lets a function read tables while a statement that calls it reads tables. All of them are on one node."""
+    return f"ALTER FUNCTION {signature} SET citus.allow_nested_distributed_execution = on"
