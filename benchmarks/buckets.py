@@ -93,7 +93,8 @@ async def compare(plain: SessionDatabase, buckets: BucketDatabase, name: str, se
     for db in (plain, buckets):
         await fill(db)
         stats = await db.lifecycle.aggregate_stats(USERS[7])
-        assert (stats.sessions, stats.tokens_in) == (SESSIONS_OF_USER, 10 * SESSIONS_OF_USER)
+        if (stats.sessions, stats.tokens_in) != (SESSIONS_OF_USER, 10 * SESSIONS_OF_USER):
+            raise SystemExit(f"{name}: wrong totals {stats}")
     one_bucket = [user for user in USERS if buckets.bucket_of(user) == 0][:BATCH_USERS]
     await plain.maintenance.roll_up()
     await buckets.maintenance.roll_up()

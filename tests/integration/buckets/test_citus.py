@@ -166,12 +166,10 @@ async def test_a_use_is_written_on_the_node_of_its_bucket(
     """The statement that Python sends reaches the copies that name the shards."""
     db, user = on_citus, user_in(on_citus, 0)
     schema = citus_cluster.schemas[0]
+    await db.lifecycle.aggregate_stats(user)  # looks at the schema once
     async with citus_cluster.connected() as connection:
-        shard = await connection.fetchval(
-            "SELECT shardid FROM pg_dist_shard WHERE logicalrelid = $1::text::regclass", f"{schema}.session_records"
-        )
-        for sql in (f"ALTER FUNCTION {schema}.record_v1 RENAME TO hidden", "SELECT 1"):
-            await connection.execute(sql)
+        types = "jsonb, jsonb, timestamptz, boolean"
+        await connection.execute(f"ALTER FUNCTION {schema}.record_v1({types}) RENAME TO hidden")
         try:
             receipt = await db.lifecycle.record([event(user, 1)])
             assert receipt[0].outcome == "applied"
@@ -180,13 +178,11 @@ async def test_a_use_is_written_on_the_node_of_its_bucket(
             with pytest.raises(SchemaError):  # what is not plain needs the function
                 await db.lifecycle.end_session("s", user, "completed")
         finally:
-            types = "jsonb, jsonb, timestamptz, boolean"
             await connection.execute(f"ALTER FUNCTION {schema}.hidden({types}) RENAME TO record_v1")
         plan = await connection.fetch(
             f"EXPLAIN SELECT * FROM {schema}.{GATE}('[]'::jsonb, '[]'::jsonb, NULL::timestamptz, true)"
         )
         assert any("Citus" in row[0] for row in plan), plan
-        assert shard is not None
 
 
 async def test_locks_hold_on_the_node_of_the_bucket(on_citus: BucketDatabase, citus_cluster: CitusBuckets) -> None:
@@ -262,7 +258,7 @@ async def test_an_operator_lists_moves_and_rebalances(on_citus: BucketDatabase, 
     assert (await on_citus.lifecycle.aggregate_stats(user)).tokens_in == 1
     assert "Citus has distributed 4 buckets." in succeed("db", "distribute", *named)
     refused = run_command("db", "buckets", "move", "0", "--to", "127.0.0.1:1", "--yes", *named)
-    assert refused.returncode == 2
+    assert refused.returncode == 1
     assert "expected a node that keeps data" in refused.stderr
     with pytest.raises(ConfigurationError, match="of Citus: give host:port of another node"):
         await on_citus.move_bucket(0, citus_cluster.url.replace("127.0.0.1", "localhost"))
