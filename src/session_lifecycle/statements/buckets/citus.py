@@ -63,7 +63,7 @@ WHERE job_id = $1 AND status IN ('error', 'unscheduled') AND message IS NOT NULL
 def identify_rows(schema: str) -> list[str]:
     """Lets logical replication, by which Citus moves a schema beside its writers, find every row.
 
-    It leaves out computed columns, and the primary key of `session_model_usage` has one: each update would stop the move
+    It leaves out computed columns, and the primary key of `session_model_usage` has one: an update would stop the move
     for ever. The model itself is as unique, since the computed column is its lower case.
     """
     table, index = place(schema, "session_model_usage"), "ix_session_model_usage_identity"
