@@ -141,7 +141,7 @@ class Mover:
         async def source() -> AsyncIterator[bytes]:
             while (chunk := await chunks.get()) is not None:
                 yield chunk
-            # A failure of the reader ends the copy as failed, and is what the caller gets: the rows so far may look whole.
+            # A failure of the reader ends the copy as failed, and is what the caller gets: rows so far may look whole.
             await reading
 
         reading = asyncio.create_task(read())
