@@ -115,6 +115,20 @@ class CitusBuckets:
                 await connection.execute(f"ALTER FUNCTION {one['signature']} SET search_path = {self.clock_path}")
         return CitusClock(self)
 
+    async def remove_clock(self) -> None:
+        """Gives the functions their own path again."""
+        async with self.connected() as connection:
+            for one in await connection.fetch(
+                "SELECT oid::regprocedure::text AS signature FROM pg_proc WHERE proconfig::text LIKE $1",
+                f"%{self.clock_schema}%",
+            ):
+                await connection.execute(f"ALTER FUNCTION {one['signature']} SET search_path = pg_catalog, pg_temp")
+            await connection.execute(f"DROP SCHEMA {self.clock_schema} CASCADE")
+            found = await connection.fetch(
+                "SELECT * FROM run_command_on_workers($1)", f"DROP SCHEMA IF EXISTS {self.clock_schema} CASCADE"
+            )
+            assert all(one["success"] for one in found), found
+
     @property
     def clock_path(self) -> str:
         return f"{self.clock_schema}, pg_catalog, pg_temp"
