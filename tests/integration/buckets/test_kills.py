@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
+from decimal import Decimal
 from itertools import count
 from typing import TypeVar
 from uuid import UUID
@@ -28,7 +29,6 @@ from session_lifecycle import (
 from session_lifecycle.buckets.database import BucketDatabase
 from session_lifecycle.buckets.places import Place
 from session_lifecycle.errors import PartlyWrittenError
-from session_lifecycle.models import Receipt
 from session_lifecycle.postgres.embedded import EmbeddedPostgres, temporary_data_dir
 from session_lifecycle.testing import folder_in_memory
 from support.buckets import user_in
@@ -87,14 +87,13 @@ class Storm:
             session_id=f"s{number % 5}", user_id=user, model="m", tokens_in=1, cost_usd=1, idempotency_key=key
         )
 
-    def _note(self, event: UsageEvent, receipt: object) -> None:
-        assert isinstance(receipt, UsageReceipt)
+    def _note(self, event: UsageEvent, receipt: UsageReceipt) -> None:
         # A call that is repeated finds what its first try has written.
         assert receipt.outcome in {"applied", "duplicate"}
         assert event.idempotency_key is not None
         self.acknowledged[event.user_id].add(event.idempotency_key)
 
-    async def _record(self, events: Sequence[UsageEvent]) -> list[Receipt]:
+    async def _record(self, events: Sequence[UsageEvent]) -> list[UsageReceipt]:
         return await until_answered(lambda: self.db.lifecycle.record(events))
 
     async def write(self, user: UUID) -> None:
@@ -214,7 +213,7 @@ async def storm(servers: list[EmbeddedPostgres], seconds: float) -> tuple[int, i
             assert it.acknowledged[user] <= keys <= it.attempted[user]
             async with SessionDatabase.buckets(present) as fresh:
                 stats = await fresh.lifecycle.aggregate_stats(user)
-            assert (stats.tokens_in, stats.total_spend_usd) == (len(keys), len(keys))
+            assert (stats.tokens_in, stats.total_spend_usd) == (len(keys), Decimal(len(keys)))
         assert {owner for owner, _ in stored} == set(it.users)
         assert (await operator.lifecycle.aggregate_stats(Viewer.of_users(it.erased))).sessions == 0
         report = await operator.maintenance.reconcile()
