@@ -27,7 +27,7 @@ DECLARE
     single jsonb := waves -> 0 -> 0;
     is_alone boolean := waves -> 0 -> 1 IS NULL;
     touched_at timestamptz;
-    is_created boolean;
+    is_running boolean;
     is_session_missing boolean := false;
     creating int[];
     has_runs boolean;
@@ -47,21 +47,23 @@ BEGIN
         PERFORM 1 FROM {schema}.session_records s
         WHERE s.user_id = (single ->> 'user_id')::uuid AND s.session_id = single ->> 'session_id' AND s.status = 'running'
         FOR NO KEY UPDATE;
-        IF NOT FOUND THEN
-            -- The session's row first, without any total: the statement below adds to it, as to that of any session.
+        is_running := FOUND;
+        IF NOT is_running THEN
+            -- The session's row first, without any total: the statement below adds to it, as to that of any session. With
+            -- VALUES, as Citus counts the rows of a SELECT also where they are there already.
             PERFORM {schema}.lock_session((single ->> 'user_id')::uuid, single ->> 'session_id');
-            INSERT INTO {schema}.session_records (user_id, session_id, started_at, last_activity_at)
-            SELECT i.user_id, i.session_id, coalesce(i.at, now_at), coalesce(i.at, now_at)
-            FROM jsonb_to_record(single) AS i (
-                user_id uuid, session_id text, at timestamptz, tokens_in bigint, tokens_out bigint, cost_usd numeric,
-                measured boolean
-            )
-            WHERE i.tokens_in > 0 OR i.tokens_out > 0 OR i.cost_usd > 0 OR NOT i.measured
-            ON CONFLICT DO NOTHING
-            -- Only with an answer is FOUND right on Citus: it counts the rows of the SELECT.
-            RETURNING true INTO is_created;
+            IF (
+                SELECT i.tokens_in > 0 OR i.tokens_out > 0 OR i.cost_usd > 0 OR NOT i.measured
+                FROM jsonb_to_record(single) AS i (tokens_in bigint, tokens_out bigint, cost_usd numeric, measured boolean)
+            ) THEN
+                touched_at := coalesce((single ->> 'at')::timestamptz, now_at);
+                INSERT INTO {schema}.session_records (user_id, session_id, started_at, last_activity_at)
+                VALUES ((single ->> 'user_id')::uuid, single ->> 'session_id', touched_at, touched_at)
+                ON CONFLICT DO NOTHING;
+                is_running := FOUND;
+            END IF;
         END IF;
-        IF FOUND THEN
+        IF is_running THEN
             RETURN QUERY
             WITH used AS MATERIALIZED (
                 SELECT i.user_id, i.session_id, i.event_id, i.dataset_id, i.model, i.provider, i.cost_usd, i.given_cost_usd,
