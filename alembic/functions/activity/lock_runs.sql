@@ -29,7 +29,7 @@ BEGIN
         FROM jsonb_to_recordset(acted) i (kind text, user_id uuid, tool_call_id text)
         WHERE i.kind = 'run' OR i.tool_call_id IS NOT NULL
         ORDER BY 1
-    ) linking;
+    ) linking, (SELECT count(*) FROM {schema}.session_buckets) here;
 
     SELECT array_agg(t.user_id ORDER BY t.user_id, t.run_id), array_agg(t.run_id ORDER BY t.user_id, t.run_id),
            array_agg(t.is_linked ORDER BY t.user_id, t.run_id),

@@ -60,7 +60,8 @@ BEGIN
         -- The type of the table's rows stands for the schema: each schema has its own.
         PERFORM pg_advisory_xact_lock(
             hashtextextended(pg_typeof(NULL::{schema}.session_budgets)::oid::text || ids[place], 8)
-        );
+        )
+        FROM (SELECT count(*) FROM {schema}.session_buckets) here;
     END LOOP;
 
     -- Recording settles a reservation and writes nothing for it, so the settled rows are deleted here: those that these

@@ -19,7 +19,8 @@ BEGIN
     EXCEPTION WHEN invalid_parameter_value THEN
         RAISE EXCEPTION USING ERRCODE = 'SL006', MESSAGE = 'the time zone is not known', DETAIL = zone;
     END;
-    PERFORM pg_advisory_xact_lock(hashtextextended(pg_typeof(NULL::{schema}.session_budgets)::oid::text, 8));
+    PERFORM pg_advisory_xact_lock(hashtextextended(pg_typeof(NULL::{schema}.session_budgets)::oid::text, 8))
+    FROM (SELECT count(*) FROM {schema}.session_buckets) here;
     IF of_user IS NOT NULL THEN
         PERFORM {schema}.refuse_erased(of_user);
     END IF;

@@ -7,7 +7,7 @@ LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $body$
 BEGIN
-    PERFORM pg_advisory_xact_lock(hashtextextended(of_user::text, 5));
+    PERFORM pg_advisory_xact_lock(hashtextextended(of_user::text, 5)) FROM (SELECT count(*) FROM {schema}.session_buckets) here;
     INSERT INTO {schema}.session_tombstones (user_id) VALUES (of_user) ON CONFLICT DO NOTHING;
     RETURN FOUND;
 END

@@ -7,6 +7,7 @@ SET search_path = pg_catalog, pg_temp
 AS $body$
 BEGIN
     -- The type of the table's rows stands for the schema: each schema has its own.
-    PERFORM pg_advisory_xact_lock(hashtextextended(pg_typeof(NULL::{schema}.session_roll_ups)::oid::text, 6));
+    PERFORM pg_advisory_xact_lock(hashtextextended(pg_typeof(NULL::{schema}.session_roll_ups)::oid::text, 6))
+    FROM (SELECT count(*) FROM {schema}.session_buckets) here;
 END
 $body$;

@@ -13,7 +13,8 @@ BEGIN
     END IF;
     -- A row that does not exist cannot be locked. A transaction that may create it takes this lock instead, in the order
     -- of the rows' locks: two creators of two sessions in opposite order would otherwise wait for each other.
-    PERFORM pg_advisory_xact_lock(hashtextextended(of_user::text || of_session, 1));
+    PERFORM pg_advisory_xact_lock(hashtextextended(of_user::text || of_session, 1))
+    FROM (SELECT count(*) FROM {schema}.session_buckets) here;
     PERFORM 1 FROM {schema}.session_records
     WHERE user_id = of_user AND session_id = of_session FOR NO KEY UPDATE;
     IF NOT FOUND THEN

@@ -27,7 +27,7 @@ BEGIN
             FROM jsonb_to_recordset(written) i (user_id text, event_id text, key_scope text)
             WHERE i.key_scope = 'user'
             ORDER BY 1
-        ) keys;
+        ) keys, (SELECT count(*) FROM {schema}.session_buckets) here;
     END IF;
 
     -- For a key of the user's scope both sessions: the one that holds the key's event, and the one that is named. The first

@@ -27,6 +27,7 @@ DECLARE
     single jsonb := waves -> 0 -> 0;
     is_alone boolean := waves -> 0 -> 1 IS NULL;
     touched_at timestamptz;
+    is_running boolean;
     is_session_missing boolean := false;
     creating int[];
     has_runs boolean;
@@ -46,19 +47,23 @@ BEGIN
         PERFORM 1 FROM {schema}.session_records s
         WHERE s.user_id = (single ->> 'user_id')::uuid AND s.session_id = single ->> 'session_id' AND s.status = 'running'
         FOR NO KEY UPDATE;
-        IF NOT FOUND THEN
-            -- The session's row first, without any total: the statement below adds to it, as to that of any session.
+        is_running := FOUND;
+        IF NOT is_running THEN
+            -- The session's row first, without any total: the statement below adds to it, as to that of any session. With
+            -- VALUES, as Citus counts the rows of a SELECT also where they are there already.
             PERFORM {schema}.lock_session((single ->> 'user_id')::uuid, single ->> 'session_id');
-            INSERT INTO {schema}.session_records (user_id, session_id, started_at, last_activity_at)
-            SELECT i.user_id, i.session_id, coalesce(i.at, now_at), coalesce(i.at, now_at)
-            FROM jsonb_to_record(single) AS i (
-                user_id uuid, session_id text, at timestamptz, tokens_in bigint, tokens_out bigint, cost_usd numeric,
-                measured boolean
-            )
-            WHERE i.tokens_in > 0 OR i.tokens_out > 0 OR i.cost_usd > 0 OR NOT i.measured
-            ON CONFLICT DO NOTHING;
+            IF (
+                SELECT i.tokens_in > 0 OR i.tokens_out > 0 OR i.cost_usd > 0 OR NOT i.measured
+                FROM jsonb_to_record(single) AS i (tokens_in bigint, tokens_out bigint, cost_usd numeric, measured boolean)
+            ) THEN
+                touched_at := coalesce((single ->> 'at')::timestamptz, now_at);
+                INSERT INTO {schema}.session_records (user_id, session_id, started_at, last_activity_at)
+                VALUES ((single ->> 'user_id')::uuid, single ->> 'session_id', touched_at, touched_at)
+                ON CONFLICT DO NOTHING;
+                is_running := FOUND;
+            END IF;
         END IF;
-        IF FOUND THEN
+        IF is_running THEN
             RETURN QUERY
             WITH used AS MATERIALIZED (
                 SELECT i.user_id, i.session_id, i.event_id, i.dataset_id, i.model, i.provider, i.cost_usd, i.given_cost_usd,
@@ -163,8 +168,8 @@ BEGIN
             PERFORM {schema}.lock_session((single ->> 'user_id')::uuid, single ->> 'session_id');
             INSERT INTO {schema}.session_records
                 (user_id, session_id, started_at, last_activity_at, dataset_id, agent_name, title)
-            SELECT (single ->> 'user_id')::uuid, single ->> 'session_id', touched_at, touched_at,
-                   (single ->> 'dataset_id')::uuid, single ->> 'agent_name', single ->> 'title'
+            VALUES ((single ->> 'user_id')::uuid, single ->> 'session_id', touched_at, touched_at,
+                    (single ->> 'dataset_id')::uuid, single ->> 'agent_name', single ->> 'title')
             ON CONFLICT DO NOTHING;
             outcome := 'created';
         END IF;
@@ -177,8 +182,9 @@ BEGIN
         BEGIN
             RETURN QUERY SELECT p.* FROM {schema}.record_plain(waves -> 0, now_at) p;
             RETURN;
-        EXCEPTION WHEN SQLSTATE 'SL001' OR unique_violation THEN
-            -- One of the items is not plain in the database's eyes. The block is undone, with its locks.
+        EXCEPTION WHEN SQLSTATE 'SL001' OR unique_violation OR internal_error THEN
+            -- One of the items is not plain in the database's eyes. The block is undone, with its locks. Citus calls it an
+            -- internal error where it sends rows to another node and a key is there already.
             is_session_missing := SQLSTATE = 'SL001';
         END;
         IF is_session_missing THEN
@@ -191,7 +197,7 @@ BEGIN
                 FROM {schema}.record_plain(waves -> 0, now_at) p
                 LEFT JOIN unnest(creating) c (position) ON c.position = p.item_position;
                 RETURN;
-            EXCEPTION WHEN SQLSTATE 'SL001' OR SQLSTATE 'SL003' OR unique_violation THEN
+            EXCEPTION WHEN SQLSTATE 'SL001' OR SQLSTATE 'SL003' OR unique_violation OR internal_error THEN
                 -- The long way takes its locks anew: of these, it may need only some.
             END;
         END IF;

@@ -24,6 +24,9 @@ BEGIN
                i.metadata, i.tags, i.parent_session_id, i.status, i.reason, i.event_id, i.model,
                i.provider, i.given_cost_usd, i.price_source, i.unit_prices, i.idempotency_key, i.run_id, i.cost_usd, i.at, i.began_at,
                coalesce(i.at, now_at) AS moment,
+               -- A call takes longer than a microsecond an item, so what was used at one moment can be ordered by this.
+               -- It is computed here because Citus refuses an UPDATE that adds an interval to a column.
+               now_at + i.position * interval '1 microsecond' AS recorded_at,
                coalesce(i.tokens_in, 0) AS tokens_in,
                coalesce(i.tokens_out, 0) AS tokens_out,
                coalesce(i.cache_read_tokens, 0) AS cache_read_tokens,
@@ -286,8 +289,7 @@ BEGIN
              cache_read_tokens, cache_write_tokens, reasoning_tokens, cost_usd, given_cost_usd, price_source, unit_prices,
              errored, measured, late, idempotency_key, key_scope, revision, run_id, details, parts, billing,
              plan_cost_usd, kind, service_tier, partial)
-        -- A call takes longer than a microsecond an item, so what was used at one moment can be ordered by this.
-        SELECT c.user_id, c.event_id, c.session_id, c.moment, now_at + c.position * interval '1 microsecond', c.model,
+        SELECT c.user_id, c.event_id, c.session_id, c.moment, c.recorded_at, c.model,
                c.provider, c.tokens_in, c.tokens_out, c.cache_read_tokens, c.cache_write_tokens, c.reasoning_tokens, c.cost_usd, c.given_cost_usd, c.price_source,
                c.unit_prices, c.errored, c.measured, c.is_late, c.idempotency_key, c.key_scope, c.revision, c.run_id,
                c.details, c.parts, c.billing, c.plan_cost_usd, c.usage_kind, c.service_tier, c.partial
@@ -299,7 +301,7 @@ BEGIN
         SET session_id = c.session_id,
             -- The earliest time of its use decides where an event with a key of the user's scope belongs.
             at = CASE WHEN c.key_scope = 'user' THEN least(e.at, c.moment) ELSE c.moment END,
-            recorded_at = now_at + c.position * interval '1 microsecond', model = c.model, provider = c.provider,
+            recorded_at = c.recorded_at, model = c.model, provider = c.provider,
             tokens_in = c.tokens_in, tokens_out = c.tokens_out, cache_read_tokens = c.cache_read_tokens,
             cache_write_tokens = c.cache_write_tokens, reasoning_tokens = c.reasoning_tokens, cost_usd = c.cost_usd,
             given_cost_usd = c.given_cost_usd, price_source = c.price_source, unit_prices = c.unit_prices,

@@ -7,7 +7,7 @@ LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $body$
 BEGIN
-    PERFORM pg_advisory_xact_lock_shared(hashtextextended(of_user::text, 5));
+    PERFORM pg_advisory_xact_lock_shared(hashtextextended(of_user::text, 5)) FROM (SELECT count(*) FROM {schema}.session_buckets) here;
     IF EXISTS (SELECT FROM {schema}.session_tombstones t WHERE t.user_id = of_user) THEN
         RAISE EXCEPTION USING ERRCODE = 'SL004', MESSAGE = 'the user was erased', DETAIL = of_user::text;
     END IF;

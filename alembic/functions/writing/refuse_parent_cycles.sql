@@ -14,7 +14,7 @@ BEGIN
     PERFORM pg_advisory_xact_lock(users.lock_key)
     FROM (
         SELECT DISTINCT hashtextextended(t.user_id::text, 7) AS lock_key FROM unnest(of_users) t (user_id) ORDER BY 1
-    ) users;
+    ) users, (SELECT count(*) FROM {schema}.session_buckets) here;
     WITH RECURSIVE above AS (
         SELECT s.user_id, s.session_id, s.parent_session_id AS first_parent, s.parent_session_id AS ancestor
         FROM unnest(of_users, of_sessions) t (user_id, session_id)

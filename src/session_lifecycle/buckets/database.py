@@ -14,6 +14,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 
 from session_lifecycle.activity import SessionActivityDb
+from session_lifecycle.buckets import citus
 from session_lifecycle.buckets.activity import BucketActivityDb
 from session_lifecycle.buckets.budgets import BucketBudgetsDb
 from session_lifecycle.buckets.directory import Deployment
@@ -40,6 +41,7 @@ from session_lifecycle.maintenance.role import SessionMaintenanceDb
 from session_lifecycle.models.maintenance import MoveReport
 from session_lifecycle.postgres.execution import Execution, PoolExecution
 from session_lifecycle.postgres.failures import DRIVER_FAILURES, raise_as_ours
+from session_lifecycle.postgres.host_engines import driver_connection
 from session_lifecycle.reports import SessionReportsDb
 from session_lifecycle.repository import SessionLifecycleDb
 from session_lifecycle.roles import SessionRoles
@@ -234,8 +236,41 @@ class BucketDatabase:
             await execution.settle()
             await self._homes[number].migrate()
             await execution.run_here(lambda pool: self._deployment.write(pool, number), compares=False)
+            if await self.node_of(number) is not None:
+                async with self._to_server(number) as connection:
+                    await citus.distribute_functions(connection, execution.schema)
 
         await self._each(migrate)
+
+    async def distribute(self, *, on_progress: Callable[[str], object] | None = None) -> None:
+        """Has Citus keep each bucket on one of its nodes. Does what is missing, so it may be called again.
+
+        The places are schemas of a coordinator's database. Each becomes a distributed schema, and each of its functions
+        one that runs on the node of its bucket. The writers of a bucket wait while its rows go to the node. `migrate`
+        does afterwards what a later revision needs.
+
+        Args:
+            on_progress: Called with a sentence for each bucket.
+
+        Raises:
+            SchemaError: A schema is not migrated to the revision of this version, or is no bucket yet.
+            ConfigurationError: A bucket says that it is another one, its database has no Citus, or Citus refuses the
+                user.
+            DatabaseUnavailableError: A bucket was away. The message names it; all others are distributed.
+        """
+
+        async def distribute(number: int) -> None:
+            execution = self._executions[number]
+            await execution.settle()
+            await self._homes[number].check()
+            await execution.run_here(lambda pool: self._deployment.look(pool, number), compares=False)
+            async with self._to_server(number) as connection:
+                await citus.distribute(connection, execution.schema)
+                node = await citus.node_of(connection, execution.schema)
+            if on_progress is not None:
+                on_progress(f"bucket {number} is on node {node}")
+
+        await self._each(distribute)
 
     async def check(self) -> list[str]:
         """Checks every bucket as `SessionDatabase.check` does, and that each is the one that its place says.
@@ -255,6 +290,7 @@ class BucketDatabase:
             await execution.settle()
             advice.extend(await self._homes[number].check())
             await execution.run_here(lambda pool: self._deployment.look(pool, number), compares=False)
+            await execution.run_here(execution.check_functions, compares=False)
 
         await self._each(check)
         return list(dict.fromkeys(advice))
@@ -274,6 +310,76 @@ class BucketDatabase:
 
         await self._each(look)
         return found
+
+    async def node_of(self, number: int) -> str | None:
+        """The node of Citus that has a bucket, as host:port; None where Citus has not distributed it.
+
+        Raises:
+            DatabaseUnavailableError: The bucket was away.
+        """
+        schema = self._executions[number].schema
+
+        async def look(pool: PoolExecution) -> str | None:
+            try:
+                async with pool.connection() as connection:
+                    return await citus.node_of(driver_connection(connection), schema)
+            except DRIVER_FAILURES as error:
+                raise_as_ours(error)
+
+        return await self._executions[number].run_here(look, compares=False)
+
+    async def move_to_node(self, number: int, node: str) -> float:
+        """Has Citus move a bucket to one of its nodes, while programs write into it. Returns the seconds it took.
+
+        Writers of the bucket wait at the end, while Citus carries over their last changes.
+
+        Args:
+            number: The number of the bucket.
+            node: The node, as host:port.
+
+        Raises:
+            ConfigurationError: There is no such bucket or node, or Citus has not distributed the bucket.
+            DatabaseUnavailableError: The coordinator cannot be reached or lost the connection.
+        """
+        self._check_number(number)
+        execution = self._executions[number]
+        await execution.run_here(lambda pool: self._deployment.look(pool, number))
+        async with self._to_server(number) as connection:
+            return await citus.move(connection, execution.schema, node)
+
+    async def rebalance(self) -> None:
+        """Has Citus spread the buckets over its nodes, while programs write into them. Returns when that is done.
+
+        Citus moves whatever it distributes in the database of the buckets, also what is not of this library.
+
+        Raises:
+            ConfigurationError: A bucket is not distributed.
+            DatabaseUnavailableError: The coordinator cannot be reached, or Citus gave up.
+        """
+        coordinators: dict[str, int] = {}
+        for number, home in enumerate(self._homes):
+            await self._executions[number].settle()
+            if await self.node_of(number) is None:
+                raise ConfigurationError(
+                    f"bucket {number} is not distributed: run `{citus.DISTRIBUTE_COMMAND}` with all places"
+                )
+            coordinators.setdefault(_public(home.engine.url), number)
+        for number in coordinators.values():
+            async with self._to_server(number) as connection:
+                await citus.rebalance(connection)
+
+    @asynccontextmanager
+    async def _to_server(self, number: int) -> AsyncGenerator["asyncpg.Connection"]:
+        """A connection to the bucket's server without a deadline, outside a transaction."""
+        try:
+            async with _driver(self._homes[number]) as connection:
+                yield connection
+        except DRIVER_FAILURES as error:
+            raise_as_ours(error)
+
+    def _check_number(self, number: int) -> None:
+        if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < self.bucket_count:
+            raise ConfigurationError(f"number: got {number!r}, expected a bucket from 0 to {self.bucket_count - 1}")
 
     async def move_bucket(
         self,
@@ -305,8 +411,7 @@ class BucketDatabase:
             TransactionConflictError: The writers never let the move have its lock. The bucket is where it was.
             DatabaseUnavailableError: A place cannot be reached or lost the connection.
         """
-        if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < self.bucket_count:
-            raise ConfigurationError(f"number: got {number!r}, expected a bucket from 0 to {self.bucket_count - 1}")
+        self._check_number(number)
         execution, home = self._executions[number], self._homes[number]
         await execution.settle()
         schema, server = execution.schema, self._server(to)
@@ -316,6 +421,10 @@ class BucketDatabase:
             async with _driver(wanted) as new:
                 if _public(wanted.engine.url) != _public(home.engine.url):
                     await execution.run_here(lambda pool: self._deployment.look(pool, number))
+                    if (node := await self.node_of(number)) is not None:
+                        raise ConfigurationError(
+                            f"bucket {number} is on node {node} of Citus: give host:port of another node"
+                        )
                     await clear_new_place(new, schema, number)
                     await wanted.migrate()
                     one = self._deployment

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
+from session_lifecycle.buckets import citus
 from session_lifecycle.buckets.directory import INCOMPLETE, Deployment
 from session_lifecycle.entities import quoted
 from session_lifecycle.errors import ConfigurationError, DatabaseUnavailableError, SchemaError
@@ -17,6 +18,7 @@ from session_lifecycle.postgres.driver_statements import KeptStatement
 from session_lifecycle.postgres.execution import BoundExecution, PoolExecution, Run, Stream
 from session_lifecycle.postgres.failures import DRIVER_FAILURES, raise_as_ours
 from session_lifecycle.statements.buckets import directory
+from session_lifecycle.statements.writing.record import GATE, record
 
 MOST_MOVES = 8
 """How many moves of a bucket one call follows."""
@@ -67,6 +69,8 @@ class BucketExecution:
         self._follow = follow
         self._looked_at: PoolExecution | None = None
         self._has_followed = False
+        self._record = record(schema)
+        self._is_on_citus = False
 
     async def fetch(
         self, statement: Any, parameters: dict[str, Any] | None = None, *, viewer: Viewer | None = None
@@ -82,9 +86,11 @@ class BucketExecution:
         repeatable: bool,
         on_sent: Callable[[], object] | None = None,
     ) -> Sequence[Any]:
-        return await self.run_here(
-            lambda pool: pool.write(statement, parameters, repeatable=repeatable, on_sent=on_sent)
-        )
+        async def write(pool: PoolExecution) -> Sequence[Any]:
+            asked = record(self.schema, GATE) if self._is_on_citus and statement is self._record else statement
+            return await pool.write(asked, parameters, repeatable=repeatable, on_sent=on_sent)
+
+        return await self.run_here(write)
 
     async def write_together(
         self,
@@ -119,6 +125,7 @@ class BucketExecution:
                     if compares and self._looked_at is not pool:
                         # A place to which the bucket's own pointer led is complete, whatever it says of itself.
                         await self._deployment.look(pool, self._number, is_complete=self._has_followed)
+                        self._is_on_citus = await self.check_functions(pool)
                         self._looked_at = pool
                     return await call(pool)
                 except SchemaError:
@@ -130,6 +137,14 @@ class BucketExecution:
             raise DatabaseUnavailableError(message, may_have_written=error.may_have_written) from error.__cause__
         except (SchemaError, ConfigurationError) as error:
             raise type(error)(f"bucket {self._number}: {error}") from error.__cause__
+
+    async def check_functions(self, pool: PoolExecution) -> bool:
+        """Whether Citus has distributed the bucket. Raises SchemaError where it has not distributed every function."""
+        try:
+            async with pool.connection() as connection:
+                return await citus.check_functions(connection, self.schema)
+        except DRIVER_FAILURES as error:
+            raise_as_ours(error)
 
     async def settle(self) -> None:
         """Goes to the place where the bucket is now. Does nothing where it has not moved."""

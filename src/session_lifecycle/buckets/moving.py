@@ -141,6 +141,8 @@ class Mover:
         async def source() -> AsyncIterator[bytes]:
             while (chunk := await chunks.get()) is not None:
                 yield chunk
+            # A failure of the reader ends the copy as failed, and is what the caller gets: rows so far may look whole.
+            await reading
 
         reading = asyncio.create_task(read())
         try:
@@ -152,7 +154,6 @@ class Mover:
             with suppress(asyncio.CancelledError, Exception):
                 await reading
             raise
-        await reading
         return int(status.rpartition(" ")[2])
 
     async def _catch_up(self, most: int) -> int:

@@ -131,6 +131,7 @@ _db = _group(
         "sql": schema.sql,
         "stamp": schema.stamp,
         "roles": schema.roles,
+        "distribute": buckets.distribute,
     },
 )
 _group(
@@ -146,8 +147,13 @@ _group(
 )
 _group(
     "buckets",
-    "Migrate and list buckets of users, and move one to another server.",
-    {"migrate": buckets.migrate, "list": buckets.list_buckets, "move": buckets.move},
+    "Migrate and list buckets of users, and move them.",
+    {
+        "migrate": buckets.migrate,
+        "list": buckets.list_buckets,
+        "move": buckets.move,
+        "rebalance": buckets.rebalance,
+    },
     within=_db,
 )
 _group(

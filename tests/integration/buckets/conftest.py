@@ -11,6 +11,7 @@ from session_lifecycle.buckets.database import BucketDatabase
 from session_lifecycle.postgres.embedded import EmbeddedPostgres, temporary_data_dir
 from session_lifecycle.testing import TemplateServer, folder_in_memory
 from support.buckets import BucketServers, prepare_buckets
+from support.citus import MISSING, CitusBuckets, coordinator_url
 
 
 @pytest.fixture(scope="session")
@@ -53,4 +54,24 @@ async def on_one_server(eight_buckets: BucketServers) -> AsyncIterator[BucketDat
 async def on_two_servers(four_buckets: BucketServers) -> AsyncIterator[BucketDatabase]:
     """A database over four buckets on two servers."""
     async with four_buckets.cloned() as places, SessionDatabase.buckets(places) as db:
+        yield db
+
+
+@pytest.fixture(scope="session")
+def citus_cluster() -> Iterator[CitusBuckets]:
+    """Four buckets on a Citus cluster."""
+    url = coordinator_url()
+    if url is None:
+        pytest.skip(MISSING)
+    found = CitusBuckets(url, 4)
+    asyncio.run(found.prepare())
+    yield found
+    asyncio.run(found.drop())
+
+
+@pytest_asyncio.fixture
+async def on_citus(citus_cluster: CitusBuckets) -> AsyncIterator[BucketDatabase]:
+    """A database over four empty buckets on a Citus cluster."""
+    await citus_cluster.empty()
+    async with SessionDatabase.buckets(citus_cluster.places) as db:
         yield db

@@ -1,4 +1,4 @@
-"""`db buckets`: migrates and lists the buckets of users, and moves one to another server."""
+"""`db buckets`: migrates and lists the buckets of users, and moves them. `db distribute`: puts them on Citus."""
 
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -56,22 +56,40 @@ def migrate(place: Places, url: Url = None, of_name: OfName = None, as_json: Jso
     _on_buckets(work, place, url, of_name)
 
 
-def list_buckets(place: Places, url: Url = None, of_name: OfName = None, as_json: Json = False) -> None:
-    """Show where each bucket is now: the database without a password, and the schema."""
+def distribute(place: Places, url: Url = None, of_name: OfName = None, as_json: Json = False) -> None:
+    """Have Citus keep each bucket on one of its nodes, and run the functions of the bucket there.
+
+    The places are schemas of a coordinator's database, and are migrated. The writers of a bucket wait while its rows go
+    to the node. Run it again to continue an interrupted command.
+    """
 
     async def work(db: "BucketDatabase") -> None:
-        for number, where in enumerate(await db.where()):
-            if as_json:
-                print_json({"bucket": number, "place": where})
-            else:
-                print_line(f"{number:>2}  {where}")
+        await db.distribute(on_progress=print_note)
+        if as_json:
+            print_json({"buckets": db.bucket_count})
+        else:
+            print_line(f"Citus has distributed {db.bucket_count} buckets.")
+
+    _on_buckets(work, place, url, of_name)
+
+
+def list_buckets(place: Places, url: Url = None, of_name: OfName = None, as_json: Json = False) -> None:
+    """Show where each bucket is now: the database without a password, the schema, and the node of Citus."""
+
+    async def work(db: "BucketDatabase") -> None:
+        await _show(db, as_json=as_json)
 
     _on_buckets(work, place, url, of_name)
 
 
 def move(
     number: Annotated[int, typer.Argument(help="Number of the bucket, from 0.", show_default=False)],
-    to: Annotated[str, typer.Option(help="URL of the server and database to move it to, postgresql://…")],
+    to: Annotated[
+        str,
+        typer.Option(
+            help="URL of the server and database to move it to, postgresql://…; or a node of Citus, host:port."
+        ),
+    ],
     place: Places,
     url: Url = None,
     of_name: OfName = None,
@@ -81,11 +99,21 @@ def move(
     yes: Yes = False,
     as_json: Json = False,
 ) -> None:
-    """Move a bucket to a schema of the same name on another server, while programs write into it."""
+    """Move a bucket to a schema of the same name on another server, while programs write into it.
+
+    A bucket that Citus has distributed moves to another node, by Citus' own means.
+    """
     if not yes:
         confirm_on_terminal(f"Move bucket {number}?")
 
     async def work(db: "BucketDatabase") -> None:
+        if "://" not in to:
+            seconds = await db.move_to_node(number, to)
+            if as_json:
+                print_json({"node": to, "seconds": seconds})
+            else:
+                print_line(f"Citus moved bucket {number} to {to} in {seconds:.1f} s.")
+            return
         report = await db.move_bucket(number, to, keep_copy=keep_copy, on_progress=print_note)
         if as_json:
             print_json(report.model_dump(mode="json"))
@@ -96,6 +124,30 @@ def move(
         )
 
     _on_buckets(work, place, url, of_name)
+
+
+def rebalance(place: Places, url: Url = None, of_name: OfName = None, yes: Yes = False, as_json: Json = False) -> None:
+    """Have Citus spread the buckets over its nodes, while programs write into them, and wait until that is done.
+
+    Citus moves whatever it distributes in the database, also what is not of this library.
+    """
+    if not yes:
+        confirm_on_terminal("Have Citus spread what it distributes in this database?")
+
+    async def work(db: "BucketDatabase") -> None:
+        await db.rebalance()
+        await _show(db, as_json=as_json)
+
+    _on_buckets(work, place, url, of_name)
+
+
+async def _show(db: "BucketDatabase", *, as_json: bool) -> None:
+    for number, where in enumerate(await db.where()):
+        node = await db.node_of(number)
+        if as_json:
+            print_json({"bucket": number, "place": where, "node": node})
+        else:
+            print_line(f"{number:>2}  {where}" + (f"  on {node}" if node is not None else ""))
 
 
 def _on_buckets(

@@ -1,0 +1,290 @@
+"""Buckets on Citus: distributing, moving between nodes with writers at work, locks that hold on every node."""
+
+import asyncio
+import json
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from itertools import count
+from uuid import UUID
+
+import pytest
+
+from session_lifecycle import (
+    ConfigurationError,
+    InvalidValueError,
+    Run,
+    SchemaError,
+    SessionDatabase,
+    SessionListFilters,
+    TransactionConflictError,
+    UsageEvent,
+    UsageReceipt,
+    Viewer,
+)
+from session_lifecycle.buckets import citus
+from session_lifecycle.buckets.database import BucketDatabase
+from session_lifecycle.statements.writing.record import GATE
+from support.buckets import user_in
+from support.citus import CitusBuckets
+from support.commands import run as run_command
+from support.commands import succeed
+
+from .test_moving import BEGAN, event
+
+
+async def keys_in(cluster: CitusBuckets, number: int) -> Counter[str]:
+    async with cluster.connected() as connection:
+        rows = await connection.fetch(
+            f"SELECT idempotency_key FROM {cluster.schemas[number]}.session_usage_events "
+            "WHERE idempotency_key IS NOT NULL"
+        )
+    return Counter(row[0] for row in rows)
+
+
+class Storm:
+    """Writers of one bucket in every way, who know what was acknowledged."""
+
+    def __init__(self, user: UUID, erased: UUID, host: SessionDatabase) -> None:
+        self.user, self.erased, self.host = user, erased, host
+        self.numbers = count()
+        self.acknowledged: list[int] = []
+        self.ways: Counter[str] = Counter()
+        self.is_over = False
+
+    async def one_use(self, db: BucketDatabase) -> None:
+        await self._until_over("one use", lambda number: db.lifecycle.record([self._event(number)]))
+
+    async def batches(self, db: BucketDatabase) -> None:
+        while not self.is_over:
+            numbers = [next(self.numbers) for _ in range(40)]
+            receipts = await db.lifecycle.record([self._event(number) for number in numbers])
+            self._acknowledge("batch", numbers, receipts)
+
+    async def with_runs(self, db: BucketDatabase) -> None:
+        def items(number: int) -> list[UsageEvent | Run]:
+            run = Run(run_id=f"r{number}", user_id=self.user, session_id=self._s(number), started_at=BEGAN)
+            return [self._event(number), run]
+
+        await self._until_over("run", lambda number: db.lifecycle.record(items(number)))
+
+    async def bound(self, db: BucketDatabase) -> None:
+        async def write(number: int) -> list[object]:
+            while True:
+                # A host's transaction locks on the coordinator and on the node, so a move may have to end it.
+                with suppress(TransactionConflictError):
+                    async with self.host.engine.begin() as connection:
+                        return list(await db.bind(connection).lifecycle.record([self._event(number)]))
+
+        await self._until_over("bound", write)
+
+    async def recorded(self, db: BucketDatabase) -> None:
+        async with db.recorder() as recorder:
+            await self._until_over("recorded", lambda number: recorder.record([event(self.user, number)]))
+
+    async def come_back(self, db: BucketDatabase) -> None:
+        """An erased user tries to come back, directly and in a host's transaction."""
+        while not self.is_over:
+            with pytest.raises(InvalidValueError, match="erased"):
+                await db.lifecycle.ensure_and_touch_session("s", self.erased)
+            async with self.host.engine.begin() as connection:
+                with pytest.raises(InvalidValueError, match="erased"):
+                    await db.bind(connection).lifecycle.ensure_and_touch_session("s", self.erased)
+            await asyncio.sleep(0.02)
+
+    def _event(self, number: int) -> UsageEvent:
+        return event(self.user, number, self._s(number))
+
+    @staticmethod
+    def _s(number: int) -> str:
+        return f"s{number % 7}"
+
+    async def _until_over(self, way: str, write: Callable[[int], Awaitable[Sequence[object]]]) -> None:
+        while not self.is_over:
+            number = next(self.numbers)
+            self._acknowledge(way, [number], await write(number))
+
+    def _acknowledge(self, way: str, numbers: list[int], receipts: Sequence[object]) -> None:
+        for number, receipt in zip(numbers, receipts, strict=False):
+            assert isinstance(receipt, UsageReceipt)
+            assert receipt.outcome == "applied"
+            self.acknowledged.append(number)
+        self.ways[way] += len(numbers)
+
+
+async def storm(cluster: CitusBuckets, seconds: float, moves: int) -> None:
+    nodes = await cluster.nodes()
+    async with (
+        SessionDatabase.buckets(cluster.places) as operator,
+        SessionDatabase.buckets(cluster.places) as one,
+        SessionDatabase.connect(cluster.url) as host,
+    ):
+        user, erased, stranger = user_in(operator, 0), user_in(operator, 0, 1), user_in(operator, 0, 2)
+        await operator.lifecycle.ensure_and_touch_session("s", erased)
+        await operator.maintenance.erase_user(erased, tombstone=True)
+        it = Storm(user, erased, host)
+        works = (it.one_use(one), it.one_use(operator), it.batches(one), it.with_runs(one), it.bound(one))
+        tasks = [asyncio.create_task(work) for work in (*works, it.recorded(one), it.come_back(one))]
+        for number in range(moves):
+            await asyncio.sleep(seconds)
+            at = await operator.node_of(0)
+            await operator.move_to_node(0, next(node for node in nodes[number % 2 :] + nodes if node != at))
+            assert await operator.node_of(0) != at
+            for task in tasks:
+                assert not task.done(), task.exception()
+        await asyncio.sleep(seconds)
+        it.is_over = True
+        await asyncio.gather(*tasks)
+        assert set(it.ways) == {"one use", "batch", "run", "bound", "recorded"}
+        keys = await keys_in(cluster, 0)
+        assert set(keys.values()) == {1}
+        assert {int(key) for key in keys} == set(it.acknowledged)
+        for db in (operator, one):
+            stats = await db.lifecycle.aggregate_stats(user)
+            assert stats.tokens_in == len(it.acknowledged)
+            assert (await db.lifecycle.aggregate_stats(stranger)).sessions == 0
+            assert (await db.lifecycle.list_session_rows(SessionListFilters(user_id=erased))).total == 0
+        report = await operator.maintenance.reconcile()
+        assert report.mismatch_count == 0, report.mismatches
+        assert await operator.check() == []
+
+
+@pytest.mark.usefixtures("on_citus")
+async def test_nothing_is_lost_while_a_bucket_moves_between_nodes(citus_cluster: CitusBuckets) -> None:
+    await storm(citus_cluster, 0.5, 2)
+
+
+@pytest.mark.soak
+@pytest.mark.usefixtures("on_citus")
+async def test_nothing_is_lost_in_many_moves_between_nodes(citus_cluster: CitusBuckets) -> None:
+    await storm(citus_cluster, 2, 15)
+
+
+async def test_a_use_is_written_on_the_node_of_its_bucket(
+    on_citus: BucketDatabase, citus_cluster: CitusBuckets
+) -> None:
+    """The statement that Python sends reaches the copies that name the shards."""
+    db, user = on_citus, user_in(on_citus, 0)
+    schema = citus_cluster.schemas[0]
+    await db.lifecycle.aggregate_stats(user)  # looks at the schema once
+    async with citus_cluster.connected() as connection:
+        types = "jsonb, jsonb, timestamptz, boolean"
+        await connection.execute(f"ALTER FUNCTION {schema}.record_v1({types}) RENAME TO hidden")
+        try:
+            receipt = await db.lifecycle.record([event(user, 1)])
+            assert receipt[0].outcome == "applied"
+            receipts = await db.lifecycle.record([event(user, number) for number in range(2, 10)])
+            assert {receipt.outcome for receipt in receipts} == {"applied"}
+            with pytest.raises(SchemaError):  # what is not plain needs the function
+                await db.lifecycle.end_session("s", user, "completed")
+        finally:
+            await connection.execute(f"ALTER FUNCTION {schema}.hidden({types}) RENAME TO record_v1")
+        plan = await connection.fetch(
+            f"EXPLAIN SELECT * FROM {schema}.{GATE}('[]'::jsonb, '[]'::jsonb, NULL::timestamptz, true)"
+        )
+        assert any("Citus" in row[0] for row in plan), plan
+
+
+async def test_locks_hold_on_the_node_of_the_bucket(on_citus: BucketDatabase, citus_cluster: CitusBuckets) -> None:
+    """A host's transaction runs on the coordinator, and keeps a direct call waiting nevertheless."""
+    db, user = on_citus, user_in(on_citus, 0)
+    async with SessionDatabase.connect(citus_cluster.url) as host:
+        async with host.engine.begin() as connection:
+            # The session does not exist, so there is no row to lock.
+            assert await db.bind(connection).lifecycle.ensure_and_touch_session("new", user) == "created"
+            waiting = asyncio.create_task(db.lifecycle.ensure_and_touch_session("new", user))
+            erasing = asyncio.create_task(db.maintenance.erase_user(user, tombstone=True))
+            await asyncio.sleep(1)
+            assert not waiting.done()
+            assert not erasing.done()
+        await asyncio.wait([waiting, erasing])
+        # Whichever came first: the touch found the session or was refused, and nothing of the user is left.
+        assert erasing.exception() is None
+        if (refused := waiting.exception()) is not None:
+            assert isinstance(refused, InvalidValueError)
+    with pytest.raises(InvalidValueError, match="erased"):
+        await db.lifecycle.ensure_and_touch_session("new", user)
+    assert (await db.lifecycle.aggregate_stats(user)).sessions == 0
+
+
+async def test_two_buckets_in_one_transaction_of_a_host(on_citus: BucketDatabase, citus_cluster: CitusBuckets) -> None:
+    db = on_citus
+    here, there = user_in(db, 0), user_in(db, 1)
+    async with SessionDatabase.connect(citus_cluster.url) as host:
+        async with host.engine.connect() as connection:
+            await db.bind(connection).lifecycle.record([event(here, 1), event(there, 1)])
+        assert (await db.lifecycle.aggregate_stats(Viewer.auditor())).sessions == 0
+        async with host.engine.begin() as connection:
+            await db.bind(connection).lifecycle.record([event(here, 1), event(there, 1)])
+    assert (await db.lifecycle.aggregate_stats(Viewer.auditor())).tokens_in == 2
+
+
+async def test_a_function_that_is_not_distributed_is_refused_and_migrate_distributes_it(
+    on_citus: BucketDatabase, citus_cluster: CitusBuckets
+) -> None:
+    schema, user = citus_cluster.schemas[1], user_in(on_citus, 1)
+    async with citus_cluster.connected() as connection:
+        await connection.execute(f"DROP FUNCTION {schema}.{GATE}")
+        await connection.execute(f"ALTER FUNCTION {schema}.empty_sessions_v1 RENAME TO gone")
+    async with SessionDatabase.buckets(citus_cluster.places) as db:
+        with pytest.raises(SchemaError, match="empty_sessions_v1"):
+            await db.check()
+        await db.lifecycle.aggregate_stats(user_in(db, 0))  # another bucket is not concerned
+        with pytest.raises(SchemaError, match="empty_sessions_v1"):
+            await db.lifecycle.ensure_and_touch_session("s", user)
+        await db.migrate()
+        assert await db.check() == []
+        assert await db.lifecycle.ensure_and_touch_session("s", user) == "created"
+    async with citus_cluster.connected() as connection:
+        await connection.execute(f"DROP FUNCTION {schema}.gone")
+        assert await citus.group_of(connection, schema) is not None
+
+
+async def test_an_operator_lists_moves_and_rebalances(on_citus: BucketDatabase, citus_cluster: CitusBuckets) -> None:
+    nodes = await citus_cluster.nodes()
+    named = [word for place in citus_cluster.places for word in ("--place", f"{place.url}#{place.schema}")]
+    user = user_in(on_citus, 2)
+    await on_citus.lifecycle.record([event(user, 1)])
+
+    def listed(command: str, *more: str) -> list[str]:
+        lines = succeed("db", "buckets", command, *more, *named, "--json").splitlines()
+        return [json.loads(line)["node"] for line in lines]
+
+    for number in range(4):
+        found = json.loads(succeed("db", "buckets", "move", str(number), "--to", nodes[0], "--yes", "--json", *named))
+        assert found["node"] == nodes[0]
+    assert listed("list") == [nodes[0]] * 4
+    assert set(listed("rebalance", "--yes")) == set(nodes)
+    assert (await on_citus.lifecycle.aggregate_stats(user)).tokens_in == 1
+    assert "Citus has distributed 4 buckets." in succeed("db", "distribute", *named)
+    refused = run_command("db", "buckets", "move", "0", "--to", "127.0.0.1:1", "--yes", *named)
+    assert refused.returncode == 1
+    assert "expected a node that keeps data" in refused.stderr
+    with pytest.raises(ConfigurationError, match="of Citus: give host:port of another node"):
+        await on_citus.move_bucket(0, citus_cluster.url.replace("127.0.0.1", "localhost"))
+
+
+async def test_a_database_without_citus_is_refused(session_database_url: str) -> None:
+    async with SessionDatabase.buckets(["a", "b"], url=session_database_url) as db:
+        with pytest.raises(SchemaError, match="not migrated"):
+            await db.distribute()
+        await db.migrate()
+        with pytest.raises(ConfigurationError, match="bucket 1: the database has no extension citus"):
+            await db.distribute()
+        assert await db.node_of(0) is None
+        with pytest.raises(ConfigurationError, match="bucket 0 is not distributed"):
+            await db.rebalance()
+        with pytest.raises(ConfigurationError, match="not distributed: run"):
+            await db.move_to_node(0, "127.0.0.1:1")
+
+
+def test_the_copies_name_shards_and_nothing_else_differs() -> None:
+    shards = {"session_records": "b.session_records_7", "session_usage_events": "b.session_usage_events_8"}
+    made = citus.copies("b", shards, 7)
+    assert len(made) == len(citus.COPIED) + 1
+    text = "\n".join(made)
+    assert "{schema}" not in text
+    assert '"b".session_records ' not in text.split(GATE)[0]
+    assert '"b".record_plain_at_shards(' in text
+    assert f'"b".{GATE}(' in made[-1]
+    assert "s.shardid = 7" in made[-1]
