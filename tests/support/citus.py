@@ -19,7 +19,7 @@ from session_lifecycle.statements.buckets import citus
 from session_lifecycle.testing import SessionClock
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncGenerator
 
 VARIABLE = "SESSION_LIFECYCLE_TEST_CITUS_URL"
 MISSING = f"needs a Citus cluster with two workers: set {VARIABLE} to the URL of its coordinator"
@@ -73,7 +73,7 @@ class CitusBuckets:
                 await connection.execute(f"DROP SCHEMA IF EXISTS {schema} CASCADE")
 
     @asynccontextmanager
-    async def connected(self) -> "AsyncIterator[asyncpg.Connection]":
+    async def connected(self) -> "AsyncGenerator[asyncpg.Connection]":
         connection = await asyncpg.connect(self.url)
         try:
             yield connection

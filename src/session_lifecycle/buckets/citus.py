@@ -17,6 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from session_lifecycle.entities import quoted
 from session_lifecycle.errors import ConfigurationError, DatabaseUnavailableError, SchemaError
+from session_lifecycle.postgres.execution import with_jitter
 from session_lifecycle.postgres.function_files import BODY_TAG, function_files
 from session_lifecycle.postgres.host_engines import driver_connection
 from session_lifecycle.statements.buckets import citus, moving
@@ -27,6 +28,7 @@ COPIED = ("refuse_erased", "lock_session", "lock_sessions", "create_sessions", "
 """The functions of which there is a copy that names the shards, each after those that it calls."""
 SUFFIX = "_at_shards"
 POLL_SECONDS = 0.2
+MOVE_ATTEMPTS = 10
 MOST_NAMED = 5
 
 _NAME = re.compile(r"\{schema\}\.(\w+)")
@@ -137,6 +139,7 @@ async def move(connection: "asyncpg.Connection", schema: str, node: str) -> floa
 
     Raises:
         ConfigurationError: The schema is not distributed, or there is no such node.
+        DeadlockDetectedError: Transactions of hosts ended the move again and again. The schema is where it was.
     """
     if await group_of(connection, schema) is None:
         raise ConfigurationError(f"schema {schema!r} is not distributed: run `{DISTRIBUTE_COMMAND}` with all places")
@@ -146,7 +149,15 @@ async def move(connection: "asyncpg.Connection", schema: str, node: str) -> floa
     began = time.monotonic()
     if await node_of(connection, schema) != node:
         host, _, port = node.rpartition(":")
-        await connection.execute(citus.MOVE_SCHEMA, quoted(schema), host, int(port))
+        for attempt in range(1, MOVE_ATTEMPTS + 1):
+            try:
+                await connection.execute(citus.MOVE_SCHEMA, quoted(schema), host, int(port))
+                break
+            except asyncpg.DeadlockDetectedError:
+                # A host's transaction locks on the coordinator and on the node. Citus ends it, or the move.
+                if attempt == MOVE_ATTEMPTS:
+                    raise
+                await asyncio.sleep(with_jitter(POLL_SECONDS))
     return time.monotonic() - began
 
 
