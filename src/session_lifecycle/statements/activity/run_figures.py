@@ -141,6 +141,8 @@ def answered_steps(run: type[tables.runs] | Columns, *, limits_steps: bool) -> S
         limits_steps: Whether the answer has not all steps, but at most `steps_limit` after the first `steps_offset`.
             The statement binds both.
     """
+    # The primary key finds the steps of a run, and no index has their order. Where the table has no statistics yet,
+    # Postgres would also look single steps up in such an index, and each step recorded would read all steps of its run.
     steps = select(tables.steps.__table__).where(same_run(tables.steps, run))
     return steps.order_by(*STEP_ORDER).limit(STEPS_LIMIT).offset(STEPS_OFFSET) if limits_steps else steps
 
