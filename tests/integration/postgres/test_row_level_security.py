@@ -24,6 +24,7 @@ from support.answers import USERS, VIEWERS, answers, fill
 from support.contract import SessionLifecycleContract
 from support.roles import database_roles, grant, url_as
 from support.statements import noted
+from support.stored_rows import keep_buckets
 
 KEY = "a key that no other database has: 1234567890"
 ON = Settings(row_level_security=True, row_level_security_key=KEY)
@@ -52,6 +53,7 @@ async def walled(roles: dict[DatabaseRole, str], session_database_url: str) -> W
     async with SessionDatabase.connect(session_database_url, settings=ON) as owner:
         for role, name in roles.items():
             await grant(owner, role, name)
+        await keep_buckets(owner)
         report = await owner.administration.enable_row_level_security()
         assert report.trusted_roles == tuple(sorted((roles[WORKER], roles[ROLLER])))
         assert report.problems == ()
