@@ -313,16 +313,16 @@ def test_a_script_that_ends_at_once_loses_nothing(session_database_url: str, tmp
     script = """
         spool = Spool(sys.argv[2])
         recorder = SessionDatabase.connect(URL, settings=Settings(connect_timeout_seconds=1)).synchronous_recorder(
-            spool=spool, drain_within=2
+            spool=spool, drain_within=float(sys.argv[3])
         )
         for number in range(300):
             recorder.submit(usage(idempotency_key=f"k{number}"))
     """
     away = make_url(session_database_url).set(host="127.0.0.1", port=1).render_as_string(hide_password=False)
-    run_script(script, away, str(tmp_path / "spool"))
+    run_script(script, away, str(tmp_path / "spool"), "1")
     with Spool(tmp_path / "spool") as spool:
         assert spool.status().items == 300
-        run_script(script, session_database_url, str(tmp_path / "spool"))
+        run_script(script, session_database_url, str(tmp_path / "spool"), "20")
         assert spool.status().items == 0
 
 
