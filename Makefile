@@ -8,8 +8,8 @@ SHELL := /bin/bash
 PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11 python3.14; do \
 	"$$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$name" && break; done)
 BIN := .venv/bin
-# More than there are cores: half of the time, a test waits for a server, a process or a clock.
-TEST_WORKERS ?= $(shell "$(PYTHON)" -c 'import os; cores = os.cpu_count() or 1; print(min(2 * cores, cores + 4))')
+# One more than there are cores: a test often waits for a server, a process or a clock.
+TEST_WORKERS ?= $(shell "$(PYTHON)" -c 'import os; print((os.cpu_count() or 1) + 1)')
 # Programs some tests need, by command; without them those tests say what is missing.
 TOOLS := pgbouncer dockerd ip chromium
 TOOL_PACKAGES := pgbouncer docker.io iproute2 chromium

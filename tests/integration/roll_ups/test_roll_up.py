@@ -417,6 +417,7 @@ async def storm(db: SessionDatabase, clock: SessionClock, url: str, *, sessions:
     assert await deadlocks(db) == 0
 
 
+@pytest.mark.parametrize("density", [0.2], indirect=True, ids=["some buckets"])
 async def test_a_storm_of_roll_ups_changes_no_answer(
     session_database: SessionDatabase, session_clock: SessionClock, session_database_url: str
 ) -> None:

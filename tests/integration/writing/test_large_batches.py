@@ -182,6 +182,7 @@ async def test_X21_more_than_postgres_holds_in_one_value(session_database: Sessi
     assert set(await session_database.lifecycle.record(runs)) == {"created"}
 
 
+@pytest.mark.soak
 async def test_R25_X21_one_item_is_cut_to_what_postgres_holds(session_database_url: str) -> None:
     large = Settings(payload_limit_bytes=100_000_000)
     payload = "x" * 70_000_000  # four of them are more than the 256 MB that Postgres takes as one jsonb
