@@ -39,5 +39,5 @@ def run_script(source: str, *arguments: str, with_log: bool = False, within_seco
         check=False,
     )
     assert done.returncode == code, f"{done.stdout}\n{done.stderr}"
-    # In its debug mode asyncio tells of callbacks that took long, which says how busy the machine is.
+    # In its debug mode asyncio logs callbacks that took long. They take long on a busy machine.
     return "\n".join(line for line in done.stdout.splitlines() if not line.startswith("Executing <")).strip()
