@@ -88,15 +88,11 @@ KEEP_ALIVE = """
     WHERE session_id LIKE 'live-%'
 """
 
-EDGES = """
-    SELECT count(*)
-    FROM session_lifecycle.session_records
-    WHERE (user_id = :user OR dataset_id = ANY(:datasets))
-        AND date_bin('15 minutes', last_activity_at, '2000-01-01 00:00:00+00') IN (
-            date_bin('15 minutes', CAST(:since AS timestamptz), '2000-01-01 00:00:00+00'),
-            date_bin('15 minutes', CAST(:until AS timestamptz), '2000-01-01 00:00:00+00')
-        )
-"""
+# The columns of the scan's cost by model.
+SCANNED_COSTS = (
+    *("model", "session_count", "cost_usd", "tokens_in", "tokens_out", "cache_read_tokens", "cache_write_tokens"),
+    *("reasoning_tokens", "events", "unpriced_events"),
+)
 BUCKETS = """
     SELECT (SELECT count(*) FROM session_lifecycle.session_roll_ups),
            (SELECT count(*) FROM session_lifecycle.session_model_roll_ups),
@@ -126,8 +122,6 @@ class RolledUp(NamedTuple):
     sessions: int
     seconds: float
     rolled_up: int
-    edge_sessions: int
-    """The visible sessions last active in the quarters of an hour in which the window begins and ends."""
     buckets: int
     model_buckets: int
     records_bytes: int
@@ -182,15 +176,14 @@ class Bench:
         # each time, and the plans of another size would be among them.
         await self._db.engine.dispose()
 
-    async def roll_up(self, window: Window) -> RolledUp:
+    async def roll_up(self) -> RolledUp:
         """Rolls up the sessions that are over."""
         began = time.perf_counter()
         report = await self._db.maintenance.roll_up()
         seconds = time.perf_counter() - began
         await self.settle()
         [sizes] = await self._plain.rows(BUCKETS)
-        [(edge_sessions,)] = await self._plain.rows(EDGES, window)
-        return RolledUp(self._sessions, seconds, report.sessions, edge_sessions, *map(int, sizes))
+        return RolledUp(self._sessions, seconds, report.sessions, *map(int, sizes))
 
     async def pages(self, group: str, orders: Iterable[str]) -> None:
         """Times pages: the first and a deep one in each order, the first of each status, and one with its total."""
@@ -229,7 +222,7 @@ class Bench:
 
         async def costs() -> Any:
             rows = await self._db.lifecycle.cost_by_model(VIEWER, since=window.since, until=window.until)
-            return [tuple(value for _, value in row) for row in rows]
+            return [tuple(getattr(row, name) for name in SCANNED_COSTS) for row in rows]
 
         sides: dict[str, Side] = {OURS: stats, SCAN: lambda: self._plain.stats(window)}
         if window == OPEN and self._sessions <= REFERENCE_UP_TO:
@@ -275,7 +268,7 @@ async def measure_size(
     await bench.pages("Pages, never rolled up", SESSION_ORDERS[:1])
     await bench.figures("Figures, never rolled up", OPEN, "all")
     await bench.figures("Figures, never rolled up", window, "a window")
-    rolled_up = await bench.roll_up(window)
+    rolled_up = await bench.roll_up()
     await bench.pages("Pages, rolled up", SESSION_ORDERS)
     await bench.figures("Figures, rolled up", OPEN, "all")
     await bench.figures("Figures, rolled up", window, "a window")
@@ -303,14 +296,14 @@ def group_table(group: str, lines: Sequence[Timed], judged: int) -> str:
 def sizes_table(found: Sequence[RolledUp]) -> str:
     """How long rolling up took and the space that it takes, as Markdown."""
     columns = ["visible", "rolled up", "s", "sessions/s", "buckets", "buckets by model", "session_records MB"]
-    columns += ["rolled_up_sessions MB", "buckets MB", "sessions in the edge quarter-hours"]
+    columns += ["rolled_up_sessions MB", "buckets MB"]
     rows = []
     for one in found:
         megabytes = (size / 1e6 for size in (one.records_bytes, one.rolled_up_bytes, one.roll_ups_bytes))
         per_second = one.rolled_up / one.seconds
         cells = [f"{one.sessions:,}", f"{one.rolled_up:,}", f"{one.seconds:,.1f}", f"{per_second:,.0f}"]
         cells += [f"{one.buckets:,}", f"{one.model_buckets:,}", *(f"{size:,.0f}" for size in megabytes)]
-        rows.append([*cells, f"{one.edge_sessions:,}"])
+        rows.append(cells)
     return table("Rolling up", columns, rows, names=0)
 
 

@@ -170,7 +170,10 @@ async def rebalance(connection: "asyncpg.Connection") -> None:
     job = await connection.fetchval(citus.REBALANCE)
     if job is None:
         return
-    while (state := await connection.fetchval(citus.JOB_STATE, job)) not in {"finished", "failed", "cancelled"}:  # noqa: ASYNC110 - Citus works on the server
+    while True:
+        state = await connection.fetchval(citus.JOB_STATE, job)
+        if state in {"finished", "failed", "cancelled"}:
+            break
         await asyncio.sleep(POLL_SECONDS)
     if state != "finished":
         reasons = "; ".join(row["message"] for row in await connection.fetch(citus.JOB_ERRORS, job))

@@ -134,7 +134,7 @@ class Storm:
             await asyncio.sleep(0.05)
 
     async def look(self) -> None:
-        """A stranger sees nothing, and whoever sees something sees no less than was acknowledged."""
+        """A stranger sees nothing. A user sees all that was acknowledged."""
         while not self.is_over:
             user = random.choice(self.users)
             known = len(self.acknowledged[user])
