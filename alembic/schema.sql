@@ -40,8 +40,8 @@ CREATE TABLE session_lifecycle.session_buckets (
     bucket_count integer NOT NULL,
     hash_name text COLLATE "C" NOT NULL,
     deployment_id uuid NOT NULL,
-    is_arriving boolean NOT NULL DEFAULT false,
     moved_to text,
+    move_id uuid,
     CONSTRAINT ck_session_buckets_number CHECK ((((bucket_count >= 1) AND (bucket_count <= 64)) AND (number >= 0) AND (number < bucket_count))),
     CONSTRAINT pk_session_buckets PRIMARY KEY (number)
 );

@@ -543,8 +543,8 @@ def create_buckets() -> None:
         sa.Column("bucket_count", sa.Integer, nullable=False),
         key("hash_name"),
         sa.Column("deployment_id", sa.Uuid, nullable=False),
-        sa.Column("is_arriving", sa.Boolean, server_default=sa.text("false"), nullable=False),
         sa.Column("moved_to", sa.Text),
+        sa.Column("move_id", sa.Uuid),
         check(table, "number", "bucket_count BETWEEN 1 AND 64 AND number >= 0 AND number < bucket_count"),
         key=("number",),
     )

@@ -756,10 +756,10 @@ class SessionBucketEntity(Base):
     hash_name: Mapped[str] = mapped_column(KeyText)
     # The same in all buckets that belong together.
     deployment_id: Mapped[UUID] = mapped_column(Uuid)
-    # The bucket is being copied to this place and is not complete.
-    is_arriving: Mapped[bool] = mapped_column(Boolean, server_default=text("false"))
     # The URL of the place to which the bucket went, without a password.
     moved_to: Mapped[str | None] = mapped_column(Text)
+    # The move that brought the bucket here or, beside `moved_to`, took it away.
+    move_id: Mapped[UUID | None] = mapped_column(Uuid)
 
     __table_args__ = (
         CheckConstraint("bucket_count BETWEEN 1 AND 64 AND number >= 0 AND number < bucket_count", name="number"),

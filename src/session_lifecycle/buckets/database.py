@@ -6,7 +6,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import timedelta
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self, TypeVar, cast, overload
-from uuid import UUID
+from uuid import UUID, uuid4
 from weakref import WeakSet
 
 import asyncpg
@@ -21,7 +21,7 @@ from session_lifecycle.buckets.directory import Deployment
 from session_lifecycle.buckets.execution import BoundBucketExecution, BucketExecution
 from session_lifecycle.buckets.lifecycle import BucketLifecycleDb
 from session_lifecycle.buckets.maintenance import BucketMaintenanceDb
-from session_lifecycle.buckets.moving import Mover, clear_new_place
+from session_lifecycle.buckets.moving import Mover, arrive, claimed, clear_new_place
 from session_lifecycle.buckets.places import (
     HASH_NAME,
     HOSTS_OWN,
@@ -42,11 +42,13 @@ from session_lifecycle.models.maintenance import MoveReport
 from session_lifecycle.postgres.execution import Execution, PoolExecution
 from session_lifecycle.postgres.failures import DRIVER_FAILURES, raise_as_ours
 from session_lifecycle.postgres.host_engines import driver_connection
+from session_lifecycle.postgres.notes import sends_notes
 from session_lifecycle.reports import SessionReportsDb
 from session_lifecycle.repository import SessionLifecycleDb
 from session_lifecycle.roles import SessionRoles
 from session_lifecycle.settings import Settings
 from session_lifecycle.statements.buckets import moving
+from session_lifecycle.statements.buckets.moving import arriving_schema
 from session_lifecycle.writing.pipeline import WritePipeline
 from session_lifecycle.writing.recorder import (
     DEFAULT_DRAIN_WITHIN,
@@ -79,7 +81,7 @@ class Home(Protocol):
     def pool_execution(self) -> PoolExecution: ...
     def roles_on(self, execution: Execution) -> SessionRoles: ...
     def patient_engine(self) -> AbstractAsyncContextManager[AsyncEngine]: ...
-    async def migrate(self) -> None: ...
+    async def migrate(self, *, connection: AsyncConnection | None = None, notes: bool | None = None) -> None: ...
     async def check(self) -> list[str]: ...
     async def close(self) -> None: ...
 
@@ -373,8 +375,8 @@ class BucketDatabase:
     async def _to_server(self, number: int) -> AsyncGenerator["asyncpg.Connection"]:
         """A connection to the bucket's server without a deadline, outside a transaction."""
         try:
-            async with _driver(self._homes[number]) as connection:
-                yield connection
+            async with _connection(self._homes[number]) as connection:
+                yield driver_connection(connection)
         except DRIVER_FAILURES as error:
             raise_as_ours(error)
 
@@ -396,8 +398,9 @@ class BucketDatabase:
         goes on at the new place by itself. Tell them the new place before the old server goes: a program that starts
         afterwards must know it. The user of the new place owns the schema there; grant it to the role that works.
 
-        An interrupted move changes nothing, and the next call begins anew. Where the bucket is at the new place
-        already, the call does what an interrupted one has left undone.
+        An interrupted move changes nothing, and the next call begins anew. There is one exception: for some tenths of a
+        second the bucket has left its old place and has not arrived. Interrupted there, calls of the bucket raise
+        DatabaseUnavailableError until the next call of this one, which does the rest first.
 
         Args:
             number: The number of the bucket.
@@ -407,38 +410,67 @@ class BucketDatabase:
             on_progress: Called with a sentence after each step.
 
         Raises:
-            ConfigurationError: There is no such bucket, the schema is there already at the new place, another move of
-                the bucket is at work, or the database refuses the user or the access.
+            ConfigurationError: There is no such bucket, it has row-level security or is on a node of Citus, the schema
+                is there already at the new place, both places are one database, another move of the bucket is at work,
+                or the database refuses the user or the access.
             TransactionConflictError: The writers never let the move have its lock. The bucket is where it was.
             DatabaseUnavailableError: A place cannot be reached or lost the connection.
         """
         self._check_number(number)
         execution, home = self._executions[number], self._homes[number]
-        await execution.settle()
-        schema, server = execution.schema, self._server(to)
-        wanted = server.home_of(schema)
-        report = MoveReport(rows=0, changes=0, paused_seconds=0.0)
         try:
-            async with _driver(wanted) as new:
-                if _public(wanted.engine.url) != _public(home.engine.url):
-                    await execution.run_here(lambda pool: self._deployment.look(pool, number))
-                    if (node := await self.node_of(number)) is not None:
-                        raise ConfigurationError(
-                            f"bucket {number} is on node {node} of Citus: give host:port of another node"
-                        )
-                    await clear_new_place(new, schema, number)
-                    await wanted.migrate()
-                    one = self._deployment
-                    fields = (number, one.bucket_count, one.hash_name, one.deployment_id)
-                    await new.execute(moving.say_arriving(schema), *fields)
-                    async with _driver(home) as old:
-                        mover = Mover(old, new, schema, on_progress)
-                        report = await mover.move(_public(wanted.engine.url), keeps_copy=keep_copy)
-                await new.execute(moving.say_arrived(schema))
+            if (move_id := await execution.find_unarrived()) is not None:
+                async with _connection(home) as here:
+                    await arrive(driver_connection(here), execution.schema, move_id)
+            wanted = self._server(to).home_of(execution.schema)
+            if _public(wanted.engine.url) == _public(home.engine.url):
+                return MoveReport(rows=0, changes=0, paused_seconds=0.0)
+            await execution.run_here(lambda pool: self._deployment.look(pool, number))
+            if (node := await self.node_of(number)) is not None:
+                raise ConfigurationError(f"bucket {number} is on node {node} of Citus: give host:port of another node")
+            async with (
+                _connection(home) as old,
+                _connection(wanted) as new,
+                claimed(execution.schema, driver_connection(old), driver_connection(new)),
+            ):
+                report = await self._move(number, old, new, wanted, keep_copy=keep_copy, on_progress=on_progress)
         except DRIVER_FAILURES as error:
             raise_as_ours(error)
         await execution.settle()
         return report
+
+    async def _move(
+        self,
+        number: int,
+        old: AsyncConnection,
+        new: AsyncConnection,
+        wanted: Home,
+        *,
+        keep_copy: bool,
+        on_progress: Callable[[str], object] | None,
+    ) -> MoveReport:
+        """Moves a bucket from one connection to the other. Both are claimed."""
+        schema, one, move_id = self._executions[number].schema, self._deployment, uuid4()
+        reader, writer = driver_connection(old), driver_connection(new)
+        if await reader.fetchval(moving.IS_ROW_SECURITY_ON, schema):
+            raise ConfigurationError(
+                f"bucket {number} has row-level security, whose roles and key a move does not carry: disable it, move "
+                "the bucket, and enable it at the new place"
+            )
+        async with old.begin():
+            notes = await sends_notes(old, schema)
+        # One transaction: nobody finds a copy that does not say whose it is.
+        async with new.begin():
+            await clear_new_place(writer, schema, number)
+            arriving = wanted.home_of(arriving_schema(schema))
+            await arriving.migrate(connection=new, notes=notes)
+            say, *grants = moving.say_arriving(arriving_schema(schema))
+            await writer.execute(say, number, one.bucket_count, one.hash_name, one.deployment_id, move_id)
+            for grant in grants:
+                await writer.execute(grant)
+        return await Mover(reader, writer, schema, move_id, on_progress).move(
+            _public(wanted.engine.url), keeps_copy=keep_copy
+        )
 
     async def _each(self, work: Callable[[int], Awaitable[None]]) -> None:
         """Does the work for each bucket, also after one has failed. The error names the buckets that failed."""
@@ -600,11 +632,10 @@ def _public(url: URL) -> str:
 
 
 @asynccontextmanager
-async def _driver(home: Home) -> AsyncGenerator["asyncpg.Connection"]:
-    """A connection of the driver without a deadline, outside a transaction."""
+async def _connection(home: Home) -> AsyncGenerator[AsyncConnection]:
+    """A connection without a deadline, outside a transaction."""
     async with home.patient_engine() as engine, engine.connect() as connection:
-        pooled = await connection.get_raw_connection()
-        yield cast("asyncpg.Connection", pooled.driver_connection)
+        yield connection
 
 
 class _Lazily(Sequence[Bucket]):

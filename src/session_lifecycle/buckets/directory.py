@@ -5,14 +5,53 @@ Where a bucket moved away, its place says where it went.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
+
+from asyncpg import InvalidSchemaNameError, UndefinedTableError
 
 from session_lifecycle.errors import ConfigurationError, SchemaError
 from session_lifecycle.postgres.execution import Execution
-from session_lifecycle.statements.buckets import directory
+from session_lifecycle.statements.buckets import directory, moving
 
-INCOMPLETE = "the bucket is being copied to this place and is not complete"
+if TYPE_CHECKING:
+    import asyncpg
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What a place says of a bucket.
+
+    Attributes:
+        is_here: Whether the bucket is here.
+        moved_to: The URL of the place to which it went from here, without a password.
+        move_id: The move that took it there.
+        arriving_by: The move that copies it, or has copied it, to this place.
+    """
+
+    is_here: bool
+    moved_to: str | None
+    move_id: UUID | None
+    arriving_by: UUID | None
+
+    def is_arriving_by(self, move_id: UUID | None) -> bool:
+        """Whether the copy of this move waits here for its name."""
+        return not self.is_here and move_id is not None and self.arriving_by == move_id
+
+
+async def find_trace(connection: "asyncpg.Connection", schema: str) -> Trace | None:
+    """Looks at a place for a bucket. None: the place has changed during the look."""
+    arriving = moving.arriving_schema(schema)
+    arriving_by = moved_to = move_id = None
+    try:
+        if await connection.fetchval(moving.HAS_TABLE, arriving, "session_buckets"):
+            [(_, _, arriving_by)] = await connection.fetch(moving.read_bucket(arriving))
+        is_here = bool(await connection.fetchval(moving.HAS_TABLE, schema, "session_records"))
+        if not is_here and await connection.fetchval(moving.HAS_TABLE, schema, "session_buckets"):
+            [(_, moved_to, move_id)] = await connection.fetch(moving.read_bucket(schema))
+    except (UndefinedTableError, InvalidSchemaNameError):
+        return None
+    return Trace(is_here, moved_to, move_id, arriving_by)
 
 
 @dataclass
@@ -42,13 +81,12 @@ class Deployment:
             rows = await execution.fetch(directory.this_bucket())
         self.compare(number, rows[0])
 
-    async def look(self, execution: Execution, number: int, *, is_complete: bool = False) -> None:
+    async def look(self, execution: Execution, number: int) -> None:
         """Compares what a bucket says of itself with what the host says.
 
         Args:
             execution: Runs statements at the place of the bucket.
             number: The number that the bucket should have.
-            is_complete: Whether the bucket is known to be complete, also where it says that it is being copied.
 
         Raises:
             ConfigurationError: They differ. The message names what differs.
@@ -60,12 +98,10 @@ class Deployment:
                 f"schema {execution.schema!r} is no bucket yet: "
                 "run `session-lifecycle db buckets migrate` with all places"
             )
-        self.compare(number, rows[0], is_complete=is_complete)
+        self.compare(number, rows[0])
 
-    def compare(self, number: int, row: Any, *, is_complete: bool = False) -> None:
+    def compare(self, number: int, row: Any) -> None:
         """Compares a bucket's row with what the host says. See `look`."""
-        if row.is_arriving and not is_complete:
-            raise ConfigurationError(INCOMPLETE)
         if self.deployment_id is None:
             self.deployment_id = row.deployment_id
         given = {

@@ -1,27 +1,33 @@
 """BucketExecution: runs the statements of one bucket where the bucket is, by the clock of the question."""
 
+import asyncio
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from datetime import datetime
 from typing import Any, TypeVar
+from uuid import UUID
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from session_lifecycle.buckets import citus
-from session_lifecycle.buckets.directory import INCOMPLETE, Deployment
+from session_lifecycle.buckets.directory import Deployment, Trace, find_trace
 from session_lifecycle.entities import quoted
 from session_lifecycle.errors import ConfigurationError, DatabaseUnavailableError, SchemaError
 from session_lifecycle.models import Viewer
 from session_lifecycle.postgres.driver_statements import KeptStatement
 from session_lifecycle.postgres.execution import BoundExecution, PoolExecution, Run, Stream
 from session_lifecycle.postgres.failures import DRIVER_FAILURES, raise_as_ours
-from session_lifecycle.statements.buckets import directory
+from session_lifecycle.postgres.host_engines import driver_connection
 from session_lifecycle.statements.writing.record import GATE, record
 
 MOST_MOVES = 8
 """How many moves of a bucket one call follows."""
+ARRIVAL_SECONDS = 10.0
+"""How long a call waits for a bucket that has left its old place and has not arrived at the new one."""
+ARRIVAL_PAUSE_SECONDS = 0.02
 
 Answer = TypeVar("Answer")
 _TABLE = text("SELECT pg_catalog.to_regclass(:table)")
@@ -42,7 +48,7 @@ class BucketExecution:
     """Runs each statement at the present place of its bucket. Looks once whether that place is the bucket's.
 
     A bucket that moved is no longer at its old place: a statement that reaches the old place fails there without an
-    effect. Then this execution reads where the bucket went, and runs the statement there.
+    effect. Then this execution reads where the bucket went, waits until it has arrived there, and runs the statement.
     """
 
     def __init__(
@@ -68,7 +74,8 @@ class BucketExecution:
         self._pool = pool
         self._follow = follow
         self._looked_at: PoolExecution | None = None
-        self._has_followed = False
+        # The move of the pointer that led to the present place.
+        self._led_by: UUID | None = None
         self._record = record(schema)
         self._is_on_citus = False
 
@@ -106,6 +113,7 @@ class BucketExecution:
         async def here(pool: PoolExecution) -> PoolExecution:
             return pool
 
+        await self.settle()
         pool = await self.run_here(here)
         async with pool.snapshot() as stream:
             yield stream
@@ -114,23 +122,21 @@ class BucketExecution:
         """Makes a call at the present place of the bucket.
 
         Args:
-            call: The call. A SchemaError of it means that it had no effect, so it is made again at the next place.
+            call: The call. A SchemaError of it means that it had no effect, so it is made again where the bucket is.
             compares: Whether to look first whether the place is the bucket's.
         """
+        way = _Way()
         try:
-            moves = 0
             while True:
                 pool = self._pool()
                 try:
                     if compares and self._looked_at is not pool:
-                        # A place to which the bucket's own pointer led is complete, whatever it says of itself.
-                        await self._deployment.look(pool, self._number, is_complete=self._has_followed)
+                        await self._deployment.look(pool, self._number)
                         self._is_on_citus = await self.check_functions(pool)
                         self._looked_at = pool
                     return await call(pool)
                 except SchemaError:
-                    moves += 1
-                    if moves > MOST_MOVES or not await self._has_moved_from(pool):
+                    if not await self._go_on(pool, way):
                         raise
         except DatabaseUnavailableError as error:
             message = f"bucket {self._number}: {error}"
@@ -147,34 +153,92 @@ class BucketExecution:
             raise_as_ours(error)
 
     async def settle(self) -> None:
-        """Goes to the place where the bucket is now. Does nothing where it has not moved."""
-        for _ in range(MOST_MOVES):
-            if not await self._has_moved_from(self._pool()):
-                return
-
-    async def _has_moved_from(self, pool: PoolExecution) -> bool:
-        """Whether the bucket is no longer at this place. Then the next call goes to its new place.
+        """Goes to the place where the bucket is now. Does nothing where it has not moved.
 
         Raises:
-            ConfigurationError: The bucket is not here yet.
+            DatabaseUnavailableError: A place is away, or the bucket has not arrived at its new one.
         """
-        if pool is not self._pool():  # another call has found it out
+        way = _Way(was_here=True)
+        while await self._go_on(self._pool(), way):
+            pass
+
+    async def find_unarrived(self) -> UUID | None:
+        """Goes to the place where the bucket is now. Returns the move that brought it, where it has not arrived."""
+        for _ in range(MOST_MOVES):
+            pool = self._pool()
+            trace = await self._look_at(pool)
+            if trace is not None and not self._follow_trace(pool, trace):
+                return self._led_by if trace.is_arriving_by(self._led_by) else None
+        raise SchemaError(f"the bucket has moved {MOST_MOVES} times within one look; look again")
+
+    async def _go_on(self, pool: PoolExecution, way: "_Way") -> bool:
+        """Whether a call that found nothing at this place is made again: the bucket has moved, or is just arriving.
+
+        Raises:
+            DatabaseUnavailableError: It does not arrive.
+            ConfigurationError: The host names a place to which the bucket is being copied.
+        """
+        trace = await self._look_at(pool)
+        if trace is None:
+            return way.goes_on()
+        if trace.is_arriving_by(self._led_by):
+            await way.wait()
             return True
-        try:
-            async with pool.connection() as connection:
-                if await connection.scalar(_TABLE, {"table": f"{quoted(self.schema)}.session_buckets"}) is None:
-                    return False
-                found = (await connection.execute(directory.present_state())).one_or_none()
-        except DRIVER_FAILURES as error:
-            raise_as_ours(error)
-        if found is not None and found.is_arriving and not self._has_followed:
-            raise ConfigurationError(INCOMPLETE)
-        if found is None or found.moved_to is None:
+        if self._follow_trace(pool, trace):
+            return way.goes_on()
+        if trace.arriving_by is not None and not trace.is_here:
+            raise ConfigurationError("the bucket is being copied to this place and is not complete")
+        # It may have arrived after the call and before this look.
+        was_here, way.was_here = way.was_here, True
+        return trace.is_here and not was_here
+
+    def _follow_trace(self, pool: PoolExecution, trace: Trace) -> bool:
+        """Goes where the place points, if it does."""
+        if trace.is_here or trace.moved_to is None or trace.is_arriving_by(self._led_by):
             return False
         if pool is self._pool():
-            self._follow(found.moved_to)
-            self._has_followed = True
+            self._follow(trace.moved_to)
+            self._led_by = trace.move_id
         return True
+
+    async def _look_at(self, pool: PoolExecution) -> Trace | None:
+        """What the place says of the bucket. None: look again, as another call has gone on or the place is changing."""
+        if pool is not self._pool():
+            return None
+        try:
+            async with pool.connection() as connection:
+                return await find_trace(driver_connection(connection), self.schema)
+        except DRIVER_FAILURES as error:
+            raise_as_ours(error)
+
+
+class _Way:
+    """How far one call has gone to find its bucket."""
+
+    def __init__(self, *, was_here: bool = False) -> None:
+        self.was_here = was_here
+        self._moves = 0
+        self._until: float | None = None
+
+    def goes_on(self) -> bool:
+        self._moves += 1
+        return self._moves <= MOST_MOVES
+
+    async def wait(self) -> None:
+        """Waits for a bucket that is arriving.
+
+        Raises:
+            DatabaseUnavailableError: It has not arrived for `ARRIVAL_SECONDS`.
+        """
+        now = time.monotonic()
+        if self._until is None:
+            self._until = now + ARRIVAL_SECONDS
+        if now > self._until:
+            raise DatabaseUnavailableError(
+                "it has left its old place, and its move was interrupted before it arrived at the new one: "
+                "run `session-lifecycle db buckets move` again"
+            )
+        await asyncio.sleep(ARRIVAL_PAUSE_SECONDS)
 
 
 class BoundBucketExecution:

@@ -1,15 +1,19 @@
-"""Moving a bucket to another server: copy, catch up, switch. Its writers wait for less than a second.
+"""Moving a bucket to another server: copy, catch up, switch, arrive. Its writers wait for less than a second.
 
 The old place is the one truth until one transaction there renames the schema and leaves a pointer to the new place. A
 program that has not heard of it finds nothing at the old place any more, reads the pointer and goes on at the new one.
-Before that transaction nobody uses the copy, and after it nobody the original, whatever crashes in between.
+
+The copy has another name until then. So no program takes it for the bucket, also none that knows the bucket at the new
+place from an earlier stay. A second transaction, at the new place, gives it the name. Between the two the bucket is out
+of reach: programs wait, and where a move has crashed there, the next call of it runs the second transaction.
 """
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from typing import Any
+from uuid import UUID
 
 import asyncpg
 
@@ -17,8 +21,10 @@ from session_lifecycle.entities import quoted
 from session_lifecycle.errors import ConfigurationError, TransactionConflictError
 from session_lifecycle.models.maintenance import MoveReport
 from session_lifecycle.postgres.execution import with_jitter
+from session_lifecycle.postgres.function_files import function_files
 from session_lifecycle.postgres.schema_check import TRIGGER
 from session_lifecycle.statements.buckets import moving
+from session_lifecycle.statements.buckets.moving import arriving_schema, left_schema
 
 LOCK_TIMEOUT_MS = 300
 """How long the move waits for the writers at work, while all others wait behind it, before it lets them through."""
@@ -29,24 +35,26 @@ MOST_NOTES = 5_000
 FEW_NOTES = 500
 """With so few changes left, the writers are locked out for the rest."""
 MOST_ROUNDS = 10_000
-LEFT = " (moved)"
-MOST_NAME_BYTES = 63
 
 OnProgress = Callable[[str], object] | None
 
 
 class Mover:
-    """Moves the rows of one bucket from one connection to another. Neither is in a transaction.
-
-    The bucket's schema has the same name at both places, and is migrated and empty at the new one.
-    """
+    """Moves the rows of one bucket from one connection to another. Neither is in a transaction. Both are claimed."""
 
     def __init__(
-        self, old: "asyncpg.Connection", new: "asyncpg.Connection", schema: str, on_progress: OnProgress = None
+        self,
+        old: "asyncpg.Connection",
+        new: "asyncpg.Connection",
+        schema: str,
+        move_id: UUID,
+        on_progress: OnProgress = None,
     ) -> None:
         self._old = old
         self._new = new
         self._schema = schema
+        self._arriving = arriving_schema(schema)
+        self._move_id = move_id
         self._on_progress = on_progress
         self._keys = moving.moved_tables()
         self._columns: dict[str, list[str]] = {}
@@ -56,15 +64,11 @@ class Mover:
 
         Args:
             moved_to: The URL of the new place, without a password.
-            keeps_copy: Whether the rows stay at the old place, under the schema's name and `LEFT`.
+            keeps_copy: Whether the rows stay at the old place, in the schema of `left_schema`.
 
         Raises:
-            ConfigurationError: Another move of this bucket is at work.
             TransactionConflictError: The writers never let the move have its lock, or wrote faster than it copies.
         """
-        key = f"{self._schema} moves"
-        if not await self._old.fetchval("SELECT pg_try_advisory_lock(hashtextextended($1, 3))", key):
-            raise ConfigurationError(f"schema {self._schema!r} is being moved by another program")
         try:
             rows = await self._copy()
             changes, paused = await self._switch(moved_to)
@@ -73,9 +77,6 @@ class Mover:
             with suppress(TransactionConflictError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
                 await self._drop_notes()
             raise
-        finally:
-            with suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
-                await self._old.execute("SELECT pg_advisory_unlock(hashtextextended($1, 3))", key)
         if not keeps_copy:
             await self._old.execute(moving.drop_schema(left_schema(self._schema)))
         return MoveReport(rows=rows, changes=changes, paused_seconds=paused)
@@ -94,14 +95,14 @@ class Mover:
             await self._with_lock(moving.note_changes(schema, table, key))
         found = await self._old.fetch(moving.STORED_COLUMNS, quoted(schema))
         self._columns = {row["table_name"]: row["columns"] for row in found}
-        await self._new.execute(moving.set_trigger(schema, TRIGGER, enabled=False))
+        await self._new.execute(moving.set_trigger(self._arriving, TRIGGER, enabled=False))
         copied = 0
         for table in self._keys:
             rows = await self._carry(table, moving.select_rows(schema, table, self._columns[table]))
             copied += rows
             self._tell(f"{table}: {rows:,} rows")
         for table in self._keys:
-            await self._new.execute(f"ANALYZE {moving.place(schema, table)}")
+            await self._new.execute(f"ANALYZE {moving.place(self._arriving, table)}")
         return copied
 
     async def _drop_notes(self) -> None:
@@ -133,7 +134,9 @@ class Mover:
         async def read() -> None:
             try:
                 await self._old.copy_from_query(query, *values, output=chunks.put, format="binary")
-            except Exception:
+            except asyncio.CancelledError:  # nobody takes chunks any more
+                raise
+            except BaseException:
                 await chunks.put(None)
                 raise
             await chunks.put(None)
@@ -147,7 +150,7 @@ class Mover:
         reading = asyncio.create_task(read())
         try:
             status: str = await self._new.copy_to_table(
-                table, schema_name=self._schema, columns=self._columns[table], source=source(), format="binary"
+                table, schema_name=self._arriving, columns=self._columns[table], source=source(), format="binary"
             )
         except BaseException:
             reading.cancel()
@@ -166,13 +169,13 @@ class Mover:
             return 0
         async with self._new.transaction():
             for table, keys, _ in taken:
-                await self._new.execute(moving.delete_rows(self._schema, table, self._keys[table]), keys)
+                await self._new.execute(moving.delete_rows(self._arriving, table, self._keys[table]), keys)
                 query = moving.select_rows(self._schema, table, self._columns[table], self._keys[table])
                 await self._carry(table, query, keys)
         return sum(row["notes"] for row in taken)
 
     async def _switch(self, moved_to: str) -> tuple[int, float]:
-        """Catches up until few changes are left, then locks writers out for those and leaves the pointer.
+        """Catches up until few changes are left, then locks writers out for those, and lets them in at the new place.
 
         Returns:
             The number of changes, and for how many seconds writers may have waited.
@@ -191,6 +194,7 @@ class Mover:
             except (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError):
                 last = None
             if last is not None:
+                await arrive(self._new, self._schema, self._move_id)
                 return changes + last, time.monotonic() - began
             attempts += 1
             if attempts == LOCK_ATTEMPTS:
@@ -209,38 +213,78 @@ class Mover:
                 return None
             changes = await self._catch_up(MOST_NOTES)
             await self._copy_sequences()
-            await self._new.execute(moving.set_trigger(schema, TRIGGER, enabled=True))
             # What notes changes goes with the schema: dropping it here would wait for the readers.
-            for sql in moving.leave_pointer(schema, left_schema(schema)):
+            for sql in moving.leave_pointer(schema):
                 await self._old.execute(sql)
-            await self._old.execute(moving.point_to(schema), moved_to)
+            await self._old.execute(moving.point_to(schema), moved_to, self._move_id)
         return changes
 
     async def _copy_sequences(self) -> None:
-        name = quoted(self._schema)
-        there = {row["name"]: row["sequence"] for row in await self._new.fetch(moving.SEQUENCES, name)}
-        for sequence, here in await self._old.fetch(moving.SEQUENCES, name):
+        found = await self._new.fetch(moving.SEQUENCES, quoted(self._arriving))
+        there = {row["name"]: row["sequence"] for row in found}
+        for sequence, here in await self._old.fetch(moving.SEQUENCES, quoted(self._schema)):
             if sequence in there:
                 [state] = await self._old.fetch(moving.read_sequence(here))
                 await self._new.execute(moving.SET_SEQUENCE, there[sequence], *state)
 
 
-def left_schema(schema: str) -> str:
-    """The name of the schema that stays at the old place."""
-    return schema.encode()[: MOST_NAME_BYTES - len(LEFT)].decode(errors="ignore") + LEFT
+@asynccontextmanager
+async def claimed(schema: str, *connections: "asyncpg.Connection") -> AsyncGenerator[None]:
+    """Keeps every other move of the bucket away from these places.
+
+    Raises:
+        ConfigurationError: Another move is at work at one of them, or two of them are one database.
+    """
+    taken: list[asyncpg.Connection] = []
+    try:
+        for connection in connections:
+            if not await connection.fetchval(moving.TRY_CLAIM, schema):
+                raise ConfigurationError(
+                    f"schema {schema!r} is being moved by another program, or both places are the same database"
+                )
+            taken.append(connection)
+        yield
+    finally:
+        for connection in taken:
+            # A lost connection has no lock.
+            with suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+                await connection.execute(moving.RELEASE, schema)
 
 
 async def clear_new_place(new: "asyncpg.Connection", schema: str, number: int) -> None:
-    """Drops at the new place what an interrupted move or an earlier stay of this bucket has left.
+    """Drops at the new place what an interrupted move has left. A pointer stays until the bucket arrives.
 
     Raises:
-        ConfigurationError: The schema has something else.
+        ConfigurationError: A schema has something else.
     """
-    if not await new.fetchval(moving.HAS_SCHEMA, schema):
-        return
-    if await new.fetchval(moving.HAS_TABLE, moving.place(schema, "session_buckets")):
-        rows = await new.fetch(moving.read_bucket(schema))
-        if [row["number"] for row in rows] == [number] and (rows[0]["is_arriving"] or rows[0]["moved_to"] is not None):
-            await new.execute(moving.drop_schema(schema))
+    for name, is_pointer in ((schema, True), (arriving_schema(schema), False)):
+        if not await new.fetchval(moving.HAS_SCHEMA, name):
+            continue
+        rows = []
+        if await new.fetchval(moving.HAS_TABLE, name, "session_buckets"):
+            rows = await new.fetch(moving.read_bucket(name))
+        if [(row["number"], row["moved_to"] is not None) for row in rows] != [(number, is_pointer)]:
+            raise ConfigurationError(
+                f"schema {name!r} is there already at the new place: drop it, or name another place"
+            )
+        if not is_pointer:
+            await new.execute(moving.drop_schema(name))
+
+
+async def arrive(new: "asyncpg.Connection", schema: str, move_id: UUID) -> None:
+    """Gives the copy of this move the name of the bucket. Does nothing where that is done.
+
+    The old place has a pointer to this one: the copy is the bucket.
+    """
+    arriving = arriving_schema(schema)
+    async with new.transaction():
+        await new.execute(moving.CLAIM_WITHIN_TRANSACTION, schema)
+        if not await new.fetchval(moving.HAS_TABLE, arriving, "session_buckets"):
             return
-    raise ConfigurationError(f"schema {schema!r} is there already at the new place: drop it, or name another place")
+        [row] = await new.fetch(moving.read_bucket(arriving))
+        if row["move_id"] != move_id:
+            return
+        for sql in moving.take_name(arriving, schema, TRIGGER):
+            await new.execute(sql)
+        # Their texts name the schema.
+        await new.execute(";".join(one.create_sql(schema, replace=True) for one in function_files().values()))

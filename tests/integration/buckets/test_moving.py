@@ -4,8 +4,12 @@ import asyncio
 import json
 import time
 from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from itertools import count
+from typing import Any
 from uuid import UUID
 
 import asyncpg
@@ -14,6 +18,7 @@ from sqlalchemy.engine import make_url
 
 from session_lifecycle import (
     ConfigurationError,
+    DatabaseUnavailableError,
     Run,
     RunFilters,
     SchemaError,
@@ -24,9 +29,11 @@ from session_lifecycle import (
     UsageReceipt,
     Viewer,
 )
-from session_lifecycle.buckets import moving
+from session_lifecycle.buckets import execution, moving
 from session_lifecycle.buckets.database import BucketDatabase
 from session_lifecycle.entities import metadata
+from session_lifecycle.postgres.notes import sends_notes
+from session_lifecycle.statements.buckets.moving import arriving_schema, left_schema
 from support.buckets import BucketServers, user_in
 from support.commands import run, succeed
 
@@ -208,7 +215,7 @@ async def test_a_move_that_is_interrupted_changes_nothing_and_begins_anew(
         monkeypatch.undo()
         await db.move_bucket(0, new)
         assert (await db.lifecycle.aggregate_stats(user)).tokens_in == 6
-        with pytest.raises(ConfigurationError, match="is there already"):
+        with pytest.raises(ConfigurationError, match="both places are the same database"):
             await db.move_bucket(1, f"{places[0].url!s}?target_session_attrs=any")
         with pytest.raises(ConfigurationError, match="expected a bucket from 0 to 3"):
             await db.move_bucket(4, new)
@@ -230,3 +237,135 @@ async def test_an_operator_lists_and_moves_buckets(four_buckets: BucketServers) 
         assert swapped.returncode == 1
         assert "the order of the places differs" in swapped.stderr
         assert "postgres:" not in swapped.stderr
+
+
+class CrashError(Exception):
+    """What a killed program does: nothing any more."""
+
+
+CALLS = ("execute", "fetch", "fetchval", "fetchrow", "prepare", "copy_from_query", "copy_to_table")
+IsTime = Callable[[int, str], bool]
+
+
+@contextmanager
+def crash_when(is_time: IsTime) -> Iterator[list[str]]:
+    """Ends calls to databases as if the program had been killed, from the one on for which it is time.
+
+    `is_time` gets the number of the calls before and the text. Yields the texts of the calls that were made.
+    """
+    made: list[str] = []
+    is_dead = False
+
+    def crashing(call: Any) -> Any:
+        async def crash_or_call(connection: Any, text: str, *values: Any, **named: Any) -> Any:
+            nonlocal is_dead
+            is_dead = is_dead or is_time(len(made), text)
+            if is_dead:
+                raise CrashError
+            made.append(text)
+            return await call(connection, text, *values, **named)
+
+        return crash_or_call
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in CALLS:
+            patch.setattr(asyncpg.Connection, name, crashing(getattr(asyncpg.Connection, name)))
+        yield made
+
+
+async def crash_on_the_way_back(four_buckets: BucketServers, time_of: Callable[[list[str]], IsTime]) -> bool:
+    """A bucket moves away, and its move back crashes.
+
+    Args:
+        four_buckets: The servers.
+        time_of: When it crashes, from the texts of the calls of the first move.
+
+    Returns:
+        Whether the bucket was neither here nor there until the next move.
+    """
+    async with (
+        four_buckets.cloned() as places,
+        SessionDatabase.buckets(places) as idle,
+        SessionDatabase.buckets(places) as busy,
+    ):
+        user, away, home = user_in(idle, 0), str(places[-1].url), str(places[0].url)
+        await idle.lifecycle.record([event(user, 0)])
+        async with SessionDatabase.buckets(places) as operator:
+            with crash_when(lambda *_: False) as there:
+                await operator.move_bucket(0, away)
+        await busy.lifecycle.record([event(user, 1)])
+        with pytest.raises(CrashError), crash_when(time_of(there)):
+            async with SessionDatabase.buckets(places) as crashed:
+                await crashed.move_bucket(0, home)
+        kept, is_between = {0, 1}, False
+        # One program knows the bucket from its first stay at home, one knows that it went away, one begins now.
+        async with SessionDatabase.buckets(places) as fresh:
+            for number, db in enumerate((idle, busy, fresh), start=2):
+                try:
+                    await db.lifecycle.record([event(user, number)])
+                    assert (await db.lifecycle.aggregate_stats(user)).tokens_in == len(kept) + 1
+                except DatabaseUnavailableError:
+                    is_between = True
+                else:
+                    kept.add(number)
+            async with SessionDatabase.buckets(places) as operator:
+                await operator.move_bucket(0, home)
+            for number, db in enumerate((idle, busy, fresh), start=5):
+                await db.lifecycle.record([event(user, number)])
+                kept.add(number)
+                assert (await db.lifecycle.aggregate_stats(user)).tokens_in == len(kept)
+            assert await fresh.check() == []
+        assert sorted(map(int, await keys_of(home, str(places[0].schema)))) == sorted(kept)
+        return is_between
+
+
+@pytest.mark.parametrize(
+    ("before", "is_between"),
+    [("INSERT INTO", False), ("ANALYZE", False), ("SET moved_to", False), ("REVOKE SELECT", True)],
+)
+async def test_a_move_that_crashes_loses_nothing(
+    four_buckets: BucketServers, monkeypatch: pytest.MonkeyPatch, before: str, is_between: bool
+) -> None:
+    monkeypatch.setattr(execution, "ARRIVAL_SECONDS", 0.1)
+
+    def is_time(_: int, text: str) -> bool:
+        return before in text and ("(arriving)" in text or "moved_to" in text)
+
+    assert await crash_on_the_way_back(four_buckets, lambda _: is_time) is is_between
+
+
+@pytest.mark.soak
+async def test_a_move_that_crashes_anywhere_loses_nothing(
+    four_buckets: BucketServers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(execution, "ARRIVAL_SECONDS", 0.1)
+
+    def at(percent: int, there: list[str]) -> IsTime:
+        return lambda number, _: number >= len(there) * percent / 100
+
+    was_between = [await crash_on_the_way_back(four_buckets, partial(at, percent)) for percent in range(100)]
+    assert any(was_between)
+
+
+async def test_a_move_keeps_notes_and_refuses_row_level_security(four_buckets: BucketServers) -> None:
+    async with four_buckets.cloned() as places, SessionDatabase.buckets(places) as db:
+        user, new, schema = user_in(db, 0), str(places[-1].url), str(places[0].schema)
+        await db.lifecycle.record([event(user, 0)])
+        async with SessionDatabase.connect(str(places[0].url), schema=schema) as here:
+            await here.migrate(notes=True)
+        async with SessionDatabase.connect(str(places[1].url)) as host, host.engine.begin() as connection:
+            await connection.exec_driver_sql(
+                f"ALTER TABLE {places[1].schema}.session_records ENABLE ROW LEVEL SECURITY"
+            )
+        await db.move_bucket(0, new)
+        async with SessionDatabase.connect(new, schema=schema) as there, there.engine.connect() as connection:
+            assert await sends_notes(connection, schema)
+        with pytest.raises(ConfigurationError, match="has row-level security"):
+            await db.move_bucket(1, new)
+
+
+def test_schemas_beside_schemas_of_long_names_have_names_of_their_own() -> None:
+    names = ["s" * 62 + end for end in "abé"] + ["é" * 31 + end for end in "ab"] + ["short"]
+    beside = [name for one in names for name in (left_schema(one), arriving_schema(one))]
+    assert len(set(beside)) == 2 * len(names)
+    assert all(len(name.encode()) <= 63 for name in beside)

@@ -19,11 +19,6 @@ def this_bucket() -> Select[*tuple[Any, ...]]:
     return select(*COLUMNS)
 
 
-def present_state() -> Select[bool, str | None]:
-    """At most one row: whether the bucket is being copied here, and the URL of the place to which it went."""
-    return select(tables.buckets.is_arriving, tables.buckets.moved_to)
-
-
 def write_bucket(fields: dict[str, Any]) -> ReturningInsert[int]:
     """Says which bucket the schema is, unless the schema says so already. No row in the answer."""
     return insert(tables.buckets).values(**fields).on_conflict_do_nothing().returning(tables.buckets.number)

@@ -4,6 +4,7 @@ Its texts go to the driver as they stand: COPY and DDL take no parameters.
 """
 
 from collections.abc import Sequence
+from hashlib import md5
 
 from session_lifecycle.entities import metadata, quoted
 
@@ -12,6 +13,31 @@ NOTES = "bucket_changes"
 NOTE_FUNCTION = "note_bucket_change"
 SKIPPED = {"session_buckets"}
 """What is a bucket's own at each place."""
+MOST_NAME_BYTES = 63
+MOVES = "hashtextextended($1 || ' moves', 3)"
+"""The key of the advisory lock of whoever moves the schema `$1`, at both places."""
+TRY_CLAIM = f"SELECT pg_catalog.pg_try_advisory_lock({MOVES})"
+RELEASE = f"SELECT pg_catalog.pg_advisory_unlock({MOVES})"
+CLAIM_WITHIN_TRANSACTION = f"SELECT pg_catalog.pg_advisory_xact_lock({MOVES})"
+
+
+def left_schema(schema: str) -> str:
+    """The name of the schema that stays at the old place."""
+    return _beside(schema, " (moved)")
+
+
+def arriving_schema(schema: str) -> str:
+    """The name that the schema has at the new place until the bucket is there."""
+    return _beside(schema, " (arriving)")
+
+
+def _beside(schema: str, what: str) -> str:
+    """The name with a word after it. Where that is too long, a hash tells names of one beginning apart."""
+    name = schema + what
+    if len(name.encode()) <= MOST_NAME_BYTES:
+        return name
+    end = f" {md5(schema.encode(), usedforsecurity=False).hexdigest()[:8]}{what}"
+    return schema.encode()[: MOST_NAME_BYTES - len(end)].decode(errors="ignore") + end
 
 
 def moved_tables() -> dict[str, Sequence[str]]:
@@ -129,7 +155,14 @@ SEQUENCES = """
 
 SET_SEQUENCE = "SELECT setval($1::text::regclass, $2, $3)"
 HAS_SCHEMA = "SELECT true FROM pg_catalog.pg_namespace WHERE nspname = $1"
-HAS_TABLE = "SELECT pg_catalog.to_regclass($1) IS NOT NULL"
+HAS_TABLE = """
+    SELECT true FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+    WHERE n.nspname = $1 AND c.relname = $2
+"""
+IS_ROW_SECURITY_ON = """
+    SELECT true FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+    WHERE n.nspname = $1 AND c.relname = 'session_records' AND c.relrowsecurity
+"""
 
 
 def read_sequence(sequence: str) -> str:
@@ -138,22 +171,38 @@ def read_sequence(sequence: str) -> str:
 
 
 def read_bucket(schema: str) -> str:
-    """Which bucket the schema says it is."""
-    return f"SELECT number, is_arriving, moved_to FROM {place(schema, 'session_buckets')}"
+    """Which bucket the schema says it is, where it went, and by which move it came or went."""
+    return f"SELECT number, moved_to, move_id FROM {place(schema, 'session_buckets')}"
 
 
-def say_arriving(schema: str) -> str:
-    """Says which bucket is being copied to this place: number, count, hash name, deployment."""
+def say_arriving(schema: str) -> list[str]:
+    """Says which bucket is being copied into this schema: number, count, hash name, deployment, move.
+
+    Everybody may read that, as everybody may read the pointer that leads there.
+    """
     table = place(schema, "session_buckets")
-    return (
-        f"INSERT INTO {table} (number, bucket_count, hash_name, deployment_id, is_arriving) "
-        "VALUES ($1, $2, $3, $4, true)"
-    )
+    return [
+        f"INSERT INTO {table} (number, bucket_count, hash_name, deployment_id, move_id) VALUES ($1, $2, $3, $4, $5)",
+        *_let_everybody_read(schema),
+    ]
 
 
-def say_arrived(schema: str) -> str:
-    """Says that the bucket is complete at this place."""
-    return f"UPDATE {place(schema, 'session_buckets')} SET is_arriving = false"
+def _let_everybody_read(schema: str) -> list[str]:
+    return [
+        f"GRANT USAGE ON SCHEMA {quoted(schema)} TO PUBLIC",
+        f"GRANT SELECT ON {place(schema, 'session_buckets')} TO PUBLIC",
+    ]
+
+
+def take_name(arriving: str, schema: str, trigger: str) -> list[str]:
+    """Gives the complete copy the name of the bucket, in place of a pointer, and lets its rows be written."""
+    return [
+        drop_schema(schema),
+        f"REVOKE SELECT ON {place(arriving, 'session_buckets')} FROM PUBLIC",
+        f"REVOKE USAGE ON SCHEMA {quoted(arriving)} FROM PUBLIC",
+        set_trigger(arriving, trigger, enabled=True),
+        f"ALTER SCHEMA {quoted(arriving)} RENAME TO {quoted(schema)}",
+    ]
 
 
 def lock_writers_out(schema: str, tables: Sequence[str]) -> str:
@@ -161,21 +210,21 @@ def lock_writers_out(schema: str, tables: Sequence[str]) -> str:
     return f"LOCK TABLE {', '.join(place(schema, table) for table in tables)} IN EXCLUSIVE MODE"
 
 
-def leave_pointer(schema: str, left: str) -> list[str]:
-    """Renames the schema, so that nothing of it is found by its name any more, and says where the bucket went: `$1`."""
-    table = place(schema, "session_buckets")
+def leave_pointer(schema: str) -> list[str]:
+    """Renames the schema, so that nothing of it is found by its name any more, and makes room for a pointer."""
+    left, table = left_schema(schema), place(schema, "session_buckets")
     return [
         f"ALTER SCHEMA {quoted(schema)} RENAME TO {quoted(left)}",
         f"CREATE SCHEMA {quoted(schema)}",
         f"CREATE TABLE {table} (LIKE {place(left, 'session_buckets')} INCLUDING ALL)",
         f"INSERT INTO {table} SELECT * FROM {place(left, 'session_buckets')}",
-        f"GRANT USAGE ON SCHEMA {quoted(schema)} TO PUBLIC",
-        f"GRANT SELECT ON {table} TO PUBLIC",
+        *_let_everybody_read(schema),
     ]
 
 
 def point_to(schema: str) -> str:
-    return f"UPDATE {place(schema, 'session_buckets')} SET moved_to = $1"
+    """Says where the bucket went, and by which move."""
+    return f"UPDATE {place(schema, 'session_buckets')} SET moved_to = $1, move_id = $2"
 
 
 def set_trigger(schema: str, trigger: str, *, enabled: bool) -> str:
