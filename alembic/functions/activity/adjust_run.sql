@@ -93,15 +93,22 @@ BEGIN
     SELECT d.user_id, d.session_id, d.cost_usd FROM session_difference d;
 
     -- A model goes when the only row under it was an adjustment that went elsewhere.
+    -- They are looked up first: a deletion with these conditions may begin at them, and read the table for those that hold.
     DELETE FROM {schema}.session_model_usage m
     USING (
-        SELECT DISTINCT a.user_id, t.session_id, t.model
-        FROM jsonb_to_recordset(adjustments) a (
-            user_id uuid, session_id text, model text, held_session_id text, held_model text
-        ), LATERAL (VALUES (a.session_id, a.model), (a.held_session_id, a.held_model)) t (session_id, model)
-    ) t
-    WHERE m.user_id = t.user_id AND m.session_id = t.session_id
-        AND m.model_key = lower(t.model COLLATE "C")
-        AND m.events = 0 AND m.cost_usd = 0 AND m.tokens_in = 0 AND m.tokens_out = 0 AND m.further_totals IS NULL;
+        SELECT k.user_id, k.session_id, k.model_key
+        FROM (
+            SELECT DISTINCT a.user_id, t.session_id, t.model
+            FROM jsonb_to_recordset(adjustments) a (
+                user_id uuid, session_id text, model text, held_session_id text, held_model text
+            ), LATERAL (VALUES (a.session_id, a.model), (a.held_session_id, a.held_model)) t (session_id, model)
+        ) t
+        JOIN LATERAL (
+            SELECT k.* FROM {schema}.session_model_usage k
+            WHERE k.user_id = t.user_id AND k.session_id = t.session_id AND k.model_key = lower(t.model COLLATE "C")
+            LIMIT 1
+        ) k ON k.events = 0 AND k.cost_usd = 0 AND k.tokens_in = 0 AND k.tokens_out = 0 AND k.further_totals IS NULL
+    ) k
+    WHERE m.user_id = k.user_id AND m.session_id = k.session_id AND m.model_key = k.model_key;
 END
 $body$;

@@ -45,11 +45,13 @@ BEGIN
     INTO moved
     FROM item i
     JOIN given g ON g.user_id = i.user_id AND g.run_id = i.run_id AND g.session_id <> i.session_id
-    WHERE i.idempotency_key IS NULL OR i.key_scope IS NOT NULL
-        OR NOT EXISTS (
-            SELECT FROM {schema}.session_usage_events e
-            WHERE e.user_id = i.user_id AND e.session_id = i.session_id AND e.event_id = i.event_id
-        );
+    -- Not with EXISTS after OR: the planner may take it for a hash of the whole ledger.
+    LEFT JOIN LATERAL (
+        SELECT true AS is_there FROM {schema}.session_usage_events e
+        WHERE e.user_id = i.user_id AND e.session_id = i.session_id AND e.event_id = i.event_id
+        LIMIT 1
+    ) held ON true
+    WHERE i.idempotency_key IS NULL OR i.key_scope IS NOT NULL OR held.is_there IS NULL;
     IF moved IS NULL THEN
         waves := NULL;
         RETURN;

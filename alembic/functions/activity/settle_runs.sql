@@ -46,8 +46,9 @@ BEGIN
                 LIMIT 1
             ) AS caller_run_id
             FROM unnest((SELECT family_users), (SELECT family_runs)) n (user_id, run_id)
-            JOIN {schema}.session_runs k ON k.user_id = n.user_id AND k.run_id = n.run_id
-            WHERE k.parent_tool_call_id IS NOT NULL AND NOT k.parent_given
+            JOIN LATERAL (
+                SELECT k.* FROM {schema}.session_runs k WHERE k.user_id = n.user_id AND k.run_id = n.run_id LIMIT 1
+            ) k ON k.parent_tool_call_id IS NOT NULL AND NOT k.parent_given
         ) c
         WHERE r.user_id = c.user_id AND r.run_id = c.run_id
             AND r.parent_run_id IS DISTINCT FROM c.caller_run_id;

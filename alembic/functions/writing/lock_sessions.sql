@@ -11,6 +11,8 @@ LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 -- An array is written `(SELECT users)` so that the planner does not know its length: a plan for a known length looks
 -- cheaper than the prepared one, so it would be made anew in every call.
+-- Each lookup by a key is LATERAL with a LIMIT. A plain join may begin at the table: while the table is empty, that is as
+-- cheap, and the plan stays when it has grown.
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET enable_material = off SET jit = off
 AS $body$
 DECLARE
@@ -40,8 +42,11 @@ BEGIN
         UNION
         SELECT held.user_id, held.session_id
         FROM jsonb_to_recordset(written) i (user_id uuid, event_id uuid, key_scope text)
-        JOIN {schema}.session_usage_events held
-            ON held.key_scope = 'user' AND held.user_id = i.user_id AND held.event_id = i.event_id
+        JOIN LATERAL (
+            SELECT e.user_id, e.session_id FROM {schema}.session_usage_events e
+            WHERE e.key_scope = 'user' AND e.user_id = i.user_id AND e.event_id = i.event_id
+            LIMIT 1
+        ) held ON true
         WHERE i.key_scope = 'user'
         UNION
         SELECT i.user_id, i.session_id
@@ -60,18 +65,30 @@ BEGIN
             UNION
             SELECT i.user_id, r.session_id
             FROM jsonb_to_recordset(written || acted) i (user_id uuid, run_id text)
-            JOIN {schema}.session_runs r ON r.user_id = i.user_id AND r.run_id = i.run_id
-            WHERE r.session_id IS NOT NULL
+            JOIN LATERAL (
+                SELECT r.session_id FROM {schema}.session_runs r WHERE r.user_id = i.user_id AND r.run_id = i.run_id LIMIT 1
+            ) r ON r.session_id IS NOT NULL
             UNION
             SELECT i.user_id, coalesce(root.session_id, root.run_id, i.run_id)
             FROM jsonb_to_recordset(acted) i (
                 kind text, user_id uuid, run_id text, session_id text, parent_run_id text, root_run_id text,
                 parent_tool_call_id text
             )
-            LEFT JOIN {schema}.session_runs own ON own.user_id = i.user_id AND own.run_id = i.run_id
-            LEFT JOIN {schema}.session_runs parent ON parent.user_id = i.user_id AND parent.run_id = i.parent_run_id
-            LEFT JOIN {schema}.session_runs root
-                ON root.user_id = i.user_id AND root.run_id = coalesce(i.root_run_id, parent.root_run_id)
+            LEFT JOIN LATERAL (
+                SELECT r.session_given FROM {schema}.session_runs r
+                WHERE r.user_id = i.user_id AND r.run_id = i.run_id
+                LIMIT 1
+            ) own ON true
+            LEFT JOIN LATERAL (
+                SELECT r.root_run_id FROM {schema}.session_runs r
+                WHERE r.user_id = i.user_id AND r.run_id = i.parent_run_id
+                LIMIT 1
+            ) parent ON true
+            LEFT JOIN LATERAL (
+                SELECT r.run_id, r.session_id FROM {schema}.session_runs r
+                WHERE r.user_id = i.user_id AND r.run_id = coalesce(i.root_run_id, parent.root_run_id)
+                LIMIT 1
+            ) root ON true
             WHERE i.kind = 'run' AND i.session_id IS NULL AND own.session_given IS NOT true
                 AND (root.run_id IS NOT NULL OR coalesce(i.parent_run_id, i.root_run_id, i.parent_tool_call_id) IS NULL)
         ) t;

@@ -15,16 +15,25 @@ BEGIN
     FROM (
         SELECT DISTINCT hashtextextended(t.user_id::text, 7) AS lock_key FROM unnest(of_users) t (user_id) ORDER BY 1
     ) users, (SELECT count(*) FROM {schema}.session_buckets) here;
+    -- Parents are compared with NULL outside of the lookups. Inside, the planner could use the index of the sessions that have
+    -- a parent, and read all those of the user.
     WITH RECURSIVE above AS (
-        SELECT s.user_id, s.session_id, s.parent_session_id AS first_parent, s.parent_session_id AS ancestor
+        SELECT t.user_id, t.session_id COLLATE "C" AS session_id, s.parent_session_id AS first_parent,
+               s.parent_session_id AS ancestor
         FROM unnest(of_users, of_sessions) t (user_id, session_id)
-        JOIN {schema}.session_records s ON s.user_id = t.user_id AND s.session_id = t.session_id
-        WHERE s.parent_session_id IS NOT NULL
+        JOIN LATERAL (
+            SELECT s.parent_session_id FROM {schema}.session_records s
+            WHERE s.user_id = t.user_id AND s.session_id = t.session_id
+            LIMIT 1
+        ) s ON s.parent_session_id IS NOT NULL
         UNION
         SELECT a.user_id, a.session_id, a.first_parent, s.parent_session_id
         FROM above a
-        JOIN {schema}.session_records s ON s.user_id = a.user_id AND s.session_id = a.ancestor
-        WHERE s.parent_session_id IS NOT NULL
+        JOIN LATERAL (
+            SELECT s.parent_session_id FROM {schema}.session_records s
+            WHERE s.user_id = a.user_id AND s.session_id = a.ancestor
+            LIMIT 1
+        ) s ON s.parent_session_id IS NOT NULL
     )
     SELECT a.first_parent INTO found_parent FROM above a WHERE a.ancestor = a.session_id LIMIT 1;
     IF FOUND THEN

@@ -1,6 +1,5 @@
 """Runs, steps and messages that are recorded again: what is filled, what conflicts, what replaces; and their order."""
 
-from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import permutations
 from typing import Any
@@ -272,59 +271,6 @@ async def test_X12_a_revision_that_takes_a_tool_call_away_frees_the_run_that_it_
     assert await began_by() == "a"
     await session_database.lifecycle.record([step(run_id="a", tool_call_id="other", revision=1)])
     assert await began_by() is None
-
-
-def family(children: int) -> list[Item]:
-    return [run("root"), *(run(f"child {number}", parent_run_id="root", session_id=None) for number in range(children))]
-
-
-async def rows_read(db: SessionDatabase, items: Sequence[Item]) -> int:
-    """How many rows of runs the server reads to record the items, by the server's own counters. Nothing is recorded."""
-    counter = text("SELECT seq_tup_read + idx_tup_fetch FROM pg_stat_xact_user_tables WHERE relname = 'session_runs'")
-    async with db.engine.connect() as connection:
-        # The counters of a connection also hold what its earlier transactions read.
-        [(before,)] = await connection.execute(counter)
-        await db.bind(connection).lifecycle.record(items)
-        [(after,)] = await connection.execute(counter)
-        await connection.rollback()
-    return int(after - before)
-
-
-@pytest.mark.parametrize(
-    "items",
-    [
-        [run("root")],
-        [run("root", ended_at=NOON, output="done", reported_cost_usd=1)],
-        [run("root", output="other", session_id="another")],
-        [step(run_id="root", tool_call_id="call", output=1)],
-        [run("root"), run("new", parent_run_id="root", session_id=None)],
-    ],
-)
-async def test_X14_recording_again_reads_no_more_with_more_descendants(
-    session_database: SessionDatabase, items: list[Item]
-) -> None:
-    await session_database.lifecycle.record([*family(20), step(run_id="root", tool_call_id="call")])
-    few = await rows_read(session_database, items)
-    await session_database.lifecycle.record(family(400))
-    await session_database.lifecycle.record(
-        [run(f"begun {number}", user_id=UUID(int=2), parent_tool_call_id=f"call {number}") for number in range(400)]
-    )
-    assert await rows_read(session_database, items) <= few + 5
-
-
-async def test_X14_a_batch_reads_as_many_rows_as_it_records(session_database: SessionDatabase) -> None:
-    """Also while the tables have no statistics, and the plans of the functions are made."""
-    for size in (50, 100, 200, 400, 300, 200):
-        assert await rows_read(session_database, family(size)) < 30 * size
-
-
-async def test_X14_a_root_that_comes_last_settles_a_large_family(session_database: SessionDatabase) -> None:
-    [root, *children] = family(3000)
-    await session_database.lifecycle.record(children)
-    assert await rows_read(session_database, [root]) < 40 * len(children)
-    await session_database.lifecycle.record([root])
-    page = await session_database.activity.list_runs(RunFilters(user_id=A, include_open=True, session_id="s", limit=1))
-    assert page.total == 3001
 
 
 async def test_no_table_of_activity_is_without_its_order() -> None:
