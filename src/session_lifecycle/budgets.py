@@ -104,7 +104,7 @@ class SqlAlchemySessionBudgetsDb(SessionBudgetsDb):
             "calendar": None if isinstance(window, timedelta) or window == "total" else window,
             "rolling_us": window // _MICROSECOND if isinstance(window, timedelta) else None,
         }
-        [(is_new,)] = await self._execution.fetch(budgets.set_budget(self._execution.schema), fields)
+        [(is_new,)] = await self._execution.fetch(budgets.set_budget(self._execution.schema), fields, writes=True)
         return bool(is_new)
 
     async def get_budget(self, budget_id: str, viewer: Viewer | UUID | str) -> BudgetUse | None:
@@ -127,7 +127,7 @@ class SqlAlchemySessionBudgetsDb(SessionBudgetsDb):
 
     async def delete_budget(self, budget_id: str) -> bool:
         asked = OneBudget.of_call(budget_id=budget_id)
-        return bool(await self._execution.fetch(budgets.delete_budget(asked.budget_id)))
+        return bool(await self._execution.fetch(budgets.delete_budget(asked.budget_id), writes=True))
 
     async def would_exceed(
         self,
@@ -192,7 +192,7 @@ class SqlAlchemySessionBudgetsDb(SessionBudgetsDb):
             "key_scope": event.key_scope,
             "lease_us": given.lease // _MICROSECOND,
         }
-        rows = await self._execution.fetch(reservations.reserve(self._execution.schema), parameters)
+        rows = await self._execution.fetch(reservations.reserve(self._execution.schema), parameters, writes=True)
         outcome = ReservationOutcome(rows[0].outcome)
         return Reservation(
             session_id=event.session_id,
@@ -219,7 +219,7 @@ class SqlAlchemySessionBudgetsDb(SessionBudgetsDb):
         )
         event_id = event_id_of(UsageEvent(**asked.model_dump()))
         statement = reservations.release(asked.user_id, asked.session_id, event_id)
-        return bool(await self._execution.fetch(statement))
+        return bool(await self._execution.fetch(statement, writes=True))
 
     async def _ask(self, dataset_id: UUID | str | None, agent_name: str | None, **use: Any) -> _Asked:
         """Checks, redacts and prices what is asked for, as recording does it with the event to come."""

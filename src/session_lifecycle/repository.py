@@ -286,7 +286,7 @@ class SqlAlchemySessionLifecycleDb(WritePipeline, CallsAsItems, SessionLifecycle
         replaced = {name: getattr(redacted, name) for name in given}
         key = {"user_id": asked.user_id, "session_id": asked.session_id}
         parameters = {**key, "changes": to_json(replaced).decode()}
-        rows = await self._primary.fetch(self._update_session, parameters)
+        rows = await self._primary.fetch(self._update_session, parameters, writes=True)
         return records.record_of(rows[0]) if rows else None
 
     async def annotate_session(
@@ -313,7 +313,7 @@ class SqlAlchemySessionLifecycleDb(WritePipeline, CallsAsItems, SessionLifecycle
         )
         fields = asked.model_dump()
         parameters = {**fields, "annotator": asked.annotator or ""}
-        [(annotated_at,)] = await self._primary.fetch(self._annotate_session, parameters)
+        [(annotated_at,)] = await self._primary.fetch(self._annotate_session, parameters, writes=True)
         if annotated_at is None:
             return None
         told = {field: fields[field] for field in ("name", "annotator", "score", "label", "comment")}

@@ -36,9 +36,12 @@ SHORT = Settings(
 LOCKED = """
     SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'
 """
-LEFT_BEHIND = """
-    SELECT pid, state, wait_event, now() - xact_start, query FROM pg_stat_activity WHERE datname = current_database()
+BLOCKING = """
+    SELECT pid, backend_type, state, wait_event_type, wait_event, now() - xact_start, pg_blocking_pids(pid), query
+    FROM pg_stat_activity WHERE pid = ANY (pg_blocking_pids($1))
 """
+# So long does a call of an earlier round at most live on: its client's deadline and the server's are shorter.
+LOCK_WITHIN = 25
 TABLES = """
     SELECT string_agg(oid::regclass::text, ', ') FROM pg_class
     WHERE relnamespace = 'session_lifecycle'::regnamespace AND relkind = 'r'
@@ -96,11 +99,14 @@ class Bench:
     async def locked(self, round_: Round) -> AsyncGenerator[None]:
         """The server has begun every call, and none gets on until the block is left."""
         async with self.locker.transaction():
-            try:
-                await self.locker.execute(f"LOCK TABLE {await self.admin.fetchval(TABLES)} IN ACCESS EXCLUSIVE MODE")
-            except asyncpg.LockNotAvailableError as error:
-                left = [tuple(row) for row in await self.admin.fetch(LEFT_BEHIND)]
-                raise AssertionError(f"a call of an earlier round holds a lock: {left}") from error
+            lock = f"LOCK TABLE {await self.admin.fetchval(TABLES)} IN ACCESS EXCLUSIVE MODE"
+            locking = asyncio.create_task(self.locker.execute(lock))
+            await asyncio.wait([locking], timeout=LOCK_WITHIN)
+            if not locking.done():
+                blocking = [tuple(row) for row in await self.admin.fetch(BLOCKING, self.locker.get_server_pid())]
+                locking.cancel()
+                raise AssertionError(f"a lock is held: {blocking}")
+            await locking
             round_.begin()
 
             async def all_wait() -> bool:

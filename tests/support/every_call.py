@@ -469,7 +469,10 @@ class Round:
         for name, outcome in self.outcomes.items():
             allowed = self._allowed(name, outcome)
             stored = self.stored.get(name)
-            if allowed is None or (stored is not None and stored not in allowed):
+            # A migration does not know yet that there is nothing to do.
+            is_read = CALLS[name].written is None and name != "database.migrate"
+            says_wrong = is_read and getattr(outcome, "may_have_written", False)
+            if allowed is None or (stored is not None and stored not in allowed) or says_wrong:
                 found.append(f"{name}: {outcome!r}, stored: {stored}, expected: {allowed}")
         return found
 

@@ -77,7 +77,7 @@ class Deployment:
                 "hash_name": self.hash_name,
                 "deployment_id": self.deployment_id or uuid4(),
             }
-            await execution.fetch(directory.write_bucket(fields))
+            await execution.fetch(directory.write_bucket(fields), writes=True)
             rows = await execution.fetch(directory.this_bucket())
         self.compare(number, rows[0])
 

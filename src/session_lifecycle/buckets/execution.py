@@ -80,10 +80,15 @@ class BucketExecution:
         self._is_on_citus = False
 
     async def fetch(
-        self, statement: Any, parameters: dict[str, Any] | None = None, *, viewer: Viewer | None = None
+        self,
+        statement: Any,
+        parameters: dict[str, Any] | None = None,
+        *,
+        viewer: Viewer | None = None,
+        writes: bool = False,
     ) -> Sequence[Any]:
         values = at_clock(parameters)
-        return await self.run_here(lambda pool: pool.fetch(statement, values, viewer=viewer))
+        return await self.run_here(lambda pool: pool.fetch(statement, values, viewer=viewer, writes=writes))
 
     async def write(
         self,
@@ -261,10 +266,15 @@ class BoundBucketExecution:
         self._is_looked_at = False
 
     async def fetch(
-        self, statement: Any, parameters: dict[str, Any] | None = None, *, viewer: Viewer | None = None
+        self,
+        statement: Any,
+        parameters: dict[str, Any] | None = None,
+        *,
+        viewer: Viewer | None = None,
+        writes: bool = False,
     ) -> Sequence[Any]:
         await self._look()
-        return await self._bound.fetch(statement, at_clock(parameters), viewer=viewer)
+        return await self._bound.fetch(statement, at_clock(parameters), viewer=viewer, writes=writes)
 
     async def write(
         self,

@@ -43,7 +43,7 @@ class Eraser:
         user_id = asked.user_id
         found = partial(erase.sessions_of, user_id)
         if asked.tombstone:
-            await self._execution.fetch(erase.write_tombstone(self._execution.schema, user_id))
+            await self._execution.fetch(erase.write_tombstone(self._execution.schema, user_id), writes=True)
         if pseudonym is None:
             # Before the events go: afterwards nothing says which models the user used.
             await self._forget_repriced_models(user_id)
@@ -74,11 +74,11 @@ class Eraser:
 
     async def _forget_budgets(self, user_id: UUID) -> None:
         """Deletes the reservations of the user, and the budgets that name the user."""
-        await self._execution.fetch(reservations.reservations_of(user_id))
-        await self._execution.fetch(budgets.budgets_of(user_id))
+        await self._execution.fetch(reservations.delete_reservations_of(user_id), writes=True)
+        await self._execution.fetch(budgets.delete_budgets_of(user_id), writes=True)
 
     async def _forget_repriced_models(self, user_id: UUID) -> None:
         """Takes models that only this user has used out of the audit of repricings: a name may be personal."""
         models = [model for (model,) in await self._execution.fetch(erase.repriced_models_of(user_id))]
         if models:
-            await self._execution.fetch(erase.forget_models(models, user_id))
+            await self._execution.fetch(erase.forget_models(models, user_id), writes=True)

@@ -176,7 +176,9 @@ class Importer:
                     most = max(most, *(row.values.get(RECORD_NO, 0) for row in rows), 0)
                 self._tell("read", shape.name, counts["read"])
         if most:
-            await self._execution.fetch(export.move_sequence_on(self._execution.schema, shape), {"most": most})
+            await self._execution.fetch(
+                export.move_sequence_on(self._execution.schema, shape), {"most": most}, writes=True
+            )
 
     def _accepted(self, shape: TableShape, number: int, text: str) -> ImportRow | None:
         if (shape.name, number) in self._refused_lines:

@@ -91,7 +91,7 @@ class Reconciler:
                 statement = reconcile.add_run(key, expected)
             else:
                 statement = reconcile.add_model(key, expected)
-            if await self._execution.fetch(statement):
+            if await self._execution.fetch(statement, writes=True):
                 self._repaired += differing
 
     async def _compare_adjustment(self, row: Any) -> None:
@@ -100,9 +100,8 @@ class Reconciler:
         self._mismatch_count += differing
         if self._repair:
             session_id = row.found_session_id if row.expected_session_id is None else row.expected_session_id
-            await self._execution.fetch(
-                reconcile.settle_run(self._execution.schema, row.user_id, row.run_id, session_id)
-            )
+            settled = reconcile.settle_run(self._execution.schema, row.user_id, row.run_id, session_id)
+            await self._execution.fetch(settled, writes=True)
             self._repaired += differing
 
     async def _compare_rolled_up(self, between: dict[str, Any]) -> None:
@@ -121,7 +120,7 @@ class Reconciler:
         if self._repair:
             # In the order of keys, against deadlocks: in a host's transaction the locks stay until it ends.
             for key, differing in sorted(wrong.items()):
-                [(was_rolled_up,)] = await self._execution.fetch(reconcile_roll_ups.take_out(schema, key))
+                [(was_rolled_up,)] = await self._execution.fetch(reconcile_roll_ups.take_out(schema, key), writes=True)
                 self._repaired += differing if was_rolled_up else 0
 
     async def _compare_buckets(self, part: Part) -> None:
@@ -137,7 +136,7 @@ class Reconciler:
             differing += rows[0].mismatches if rows else 0
         self._mismatch_count += differing
         if self._repair and differing:
-            await self._execution.fetch(reconcile_roll_ups.rebuild(schema, part.shape), part.parameters)
+            await self._execution.fetch(reconcile_roll_ups.rebuild(schema, part.shape), part.parameters, writes=True)
             self._repaired += differing
 
     def _note(self, row: Any, entity: Any, names: Iterable[str], columns: Iterable[str]) -> int:

@@ -33,7 +33,7 @@ class Repricer:
         repricing_id = uuid4()
         window = (asked.model, asked.since, asked.until)
         if not asked.dry_run:
-            await self._execution.fetch(reprice.begin_audit(repricing_id, *window))
+            await self._execution.fetch(reprice.begin_audit(repricing_id, *window), writes=True)
         looked_at = events = 0
         before = after = Decimal(0)
         last: EventKey | None = None

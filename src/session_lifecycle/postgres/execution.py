@@ -62,15 +62,25 @@ class Execution(Protocol):
     schema: str
 
     @overload
-    async def fetch(self, statement: Executable) -> Sequence[Any]: ...
+    async def fetch(self, statement: Executable, *, writes: bool = False) -> Sequence[Any]: ...
 
     @overload
     async def fetch(
-        self, statement: KeptStatement, parameters: dict[str, Any], *, viewer: Viewer | None = None
+        self,
+        statement: KeptStatement,
+        parameters: dict[str, Any],
+        *,
+        viewer: Viewer | None = None,
+        writes: bool = False,
     ) -> Sequence[Any]: ...
 
     async def fetch(
-        self, statement: Any, parameters: dict[str, Any] | None = None, *, viewer: Viewer | None = None
+        self,
+        statement: Any,
+        parameters: dict[str, Any] | None = None,
+        *,
+        viewer: Viewer | None = None,
+        writes: bool = False,
     ) -> Sequence[Any]:
         """Runs a statement and returns all its rows.
 
@@ -79,6 +89,7 @@ class Execution(Protocol):
             parameters: The values of its bound parameters. The statement of every read is kept. None: the statement was
                 built for this call, with its values, as those of jobs are.
             viewer: Who is asking, for row-level security. None: a role that is walled in sees no row.
+            writes: Whether it writes. The error of a lost answer says so.
         """
         ...
 
@@ -159,7 +170,12 @@ class PoolExecution:
         self._deadline_seconds: float | None = None
 
     async def fetch(
-        self, statement: Any, parameters: dict[str, Any] | None = None, *, viewer: Viewer | None = None
+        self,
+        statement: Any,
+        parameters: dict[str, Any] | None = None,
+        *,
+        viewer: Viewer | None = None,
+        writes: bool = False,
     ) -> Sequence[Any]:
         if parameters is not None:
             engine = self._engines.current()
@@ -167,9 +183,9 @@ class PoolExecution:
             if viewer is not None and self._sign is not None:
                 values = [*kept.values(parameters), self._sign(viewer)]
                 on_driver = partial(greenlet_spawn, self._on_driver, engine, kept.sql_for_viewer, values)
-                return kept.rows_for_viewer(await self._repeated(on_driver, repeatable=True))
+                return kept.rows_for_viewer(await self._repeated(on_driver, repeatable=True, writes=writes))
             on_driver = partial(greenlet_spawn, self._on_driver, engine, kept.sql, kept.values(parameters))
-            return kept.rows(await self._repeated(on_driver, repeatable=True))
+            return kept.rows(await self._repeated(on_driver, repeatable=True, writes=writes))
 
         async def run(mark_sent: Callable[[], None]) -> Sequence[Any]:
             async with self._connection() as connection:
@@ -177,7 +193,7 @@ class PoolExecution:
                 async with asyncio.timeout(self._deadline_seconds) if self._deadline_seconds else nullcontext():
                     return (await connection.execute(statement)).all()
 
-        return await self._repeated(run, repeatable=True)
+        return await self._repeated(run, repeatable=True, writes=writes)
 
     async def write(
         self,
@@ -252,6 +268,7 @@ class PoolExecution:
         *,
         repeatable: bool,
         on_sent: Callable[[], object] | None = None,
+        writes: bool = True,
     ) -> Sequence[Any]:
         """Returns the rows of `run`, and retries it where that is safe.
 
@@ -259,6 +276,7 @@ class PoolExecution:
             run: Runs the statement. It calls its argument just before it sends the statement.
             repeatable: See `Execution.write`.
             on_sent: See `Execution.write`.
+            writes: See `Execution.fetch`.
         """
         sent = False
 
@@ -278,7 +296,7 @@ class PoolExecution:
                 return await run(mark_sent)
             except DRIVER_FAILURES as error:
                 is_outcome_unknown = sent and not wrote_nothing(error)
-                may_have_written = may_have_written or is_outcome_unknown
+                may_have_written = may_have_written or (writes and is_outcome_unknown)
                 is_safe = repeatable or not is_outcome_unknown
                 # The client's deadline, which the next attempt would exceed as well.
                 timed_out = sent and isinstance(driver_error(error), TimeoutError)
@@ -420,8 +438,14 @@ class BoundExecution:
         self._is_isolation_checked = False
 
     async def fetch(
-        self, statement: Any, parameters: dict[str, Any] | None = None, *, viewer: Viewer | None = None
+        self,
+        statement: Any,
+        parameters: dict[str, Any] | None = None,
+        *,
+        viewer: Viewer | None = None,
+        writes: bool = False,
     ) -> Sequence[Any]:
+        del writes  # what a call wrote in the host's transaction is lost or kept with it
         if parameters is None:
             return await self._within(partial(_built_rows, statement, _options(self.schema)))
         token = None if viewer is None or self._sign is None else self._sign(viewer)

@@ -73,6 +73,6 @@ def visible(viewer: ViewerShape) -> ColumnElement[bool]:
     return or_(*ways) if ways else false()
 
 
-def budgets_of(user_id: UUID) -> ReturningDelete[str]:
+def delete_budgets_of(user_id: UUID) -> ReturningDelete[str]:
     """Deletes the budgets that name the user. A row for each."""
     return delete(tables.budgets).where(tables.budgets.user_id == user_id).returning(tables.budgets.budget_id)

@@ -113,7 +113,7 @@ def release(user_id: UUID, session_id: str, event_id: UUID) -> ReturningDelete[U
     )
 
 
-def reservations_of(user_id: UUID) -> ReturningDelete[UUID]:
+def delete_reservations_of(user_id: UUID) -> ReturningDelete[UUID]:
     """Deletes the reservations of the user. A row for each."""
     return (
         delete(tables.reservations)
