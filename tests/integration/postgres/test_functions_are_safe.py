@@ -242,7 +242,7 @@ DIRECTLY: dict[str, tuple[str, tuple[Any, ...]]] = {
     ),
     "families": ("$1, $1", (A,)),
     "levels": ("$1", (AT,)),
-    "density": ("", ()),
+    "density": ("'user'", ()),
     "members": ("'user', $1, NULL, $2, $2", (A, AT)),
     "is_dense": ("'user', $1, NULL, 64", (A,)),
     "add_parts": ("'user', $1, $1, '9 days', $2, $2", (A, AT)),
