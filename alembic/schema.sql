@@ -436,8 +436,6 @@ CREATE FUNCTION session_lifecycle.add_parts(of_family text, of_user uuid, of_dat
 
 CREATE FUNCTION session_lifecycle.adjust_run(adjustments jsonb, now_at timestamp with time zone) RETURNS TABLE(user_id uuid, session_id text, difference_usd numeric) LANGUAGE plpgsql SET enable_hashjoin=off SET enable_material=off SET enable_mergejoin=off SET enable_seqscan=off SET jit=off SET search_path=pg_catalog, pg_temp;
 
-CREATE FUNCTION session_lifecycle.analyze_roll_ups_v1() RETURNS void LANGUAGE plpgsql SET search_path=pg_catalog, pg_temp;
-
 CREATE FUNCTION session_lifecycle.annotate_session_v1(of_user uuid, of_session text, of_name text, by_whom text, given_score double precision, given_label text, given_comment text, given_at timestamp with time zone) RETURNS timestamp with time zone LANGUAGE plpgsql SET enable_seqscan=off SET jit=off SET search_path=pg_catalog, pg_temp;
 
 CREATE FUNCTION session_lifecycle.anonymise_sessions_v1(keys jsonb, pseudonym uuid, OUT sessions bigint, OUT runs bigint, OUT steps bigint, OUT messages bigint, OUT events bigint, OUT model_rows bigint, OUT session_keys jsonb) RETURNS record LANGUAGE plpgsql SET enable_hashjoin=off SET enable_material=off SET enable_mergejoin=off SET enable_seqscan=off SET jit=off SET search_path=pg_catalog, pg_temp;

@@ -113,7 +113,6 @@ FUNCTIONS = (
     "expected_roll_ups_v1",
     "expected_model_roll_ups_v1",
     "rebuild_roll_ups_v1",
-    "analyze_roll_ups_v1",
 )
 TABLES = (
     "session_records",

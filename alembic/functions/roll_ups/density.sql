@@ -5,4 +5,4 @@
 -- Answers the number. Raises nothing and takes no lock.
 CREATE FUNCTION {schema}.density(of_family text) RETURNS numeric
 LANGUAGE sql IMMUTABLE
-RETURN CASE of_family WHEN 'all' THEN 256::numeric WHEN 'user_dataset' THEN 64::numeric ELSE 32::numeric END;
+RETURN CASE of_family WHEN 'all' THEN 256::numeric WHEN 'user_dataset' THEN 48::numeric ELSE 32::numeric END;

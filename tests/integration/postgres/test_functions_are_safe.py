@@ -247,7 +247,6 @@ DIRECTLY: dict[str, tuple[str, tuple[Any, ...]]] = {
     "is_dense": ("'user', $1, NULL, 64", (A,)),
     "add_parts": ("'user', $1, $1, '9 days', $2, $2", (A, AT)),
     "depths": ("'user', NULL, NULL, true", ()),
-    "analyze_roll_ups_v1": ("", ()),
     "holds": ("'user', $1, $1, $1, $1", (A,)),
     "lock_roll_ups": ("", ()),
     "session_models_v1": ("$1, $2", ([A], ["s"])),

@@ -172,13 +172,11 @@ def _figures_of_rolled_up(
         sums |= _sums(changes, names, whole.c.sign)
         is_in = (*_within(changes.starts_at, whole), _has_status(changes, together))
         parts.append(_of_each(whole, _labelled(sums).where(in_family, *is_in)))
-    for edge, in_family in _of_each_family(kinds, cover.edges, tables.rolled_up_sessions):
+    for edge, is_in in _rolled_up_in(kinds, cover.edges, together):
         rows = tables.rolled_up_sessions
         sums = _counts_by_status(windows, rows, func.count(), edge.c.sign)
         sums |= _sums_of_sessions(rows, names, edge.c.sign)
-        # The indexes have the status before the activity.
-        is_in = (*_within(rows.last_activity_at, edge), _has_status(rows, together))
-        parts.append(_of_each(edge, _labelled(sums).where(in_family, *is_in)))
+        parts.append(_of_each(edge, _labelled(sums).where(*is_in)))
     return parts
 
 
@@ -297,20 +295,15 @@ def model_figures(kinds: ScopeKinds, status_window: StatusWindow) -> Select[*tup
                 *_within(tables.model_roll_up_changes.starts_at, whole),
             )
         )
-    for edge, in_family in _of_each_family(kinds, cover.edges, tables.rolled_up_sessions):
+    for edge, is_in in _rolled_up_in(kinds, cover.edges, status_window):
         share = _model_shares()
-        rows = (
-            in_family,
-            _has_status(tables.rolled_up_sessions, status_window),
-            *_within(tables.rolled_up_sessions.last_activity_at, edge),
-        )
         sign = edge.c.sign
         sums = {
             name: sign * func.count() if name == "sessions" else _total(share.c[MODEL_KEYS[name]], name, sign)
             for name in MODEL_FIGURES
         }
         source = join(tables.rolled_up_sessions, share, true())
-        parts.append(_sums_per_row(edge, share.c[MODEL_KEYS["model"]], sums, *rows, source=source))
+        parts.append(_sums_per_row(edge, share.c[MODEL_KEYS["model"]], sums, *is_in, source=source))
     model = case((tables.model_usage.model == "", literal(UNKNOWN_MODEL)), else_=tables.model_usage.model).label("key")
     # Usage without a model and usage of a model named "unknown" are both reported as unknown. A session with both is
     # one session, so the row without a model does not count where the session also has the named one.
@@ -371,13 +364,33 @@ def _of_each(rows: FromClause, figures: Select[*tuple[Any, ...]]) -> Select[*tup
 def _of_each_family(
     kinds: ScopeKinds,
     windows: CTE,
-    table: type[tables.rolled_up_sessions | tables.roll_up_changes | tables.model_roll_up_changes],
+    table: type[tables.roll_up_changes | tables.model_roll_up_changes],
 ) -> list[tuple[FromClause, ColumnElement[bool]]]:
     """The windows of each bucket family, and the condition on the rows that the family counts: each has an index."""
     found: list[tuple[FromClause, ColumnElement[bool]]] = []
     for name in _family_names(kinds):
         of_family = select(windows).where(windows.c.family == name).subquery(f"of_{name}")
         found.append((of_family, _counts(name, of_family, table)))
+    return found
+
+
+def _rolled_up_in(
+    kinds: ScopeKinds, windows: CTE, status_window: StatusWindow
+) -> list[tuple[FromClause, Sequence[ColumnElement[bool]]]]:
+    """The windows of each bucket family, one row for each stored status, and the conditions on the rolled-up sessions.
+
+    The indexes have the status before the activity, so each status is a range of its own.
+    """
+    found: list[tuple[FromClause, Sequence[ColumnElement[bool]]]] = []
+    table = tables.rolled_up_sessions
+    stored = literal([one.value[0] for one in _stored(status_window)], ARRAY(Text))
+    status = func.unnest(stored).table_valued(column("initial", Text), name="status").render_derived()
+    for name in _family_names(kinds):
+        rows = select(windows, status.c.initial).join_from(windows, status, true()).where(windows.c.family == name)
+        of_family = rows.subquery(f"of_{name}")
+        has_status = initial(table.status) == of_family.c.initial
+        is_in = (_counts(name, of_family, table), has_status, *_within(table.last_activity_at, of_family))
+        found.append((of_family, is_in))
     return found
 
 
@@ -568,8 +581,11 @@ def _is_in(
 
 def _has_status(table: StatusTable, status_window: StatusWindow) -> ColumnElement[bool]:
     # The status is compared even where any status will do, because the indexes have it before the activity.
-    stored = list(SessionStatus) if status_window.status is None else [status_window.status]
-    return _has_one_of(table, stored)
+    return _has_one_of(table, _stored(status_window))
+
+
+def _stored(status_window: StatusWindow) -> list[SessionStatus]:
+    return list(SessionStatus) if status_window.status is None else [status_window.status]
 
 
 def _has_one_of(table: StatusTable, stored: Sequence[SessionStatus]) -> ColumnElement[bool]:
