@@ -69,7 +69,7 @@ class RollUp:
         if is_first:
             await self._make_buckets()
         report = _with_changes(report, await self.compact())
-        if is_first or report.sessions >= MANY_SESSIONS:
+        if report.sessions >= (1 if is_first else MANY_SESSIONS):
             # The indexes on the sessions that are not rolled up still have all those that were: until a VACUUM a figure
             # reads them, and autovacuum waits for a fifth of the table.
             await self._execution.vacuum(roll_up.tables_of_many(self._execution.schema))

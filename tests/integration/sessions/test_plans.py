@@ -145,6 +145,8 @@ class Plan:
     """Rows read from all tables, with the rows that a filter then removed."""
     rows_of: Counter[str] = field(default_factory=Counter)
     """Rows read from each table."""
+    buffers: int = 0
+    """Pages read by the whole statement."""
 
     def take(self, node: dict[str, Any]) -> None:
         """Adds a node and its children."""
@@ -187,12 +189,13 @@ async def plan_of(url: str, ask: Ask, mode: str = GENERIC) -> Plan:
             given = f"({', '.join(map(in_sql, values))})" if values else ""
             for _ in range(EXECUTIONS if mode == CHOSEN else 0):
                 await connection.exec_driver_sql(f"EXECUTE asked{given}")
-            answer = await connection.exec_driver_sql(f"EXPLAIN (ANALYZE, FORMAT JSON) EXECUTE asked{given}")
+            answer = await connection.exec_driver_sql(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) EXECUTE asked{given}")
             answered = answer.scalar_one()
             await connection.exec_driver_sql("DEALLOCATE asked")
     [explained] = json.loads(answered) if isinstance(answered, str) else answered
-    plan = Plan()
-    plan.take(explained["Plan"])
+    top = explained["Plan"]
+    plan = Plan(buffers=top["Shared Hit Blocks"] + top["Shared Read Blocks"])
+    plan.take(top)
     return plan
 
 
@@ -462,6 +465,35 @@ async def test_figures_read_buckets_and_the_edges_of_the_window(
         assert edges or not is_window
         assert all("(status, 1)" in found and "last_activity_at >=" in found for found in edges)
         assert plan.rows_read < SESSIONS / 2
+
+
+@pytest.mark.parametrize("mode", [GENERIC, CHOSEN])
+async def test_figures_read_as_little_right_after_a_first_roll_up_as_later(
+    session_template_server: TemplateServer, mode: str
+) -> None:
+    """What the sessions leave in the indexes of those that are not rolled up is gone."""
+    server, name = session_template_server, f"{session_template_server.template}_first"
+    asks: list[Ask] = [
+        lambda db: db.lifecycle.aggregate_stats(VIEWER),
+        lambda db: db.lifecycle.cost_by_model(VIEWER),
+        page(total="exact"),
+    ]
+    await server.clone(name)
+    try:
+        async with SessionDatabase.connect(server.url_of(name)) as db:
+            async with db.engine.begin() as connection:
+                await connection.execute(text(SEED), {"sessions": SESSIONS, "begin": BEGIN})
+                await connection.execute(text(SEED_MODELS))
+            await db.maintenance.roll_up()
+        url = server.url_of(name)
+        at_once = [(await plan_of(url, ask, mode)).buffers for ask in asks]
+        connection = await asyncpg.connect(url)
+        await connection.execute("VACUUM ANALYZE")
+        await connection.close()
+        later = [(await plan_of(url, ask, mode)).buffers for ask in asks]
+    finally:
+        await server.drop(name)
+    assert all(first <= 1.5 * second for first, second in zip(at_once, later, strict=True)), (at_once, later)
 
 
 async def test_an_exact_total_reads_buckets(urls: dict[str, str]) -> None:

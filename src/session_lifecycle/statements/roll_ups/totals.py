@@ -172,11 +172,11 @@ def _figures_of_rolled_up(
         sums |= _sums(changes, names, whole.c.sign)
         is_in = (*_within(changes.starts_at, whole), _has_status(changes, together))
         parts.append(_of_each(whole, _labelled(sums).where(in_family, *is_in)))
-    for edge, is_in in _rolled_up_in(kinds, cover.edges, together):
+    for edge, conditions in _rolled_up_in(kinds, cover.edges, together):
         rows = tables.rolled_up_sessions
         sums = _counts_by_status(windows, rows, func.count(), edge.c.sign)
         sums |= _sums_of_sessions(rows, names, edge.c.sign)
-        parts.append(_of_each(edge, _labelled(sums).where(*is_in)))
+        parts.append(_of_each(edge, _labelled(sums).where(*conditions)))
     return parts
 
 
