@@ -408,7 +408,6 @@ def create_runs() -> None:
         table,
         [sa.text("lower(model)"), "user_id", "session_id"],
         schema=schema(),
-        postgresql_where=sa.text("model IS NOT NULL"),
     )
     create_index(table, "client", "user_id", "session_id", where="client IS NOT NULL")
     create_index(table, "user_id", "started_at", "record_no", where="started_at IS NOT NULL")
