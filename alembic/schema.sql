@@ -410,7 +410,7 @@ CREATE INDEX ix_session_roll_up_changes_user_id_starts_at ON session_lifecycle.s
 
 CREATE INDEX ix_session_runs_client_user_id_session_id ON session_lifecycle.session_runs USING btree (client, user_id, session_id) WHERE (client IS NOT NULL);
 
-CREATE INDEX ix_session_runs_lower_model_user_id_session_id ON session_lifecycle.session_runs USING btree (lower(model), user_id, session_id);
+CREATE INDEX ix_session_runs_lower_model_user_id_session_id ON session_lifecycle.session_runs USING btree (lower(model), user_id, session_id) WHERE (model IS NOT NULL);
 
 CREATE INDEX ix_session_runs_user_id_parent_run_id ON session_lifecycle.session_runs USING btree (user_id, parent_run_id) WHERE (parent_run_id IS NOT NULL);
 
@@ -553,3 +553,5 @@ CREATE FUNCTION session_lifecycle.update_session_v1(of_user uuid, of_session tex
 CREATE FUNCTION session_lifecycle.window_begin(calendar text, rolling_us bigint, zone text, now_at timestamp with time zone) RETURNS timestamp with time zone LANGUAGE plpgsql STABLE SET search_path=pg_catalog, pg_temp;
 
 CREATE FUNCTION session_lifecycle.write_tombstone_v1(of_user uuid) RETURNS boolean LANGUAGE plpgsql SET search_path=pg_catalog, pg_temp;
+
+CREATE STATISTICS session_lifecycle.st_session_runs_lower_model ON lower(model) FROM session_lifecycle.session_runs;

@@ -408,7 +408,10 @@ def create_runs() -> None:
         table,
         [sa.text("lower(model)"), "user_id", "session_id"],
         schema=schema(),
+        postgresql_where=sa.text("model IS NOT NULL"),
     )
+    ours = quoted(schema())
+    execute(f"CREATE STATISTICS {ours}.st_{table}_lower_model ON (lower(model)) FROM {ours}.{table}")
     create_index(table, "client", "user_id", "session_id", where="client IS NOT NULL")
     create_index(table, "user_id", "started_at", "record_no", where="started_at IS NOT NULL")
 

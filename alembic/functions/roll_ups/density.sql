@@ -5,4 +5,4 @@
 -- Answers the number. Raises nothing and takes no lock.
 CREATE FUNCTION {schema}.density(of_family text) RETURNS numeric
 LANGUAGE sql IMMUTABLE
-RETURN CASE of_family WHEN 'all' THEN 256::numeric WHEN 'user_dataset' THEN 48::numeric ELSE 32::numeric END;
+RETURN CASE WHEN of_family = 'all' THEN 256::numeric WHEN of_family = 'user_dataset' THEN 48::numeric ELSE 32::numeric END;
