@@ -124,8 +124,8 @@ def session_figures(
     together = StatusWindow(None, *window(ends)) if len(windows) > 1 else next(iter(windows.values()))
     # The sessions that are not rolled up, in one scan; Postgres chooses the shortest way to them. Where no job rolls
     # up, they are the whole table.
-    in_scope = (or_(false(), *kinds.conditions(tables.sessions)), of_everybody(tables.sessions))
-    live = (*in_scope, *_has_agent(tables.sessions, has_agent_name))
+    scoped = (or_(false(), *kinds.conditions(tables.sessions)), of_everybody(tables.sessions))
+    live = (*scoped, *_has_agent(tables.sessions, has_agent_name))
     parts = [_figures_of_rows(tables.sessions, windows, together, names, *live)]
     # No rolled-up session waits, so the roll-ups have nothing in a window of sessions that wait.
     if together.waits is not True and has_agent_name:
