@@ -436,8 +436,6 @@ CREATE FUNCTION session_lifecycle.add_parts(of_family text, of_user uuid, of_dat
 
 CREATE FUNCTION session_lifecycle.adjust_run(adjustments jsonb, now_at timestamp with time zone) RETURNS TABLE(user_id uuid, session_id text, difference_usd numeric) LANGUAGE plpgsql SET enable_hashjoin=off SET enable_material=off SET enable_mergejoin=off SET enable_seqscan=off SET jit=off SET search_path=pg_catalog, pg_temp;
 
-CREATE FUNCTION session_lifecycle.analyze_roll_ups_v1() RETURNS void LANGUAGE plpgsql SET search_path=pg_catalog, pg_temp;
-
 CREATE FUNCTION session_lifecycle.annotate_session_v1(of_user uuid, of_session text, of_name text, by_whom text, given_score double precision, given_label text, given_comment text, given_at timestamp with time zone) RETURNS timestamp with time zone LANGUAGE plpgsql SET enable_seqscan=off SET jit=off SET search_path=pg_catalog, pg_temp;
 
 CREATE FUNCTION session_lifecycle.anonymise_sessions_v1(keys jsonb, pseudonym uuid, OUT sessions bigint, OUT runs bigint, OUT steps bigint, OUT messages bigint, OUT events bigint, OUT model_rows bigint, OUT session_keys jsonb) RETURNS record LANGUAGE plpgsql SET enable_hashjoin=off SET enable_material=off SET enable_mergejoin=off SET enable_seqscan=off SET jit=off SET search_path=pg_catalog, pg_temp;
@@ -466,7 +464,7 @@ CREATE FUNCTION session_lifecycle.delete_unnamed_runs(of_users uuid[], of_runs t
 
 CREATE FUNCTION session_lifecycle.delete_waiting_runs_v1(keys jsonb, idle_before timestamp with time zone, OUT sessions bigint, OUT runs bigint, OUT steps bigint, OUT messages bigint, OUT events bigint, OUT model_rows bigint, OUT session_keys jsonb) RETURNS record LANGUAGE plpgsql SET enable_hashjoin=off SET enable_material=off SET enable_mergejoin=off SET enable_seqscan=off SET jit=off SET search_path=pg_catalog, pg_temp;
 
-CREATE FUNCTION session_lifecycle.density() RETURNS numeric LANGUAGE sql IMMUTABLE;
+CREATE FUNCTION session_lifecycle.density(of_family text) RETURNS numeric LANGUAGE sql IMMUTABLE;
 
 CREATE FUNCTION session_lifecycle.depths(of_family text, after uuid, up_to uuid, afresh boolean) RETURNS TABLE(user_id uuid, dataset_id uuid, six_hours timestamp with time zone, depth integer) LANGUAGE plpgsql STABLE SET jit=off SET plan_cache_mode=force_custom_plan SET search_path=pg_catalog, pg_temp SET work_mem=64MB;
 
@@ -492,7 +490,7 @@ CREATE FUNCTION session_lifecycle.keyed_event_id(of_user uuid, of_session text, 
 
 CREATE FUNCTION session_lifecycle.leave_roll_ups_v1() RETURNS trigger LANGUAGE plpgsql SET search_path=pg_catalog, pg_temp;
 
-CREATE FUNCTION session_lifecycle.levels(moment timestamp with time zone) RETURNS TABLE(level text, depth integer, starts_at timestamp with time zone, above text, since timestamp with time zone, until timestamp with time zone, enough numeric) LANGUAGE sql STABLE;
+CREATE FUNCTION session_lifecycle.levels(moment timestamp with time zone) RETURNS TABLE(level text, depth integer, starts_at timestamp with time zone, above text, since timestamp with time zone, until timestamp with time zone, parts integer) LANGUAGE sql STABLE;
 
 CREATE FUNCTION session_lifecycle.lock_idle_sessions(keys jsonb, others jsonb, idle_before timestamp with time zone, OUT users uuid[], OUT sessions text[], OUT all_users uuid[], OUT all_sessions text[]) RETURNS record LANGUAGE plpgsql SET enable_hashjoin=off SET enable_material=off SET enable_mergejoin=off SET enable_seqscan=off SET jit=off SET search_path=pg_catalog, pg_temp;
 
@@ -555,3 +553,5 @@ CREATE FUNCTION session_lifecycle.update_session_v1(of_user uuid, of_session tex
 CREATE FUNCTION session_lifecycle.window_begin(calendar text, rolling_us bigint, zone text, now_at timestamp with time zone) RETURNS timestamp with time zone LANGUAGE plpgsql STABLE SET search_path=pg_catalog, pg_temp;
 
 CREATE FUNCTION session_lifecycle.write_tombstone_v1(of_user uuid) RETURNS boolean LANGUAGE plpgsql SET search_path=pg_catalog, pg_temp;
+
+CREATE STATISTICS session_lifecycle.st_session_runs_lower_model ON lower(model) FROM session_lifecycle.session_runs;

@@ -113,7 +113,6 @@ FUNCTIONS = (
     "expected_roll_ups_v1",
     "expected_model_roll_ups_v1",
     "rebuild_roll_ups_v1",
-    "analyze_roll_ups_v1",
 )
 TABLES = (
     "session_records",
@@ -411,6 +410,8 @@ def create_runs() -> None:
         schema=schema(),
         postgresql_where=sa.text("model IS NOT NULL"),
     )
+    ours = quoted(schema())
+    execute(f"CREATE STATISTICS {ours}.st_{table}_lower_model ON (lower(model)) FROM {ours}.{table}")
     create_index(table, "client", "user_id", "session_id", where="client IS NOT NULL")
     create_index(table, "user_id", "started_at", "record_no", where="started_at IS NOT NULL")
 

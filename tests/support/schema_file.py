@@ -75,9 +75,13 @@ OBJECTS = """
            ) || ';'
     FROM pg_proc f JOIN pg_language l ON l.oid = f.prolang
     WHERE f.pronamespace = $1::text::regnamespace
+    UNION ALL
+    SELECT 5, s.stxname, pg_get_statisticsobjdef(s.oid) || ';'
+    FROM pg_statistic_ext s
+    WHERE s.stxnamespace = $1::text::regnamespace
     ORDER BY 1, 2
 """
-NAME = re.compile(r"CREATE (?:UNIQUE )?(TABLE|INDEX|TRIGGER|FUNCTION) (?:\w+\.)?(\w+)")
+NAME = re.compile(r"CREATE (?:UNIQUE )?(TABLE|INDEX|TRIGGER|FUNCTION|STATISTICS) (?:\w+\.)?(\w+)")
 
 
 def objects_in(text: str) -> dict[str, str]:

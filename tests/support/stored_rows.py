@@ -92,6 +92,6 @@ async def keep_buckets(db: SessionDatabase, *, density: float = 0) -> None:
     """Sets from how many sessions on there are short buckets; with 0 there are buckets of every length, however few."""
     await ask(
         db,
-        "CREATE OR REPLACE FUNCTION session_lifecycle.density() RETURNS numeric LANGUAGE sql IMMUTABLE "
+        "CREATE OR REPLACE FUNCTION session_lifecycle.density(of_family text) RETURNS numeric LANGUAGE sql IMMUTABLE "
         f"RETURN {density}::numeric",
     )

@@ -51,7 +51,6 @@ STATEMENTS: dict[str, ClauseElement] = {
     "anonymise sessions": delete.anonymise_sessions("ours")(),
     "roll up": roll_up.roll_up_sessions("ours")(),
     "compact": roll_up.compact("ours")(),
-    "analyze": roll_up.analyze("ours")(),
     "take out": reconcile_roll_ups.take_out("ours", S),
     "rebuild": reconcile_roll_ups.rebuild("ours", PART)(),
     "rolled-up sessions": reconcile_roll_ups.rolled_up_mismatches()(),

@@ -176,7 +176,8 @@ BEGIN
         FOR dense IN
             SELECT p.family, p.user_id, p.dataset_id, p.since, p.until
             FROM (
-                SELECT DISTINCT f.family, f.user_id, f.dataset_id, l.above, l.since, l.until, l.enough
+                SELECT DISTINCT f.family, f.user_id, f.dataset_id, l.above, l.since, l.until,
+                       {schema}.density(f.family) * l.parts AS enough
                 FROM unnest(users, datasets, moments) c (user_id, dataset_id, moment)
                 CROSS JOIN LATERAL {schema}.families(c.user_id, c.dataset_id) f
                 CROSS JOIN LATERAL {schema}.levels(c.moment) l

@@ -11,7 +11,7 @@ SET plan_cache_mode = force_custom_plan SET work_mem = '64MB' SET jit = off
 AS $body$
 #variable_conflict use_column
 DECLARE
-    density numeric := {schema}.density();
+    density numeric := {schema}.density(of_family);
 BEGIN
     RETURN QUERY
     WITH counted AS (

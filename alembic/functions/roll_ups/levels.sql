@@ -1,11 +1,11 @@
 -- Names the buckets of time that a moment belongs to, from the longest to the shortest. Each is divided into six.
 -- A bucket is kept together with its siblings, the other buckets of its level in the bucket above, or none of them is. They
--- are kept from the moment on when the bucket above has `enough` sessions. The siblings of the longest ones are all those of
--- their owner.
+-- are kept from the moment on when the bucket above has `density` sessions for each of its `parts`. The siblings of the
+-- longest ones are all those of their owner, which has to have as many as one part.
 -- Answers a row for each level: its name, which is the length; its depth; the bucket's begin; the level above, and the time
 -- `[since, until)` of the bucket above. Raises nothing and takes no lock.
 CREATE FUNCTION {schema}.levels(moment timestamptz) RETURNS TABLE (
-    level text, depth integer, starts_at timestamptz, above text, since timestamptz, until timestamptz, enough numeric
+    level text, depth integer, starts_at timestamptz, above text, since timestamptz, until timestamptz, parts integer
 )
 LANGUAGE sql STABLE
 BEGIN ATOMIC
@@ -14,7 +14,7 @@ SELECT l.level, l.depth, date_bin(l.length, moment, '2000-01-01 00:00:00+00'), l
        CASE WHEN l.above IS NULL THEN '-infinity' ELSE date_bin(l.length * 6, moment, '2000-01-01 00:00:00+00') END,
        CASE WHEN l.above IS NULL THEN 'infinity'
             ELSE date_bin(l.length * 6, moment, '2000-01-01 00:00:00+00') + l.length * 6 END,
-       {schema}.density() * CASE WHEN l.above IS NULL THEN 1 ELSE 6 END
+       CASE WHEN l.above IS NULL THEN 1 ELSE 6 END
 FROM (
     VALUES
         ('324 days', 1, interval '7776 hours', NULL),

@@ -113,6 +113,9 @@ class BucketExecution:
     ) -> Sequence[Any]:
         return await self.run_here(lambda pool: pool.write_together(work, repeatable=repeatable, on_sent=on_sent))
 
+    async def vacuum(self, tables: Sequence[str]) -> None:
+        await self.run_here(lambda pool: pool.vacuum(tables))
+
     @asynccontextmanager
     async def snapshot(self) -> AsyncGenerator[Stream]:
         async def here(pool: PoolExecution) -> PoolExecution:
@@ -296,6 +299,10 @@ class BoundBucketExecution:
     ) -> Sequence[Any]:
         await self._look()
         return await self._bound.write_together(work, repeatable=repeatable, on_sent=on_sent)
+
+    async def vacuum(self, tables: Sequence[str]) -> None:
+        await self._look()
+        await self._bound.vacuum(tables)
 
     @asynccontextmanager
     async def snapshot(self) -> AsyncGenerator[Stream]:

@@ -16,6 +16,8 @@ SESSIONS_AT_ONCE = 100_000
 """Rolled-up sessions from which one transaction makes buckets. No writer waits for it."""
 CHANGES_AT_ONCE = 20_000
 """Changes added to the sums in one transaction. No writer waits for it, and many changes together are less work."""
+MANY_SESSIONS = 20_000
+"""Sessions rolled up by one call, from which on it removes the dead rows that they leave."""
 
 OnProgress = Callable[[RollUpReport], None] | None
 
@@ -63,9 +65,14 @@ class RollUp:
                 uncompacted = 0
             if on_progress is not None:
                 on_progress(report)
-        if not await self._has_buckets():
+        is_first = not await self._has_buckets()
+        if is_first:
             await self._make_buckets()
         report = _with_changes(report, await self.compact())
+        if report.sessions >= (1 if is_first else MANY_SESSIONS):
+            # The indexes on the sessions that are not rolled up still have all those that were: until a VACUUM a figure
+            # reads them, and autovacuum waits for a fifth of the table.
+            await self._execution.vacuum(roll_up.tables_of_many(self._execution.schema))
         if on_progress is not None:
             on_progress(report)
         return report
@@ -83,7 +90,6 @@ class RollUp:
             async for part in parts_of(self._execution, family, SESSIONS_AT_ONCE):
                 rebuild = reconcile_roll_ups.rebuild(self._execution.schema, part.shape)
                 await self._execution.write(rebuild, part.parameters, repeatable=True)
-        await self._execution.write(roll_up.analyze(self._execution.schema), {}, repeatable=True)
 
     async def compact(self) -> int:
         """Adds the pending changes to the sums, in transactions of `CHANGES_AT_ONCE`. Returns how many there were."""

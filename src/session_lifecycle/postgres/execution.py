@@ -127,6 +127,17 @@ class Execution(Protocol):
         """
         ...
 
+    async def vacuum(self, tables: Sequence[str]) -> None:
+        """Removes the dead rows of the tables and gathers statistics of them.
+
+        Postgres leaves out a table that another role owns, and one that is locked. In a host's transaction it gathers
+        the statistics only: no transaction can contain a VACUUM.
+
+        Args:
+            tables: The tables, quoted and with their schema.
+        """
+        ...
+
     def snapshot(self) -> AbstractAsyncContextManager[Stream]:
         """A stream of rows, for statements that read. Nothing is repeated.
 
@@ -227,6 +238,13 @@ class PoolExecution:
                     return await work(partial(_all_rows, connection, self.schema))
 
         return await self._repeated(run, repeatable=repeatable, on_sent=on_sent)
+
+    async def vacuum(self, tables: Sequence[str]) -> None:
+        # It gives no space back: for that, it would have to keep everybody else from the table.
+        sql = f"VACUUM (ANALYZE, TRUNCATE false, SKIP_LOCKED) {', '.join(tables)}"
+        await self._repeated(
+            partial(greenlet_spawn, self._on_driver, self._engines.current(), sql, ()), repeatable=True
+        )
 
     @asynccontextmanager
     async def snapshot(self) -> AsyncGenerator[Stream]:
@@ -475,6 +493,13 @@ class BoundExecution:
         if on_sent is not None:
             on_sent()
         return await self._within(lambda connection: work(partial(_all_rows, connection, self.schema)))
+
+    async def vacuum(self, tables: Sequence[str]) -> None:
+        async def analyze(connection: AsyncConnection) -> Sequence[Any]:
+            await connection.exec_driver_sql(f"ANALYZE {', '.join(tables)}")
+            return ()
+
+        await self._within(analyze)
 
     @asynccontextmanager
     async def snapshot(self) -> AsyncGenerator[Stream]:

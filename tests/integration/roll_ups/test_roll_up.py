@@ -20,6 +20,7 @@ from session_lifecycle import (
     SessionDatabase,
     SessionListFilters,
     SessionStatus,
+    Settings,
     Touch,
     UsageEvent,
     UsageOutcome,
@@ -37,6 +38,7 @@ A, B = UUID(int=1), UUID(int=2)
 D = UUID(int=11)
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 MANY = 350
+HOUR = timedelta(hours=1)
 MODELS = 2
 KEYS = "SELECT jsonb_agg(jsonb_build_object('user_id', user_id, 'session_id', session_id))::text FROM session_records"
 
@@ -111,6 +113,27 @@ async def impatient(session_database_url: str) -> AsyncIterator[SessionDatabase]
     )
     yield SessionDatabase.from_engine(engine)
     await engine.dispose()
+
+
+async def test_a_rolled_up_session_runs_for_a_reader_with_a_longer_threshold(
+    session_database: SessionDatabase, session_database_url: str
+) -> None:
+    now = datetime.now(UTC)
+    for number, idle in enumerate((timedelta(hours=1), timedelta(hours=1), timedelta(days=2))):
+        await session_database.lifecycle.ensure_and_touch_session(f"s{number}", A, D, at=now - idle)
+    assert (await session_database.maintenance.roll_up()).sessions == 3
+    viewer, yesterday = Viewer(A, [D]), now - timedelta(days=1)
+    async with SessionDatabase.connect(session_database_url, settings=Settings(abandon_after=6 * HOUR)) as patient:
+        for db, since, expected in (
+            (session_database, None, (0, 3)),
+            (patient, None, (2, 1)),
+            (patient, yesterday, (2, 0)),
+        ):
+            stats = await db.lifecycle.aggregate_stats(viewer, since=since)
+            assert (stats.running, stats.abandoned) == expected
+            for status, counted in zip(("running", "abandoned"), expected, strict=True):
+                filters = SessionListFilters(viewer=viewer, since=since, status_filter=status)
+                assert (await db.lifecycle.list_session_rows(filters)).total == counted
 
 
 async def test_an_interrupted_roll_up_is_finished_by_the_next(session_database: SessionDatabase) -> None:

@@ -47,7 +47,7 @@ from session_lifecycle.statements.shared.paging import (
     shape_of_page,
     total,
 )
-from session_lifecycle.statements.shared.visibility import ViewerShape, shape_of_viewer, visible_run
+from session_lifecycle.statements.shared.visibility import ViewerShape, shape_of_viewer, visible, visible_run
 from session_lifecycle.statements.shared.window import within
 
 RUN_ORDER = Order(tables.runs.started_at, (tables.runs.record_no,))
@@ -73,8 +73,15 @@ def shape_of_run_filters(filters: RunFilters) -> tuple[RunFiltersShape, dict[str
 
 def chosen_runs(shape: RunFiltersShape) -> list[ColumnElement[bool]]:
     """Conditions on `RUNS_AND_SESSIONS`: the viewer sees the run, and the filters choose it."""
+    session_id = shape.choice.given.value("session_id")
+    # No index on runs begins with the session. The few sessions with the id are found first, and then the runs of each.
+    is_visible = (
+        [visible_run(shape.viewer)]
+        if session_id is None
+        else [visible(shape.viewer), tables.sessions.session_id == session_id]
+    )
     return [
-        visible_run(shape.viewer),
+        *is_visible,
         *counted(shape.choice),
         *equal_where_given(
             (tables.runs.user_id, shape.given.value("owner_id")),

@@ -15,6 +15,7 @@ from session_lifecycle.statements.activity.summary_figures import last_prompt_at
 from session_lifecycle.statements.sessions.listing import (
     chosen_sessions,
     listing_total,
+    page_by_rows,
     page_of_sessions,
 )
 from session_lifecycle.statements.sessions.listing_shape import ListingShape, shape_of
@@ -27,7 +28,6 @@ from session_lifecycle.statements.shared.paging import (
     PageShape,
     Position,
     beside_total,
-    page,
     shape_of_page,
     total,
 )
@@ -96,7 +96,7 @@ def list_by_index(shape: ListingShape, total: Total) -> Select[*tuple[Any, ...]]
 @kept
 def _list_by_rows(shape: SummariesShape, of_page: PageShape) -> Select[*tuple[Any, ...]]:
     chosen = chosen_sessions(shape.sessions).where(*_conditions(shape))
-    rows = page(chosen, _order(shape.order_by, shape.counted), of_page)
+    rows = page_by_rows(chosen, _order(shape.order_by, shape.counted), of_page, shape.sessions.abandon_after)
     return with_figures(beside_total(rows, total(chosen, of_page.total)), rows, shape.counted)
 
 

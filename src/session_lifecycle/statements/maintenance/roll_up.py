@@ -10,6 +10,7 @@ from uuid import UUID
 
 from sqlalchemy import BigInteger, ColumnElement, Integer, Select, and_, bindparam, exists, or_, select, type_coerce
 
+from session_lifecycle.entities import quoted
 from session_lifecycle.models import SessionStatus
 from session_lifecycle.statements import tables
 from session_lifecycle.statements.shared.clock import TIMESTAMPTZ
@@ -62,10 +63,10 @@ def has_buckets() -> Select[bool]:
     return select(exists().where(tables.roll_ups.family == "all"))
 
 
-@kept
-def analyze(schema: str) -> Select[*tuple[Any, ...]]:
-    """Lets Postgres gather its statistics of the tables that a first roll-up changes. One row, which says nothing."""
-    return select(database_function(schema, "analyze_roll_ups_v1"))
+def tables_of_many(schema: str) -> list[str]:
+    """The tables that change most where many sessions are rolled up, as SQL."""
+    changed = (tables.sessions, tables.rolled_up_sessions, tables.roll_ups, tables.model_roll_ups, tables.model_usage)
+    return [f"{quoted(schema)}.{table.__tablename__}" for table in changed]
 
 
 @kept

@@ -1,6 +1,5 @@
 """The buckets of the roll-ups, and the buckets that cover a window."""
 
-from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -13,17 +12,18 @@ from sqlalchemy import (
     Interval,
     Select,
     Text,
+    and_,
     case,
+    column,
     func,
     literal,
     literal_column,
-    null,
     select,
     true,
     union_all,
 )
+from sqlalchemy.dialects.postgresql import array
 
-from session_lifecycle.models import SessionStatus
 from session_lifecycle.statements import tables
 from session_lifecycle.statements.shared.clock import TIMESTAMPTZ, Moment
 
@@ -72,53 +72,53 @@ BUCKET_LENGTHS = (
 LONGEST = BUCKET_LENGTHS[-1]
 
 
-class GroupWindow(NamedTuple):
-    """A window on the last activity of the sessions with one of some stored statuses."""
-
-    label: str | None
-    """The label of its figures; None: each stored status is the label of its own."""
-    statuses: Sequence[SessionStatus]
-    since: Moment | None
-    until: Moment | None
-    """The ends; None is an open end."""
-
-
 class WindowCover(NamedTuple):
-    """Bucket families and group windows, and the parts that cover them.
+    """Bucket families, and the parts that cover a window on the last activity for each of them.
 
-    Each part has the columns of the family, and `label, statuses, since, until`.
+    Each part has the columns of the family, and `since` and `until`.
     """
 
     whole: CTE
-    """The windows, cut to whole buckets of the shortest length that is kept there. A window without one has no row."""
+    """The window, cut to whole buckets of the shortest length that is kept there. A family without one has no row."""
     stretches: CTE
     """Stretches of buckets of one length, with `level`, and with their own sign. Together they add up to `whole`."""
     edges: CTE
-    """The rest of the windows, at both of their ends."""
+    """The rest of the window, at both of its ends."""
 
 
-def cover_windows(family: FromClause, windows: Sequence[GroupWindow]) -> WindowCover:
-    """The cover of each of these windows for each of these families. A window that ends before it begins is empty."""
-    given = union_all(*map(_row_of, windows)).subquery("given")
-    pairs = select(*family.c, *given.c).join_from(family, given, true()).where(given.c.since < given.c.until)
-    outer = _computed(pairs, "windows")
-    # The shortest buckets that are kept at both ends.
-    low, high = _shortest(outer, outer.c.since), _shortest(outer, outer.c.until)
-    ends = _computed(select(*outer.c, low.label("low"), high.label("high")), "ends")
-    begin, end = _binned(ends.c.low, ends.c.since), _binned(ends.c.high, ends.c.until)
-    first = case((begin == ends.c.since, begin), else_=begin + ends.c.low)
-    # Where no whole bucket is inside, the comparison is false or null, and the first edge is the whole window.
-    # Elsewhere an edge goes to the nearest bucket: rows beyond the end of the window are subtracted.
-    has_whole = first < end
+def cover_window(family: FromClause, since: Moment | None, until: Moment | None) -> WindowCover:
+    """The cover of the window for each of these families. A window that ends before it begins is empty.
+
+    Args:
+        family: The families, with `family, user_id, dataset_id, sign`.
+        since: The begin of the window; None is an open end.
+        until: Its end; None is an open end.
+    """
+    begins = literal_column("'-infinity'::timestamptz", TIMESTAMPTZ) if since is None else since
+    ends = literal_column("'infinity'::timestamptz", TIMESTAMPTZ) if until is None else until
+    has_buckets = _keeps(family, LONGEST).label("has_buckets")
+    given = select(*family.c, begins.label("since"), ends.label("until"), has_buckets).where(begins < ends)
+    window = _computed(given, "window")
+    # The shortest buckets that are kept at both ends. No bucket is cut at an open end.
+    low = LONGEST.interval if since is None else _shortest(window, window.c.since)
+    high = LONGEST.interval if until is None else _shortest(window, window.c.until)
+    cut = _computed(select(*window.c, low.label("low"), high.label("high")), "cut")
+    begin, end = _binned(cut.c.low, cut.c.since), _binned(cut.c.high, cut.c.until)
+    first = case((begin == cut.c.since, begin), else_=begin + cut.c.low)
+    # Where no whole bucket is inside, the first edge is the whole window. Elsewhere an edge goes to the nearest bucket:
+    # rows beyond the end of the window are subtracted.
+    has_whole = and_(cut.c.has_buckets, first < end)
     nearest_first, nearest_last = (
         _binned(length, moment + length.op("/")(literal_column("2")))
-        for length, moment in ((ends.c.low, ends.c.since), (ends.c.high, ends.c.until))
+        for length, moment in ((cut.c.low, cut.c.since), (cut.c.high, cut.c.until))
     )
     inside = _computed(
         select(
-            *(ends.c[name] for name in [column.name for column in outer.c]),
-            case((has_whole, nearest_first), else_=ends.c.until).label("first"),
-            case((has_whole, nearest_last), else_=ends.c.until).label("last"),
+            *(cut.c[column.name] for column in family.c),
+            cut.c.since,
+            cut.c.until,
+            case((has_whole, nearest_first), else_=cut.c.until).label("first"),
+            case((has_whole, nearest_last), else_=cut.c.until).label("last"),
         ),
         "inside",
     )
@@ -132,34 +132,26 @@ def _computed(rows: Select[*tuple[Any, ...]], name: str) -> CTE:
     return rows.offset(literal_column("0")).cte(name)
 
 
-def _row_of(window: GroupWindow) -> Select[*tuple[Any, ...]]:
-    label = null().cast(Text) if window.label is None else literal(window.label, Text)
-    statuses = literal([status.value for status in window.statuses], ARRAY(Text))
-    since = literal_column("'-infinity'::timestamptz", TIMESTAMPTZ) if window.since is None else window.since
-    until = literal_column("'infinity'::timestamptz", TIMESTAMPTZ) if window.until is None else window.until
-    return select(label.label("label"), statuses.label("statuses"), since.label("since"), until.label("until"))
-
-
-def _shortest(windows: CTE, moment: Moment) -> ColumnElement[Any]:
-    """The length of the shortest buckets that the family keeps around the moment; null where it keeps none.
+def _shortest(window: CTE, moment: Moment) -> ColumnElement[Any]:
+    """The length of the shortest buckets that the family keeps around the moment; the longest where it keeps none.
 
     Siblings, the six parts of one bucket, are kept all or not at all (`levels` in `alembic/functions/`).
     """
-    ways: list[tuple[ColumnElement[bool], ColumnElement[Any]]] = [(~_keeps(windows, LONGEST), null().cast(Interval))]
+    ways: list[tuple[ColumnElement[bool], ColumnElement[Any]]] = [(~window.c.has_buckets, LONGEST.interval)]
     for above, length in pairwise(BUCKET_LENGTHS[::-1]):
         begin = above.begin(moment)
         end = begin + above.interval
         bucket = tables.roll_ups.starts_at
-        ways.append((~_keeps(windows, length, bucket >= begin, bucket < end), above.interval))
+        ways.append((~_keeps(window, length, bucket >= begin, bucket < end), above.interval))
     return case(*ways, else_=BUCKET_LENGTHS[0].interval)
 
 
-def _keeps(windows: CTE, length: BucketLength, *conditions: ColumnElement[bool]) -> ColumnElement[bool]:
+def _keeps(families: FromClause, length: BucketLength, *conditions: ColumnElement[bool]) -> ColumnElement[bool]:
     # Postgres would read all buckets of the length once for an EXISTS. It looks up the row of a subquery.
     bucket = select(literal(1, Integer)).where(
-        tables.roll_ups.family == windows.c.family,
-        tables.roll_ups.user_id == windows.c.user_id,
-        tables.roll_ups.dataset_id == windows.c.dataset_id,
+        tables.roll_ups.family == families.c.family,
+        tables.roll_ups.user_id == families.c.user_id,
+        tables.roll_ups.dataset_id == families.c.dataset_id,
         tables.roll_ups.level == length.name,
         *conditions,
     )
@@ -177,23 +169,26 @@ def _stretches(whole: CTE) -> CTE:
         walk = _computed(select(*walk.c, *nearest), f"walk_{number}")
     numbers, names = range(len(BUCKET_LENGTHS)), [length.name for length in BUCKET_LENGTHS]
     moments = [walk.c[f"{way}_{number}"] for way, each in (("up", numbers), ("down", numbers[::-1])) for number in each]
-    steps = zip([*names, *reversed(names[:-1])], pairwise(moments), strict=True)
-    return union_all(
-        *(_step(walk, begin, end, literal(name, Text).label("level")) for name, (begin, end) in steps)
-    ).cte("stretches")
+    levels = literal([*names, *reversed(names[:-1])], ARRAY(Text))
+    columns = (column("level", Text), column("since", TIMESTAMPTZ), column("until", TIMESTAMPTZ))
+    step = func.unnest(levels, array(moments[:-1]), array(moments[1:])).table_valued(*columns, name="step")
+    steps = step.render_derived()
+    return _step(walk, steps.c.since, steps.c.until, steps.c.level, beside=steps).cte("stretches")
 
 
-def _step(windows: CTE, begin: Moment, end: Moment, *more: ColumnElement[Any]) -> Select[*tuple[Any, ...]]:
+def _step(
+    window: CTE, begin: Moment, end: Moment, *more: ColumnElement[Any], beside: FromClause | None = None
+) -> Select[*tuple[Any, ...]]:
     """The time between two moments; a step back has the opposite sign."""
-    sign = windows.c.sign * case((begin < end, literal(1, Integer)), else_=literal(-1, Integer))
-    return _part(windows, func.least(begin, end), func.greatest(begin, end), *more, sign=sign)
+    sign = window.c.sign * case((begin < end, literal(1, Integer)), else_=literal(-1, Integer))
+    part = _part(window, func.least(begin, end), func.greatest(begin, end), *more, sign=sign)
+    return part if beside is None else part.select_from(window.join(beside, true()))
 
 
 def _part(
-    windows: CTE, since: Moment, until: Moment, *more: ColumnElement[Any], sign: ColumnElement[int] | None = None
+    window: CTE, since: Moment, until: Moment, *more: ColumnElement[Any], sign: ColumnElement[int] | None = None
 ) -> Select[*tuple[Any, ...]]:
-    kept = ("family", "user_id", "dataset_id", "label", "statuses")
-    columns = [windows.c[name] for name in kept]
-    signed = windows.c.sign if sign is None else sign
+    columns = [window.c[name] for name in ("family", "user_id", "dataset_id")]
+    signed = window.c.sign if sign is None else sign
     ends = (since.label("since"), until.label("until"))
     return select(*columns, signed.label("sign"), *ends, *more).where(since < until)

@@ -3,25 +3,27 @@
 from typing import Any
 
 from sqlalchemy import (
-    BigInteger,
     ColumnElement,
-    Numeric,
     Select,
     Subquery,
     Text,
     false,
-    func,
     literal,
-    or_,
     select,
     union_all,
 )
 
 from session_lifecycle.models import EffectiveStatus
 from session_lifecycle.statements import tables
-from session_lifecycle.statements.roll_ups.totals import duration_us, in_window, session_figures, sessions_ever
+from session_lifecycle.statements.roll_ups.totals import (
+    SESSION_FIGURES,
+    duration_us,
+    in_window,
+    session_figures,
+    sessions_ever,
+)
 from session_lifecycle.statements.shared.durations import durations_of, listed_durations
-from session_lifecycle.statements.shared.further_totals import FURTHER_TOTALS, as_text, summed
+from session_lifecycle.statements.shared.further_totals import FURTHER_TOTALS, as_text
 from session_lifecycle.statements.shared.kept import kept
 from session_lifecycle.statements.shared.status import status_windows, stored_statuses, waits
 from session_lifecycle.statements.shared.visibility import ScopeKinds
@@ -34,30 +36,13 @@ def aggregate_stats(kinds: ScopeKinds, ends: Ends) -> Select[*tuple[Any, ...]]:
 
     Binds the parameters of `status_windows` and of the scopes.
     """
-    by_status = session_figures(kinds, ends, status_windows(ends)).subquery("by_status")
-    counts = [
-        func.coalesce(func.sum(by_status.c.sessions).filter(or_(*(by_status.c.key == label for label in labels))), 0)
-        .cast(BigInteger)
-        .label(status.value)
-        for status in EffectiveStatus
-        # A session that waits is running, and is counted apart too.
-        for labels in [["running", "waiting"] if status is EffectiveStatus.RUNNING else [status.value]]
-    ]
-    figures = [
-        func.coalesce(func.sum(by_status.c[name]), 0).cast(type_).label(label)
-        for label, name, type_ in (
-            ("sessions", "sessions", BigInteger),
-            ("total_spend_usd", "cost_usd", Numeric),
-            ("late_cost_usd", "late_cost_usd", Numeric),
-            ("agent_time_us", "duration_us", Numeric),
-            ("tokens_in", "tokens_in", Numeric),
-            ("tokens_out", "tokens_out", Numeric),
-            ("unpriced_events", "unpriced_events", BigInteger),
-            ("unmeasured_events", "unmeasured_events", BigInteger),
-            ("late_events", "late_events", BigInteger),
-        )
-    ]
-    return select(*figures, *counts, as_text(summed(by_status.c[FURTHER_TOTALS])))
+    found = session_figures(kinds, ends, status_windows(ends)).subquery("found")
+    labels = {"cost_usd": "total_spend_usd", "duration_us": "agent_time_us"}
+    figures = [found.c[name].label(labels.get(name, name)) for name in SESSION_FIGURES if name != FURTHER_TOTALS]
+    # A session that waits is running, and is counted apart too.
+    running = (found.c.running + found.c.waiting).label(EffectiveStatus.RUNNING.value)
+    counts = [running if one is EffectiveStatus.RUNNING else found.c[one.value] for one in EffectiveStatus]
+    return select(*figures, *counts, as_text(found.c[FURTHER_TOTALS]))
 
 
 def count_sessions(
@@ -78,8 +63,7 @@ def count_sessions(
         windows = {"any": StatusWindow(None, *window(ends))}
     else:
         windows = {status_filter.value: status_windows(ends)[status_filter.value]}
-    by_status = session_figures(kinds, ends, windows, ["sessions"], has_agent_name=has_agent_name).subquery("by_status")
-    return select(func.coalesce(func.sum(by_status.c.sessions), 0).cast(BigInteger)).scalar_subquery()
+    return session_figures(kinds, ends, windows, (), has_agent_name=has_agent_name).scalar_subquery()
 
 
 @kept

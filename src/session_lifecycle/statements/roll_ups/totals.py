@@ -16,6 +16,7 @@ from sqlalchemy import (
     ColumnClause,
     ColumnElement,
     FromClause,
+    Function,
     Integer,
     Numeric,
     Select,
@@ -31,6 +32,7 @@ from sqlalchemy import (
     join,
     literal,
     literal_column,
+    null,
     or_,
     select,
     true,
@@ -40,9 +42,9 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.orm import InstrumentedAttribute, aliased
 from sqlalchemy.types import Uuid
 
-from session_lifecycle.models import SessionStatus
+from session_lifecycle.models import EffectiveStatus, SessionStatus
 from session_lifecycle.statements import tables
-from session_lifecycle.statements.roll_ups.buckets import LONGEST, GroupWindow, begin_of_minute, cover_windows
+from session_lifecycle.statements.roll_ups.buckets import LONGEST, begin_of_minute, cover_window
 from session_lifecycle.statements.shared.durations import lasted_us
 from session_lifecycle.statements.shared.further_totals import FURTHER_TOTALS, summed
 from session_lifecycle.statements.shared.keys import same_session
@@ -93,6 +95,7 @@ MODEL_KEYS = {
 """The names of the usage by model in a row of `rolled_up_sessions`, which are short: each session has such a row."""
 
 TimeColumn = InstrumentedAttribute[Any]
+StatusTable = type[tables.sessions | tables.rolled_up_sessions | tables.roll_ups | tables.roll_up_changes]
 
 
 def duration_us(session: type[tables.sessions | tables.rolled_up_sessions]) -> ColumnElement[Any]:
@@ -108,99 +111,118 @@ def session_figures(
     *,
     has_agent_name: bool = False,
 ) -> Select[*tuple[Any, ...]]:
-    """One row per status window: its label as `key`, and the figures of these names.
-
-    A window without sessions may have no row.
+    """One row: the number of sessions in each status window, by its label, and the figures of these names over all.
 
     Args:
         kinds: The kinds of the viewer's scopes.
         ends: The ends of the window that are given.
-        windows: Status windows by label. Each is a part of the window, and no two of them overlap.
+        windows: One status window, or all those of `status_windows`, by label.
         names: The names of the figures.
         has_agent_name: Whether to count the sessions of the bound `agent_name` only. The roll-ups have no agents, so
             Postgres then reads every session.
     """
-    live = _live_figures(kinds, ends, windows, names, has_agent_name=has_agent_name)
-    # No rolled-up session waits, so the roll-ups have nothing in a window of sessions that wait.
-    of_rolled_up = {label: one for label, one in windows.items() if one.waits is not True}
-    if not of_rolled_up:
-        return _added_up([live], names)
-    if has_agent_name:
-        return _added_up([*_figures_of_agent(kinds, of_rolled_up, names), live], names)
-    cover = cover_windows(_families(kinds), _groups(of_rolled_up))
-    ranges = cover.stretches
-    buckets = (*_is_bucket_in(tables.roll_ups, ranges), tables.roll_ups.status == any_(ranges.c.statuses))
-    parts = [_signed_sums(ranges, tables.roll_ups.status, _sums(tables.roll_ups, names, ranges.c.sign), *buckets)]
-    for whole, in_family in _of_each_family(kinds, cover.whole, tables.roll_up_changes):
-        changes = (
-            in_family,
-            tables.roll_up_changes.status == any_(whole.c.statuses),
-            *_within(tables.roll_up_changes.starts_at, whole),
-        )
-        sums = _sums(tables.roll_up_changes, names, whole.c.sign)
-        parts.append(_signed_sums(whole, tables.roll_up_changes.status, sums, *changes))
-    for edge, in_family in _of_each_family(kinds, cover.edges, tables.rolled_up_sessions):
-        rows = (
-            in_family,
-            initial(tables.rolled_up_sessions.status) == initial(edge.c.status),
-            *_within(tables.rolled_up_sessions.last_activity_at, edge),
-        )
-        sums = _sums_of_sessions(tables.rolled_up_sessions, names, edge.c.sign)
-        parts.append(_signed_sums(edge, tables.rolled_up_sessions.status, sums, *rows))
-    return _added_up([*parts, live], names)
-
-
-def _groups(windows: Mapping[str, StatusWindow]) -> list[GroupWindow]:
-    """The windows, with those of stored statuses that have the same ends as one."""
-    stored = [status for status in SessionStatus if status.value in windows and status is not SessionStatus.RUNNING]
-    groups = [
-        GroupWindow(label, list(SessionStatus) if one.status is None else [one.status], one.since, one.until)
-        for label, one in windows.items()
-        if label not in {status.value for status in stored}
-    ]
-    if stored:
-        ended = windows[stored[0].value]
-        groups.append(GroupWindow(None, stored, ended.since, ended.until))
-    return groups
-
-
-def _figures_of_agent(
-    kinds: ScopeKinds, windows: Mapping[str, StatusWindow], names: Sequence[str]
-) -> list[Select[*tuple[Any, ...]]]:
-    """The figures over the rolled-up sessions of the bound `agent_name`, which no bucket counts, from their rows."""
-    return [
-        select(
-            literal(label, Text).label("key"),
-            *(total.label(name) for name, total in _sums_of_sessions(tables.rolled_up_sessions, names).items()),
-        ).where(
-            in_scope,
-            *_has_agent(tables.rolled_up_sessions, has_agent_name=True),
-            *in_window(tables.rolled_up_sessions, status_window),
-        )
-        for label, status_window in windows.items()
-        for in_scope in kinds.conditions(tables.rolled_up_sessions)
-    ]
-
-
-def _live_figures(
-    kinds: ScopeKinds, ends: Ends, windows: Mapping[str, StatusWindow], names: Sequence[str], *, has_agent_name: bool
-) -> Select[*tuple[Any, ...]]:
-    """The figures over the sessions that are not rolled up, in one scan; Postgres chooses the shortest way to them.
-
-    Where no job rolls up, they are the whole table.
-    """
-    is_in = [_is_in(tables.sessions, status_window) for status_window in windows.values()]
-    key = case(*zip(is_in, (literal(label, Text) for label in windows), strict=True)).label("key")
-    labelled = (total.label(name) for name, total in _sums_of_sessions(tables.sessions, names).items())
     together = StatusWindow(None, *window(ends)) if len(windows) > 1 else next(iter(windows.values()))
-    live = (
-        or_(false(), *kinds.conditions(tables.sessions)),
-        *_has_agent(tables.sessions, has_agent_name),
-        *in_window(tables.sessions, together),
+    # The sessions that are not rolled up, in one scan; Postgres chooses the shortest way to them. Where no job rolls
+    # up, they are the whole table.
+    scoped = (or_(false(), *kinds.conditions(tables.sessions)), of_everybody(tables.sessions))
+    live = (*scoped, *_has_agent(tables.sessions, has_agent_name))
+    parts = [_figures_of_rows(tables.sessions, windows, together, names, *live)]
+    # No rolled-up session waits, so the roll-ups have nothing in a window of sessions that wait.
+    if together.waits is not True and has_agent_name:
+        of_agent = _has_agent(tables.rolled_up_sessions, has_agent_name)
+        parts += [
+            _figures_of_rows(tables.rolled_up_sessions, windows, together, names, in_scope, *of_agent)
+            for in_scope in kinds.conditions(tables.rolled_up_sessions)
+        ]
+    elif together.waits is not True:
+        parts += _figures_of_rolled_up(kinds, windows, together, names)
+        if len(windows) > 1:
+            parts.append(_still_running(kinds, windows, names))
+    part = union_all(*parts).subquery("part")
+    counts = [func.coalesce(func.sum(part.c[label]), 0).cast(BigInteger).label(label) for label in windows]
+    return select(*counts, *_again(part, names))
+
+
+def _figures_of_rows(
+    table: type[tables.sessions | tables.rolled_up_sessions],
+    windows: Mapping[str, StatusWindow],
+    together: StatusWindow,
+    names: Sequence[str],
+    *conditions: ColumnElement[bool],
+) -> Select[*tuple[Any, ...]]:
+    """The figures over the chosen sessions of the table, from their rows."""
+    counts = {label: func.count().filter(_is_in(table, one)) for label, one in windows.items()}
+    sums = counts | _sums_of_sessions(table, names)
+    return _labelled(sums).where(*conditions, *in_window(table, together))
+
+
+def _figures_of_rolled_up(
+    kinds: ScopeKinds, windows: Mapping[str, StatusWindow], together: StatusWindow, names: Sequence[str]
+) -> list[Select[*tuple[Any, ...]]]:
+    """The figures over the rolled-up sessions, from buckets, changes and rows."""
+    cover = cover_window(_families(kinds), together.since, together.until)
+    ranges = cover.stretches
+    sums = _counts_by_status(windows, tables.roll_ups, func.sum(tables.roll_ups.sessions), ranges.c.sign)
+    sums |= _sums(tables.roll_ups, names, ranges.c.sign)
+    buckets = (*_is_bucket_in(tables.roll_ups, ranges), _has_status(tables.roll_ups, together))
+    parts = [_of_each(ranges, _labelled(sums).where(*buckets))]
+    for whole, in_family in _of_each_family(kinds, cover.whole, tables.roll_up_changes):
+        changes = tables.roll_up_changes
+        sums = _counts_by_status(windows, changes, func.sum(changes.sessions), whole.c.sign)
+        sums |= _sums(changes, names, whole.c.sign)
+        is_in = (*_within(changes.starts_at, whole), _has_status(changes, together))
+        parts.append(_of_each(whole, _labelled(sums).where(in_family, *is_in)))
+    for edge, conditions in _rolled_up_in(kinds, cover.edges, together):
+        rows = tables.rolled_up_sessions
+        sums = _counts_by_status(windows, rows, func.count(), edge.c.sign)
+        sums |= _sums_of_sessions(rows, names, edge.c.sign)
+        parts.append(_of_each(edge, _labelled(sums).where(*conditions)))
+    return parts
+
+
+def _counts_by_status(
+    windows: Mapping[str, StatusWindow],
+    table: StatusTable,
+    sessions: Function[Any],
+    sign: ColumnElement[int],
+) -> dict[str, ColumnElement[Any]]:
+    """The number of rolled-up sessions in each status window, by their stored status.
+
+    Where there are several windows, each session that is stored as running is counted as abandoned: `_still_running`
+    corrects it.
+    """
+    if len(windows) == 1:
+        return dict.fromkeys(windows, sign * sessions)
+    none: ColumnElement[Any] = literal(0, BigInteger)
+    not_counted = {EffectiveStatus.RUNNING.value, EffectiveStatus.WAITING.value}
+    return {
+        label: none if label in not_counted else sign * sessions.filter(_has_status(table, one))
+        for label, one in windows.items()
+    }
+
+
+def _still_running(
+    kinds: ScopeKinds, windows: Mapping[str, StatusWindow], names: Sequence[str]
+) -> Select[*tuple[Any, ...]]:
+    """The rolled-up sessions that are not abandoned, which are counted as abandoned otherwise.
+
+    A job rolls up abandoned sessions only. So there are none, except where the job has a shorter threshold than the
+    reader, or where the reader's clock stands still.
+    """
+    table, running = tables.rolled_up_sessions, EffectiveStatus.RUNNING.value
+    in_scope = or_(false(), *kinds.conditions(table))
+    # The extra condition lets Postgres look for them among everybody's sessions, where there is hardly any.
+    found = (
+        select(func.count().label("sessions"))
+        .where(in_scope, of_everybody(table), *in_window(table, windows[running]))
+        .subquery("still")
     )
-    # The rows are grouped by the booleans of which the label is made: Postgres knows how few groups booleans can form,
-    # and does not sort.
-    return select(key, *labelled).where(*live).group_by(*is_in)
+    sessions: ColumnElement[Any] = found.c.sessions
+    counts = {running: sessions, EffectiveStatus.ABANDONED.value: -sessions}
+    nothing: ColumnElement[Any] = literal(0, BigInteger)
+    no_totals: ColumnElement[Any] = null().cast(JSONB)
+    columns = {label: counts.get(label, nothing) for label in windows}
+    return _labelled(columns | {name: no_totals if name == FURTHER_TOTALS else nothing for name in names})
 
 
 def sessions_ever(kinds: ScopeKinds, status: SessionStatus | None) -> ColumnElement[int]:
@@ -253,7 +275,7 @@ def sessions_ever(kinds: ScopeKinds, status: SessionStatus | None) -> ColumnElem
 
 def model_figures(kinds: ScopeKinds, status_window: StatusWindow) -> Select[*tuple[Any, ...]]:
     """One row per model that sessions in the status window used: the model's name as `key`, and `MODEL_FIGURES`."""
-    cover = cover_windows(_families(kinds), _groups({"any": status_window}))
+    cover = cover_window(_families(kinds), status_window.since, status_window.until)
     ranges = cover.stretches
     parts = [
         _sums_per_row(
@@ -273,20 +295,15 @@ def model_figures(kinds: ScopeKinds, status_window: StatusWindow) -> Select[*tup
                 *_within(tables.model_roll_up_changes.starts_at, whole),
             )
         )
-    for edge, in_family in _of_each_family(kinds, cover.edges, tables.rolled_up_sessions):
+    for edge, is_in in _rolled_up_in(kinds, cover.edges, status_window):
         share = _model_shares()
-        rows = (
-            in_family,
-            initial(tables.rolled_up_sessions.status) == initial(edge.c.status),
-            *_within(tables.rolled_up_sessions.last_activity_at, edge),
-        )
         sign = edge.c.sign
         sums = {
             name: sign * func.count() if name == "sessions" else _total(share.c[MODEL_KEYS[name]], name, sign)
             for name in MODEL_FIGURES
         }
         source = join(tables.rolled_up_sessions, share, true())
-        parts.append(_sums_per_row(edge, share.c[MODEL_KEYS["model"]], sums, *rows, source=source))
+        parts.append(_sums_per_row(edge, share.c[MODEL_KEYS["model"]], sums, *is_in, source=source))
     model = case((tables.model_usage.model == "", literal(UNKNOWN_MODEL)), else_=tables.model_usage.model).label("key")
     # Usage without a model and usage of a model named "unknown" are both reported as unknown. A session with both is
     # one session, so the row without a model does not count where the session also has the named one.
@@ -331,38 +348,49 @@ def _sums_per_row(
     summed = select(key.label("key"), *(total.label(name) for name, total in sums.items())).where(*conditions)
     if source is not None:
         summed = summed.select_from(source)
-    of_row = summed.group_by(key).lateral()
+    return _of_each(rows, summed.group_by(key))
+
+
+def _labelled(columns: Mapping[str, ColumnElement[Any]]) -> Select[*tuple[Any, ...]]:
+    return select(*(column.label(name) for name, column in columns.items()))
+
+
+def _of_each(rows: FromClause, figures: Select[*tuple[Any, ...]]) -> Select[*tuple[Any, ...]]:
+    """The figures for each of the rows. Postgres looks up one row after another, as a range of an index."""
+    of_row = figures.lateral()
     return select(*of_row.c).select_from(rows.join(of_row, true()))
-
-
-def _signed_sums(
-    rows: FromClause,
-    status: InstrumentedAttribute[str],
-    sums: Mapping[str, ColumnElement[Any]],
-    *conditions: ColumnElement[bool],
-) -> Select[*tuple[Any, ...]]:
-    """The sums for each of the rows by their label, or by the stored status where they have none."""
-    summed = select(status.label("key"), *(total.label(name) for name, total in sums.items())).where(*conditions)
-    of_row = summed.group_by(status).lateral()
-    key = func.coalesce(rows.c.label, of_row.c.key).label("key")
-    return select(key, *(of_row.c[name] for name in sums)).select_from(rows.join(of_row, true()))
 
 
 def _of_each_family(
     kinds: ScopeKinds,
     windows: CTE,
-    table: type[tables.rolled_up_sessions | tables.roll_up_changes | tables.model_roll_up_changes],
+    table: type[tables.roll_up_changes | tables.model_roll_up_changes],
 ) -> list[tuple[FromClause, ColumnElement[bool]]]:
     """The windows of each bucket family, and the condition on the rows that the family counts: each has an index."""
     found: list[tuple[FromClause, ColumnElement[bool]]] = []
     for name in _family_names(kinds):
-        rows = select(windows).where(windows.c.family == name)
-        if issubclass(table, tables.rolled_up_sessions):
-            # The indexes have the status before the activity: each status is a range of its own.
-            status = func.unnest(windows.c.statuses).table_valued(column("status", Text), name="one").render_derived()
-            rows = rows.add_columns(status.c.status).join_from(windows, status, true())
-        of_family = rows.subquery(f"of_{name}")
+        of_family = select(windows).where(windows.c.family == name).subquery(f"of_{name}")
         found.append((of_family, _counts(name, of_family, table)))
+    return found
+
+
+def _rolled_up_in(
+    kinds: ScopeKinds, windows: CTE, status_window: StatusWindow
+) -> list[tuple[FromClause, Sequence[ColumnElement[bool]]]]:
+    """The windows of each bucket family, one row for each stored status, and the conditions on the rolled-up sessions.
+
+    The indexes have the status before the activity, so each status is a range of its own.
+    """
+    found: list[tuple[FromClause, Sequence[ColumnElement[bool]]]] = []
+    table = tables.rolled_up_sessions
+    stored = literal([one.value[0] for one in _stored(status_window)], ARRAY(Text))
+    status = func.unnest(stored).table_valued(column("initial", Text), name="status").render_derived()
+    for name in _family_names(kinds):
+        rows = select(windows, status.c.initial).join_from(windows, status, true()).where(windows.c.family == name)
+        of_family = rows.subquery(f"of_{name}")
+        has_status = initial(table.status) == of_family.c.initial
+        is_in = (_counts(name, of_family, table), has_status, *_within(table.last_activity_at, of_family))
+        found.append((of_family, is_in))
     return found
 
 
@@ -551,17 +579,16 @@ def _is_in(
     return and_(*conditions, is_waiting() if status_window.waits else ~is_waiting())
 
 
-def _has_status(
-    table: type[tables.sessions | tables.rolled_up_sessions], status_window: StatusWindow
-) -> ColumnElement[bool]:
+def _has_status(table: StatusTable, status_window: StatusWindow) -> ColumnElement[bool]:
     # The status is compared even where any status will do, because the indexes have it before the activity.
-    stored = list(SessionStatus) if status_window.status is None else [status_window.status]
-    return _has_one_of(table, stored)
+    return _has_one_of(table, _stored(status_window))
 
 
-def _has_one_of(
-    table: type[tables.sessions | tables.rolled_up_sessions], stored: Sequence[SessionStatus]
-) -> ColumnElement[bool]:
+def _stored(status_window: StatusWindow) -> list[SessionStatus]:
+    return list(SessionStatus) if status_window.status is None else [status_window.status]
+
+
+def _has_one_of(table: StatusTable, stored: Sequence[SessionStatus]) -> ColumnElement[bool]:
     if table is tables.rolled_up_sessions:
         return initial(table.status) == any_(literal([status.value[0] for status in stored], ARRAY(Text)))
     return table.status == any_(literal([status.value for status in stored], ARRAY(Text)))

@@ -1,9 +1,22 @@
 """A page of sessions and its total."""
 
+from collections.abc import Iterable
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import CTE, BigInteger, ColumnElement, Select, and_, bindparam, literal_column, null, select, true
+from sqlalchemy import (
+    CTE,
+    BigInteger,
+    ColumnElement,
+    FromClause,
+    Select,
+    and_,
+    bindparam,
+    literal_column,
+    null,
+    select,
+    true,
+)
 
 from session_lifecycle.models import SessionListFilters
 from session_lifecycle.models.pages import Total
@@ -22,6 +35,7 @@ from session_lifecycle.statements.shared.kept import OFFSET, KeptStatement, kept
 from session_lifecycle.statements.shared.keys import equal_where_given
 from session_lifecycle.statements.shared.paging import (
     ROW_LIMIT,
+    Order,
     PageShape,
     Position,
     beside_total,
@@ -73,7 +87,7 @@ def _list_by_rows(
     shape: SessionFiltersShape, order_by: str, of_page: PageShape, counted: ListingShape | None
 ) -> Select[*tuple[Any, ...]]:
     chosen = chosen_sessions(shape)
-    rows = page(chosen, ORDERS[order_by], of_page)
+    rows = page_by_rows(chosen, ORDERS[order_by], of_page, shape.abandon_after)
     how = of_page.total
     return beside_total(rows, total(chosen, how) if counted is None else listing_total(counted, how))
 
@@ -90,14 +104,28 @@ def page_of_sessions(shape: ListingShape) -> CTE:
     columns = [column.label(name) for column, name in zip(keys.c, order.position_names, strict=True)]
     ordered = select(*columns).order_by(*order.terms([*keys.c], descending=shape.descending))
     first = ordered.limit(ROW_LIMIT).offset(OFFSET).subquery("first")
-    _, user_id, session_id = first.c
+    numbered = place(first, order, descending=shape.descending)
+    return _with_records(first, (*first.c, numbered), order, shape.abandon_after)
+
+
+def page_by_rows(chosen: Select[*tuple[Any, ...]], order: Order, of_page: PageShape, abandon_after: timedelta) -> CTE:
+    """A page of the sessions of `chosen_sessions`, in the columns of `page`."""
+    # Only the keys are sorted: the records are much wider, and those of a page are few.
+    keys = page(chosen.with_only_columns(maintain_column_froms=True), order, of_page, "keys")
+    return _with_records(keys, keys.c, order, abandon_after)
+
+
+def _with_records(
+    keys: FromClause, columns: Iterable[ColumnElement[Any]], order: Order, abandon_after: timedelta
+) -> CTE:
+    """The records of these keys with their effective status, and the columns of the keys."""
+    _, user_id, session_id = (keys.c[name] for name in order.position_names)
     is_on_page = and_(tables.sessions.user_id == user_id, tables.sessions.session_id == session_id)
-    status = effective_status(shape.abandon_after, clock()).label("effective_status")
+    status = effective_status(abandon_after, clock()).label("effective_status")
     # OFFSET 0 makes Postgres look up one record after another. In a plan for any limit it expects so many rows on a
     # page that it would read the whole table.
     record = select(*record_columns(), status).where(is_on_page).offset(literal_column("0")).lateral("record")
-    numbered = place(first, order, descending=shape.descending)
-    return select(*record.c, *first.c, numbered).select_from(first.join(record, true())).cte("page")
+    return select(*record.c, *columns).select_from(keys.join(record, true())).cte("page")
 
 
 def listing_total(shape: ListingShape, how: Total) -> ColumnElement[Any]:

@@ -150,7 +150,7 @@ def literals(columns: Sequence[Column], values: Sequence[Any]) -> list[ColumnEle
     return [literal(value, column.type) for column, value in zip(columns, values, strict=True)]
 
 
-def page(rows: Select[*tuple[Any, ...]], order: Order, shape: PageShape) -> CTE:
+def page(rows: Select[*tuple[Any, ...]], order: Order, shape: PageShape, name: str = "page") -> CTE:
     """The rows of a page and one row more, each with its position and its `place` in their order."""
     rows = rows.add_columns(*order.position())
     if shape.has_position:
@@ -163,7 +163,7 @@ def page(rows: Select[*tuple[Any, ...]], order: Order, shape: PageShape) -> CTE:
         position = [known.c[name] for name in order.position_names]
         ordered = select(*known.c).order_by(*order.terms(position, descending=shape.descending))
     first = ordered.limit(ROW_LIMIT).offset(OFFSET).subquery("first")
-    return select(*first.c, place(first, order, descending=shape.descending)).cte("page")
+    return select(*first.c, place(first, order, descending=shape.descending)).cte(name)
 
 
 def place(rows: FromClause, order: Order, *, descending: bool) -> Label[int]:
