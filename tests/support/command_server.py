@@ -3,6 +3,7 @@
 One process has imported the commands, and forks for each of them. Importing takes ten times as long as most commands.
 """
 
+import gc
 import json
 import os
 import signal
@@ -14,7 +15,18 @@ from functools import cache
 from importlib import import_module
 from typing import NoReturn
 
+import typer.main as typer_main
+
 LONGEST_REQUEST_BYTES = 1_000_000
+LOADED_BY_COMMANDS = (
+    "session_lifecycle.cli.app",
+    "session_lifecycle.cli.tables",
+    "session_lifecycle.database",
+    "alembic.command",
+    "genai_prices",
+    "rich.console",
+    "typer.rich_utils",
+)
 
 
 class CommandServer:
@@ -92,8 +104,12 @@ def _become(arguments: list[str], environment: dict[str, str], outputs: list[int
 
 
 def _serve() -> None:
-    for module in ("cli.app", "cli.tables", "database"):  # what most commands load
-        import_module(f"session_lifecycle.{module}")
+    for module in LOADED_BY_COMMANDS:
+        import_module(module)
+    # A program builds its parser when it starts, from the same app every time.
+    parser = typer_main.get_command(import_module("session_lifecycle.cli.app").app)
+    vars(typer_main)["get_command"] = lambda _: parser
+    gc.freeze()  # a child would go through all that is loaded here, and copy it
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with socket.socket(fileno=os.dup(0)) as asked:
         while True:
