@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
+from contextlib import ExitStack
 from functools import cache
 from importlib import import_module
 from typing import NoReturn
@@ -40,19 +41,37 @@ class CommandServer:
         self._lock = threading.Lock()
 
     def run(
-        self, arguments: list[str], environment: dict[str, str], *, within_seconds: float
+        self,
+        arguments: list[str],
+        environment: dict[str, str],
+        *,
+        within_seconds: float,
+        stdin: int | None = None,
+        together: bool = False,
     ) -> "subprocess.CompletedProcess[str]":
-        """Runs `session-lifecycle` with these arguments and this environment, and an empty standard input.
+        """Runs `session-lifecycle` with these arguments and this environment.
+
+        Args:
+            arguments: The arguments.
+            environment: The whole environment.
+            within_seconds: See below.
+            stdin: The file descriptor of its standard input; None: it is empty.
+            together: Whether its standard error goes where its standard output goes.
 
         Raises:
             TimeoutError: It has not ended within so many seconds. The process is killed with its server.
         """
         request = json.dumps({"arguments": arguments, "environment": environment}).encode()
-        outputs = [os.memfd_create(name) for name in ("stdout", "stderr")]
-        try:
+        with ExitStack() as stack:
+            if stdin is None:
+                stdin = os.open(os.devnull, os.O_RDONLY)
+                stack.callback(os.close, stdin)
+            outputs = [os.memfd_create(name) for name in ("stdout", "stderr")]
+            for output in outputs:
+                stack.callback(os.close, output)
             with self._lock:
                 self._socket.settimeout(within_seconds)
-                socket.send_fds(self._socket, [request], outputs)
+                socket.send_fds(self._socket, [request], [stdin, outputs[0], outputs[0 if together else 1]])
                 try:
                     code = int(self._socket.recv(100))
                 except TimeoutError:
@@ -63,9 +82,6 @@ class CommandServer:
                 os.lseek(output, 0, os.SEEK_SET)
                 with open(output, encoding="utf-8", closefd=False) as text:
                     said.append(text.read())
-        finally:
-            for output in outputs:
-                os.close(output)
         return subprocess.CompletedProcess(arguments, code, *said)
 
 
@@ -75,14 +91,13 @@ def command_server() -> CommandServer:
     return CommandServer()
 
 
-def _become(arguments: list[str], environment: dict[str, str], outputs: list[int]) -> NoReturn:
+def _become(arguments: list[str], environment: dict[str, str], streams: list[int]) -> NoReturn:
     """Runs the command in this process, as the interpreter would run the console script."""
     code = 1
     try:
         os.environ.clear()
         os.environ.update(environment)
-        nothing = os.open(os.devnull, os.O_RDONLY)
-        for target, source in enumerate([nothing, *outputs]):
+        for target, source in enumerate(streams):
             os.dup2(source, target)
         sys.argv = ["session-lifecycle", *arguments]
         from session_lifecycle.cli import main
@@ -113,7 +128,7 @@ def _serve() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with socket.socket(fileno=os.dup(0)) as asked:
         while True:
-            request, outputs, *_ = socket.recv_fds(asked, LONGEST_REQUEST_BYTES, 2)
+            request, streams, *_ = socket.recv_fds(asked, LONGEST_REQUEST_BYTES, 3)
             if not request:
                 return
             wanted = json.loads(request)
@@ -121,9 +136,9 @@ def _serve() -> None:
             if child == 0:
                 asked.close()
                 signal.signal(signal.SIGINT, signal.default_int_handler)
-                _become(wanted["arguments"], wanted["environment"], outputs)
-            for output in outputs:
-                os.close(output)
+                _become(wanted["arguments"], wanted["environment"], streams)
+            for stream in streams:
+                os.close(stream)
             _, status = os.waitpid(child, 0)
             asked.send(str(os.waitstatus_to_exitcode(status)).encode())
 

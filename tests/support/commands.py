@@ -95,27 +95,22 @@ def succeed(*arguments: str, program: Sequence[str] = PROGRAM, **more: str) -> s
 
 def on_pipe(answer: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
     """Runs the command with a pipe as its input."""
-    return subprocess.run(
-        [*PROGRAM, *arguments],
-        env=environment(),
-        input=answer,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    read_end, write_end = os.pipe()
+    try:
+        with os.fdopen(write_end, "w") as pipe:
+            pipe.write(answer)
+        return command_server().run(list(arguments), environment(), within_seconds=60, stdin=read_end)
+    finally:
+        os.close(read_end)
 
 
 def on_terminal(answer: str, *arguments: str) -> tuple[int, str]:
     """Runs the command with a terminal as its input and answers its question. Returns its exit code and output."""
     terminal, inside = os.openpty()
     try:
-        with subprocess.Popen(
-            [*PROGRAM, *arguments], env=environment(), stdin=inside, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        ) as process:
-            os.write(terminal, answer.encode())
-            shown, _ = process.communicate(timeout=60)
-            return process.returncode, shown.decode()
+        os.write(terminal, answer.encode())
+        ran = command_server().run(list(arguments), environment(), within_seconds=60, stdin=inside, together=True)
+        return ran.returncode, ran.stdout
     finally:
         os.close(inside)
         os.close(terminal)
