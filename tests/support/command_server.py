@@ -199,7 +199,7 @@ def _become(arguments: list[str], environment: dict[str, str], folder: str, stre
             sys.excepthook(*sys.exc_info())
         # As the interpreter ends: a thread that goes on keeps the process alive.
         threading._shutdown()  # type: ignore[attr-defined]  # noqa: SLF001 - as multiprocessing does after a fork
-        atexit._run_exitfuncs()  # noqa: SLF001
+        atexit._run_exitfuncs()  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - the same
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -211,7 +211,7 @@ def _serve() -> None:
         import_module(module)
     # A program builds its parser when it starts, from the same app every time.
     parser = typer_main.get_command(import_module("session_lifecycle.cli.app").app)
-    vars(typer_main)["get_command"] = lambda _: parser
+    setattr(typer_main, "get_command", lambda _: parser)  # noqa: B010 - its type names the argument
     gc.freeze()  # a child would go through all that is loaded here, and copy it
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with socket.socket(fileno=os.dup(0)) as asked, selectors.DefaultSelector() as selector:
