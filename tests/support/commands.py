@@ -13,16 +13,9 @@ from typing import Any
 from typer.main import get_command
 
 from session_lifecycle.cli.app import app
-from support.command_server import command_server
+from support.command_server import RunningCommand, command_server
 
 PROGRAM = (str(Path(sys.executable).with_name("session-lifecycle")),)
-
-# Tests in the background ignore interrupts, and processes that they start would inherit that.
-HEARING_INTERRUPTS = """
-import os, signal, sys
-signal.signal(signal.SIGINT, signal.SIG_DFL)
-os.execv(sys.argv[1], sys.argv[1:])
-"""
 
 
 def environment() -> dict[str, str]:
@@ -49,7 +42,7 @@ def run(*arguments: str, program: Sequence[str] = PROGRAM, **more: str) -> "subp
 def run_raw(*arguments: str, program: Sequence[str] = PROGRAM, **more: str) -> "subprocess.CompletedProcess[str]":
     # A setting of the interpreter has to be there when it starts.
     if program == PROGRAM and not any(name.startswith("PYTHON") for name in more):
-        ran = command_server().run(list(arguments), environment() | more, within_seconds=120)
+        ran = command_server().run(arguments, environment() | more, within_seconds=120)
     else:
         ran = subprocess.run(
             [*program, *arguments],
@@ -65,26 +58,18 @@ def run_raw(*arguments: str, program: Sequence[str] = PROGRAM, **more: str) -> "
 
 
 @contextmanager
-def running(*arguments: str, program: Sequence[str] = PROGRAM, **more: str) -> Generator["subprocess.Popen[str]"]:
+def running(*arguments: str, **more: str) -> Generator[RunningCommand]:
     """Runs the command until the block is left; kills it if it still runs."""
-    with subprocess.Popen(
-        [sys.executable, "-c", HEARING_INTERRUPTS, *program, *arguments],
-        env=environment() | more,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
+    with command_server().running(arguments, environment() | more) as command:
+        yield command
 
 
-def interrupt(process: "subprocess.Popen[str]") -> tuple[int, str]:
-    """Interrupts the process; returns its exit code and its last output."""
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=30)
-    return process.returncode, without_database(said)
+def interrupt(command: RunningCommand) -> tuple[int, str]:
+    """Interrupts the command; returns its exit code and its last output."""
+    command.send_signal(signal.SIGINT)
+    _, said = command.communicate(timeout=30)
+    assert command.returncode is not None
+    return command.returncode, without_database(said)
 
 
 def succeed(*arguments: str, program: Sequence[str] = PROGRAM, **more: str) -> str:
@@ -95,27 +80,22 @@ def succeed(*arguments: str, program: Sequence[str] = PROGRAM, **more: str) -> s
 
 def on_pipe(answer: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
     """Runs the command with a pipe as its input."""
-    return subprocess.run(
-        [*PROGRAM, *arguments],
-        env=environment(),
-        input=answer,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    read_end, write_end = os.pipe()
+    try:
+        with os.fdopen(write_end, "w") as pipe:
+            pipe.write(answer)
+        return command_server().run(arguments, environment(), within_seconds=60, stdin=read_end)
+    finally:
+        os.close(read_end)
 
 
 def on_terminal(answer: str, *arguments: str) -> tuple[int, str]:
     """Runs the command with a terminal as its input and answers its question. Returns its exit code and output."""
     terminal, inside = os.openpty()
     try:
-        with subprocess.Popen(
-            [*PROGRAM, *arguments], env=environment(), stdin=inside, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        ) as process:
-            os.write(terminal, answer.encode())
-            shown, _ = process.communicate(timeout=60)
-            return process.returncode, shown.decode()
+        os.write(terminal, answer.encode())
+        ran = command_server().run(arguments, environment(), within_seconds=60, stdin=inside, together=True)
+        return ran.returncode, ran.stdout
     finally:
         os.close(inside)
         os.close(terminal)

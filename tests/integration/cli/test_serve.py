@@ -21,7 +21,8 @@ from session_lifecycle.cli import demo_fleet
 from session_lifecycle.postgres.embedded import temporary_data_dir
 from session_lifecycle.web.framework import PlainTextResponse
 from session_lifecycle.web.serving import Door
-from support.commands import HEARING_INTERRUPTS, PROGRAM, environment, run, without_database
+from support.command_server import RunningCommand, command_server
+from support.commands import environment, run, without_database
 from support.eventually import eventually
 from support.live import Stream
 from support.usage import A
@@ -49,7 +50,7 @@ def current_viewer(authorization: Annotated[str | None, Header()] = None) -> Vie
 class Running:
     """A command that runs, and what it says."""
 
-    def __init__(self, process: "subprocess.Popen[str]") -> None:
+    def __init__(self, process: RunningCommand) -> None:
         self.process = process
 
     async def line(self, within_seconds: float = 60) -> str:
@@ -64,24 +65,14 @@ class Running:
         """Sends the signal; the exit code and the errors. It must end within seconds."""
         self.process.send_signal(number)
         _, said = await asyncio.to_thread(self.process.communicate, timeout=20)
+        assert self.process.returncode is not None
         return self.process.returncode, without_database(said)
 
 
 @asynccontextmanager
 async def running(*arguments: str, cwd: Path | None = None) -> AsyncGenerator[Running]:
-    with subprocess.Popen(  # noqa: ASYNC220 - it starts at once, and its pipes are read in threads
-        [sys.executable, "-c", HEARING_INTERRUPTS, *PROGRAM, *arguments],
-        env=environment(),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=cwd,
-    ) as process:
-        try:
-            yield Running(process)
-        finally:
-            process.kill()
+    with command_server().running(arguments, environment(), folder=cwd) as command:
+        yield Running(command)
 
 
 @asynccontextmanager
