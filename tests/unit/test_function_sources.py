@@ -124,6 +124,9 @@ def faults(sql: str) -> list[str]:
         r"\b(?:FROM|JOIN|INTO|UPDATE|USING)\s+\{schema\}\.\w+\b(?!\()", sql
     ):
         found.append("a function in SQL over tables")
+    for insertion in re.findall(r"\bINSERT INTO .*?(?=\bON CONFLICT\b|\bRETURNING\b|;|\n {0,8}\)|\Z)", sql, re.DOTALL):
+        read = re.findall(r"\b(?:FROM|JOIN)\s+\{schema\}\.(\w+)\b(?!\()", insertion)
+        found += [f"an insertion whose SELECT reads a table: {one}" for one in read]
     body = sql[sql.find("$body$") + 1 :]
     for statement in filter(re.compile(MODIFIES).search, re.split(r";|\bLOOP\b", body)):
         own = set(re.findall(r"(?:\{schema\}|ours)\.(\w+)\(", statement)) & FILES.keys()
@@ -192,6 +195,8 @@ def test_a_statement_that_calls_a_function_has_none_of_the_shapes(name: str) -> 
             "(SELECT array_agg(b), jsonb_agg(jsonb_build_object(",
         ),
         ("roll_up_sessions_v1", "s.further_totals, m.models", "to_jsonb(s), m.models"),
+        ("roll_up_sessions_v1", "FROM found f\n", "FROM {schema}.session_records f\n"),
+        ("add_parts", "FROM total t;", "FROM total t JOIN {schema}.session_roll_ups r ON r.level = t.status;"),
         ("roll_up_sessions_v1", "m.models\n", "m.models, {schema}.append_changes(1)\n"),
         ("anonymise_sessions_v1", "md5(secret || e.event_id::text)::uuid", "gen_random_uuid()"),
         ("record_activity", "record_nos[f.place]", "nextval('{schema}.session_runs_record_no_seq')"),

@@ -39,14 +39,15 @@ BEGIN
         FROM change c
         GROUP BY c.user_id, c.dataset_id, c.status, c.starts_at
     ),
-    bucket AS (
-        INSERT INTO {schema}.session_roll_ups AS r
-            (family, user_id, dataset_id, level, starts_at, status, sessions, cost_usd, tokens_in, tokens_out, duration_us,
-             unpriced_events, unmeasured_events, late_events, late_cost_usd, further_totals)
-        SELECT f.family, f.user_id, f.dataset_id, l.level, l.starts_at, q.status, sum(q.sessions), sum(q.cost_usd),
-               sum(q.tokens_in), sum(q.tokens_out), sum(q.duration_us), sum(q.unpriced_events), sum(q.unmeasured_events),
-               sum(q.late_events), sum(q.late_cost_usd),
+    -- Apart from the insertion: Citus sends one that looks into its own table to the node in a wrong form.
+    total AS MATERIALIZED (
+        SELECT f.family, f.user_id, f.dataset_id, l.level, l.starts_at, q.status, sum(q.sessions) AS sessions,
+               sum(q.cost_usd) AS cost_usd,
+               sum(q.tokens_in) AS tokens_in, sum(q.tokens_out) AS tokens_out, sum(q.duration_us) AS duration_us,
+               sum(q.unpriced_events) AS unpriced_events, sum(q.unmeasured_events) AS unmeasured_events,
+               sum(q.late_events) AS late_events, sum(q.late_cost_usd) AS late_cost_usd,
                CASE WHEN bool_or(q.further_totals IS NOT NULL) THEN {schema}.sum_totals_v1(array_agg(q.further_totals), '{}') END
+                   AS further_totals
         FROM hour q
         CROSS JOIN LATERAL {schema}.families(q.user_id, q.dataset_id) f
         CROSS JOIN LATERAL {schema}.levels(q.starts_at) l
@@ -56,7 +57,16 @@ BEGIN
                 AND k.starts_at >= l.since AND k.starts_at < l.until
         )
         GROUP BY f.family, f.user_id, f.dataset_id, l.level, l.starts_at, q.status
-        ORDER BY f.family, f.user_id, f.dataset_id, l.level, l.starts_at, q.status
+    ),
+    bucket AS (
+        INSERT INTO {schema}.session_roll_ups AS r
+            (family, user_id, dataset_id, level, starts_at, status, sessions, cost_usd, tokens_in, tokens_out, duration_us,
+             unpriced_events, unmeasured_events, late_events, late_cost_usd, further_totals)
+        SELECT t.family, t.user_id, t.dataset_id, t.level, t.starts_at, t.status, t.sessions, t.cost_usd, t.tokens_in,
+               t.tokens_out, t.duration_us, t.unpriced_events, t.unmeasured_events, t.late_events, t.late_cost_usd,
+               t.further_totals
+        FROM total t
+        ORDER BY t.family, t.user_id, t.dataset_id, t.level, t.starts_at, t.status
         ON CONFLICT (family, user_id, dataset_id, level, starts_at, status) DO UPDATE
         SET sessions = r.sessions + excluded.sessions,
             cost_usd = r.cost_usd + excluded.cost_usd,
@@ -103,14 +113,15 @@ BEGIN
         FROM change c
         GROUP BY c.user_id, c.dataset_id, c.starts_at, c.model
     ),
-    bucket AS (
-        INSERT INTO {schema}.session_model_roll_ups AS r
-            (family, user_id, dataset_id, level, starts_at, model, sessions, cost_usd, tokens_in, tokens_out,
-             cache_read_tokens, cache_write_tokens, reasoning_tokens, events, unpriced_events, further_totals)
-        SELECT f.family, f.user_id, f.dataset_id, l.level, l.starts_at, q.model, sum(q.sessions), sum(q.cost_usd),
-               sum(q.tokens_in), sum(q.tokens_out), sum(q.cache_read_tokens), sum(q.cache_write_tokens),
-               sum(q.reasoning_tokens), sum(q.events), sum(q.unpriced_events),
+    total AS MATERIALIZED (
+        SELECT f.family, f.user_id, f.dataset_id, l.level, l.starts_at, q.model, sum(q.sessions) AS sessions,
+               sum(q.cost_usd) AS cost_usd,
+               sum(q.tokens_in) AS tokens_in, sum(q.tokens_out) AS tokens_out,
+               sum(q.cache_read_tokens) AS cache_read_tokens, sum(q.cache_write_tokens) AS cache_write_tokens,
+               sum(q.reasoning_tokens) AS reasoning_tokens, sum(q.events) AS events,
+               sum(q.unpriced_events) AS unpriced_events,
                CASE WHEN bool_or(q.further_totals IS NOT NULL) THEN {schema}.sum_totals_v1(array_agg(q.further_totals), '{}') END
+                   AS further_totals
         FROM hour q
         CROSS JOIN LATERAL {schema}.families(q.user_id, q.dataset_id) f
         CROSS JOIN LATERAL {schema}.levels(q.starts_at) l
@@ -120,7 +131,16 @@ BEGIN
                 AND k.starts_at >= l.since AND k.starts_at < l.until
         )
         GROUP BY f.family, f.user_id, f.dataset_id, l.level, l.starts_at, q.model
-        ORDER BY f.family, f.user_id, f.dataset_id, l.level, l.starts_at, q.model
+    ),
+    bucket AS (
+        INSERT INTO {schema}.session_model_roll_ups AS r
+            (family, user_id, dataset_id, level, starts_at, model, sessions, cost_usd, tokens_in, tokens_out,
+             cache_read_tokens, cache_write_tokens, reasoning_tokens, events, unpriced_events, further_totals)
+        SELECT t.family, t.user_id, t.dataset_id, t.level, t.starts_at, t.model, t.sessions, t.cost_usd, t.tokens_in,
+               t.tokens_out, t.cache_read_tokens, t.cache_write_tokens, t.reasoning_tokens, t.events, t.unpriced_events,
+               t.further_totals
+        FROM total t
+        ORDER BY t.family, t.user_id, t.dataset_id, t.level, t.starts_at, t.model
         ON CONFLICT (family, user_id, dataset_id, level, starts_at, model) DO UPDATE
         SET sessions = r.sessions + excluded.sessions,
             cost_usd = r.cost_usd + excluded.cost_usd,

@@ -41,29 +41,34 @@ BEGIN
     WHILE users IS NOT NULL LOOP
         -- A session whose row is there already is left out. ON CONFLICT finds it by the primary key, whatever the
         -- statistics say: a look beforehand was planned with another index and read all of it while the table was new.
-        WITH added AS (
+        -- What is inserted is read apart from the insertions: Citus sends one whose SELECT reads tables to the node in a wrong form.
+        WITH found AS MATERIALIZED (
+            SELECT s.user_id, s.session_id, s.dataset_id, s.agent_name, s.status, s.started_at, s.last_activity_at, s.ended_at,
+                   s.tokens_in, s.tokens_out, s.cost_usd, nullif(s.unpriced_events, 0) AS unpriced_events,
+                   nullif(s.unmeasured_events, 0) AS unmeasured_events, nullif(s.late_events, 0) AS late_events,
+                   nullif(s.late_cost_usd, 0) AS late_cost_usd, s.further_totals, m.models
+            FROM {schema}.session_models_v1(users, sessions) m
+            JOIN {schema}.session_records s ON s.user_id = m.user_id AND s.session_id = m.session_id
+        ),
+        added AS (
             INSERT INTO {schema}.rolled_up_sessions AS r
                 (user_id, session_id, dataset_id, agent_name, status, started_at, last_activity_at, ended_at, tokens_in,
                  tokens_out, cost_usd, unpriced_events, unmeasured_events, late_events, late_cost_usd, further_totals,
                  models)
-            SELECT s.user_id, s.session_id, s.dataset_id, s.agent_name, s.status, s.started_at, s.last_activity_at, s.ended_at,
-                   s.tokens_in, s.tokens_out, s.cost_usd, nullif(s.unpriced_events, 0), nullif(s.unmeasured_events, 0),
-                   nullif(s.late_events, 0), nullif(s.late_cost_usd, 0), s.further_totals, m.models
-            FROM {schema}.session_models_v1(users, sessions) m
-            JOIN {schema}.session_records s ON s.user_id = m.user_id AND s.session_id = m.session_id
+            SELECT f.user_id, f.session_id, f.dataset_id, f.agent_name, f.status, f.started_at, f.last_activity_at, f.ended_at,
+                   f.tokens_in, f.tokens_out, f.cost_usd, f.unpriced_events, f.unmeasured_events, f.late_events,
+                   f.late_cost_usd, f.further_totals, f.models
+            FROM found f
             -- In the order of an index, whose pages are then full.
-            ORDER BY s.user_id, s.status, s.last_activity_at
+            ORDER BY f.user_id, f.status, f.last_activity_at
             ON CONFLICT (user_id, session_id) DO NOTHING
             RETURNING r.user_id, r.session_id, r.dataset_id, r.status, r.started_at, r.last_activity_at, r.ended_at,
                       r.tokens_in, r.tokens_out, r.cost_usd, r.unpriced_events, r.unmeasured_events, r.late_events,
                       r.late_cost_usd, r.further_totals, r.models
         ),
-        change AS (
-            INSERT INTO {schema}.session_roll_up_changes
-                (user_id, dataset_id, status, starts_at, sessions, cost_usd, tokens_in, tokens_out, duration_us,
-                 unpriced_events, unmeasured_events, late_events, late_cost_usd, further_totals)
-            SELECT c.user_id, c.dataset_id, c.status, c.starts_at, c.sessions, c.cost_usd, c.tokens_in, c.tokens_out,
-                   c.duration_us, c.unpriced_events, c.unmeasured_events, c.late_events, c.late_cost_usd, c.further_totals
+        -- What is appended is computed apart from the insertions, as in `compact_roll_ups_v1`.
+        part AS MATERIALIZED (
+            SELECT c.*
             FROM added a
             CROSS JOIN LATERAL {schema}.share(
                 a.user_id, a.dataset_id, a.status, a.started_at, a.last_activity_at, a.ended_at, a.tokens_in,
@@ -72,6 +77,20 @@ BEGIN
             ) c
             WHERE has_roll_ups
         ),
+        model_part AS MATERIALIZED (
+            SELECT c.*
+            FROM added a
+            CROSS JOIN LATERAL {schema}.model_shares_v1(a.user_id, a.dataset_id, a.last_activity_at, a.models, 1) c
+            WHERE has_roll_ups
+        ),
+        change AS (
+            INSERT INTO {schema}.session_roll_up_changes
+                (user_id, dataset_id, status, starts_at, sessions, cost_usd, tokens_in, tokens_out, duration_us,
+                 unpriced_events, unmeasured_events, late_events, late_cost_usd, further_totals)
+            SELECT c.user_id, c.dataset_id, c.status, c.starts_at, c.sessions, c.cost_usd, c.tokens_in, c.tokens_out,
+                   c.duration_us, c.unpriced_events, c.unmeasured_events, c.late_events, c.late_cost_usd, c.further_totals
+            FROM part c
+        ),
         model_change AS (
             INSERT INTO {schema}.session_model_roll_up_changes
                 (user_id, dataset_id, starts_at, model, sessions, cost_usd, tokens_in, tokens_out, cache_read_tokens,
@@ -79,9 +98,7 @@ BEGIN
             SELECT c.user_id, c.dataset_id, c.starts_at, c.model, c.sessions, c.cost_usd, c.tokens_in, c.tokens_out,
                    c.cache_read_tokens, c.cache_write_tokens, c.reasoning_tokens, c.events, c.unpriced_events,
                    c.further_totals
-            FROM added a
-            CROSS JOIN LATERAL {schema}.model_shares_v1(a.user_id, a.dataset_id, a.last_activity_at, a.models, 1) c
-            WHERE has_roll_ups
+            FROM model_part c
         )
         SELECT array_agg(a.user_id), array_agg(a.session_id), rolled_up_sessions + count(*)
         INTO added_users, added_sessions, rolled_up_sessions

@@ -5,6 +5,7 @@ import json
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from datetime import timedelta
 from itertools import count
 from uuid import UUID
 
@@ -12,6 +13,7 @@ import pytest
 
 from session_lifecycle import (
     ConfigurationError,
+    End,
     InvalidValueError,
     Run,
     SchemaError,
@@ -288,3 +290,42 @@ def test_the_copies_name_shards_and_nothing_else_differs() -> None:
     assert '"b".record_plain_at_shards(' in text
     assert f'"b".{GATE}(' in made[-1]
     assert "s.shardid = 7" in made[-1]
+
+
+async def test_roll_ups_are_made_divided_and_repaired(citus_cluster: CitusBuckets, on_citus: BucketDatabase) -> None:
+    """One hour has enough sessions for buckets of every length, and later ones divide and change them."""
+    db, dataset = on_citus, UUID(int=99)
+    user, schema = user_in(db, 0), citus_cluster.schemas[0]
+
+    async def record(first: int, after: int) -> None:
+        items: list[UsageEvent | End] = []
+        for number in range(first, after):
+            at = BEGAN + timedelta(minutes=number % 600)
+            of = {"session_id": f"s{number}", "user_id": user}
+            items.append(UsageEvent(**of, dataset_id=dataset, model=f"m{number % 3}", tokens_in=1, cost_usd=1, at=at))
+            items.append(End(**of, status="completed", at=at))
+        await db.lifecycle.record(items)
+        assert (await db.maintenance.roll_up()).sessions == after - first
+
+    async def levels() -> set[str]:
+        async with citus_cluster.connected() as connection:
+            return {row[0] for row in await connection.fetch(f"SELECT DISTINCT level FROM {schema}.session_roll_ups")}
+
+    await record(0, 200)
+    few = await levels()
+    await record(200, 3000)
+    assert "hour" in await levels()
+    assert await levels() > few
+    await db.lifecycle.reopen_session("s1", user)
+    assert await db.maintenance.delete_session("s2", user)
+    await db.maintenance.roll_up()
+    for viewer in (Viewer(user), Viewer(UUID(int=5), permitted_dataset_ids=[dataset]), Viewer.auditor()):
+        stats = await db.lifecycle.aggregate_stats(viewer)
+        assert (stats.sessions, stats.tokens_in) == (2999, 2999)
+        costs = await db.lifecycle.cost_by_model(viewer)
+        assert {row.model: row.session_count for row in costs} == {"m0": 1000, "m1": 1000, "m2": 999}
+    assert (await db.maintenance.reconcile()).mismatch_count == 0
+    async with citus_cluster.connected() as connection:
+        await connection.execute(f"UPDATE {schema}.session_roll_ups SET sessions = sessions + 1 WHERE level = 'hour'")
+    assert (await db.maintenance.reconcile(repair=True)).mismatch_count > 0
+    assert (await db.maintenance.reconcile()).mismatch_count == 0
