@@ -86,9 +86,12 @@ class BucketExecution:
         *,
         viewer: Viewer | None = None,
         writes: bool = False,
+        has_deadline: bool = True,
     ) -> Sequence[Any]:
         values = at_clock(parameters)
-        return await self.run_here(lambda pool: pool.fetch(statement, values, viewer=viewer, writes=writes))
+        return await self.run_here(
+            lambda pool: pool.fetch(statement, values, viewer=viewer, writes=writes, has_deadline=has_deadline)
+        )
 
     async def write(
         self,
@@ -97,10 +100,13 @@ class BucketExecution:
         *,
         repeatable: bool,
         on_sent: Callable[[], object] | None = None,
+        has_deadline: bool = True,
     ) -> Sequence[Any]:
         async def write(pool: PoolExecution) -> Sequence[Any]:
             asked = record(self.schema, GATE) if self._is_on_citus and statement is self._record else statement
-            return await pool.write(asked, parameters, repeatable=repeatable, on_sent=on_sent)
+            return await pool.write(
+                asked, parameters, repeatable=repeatable, on_sent=on_sent, has_deadline=has_deadline
+            )
 
         return await self.run_here(write)
 
@@ -275,9 +281,12 @@ class BoundBucketExecution:
         *,
         viewer: Viewer | None = None,
         writes: bool = False,
+        has_deadline: bool = True,
     ) -> Sequence[Any]:
         await self._look()
-        return await self._bound.fetch(statement, at_clock(parameters), viewer=viewer, writes=writes)
+        return await self._bound.fetch(
+            statement, at_clock(parameters), viewer=viewer, writes=writes, has_deadline=has_deadline
+        )
 
     async def write(
         self,
@@ -286,9 +295,12 @@ class BoundBucketExecution:
         *,
         repeatable: bool,
         on_sent: Callable[[], object] | None = None,
+        has_deadline: bool = True,
     ) -> Sequence[Any]:
         await self._look()
-        return await self._bound.write(statement, parameters, repeatable=repeatable, on_sent=on_sent)
+        return await self._bound.write(
+            statement, parameters, repeatable=repeatable, on_sent=on_sent, has_deadline=has_deadline
+        )
 
     async def write_together(
         self,

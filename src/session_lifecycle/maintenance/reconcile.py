@@ -130,13 +130,14 @@ class Reconciler:
         for table, figures in FIGURES.items():
             names = [column.key for column in table.__table__.primary_key]
             found = reconcile_roll_ups.bucket_mismatches(schema, table, part.shape, MOST_MISMATCHES)
-            rows = await self._execution.fetch(found, part.parameters)
+            rows = await self._execution.fetch(found, part.parameters, has_deadline=False)
             for row in rows:
                 self._note(row, table, names, figures)
             differing += rows[0].mismatches if rows else 0
         self._mismatch_count += differing
         if self._repair and differing:
-            await self._execution.fetch(reconcile_roll_ups.rebuild(schema, part.shape), part.parameters, writes=True)
+            rebuild = reconcile_roll_ups.rebuild(schema, part.shape)
+            await self._execution.fetch(rebuild, part.parameters, writes=True, has_deadline=False)
             self._repaired += differing
 
     def _note(self, row: Any, entity: Any, names: Iterable[str], columns: Iterable[str]) -> int:

@@ -1,9 +1,11 @@
 """The job `roll_up`: adds up ended and abandoned sessions once, so that no report has to do it again."""
 
+import logging
 from collections.abc import AsyncGenerator, Callable
 from datetime import timedelta
 from functools import partial
 
+from session_lifecycle.errors import DatabaseUnavailableError
 from session_lifecycle.maintenance.batches import in_batches
 from session_lifecycle.models import RollUpReport
 from session_lifecycle.postgres.execution import Execution
@@ -20,6 +22,7 @@ MANY_SESSIONS = 20_000
 """Sessions rolled up by one call, from which on it removes the dead rows that they leave."""
 
 OnProgress = Callable[[RollUpReport], None] | None
+_logger = logging.getLogger(__name__)
 
 
 async def parts_of(execution: Execution, family: str, sessions: int) -> AsyncGenerator[Part]:
@@ -72,10 +75,18 @@ class RollUp:
         if report.sessions >= (1 if is_first else MANY_SESSIONS):
             # The indexes on the sessions that are not rolled up still have all those that were: until a VACUUM a figure
             # reads them, and autovacuum waits for a fifth of the table.
-            await self._execution.vacuum(roll_up.tables_of_many(self._execution.schema))
+            for table in roll_up.tables_of_many(self._execution.schema):
+                await self._vacuum(table)
         if on_progress is not None:
             on_progress(report)
         return report
+
+    async def _vacuum(self, table: str) -> None:
+        try:
+            await self._execution.vacuum([table])
+        except DatabaseUnavailableError as error:
+            # All sums are committed, and autovacuum does this later. The timeout may be short for a large table.
+            _logger.warning("roll_up: %s was not vacuumed: %s", table, error)
 
     async def _has_buckets(self) -> bool:
         [(has_buckets,)] = await self._execution.fetch(roll_up.has_buckets())
@@ -89,7 +100,8 @@ class RollUp:
         for family in ("user", "dataset", "user_dataset", "all"):
             async for part in parts_of(self._execution, family, SESSIONS_AT_ONCE):
                 rebuild = reconcile_roll_ups.rebuild(self._execution.schema, part.shape)
-                await self._execution.write(rebuild, part.parameters, repeatable=True)
+                # The time of one part grows with the sessions of an owner, and of everybody with all.
+                await self._execution.write(rebuild, part.parameters, repeatable=True, has_deadline=False)
 
     async def compact(self) -> int:
         """Adds the pending changes to the sums, in transactions of `CHANGES_AT_ONCE`. Returns how many there were."""

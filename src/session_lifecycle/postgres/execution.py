@@ -34,6 +34,8 @@ from session_lifecycle.postgres.schema_check import check_schema, check_schema_o
 _SET_VIEWER = f"SELECT pg_catalog.set_config('{VIEWER_SETTING}', $1::text, true)"
 FIRST_PAUSE_SECONDS = 0.01
 LONGEST_PAUSE_SECONDS = 1.0
+LONGEST_JOB_SECONDS = 3_600.0
+"""For how long the client waits for a statement of a job whose time grows with the data."""
 
 # The system's source of randomness: forked processes would share the state of a seeded one.
 _random = SystemRandom()
@@ -72,6 +74,7 @@ class Execution(Protocol):
         *,
         viewer: Viewer | None = None,
         writes: bool = False,
+        has_deadline: bool = True,
     ) -> Sequence[Any]: ...
 
     async def fetch(
@@ -81,6 +84,7 @@ class Execution(Protocol):
         *,
         viewer: Viewer | None = None,
         writes: bool = False,
+        has_deadline: bool = True,
     ) -> Sequence[Any]:
         """Runs a statement and returns all its rows.
 
@@ -90,6 +94,8 @@ class Execution(Protocol):
                 built for this call, with its values, as those of jobs are.
             viewer: Who is asking, for row-level security. None: a role that is walled in sees no row.
             writes: Whether it writes. The error of a lost answer says so.
+            has_deadline: Whether the statement timeout of an engine of ours holds. A kept statement of a job whose time
+                grows with the data has an hour instead. What a host's engine says holds always.
         """
         ...
 
@@ -100,6 +106,7 @@ class Execution(Protocol):
         *,
         repeatable: bool,
         on_sent: Callable[[], object] | None = None,
+        has_deadline: bool = True,
     ) -> Sequence[Any]:
         """Runs a statement that writes and returns all its rows, each readable as a tuple.
 
@@ -108,6 +115,7 @@ class Execution(Protocol):
             parameters: The values of its bound parameters.
             repeatable: Whether the statement can safely run again when its first run may have been committed.
             on_sent: Called before the statement is sent, each time. Before that, nothing can have been written.
+            has_deadline: See `fetch`.
         """
         ...
 
@@ -187,15 +195,18 @@ class PoolExecution:
         *,
         viewer: Viewer | None = None,
         writes: bool = False,
+        has_deadline: bool = True,
     ) -> Sequence[Any]:
         if parameters is not None:
             engine = self._engines.current()
             kept = driver_statement(statement, parameters, self.schema)
             if viewer is not None and self._sign is not None:
                 values = [*kept.values(parameters), self._sign(viewer)]
-                on_driver = partial(greenlet_spawn, self._on_driver, engine, kept.sql_for_viewer, values)
+                on_driver = partial(greenlet_spawn, self._on_driver, engine, kept.sql_for_viewer, values, has_deadline)
                 return kept.rows_for_viewer(await self._repeated(on_driver, repeatable=True, writes=writes))
-            on_driver = partial(greenlet_spawn, self._on_driver, engine, kept.sql, kept.values(parameters))
+            on_driver = partial(
+                greenlet_spawn, self._on_driver, engine, kept.sql, kept.values(parameters), has_deadline
+            )
             return kept.rows(await self._repeated(on_driver, repeatable=True, writes=writes))
 
         async def run(mark_sent: Callable[[], None]) -> Sequence[Any]:
@@ -213,6 +224,7 @@ class PoolExecution:
         *,
         repeatable: bool,
         on_sent: Callable[[], object] | None = None,
+        has_deadline: bool = True,
     ) -> Sequence[Any]:
         """See `Execution`.
 
@@ -220,7 +232,7 @@ class PoolExecution:
         """
         engine = self._engines.current()
         kept = driver_statement(statement, parameters, self.schema)
-        run = partial(greenlet_spawn, self._on_driver, engine, kept.sql, kept.values(parameters))
+        run = partial(greenlet_spawn, self._on_driver, engine, kept.sql, kept.values(parameters), has_deadline)
         return await self._repeated(run, repeatable=repeatable, on_sent=on_sent)
 
     async def write_together(
@@ -243,7 +255,7 @@ class PoolExecution:
         # It gives no space back: for that, it would have to keep everybody else from the table.
         sql = f"VACUUM (ANALYZE, TRUNCATE false, SKIP_LOCKED) {', '.join(tables)}"
         await self._repeated(
-            partial(greenlet_spawn, self._on_driver, self._engines.current(), sql, ()), repeatable=True
+            partial(greenlet_spawn, self._on_driver, self._engines.current(), sql, (), True), repeatable=True
         )
 
     @asynccontextmanager
@@ -360,7 +372,7 @@ class PoolExecution:
         return engine.engine.execution_options(isolation_level="READ COMMITTED", **_options(self.schema))
 
     def _on_driver(
-        self, engine: LoopEngine, sql: str, values: Sequence[Any], mark_sent: Callable[[], None]
+        self, engine: LoopEngine, sql: str, values: Sequence[Any], has_deadline: bool, mark_sent: Callable[[], None]
     ) -> Sequence[Any]:
         """Runs the SQL on the driver's connection of a pooled connection. Must run in a greenlet of SQLAlchemy."""
         try:
@@ -372,7 +384,11 @@ class PoolExecution:
             if not self._engines.is_own and _is_elsewhere(driver):
                 raise ConfigurationError(OTHER_LOOP)
             mark_sent()
-            rows: Sequence[Any] = await_only(driver.fetch(sql, *values, timeout=self._deadline_seconds))
+            rows: Sequence[Any]
+            if has_deadline or not self._engines.is_own:
+                rows = await_only(driver.fetch(sql, *values, timeout=self._deadline_seconds))
+            else:
+                rows = await_only(_fetch_of_job(driver, sql, values))
         except DRIVER_FAILURES as error:
             if is_connection_lost(driver, error):
                 pooled.invalidate()
@@ -429,6 +445,14 @@ class _PooledConnection:
             await connection.close()
 
 
+async def _fetch_of_job(driver: "asyncpg.Connection", sql: str, values: Sequence[Any]) -> Sequence[Any]:
+    async with driver.transaction():
+        # For this transaction only, so it also holds behind a pooler that shares connections.
+        await driver.execute("SET LOCAL statement_timeout = 0")
+        rows: Sequence[Any] = await driver.fetch(sql, *values, timeout=LONGEST_JOB_SECONDS)
+        return rows
+
+
 def _is_elsewhere(driver: "asyncpg.Connection") -> bool:
     """Whether the connection belongs to another event loop. asyncpg has no public name for its loop."""
     loop = asyncio.get_running_loop()
@@ -462,8 +486,9 @@ class BoundExecution:
         *,
         viewer: Viewer | None = None,
         writes: bool = False,
+        has_deadline: bool = True,
     ) -> Sequence[Any]:
-        del writes  # what a call wrote in the host's transaction is lost or kept with it
+        del writes, has_deadline  # the host's transaction decides both: what it loses, and for how long it waits
         if parameters is None:
             return await self._within(partial(_built_rows, statement, _options(self.schema)))
         token = None if viewer is None or self._sign is None else self._sign(viewer)
@@ -476,8 +501,9 @@ class BoundExecution:
         *,
         repeatable: bool,
         on_sent: Callable[[], object] | None = None,
+        has_deadline: bool = True,
     ) -> Sequence[Any]:
-        del repeatable  # a failed statement cannot be repeated inside the host's transaction
+        del repeatable, has_deadline  # a failed statement cannot be repeated inside the host's transaction
         if on_sent is not None:
             on_sent()
         return await self._within(partial(_rows_for, None, self.schema, statement, parameters))

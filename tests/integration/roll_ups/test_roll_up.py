@@ -220,6 +220,40 @@ async def test_no_writer_waits_while_the_sums_are_written(
     assert Counter(session["rolled_up"] for session in stored.sessions) == {True: MANY - 20, False: 20}
 
 
+async def test_no_timeout_ends_the_sums_of_all_sessions(
+    session_database: SessionDatabase, session_database_url: str
+) -> None:
+    """Their time grows with the data."""
+    await live(session_database)
+    settings = Settings(statement_timeout_seconds=0.5, retries=0)
+    async with SessionDatabase.connect(session_database_url, settings=settings) as db:
+        async with session_database.engine.begin() as holder:
+            await holder.exec_driver_sql("LOCK TABLE session_lifecycle.session_roll_ups IN SHARE MODE")
+            rolling_up = asyncio.create_task(db.maintenance.roll_up())
+            await asyncio.wait([rolling_up], timeout=1.5)
+            assert not rolling_up.done()
+        assert (await rolling_up).sessions == MANY
+    await assert_all_rolled_up(session_database)
+
+
+async def test_a_vacuum_that_a_timeout_ends_is_left_to_postgres(
+    session_database: SessionDatabase, session_database_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    await live(session_database)
+    async with session_database.engine.begin() as host:
+        await host.exec_driver_sql(
+            "CREATE FUNCTION public.slow(text) RETURNS text IMMUTABLE LANGUAGE plpgsql AS $$ BEGIN "
+            "IF current_query() LIKE 'VACUUM%' THEN PERFORM pg_sleep(1); END IF; RETURN $1; END $$"
+        )
+        await host.exec_driver_sql("CREATE INDEX ON session_lifecycle.rolled_up_sessions (public.slow(session_id))")
+    settings = Settings(statement_timeout_seconds=0.5, retries=0)
+    async with SessionDatabase.connect(session_database_url, settings=settings) as db:
+        assert (await db.maintenance.roll_up()).sessions == MANY
+    [warning] = caplog.messages
+    assert "rolled_up_sessions was not vacuumed" in warning
+    await assert_all_rolled_up(session_database)
+
+
 @pytest.mark.parametrize("usage", ["delete", "anonymise"])
 async def test_no_row_of_an_erased_user_is_left(session_database: SessionDatabase, usage: Any) -> None:
     db = session_database
