@@ -1,0 +1,501 @@
+"""What do 10^4 writes a second, 10^9 ledger rows and 10^6 users need: how many servers, and what of each?"""
+
+import argparse
+import asyncio
+import math
+import sys
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import fields
+from datetime import timedelta
+from decimal import Decimal
+from itertools import count
+from pathlib import Path
+from typing import NamedTuple
+from uuid import UUID
+
+from record_activity import BEGINNING, SESSIONS, items_of_run
+from session_lifecycle import SessionDatabase, SessionWriter, Settings, UsageEvent, Viewer
+from session_lifecycle.entities import metadata
+from session_lifecycle.models import Item
+from session_lifecycle.postgres.embedded import EmbeddedPostgres
+from session_lifecycle.settings import DEFAULT_SCHEMA
+from simulation import (
+    DAY_SECONDS,
+    Cost,
+    Kind,
+    Line,
+    Measured,
+    Move,
+    Recorders,
+    Server,
+    Stages,
+    Stored,
+    Workload,
+    batch_cost,
+    bucket_shares,
+    load_within,
+    most_servers,
+    move_seconds,
+    need,
+    parts,
+    queue,
+    user_shares,
+)
+from support.databases import TOKENS_IN, emptied_database, machine, run, running_server, scalar
+from support.spending import replay_seconds, server_seconds
+from support.tables import table
+
+USERS = [UUID(int=number) for number in range(1, 32)]
+ALL_SESSIONS = len(USERS) * SESSIONS
+# Every session is idle at once, so it can be rolled up.
+SETTINGS = Settings(pool_size=16, max_overflow=0, abandon_after=timedelta(seconds=1))
+# Vacuum and images of pages are measured apart. A table that is vacuumed meanwhile would cost either more or less.
+WITHOUT_IMAGES = ("ALTER SYSTEM SET full_page_writes = off", "SELECT pg_reload_conf()", "CHECKPOINT")
+WITH_IMAGES = ("ALTER SYSTEM SET full_page_writes = on", "SELECT pg_reload_conf()", "CHECKPOINT")
+WITHOUT_AUTOVACUUM = ("ALTER SYSTEM SET autovacuum = off", "SELECT pg_reload_conf()")
+SPARSE_SESSIONS = 32
+"""So few sessions of all that hardly two of them share a page."""
+
+EXPONENTS = (0.0, 0.8, 1.0, 1.2)
+BUCKETS = (16, 32, 64)
+LOADS = (0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 0.95)
+
+Make = Callable[[int], list[Item]]
+"""The items of one call, by its number."""
+
+
+def uses(number: int) -> list[Item]:
+    """One use with a key, in a session of its own among those of the calls around it."""
+    return [
+        UsageEvent(
+            session_id=f"session-{number * 7919 % SESSIONS}",
+            user_id=USERS[number % len(USERS)],
+            model="gpt-4o",
+            tokens_in=TOKENS_IN,
+            tokens_out=40,
+            cost_usd=Decimal("0.012"),
+            idempotency_key=f"response-{number}",
+            at=BEGINNING + timedelta(seconds=number),
+        )
+    ]
+
+
+def activity(number: int) -> list[Item]:
+    """The six items of a run."""
+    return [*items_of_run(USERS[number % len(USERS)], number)]
+
+
+class Spent(NamedTuple):
+    """What a server and this process have spent so far."""
+
+    server_seconds: float
+    client_seconds: float
+    wal_bytes: int
+
+
+class Costs:
+    """Measures on one database, which has its server for itself."""
+
+    def __init__(self, server: EmbeddedPostgres, db: SessionDatabase, make: Make) -> None:
+        self._server = server
+        self.db = db
+        self._make = make
+        self._number = 0
+        self.items = 0
+        """How many items were written."""
+
+    async def _spent(self) -> Spent:
+        wal = await scalar(self.db, "SELECT (pg_current_wal_insert_lsn() - '0/0')::bigint")
+        return Spent(server_seconds(self._server), time.process_time(), wal)
+
+    async def spent_by(self, work: Callable[[], Awaitable[object]]) -> Cost:
+        """What this and the checkpoint after it cost."""
+        before = await self._spent()
+        await work()
+        await run(self.db, "CHECKPOINT")
+        after = await self._spent()
+        server, client, wal = (now - then for now, then in zip(after, before, strict=True))
+        return Cost(server_seconds=server, client_seconds=client, wal_bytes=wal)
+
+    def _calls(self, items: int) -> int:
+        """How many calls make about so many items."""
+        return max(items // len(self._make(0)), 1)
+
+    async def write(self, writer: SessionWriter, items: int, callers: int, *, one_by_one: bool = False) -> None:
+        """Writes about so many items; each caller awaits one call after another."""
+        last = self._number + self._calls(items)
+
+        async def caller() -> None:
+            while self._number < last:
+                made = self._make(self._number)
+                self._number += 1
+                for part in [[one] for one in made] if one_by_one else [made]:
+                    await writer.record(part)
+                    self.items += len(part)
+
+        await asyncio.gather(*(caller() for _ in range(callers)))
+
+    async def record(self, items: int, batch: int) -> float:
+        """Writes through a recorder whose batches are full. Returns how many items a batch had."""
+        async with self.db.recorder(max_batch=batch) as recorder:
+            await self.write(recorder, items, 4 * self._calls(batch))
+            snapshot = recorder.snapshot()
+        return snapshot.items / snapshot.batches
+
+    async def line(self, items: int, batch: int) -> Line:
+        """One way to write. A batch of 1 is a call for each item, by 16 callers."""
+        size, before = 1.0, self.items
+
+        async def work() -> None:
+            nonlocal size
+            if batch == 1:
+                await self.write(self.db.lifecycle, items, 16, one_by_one=True)
+            else:
+                size = await self.record(items, batch)
+
+        cost = await self.spent_by(work)
+        name = "one item a call" if batch == 1 else f"recorder, batches of {batch}"
+        return Line(name=name, batch=size, cost=cost.times(1 / (self.items - before)))
+
+    async def image_bytes(self) -> float:
+        """The WAL of images of pages, for each of a few sessions far from each other."""
+        wal = []
+        for settings in (WITHOUT_IMAGES, WITH_IMAGES):
+            await run(self.db, *settings)
+            numbers = [self._number + i * ALL_SESSIONS // SPARSE_SESSIONS for i in range(SPARSE_SESSIONS)]
+            self._number += ALL_SESSIONS
+            items = [item for number in numbers for item in self._make(number)]
+            before = await self._spent()
+            await self.db.lifecycle.record(items)
+            self.items += len(items)
+            wal.append((await self._spent()).wal_bytes - before.wal_bytes)
+        await run(self.db, *WITHOUT_IMAGES)
+        return (wal[1] - wal[0]) / SPARSE_SESSIONS
+
+    async def replay_seconds(self, items: int) -> float:
+        """The CPU time of replaying an item, which one process does on a replica, and here after a crash."""
+        before = self.items
+        await self.record(items, 256)
+        await self.db.engine.dispose()
+        await self._server.restart("immediate")
+        return replay_seconds(self._server) / (self.items - before)
+
+    async def check(self) -> None:
+        """Stops where the totals are not those of the items that were written."""
+        found = (await self.db.lifecycle.aggregate_stats(Viewer.auditor())).tokens_in // TOKENS_IN
+        if found != self.items // len(self._make(0)):
+            raise SystemExit(f"the database counted {found} uses of {self.items} items")
+
+
+async def stored(db: SessionDatabase) -> dict[str, Stored]:
+    """The tables of the library that have rows."""
+    found = {}
+    for one in metadata.sorted_tables:
+        name = f"{DEFAULT_SCHEMA}.{one.name}"
+        if rows := await scalar(db, f"SELECT count(*) FROM {name}"):  # noqa: S608, a name of ours
+            sizes = [await scalar(db, f"SELECT pg_{what}_size('{name}')") for what in ("table", "indexes")]
+            found[one.name] = Stored(rows=rows, table_bytes=sizes[0], index_bytes=sizes[1])
+    return found
+
+
+async def measure_kind(server: EmbeddedPostgres, name: str, make: Make, fill: int, items: int) -> Kind:
+    """Measures one kind of items in an empty schema."""
+    async with emptied_database(server, SETTINGS) as db:
+        costs = Costs(server, db, make)
+        await run(db, *WITHOUT_AUTOVACUUM, *WITHOUT_IMAGES)
+        await costs.record(fill, 500)
+        await run(db, "VACUUM ANALYZE", "CHECKPOINT")
+        vacuumed = costs.items
+        lines = [await costs.line(items // 5 if batch == 1 else items, batch) for batch in (1, 16, 256)]
+        vacuum = (await costs.spent_by(lambda: run(db, "VACUUM ANALYZE"))).times(1 / (costs.items - vacuumed))
+        image_bytes = await costs.image_bytes()
+        replay_seconds = await costs.replay_seconds(items)
+        await costs.check()
+        roll_up = await costs.spent_by(db.maintenance.roll_up)
+        await costs.check()
+        await run(db, "VACUUM ANALYZE")
+        tables = await stored(db)
+        prune = await costs.spent_by(lambda: db.maintenance.prune_sessions(timedelta(seconds=1)))
+        prune += await costs.spent_by(lambda: run(db, "VACUUM ANALYZE"))
+        if await scalar(db, f"SELECT count(*) FROM {DEFAULT_SCHEMA}.session_usage_events"):  # noqa: S608, as above
+            raise SystemExit("prune_sessions left rows")
+        return Kind(
+            name=name,
+            items=costs.items,
+            sessions=ALL_SESSIONS,
+            lines=lines,
+            image_bytes=image_bytes,
+            replay_seconds=replay_seconds,
+            tables=tables,
+            roll_up=roll_up.times(1 / ALL_SESSIONS),
+            prune=prune.times(1 / costs.items),
+            vacuum=vacuum,
+        )
+
+
+def _stages(seconds: Sequence[float]) -> Stages:
+    return Stages(**dict(zip(Stages.model_fields, seconds, strict=True)))
+
+
+@asynccontextmanager
+async def stages(old: EmbeddedPostgres, new: EmbeddedPostgres) -> AsyncGenerator[list[float]]:
+    """The CPU seconds of the old server, of this process and of the new server within the block, known at its end."""
+
+    def now() -> list[float]:
+        return [server_seconds(old), time.process_time(), server_seconds(new)]
+
+    found: list[float] = []
+    before = now()
+    yield found
+    found += [after - earlier for after, earlier in zip(now(), before, strict=True)]
+
+
+async def measure_move(fill: int, items: int) -> Move:
+    """Moves a bucket to another server, and back while uses are written into it."""
+    async with (
+        running_server() as old,
+        running_server() as new,
+        SessionDatabase.buckets([old.url], settings=SETTINGS) as db,
+    ):
+        await db.migrate()
+        numbers = count()
+
+        async def write(make: Make, goes_on: Callable[[int], bool]) -> int:
+            """Writes as long as the function says. Returns how many calls there were."""
+            calls = 0
+            async with db.recorder(max_batch=256) as recorder:
+
+                async def caller() -> None:
+                    nonlocal calls
+                    while goes_on(calls):
+                        calls += 1
+                        await recorder.record(make(next(numbers)))
+
+                await asyncio.gather(*(caller() for _ in range(512)))
+            return calls
+
+        await write(activity, lambda calls: calls < fill // 6)
+        async with SessionDatabase.connect(old.url) as plain:
+            sizes = await stored(plain)
+        async with stages(old, new) as alone:
+            await db.move_bucket(0, new.url)
+        async with stages(new, old) as writing:
+            await write(uses, lambda calls: calls < items)
+        copied: list[str] = []
+        async with stages(new, old) as together:
+            written, report = await asyncio.gather(
+                write(uses, lambda _: len(copied) < len(metadata.sorted_tables) - 1),
+                db.move_bucket(0, old.url, on_progress=copied.append),
+            )
+    size = sum(one.table_bytes + one.index_bytes for one in sizes.values())
+    # What is left after the copy and the writes alone is for the changes.
+    more = [all_of_it - copy - written * write / items for all_of_it, copy, write in zip(together, alone, writing)]
+    return Move(
+        a_byte=_stages([one / size for one in alone]),
+        a_change=_stages([max(one, 0) / report.changes for one in more]),
+        changes_of_item=report.changes / written,
+    )
+
+
+async def measure(fill: int, items: int) -> Measured:
+    """Measures everything."""
+    kinds = []
+    for name, make in (("uses", uses), ("activity", activity)):
+        async with running_server() as server:
+            kinds.append(await measure_kind(server, name, make, fill, items))
+            machine_name = machine(server)
+        print(f"{name}: measured", file=sys.stderr)
+    return Measured(machine=machine_name, kinds=kinds, move=await measure_move(fill, items))
+
+
+def costs_table(measured: Measured) -> str:
+    """What each part costs."""
+    rows = []
+    for kind in measured.kinds:
+        costs = [(line.name, f"{line.batch:.0f}", line.cost) for line in kind.lines]
+        costs += [("vacuum, an item written", "", kind.vacuum), ("prune and vacuum, an item pruned", "", kind.prune)]
+        costs += [("roll up, a session", "", kind.roll_up)]
+        for name, batch, cost in costs:
+            seconds = [f"{one * 1e6:,.0f}" for one in (cost.server_seconds, cost.client_seconds)]
+            rows.append([f"{kind.name}: {name}", batch, *seconds, f"{cost.wal_bytes:,.0f}"])
+        rows.append([f"{kind.name}: replay on a replica, an item", "", f"{kind.replay_seconds * 1e6:,.0f}", "", ""])
+        rows.append([f"{kind.name}: images of pages, a session", "", "", "", f"{kind.image_bytes:,.0f}"])
+    return table("What each part costs", ["", "items a batch", "server µs", "caller µs", "WAL bytes"], rows)
+
+
+def tables_table(measured: Measured) -> str:
+    """What a row takes on the disk."""
+    rows = []
+    for kind in measured.kinds:
+        whole = sum(one.table_bytes + one.index_bytes for one in kind.tables.values())
+        for name, one in kind.tables.items():
+            share = (one.table_bytes + one.index_bytes) / whole
+            sizes = [f"{size / one.rows:,.0f}" for size in (one.table_bytes, one.index_bytes)]
+            rows.append([f"{kind.name}: `{name}`", f"{one.rows:,}", *sizes, f"{share:.0%}"])
+    columns = ["", "rows", "bytes of a row", "bytes of its indexes", "share of all"]
+    return table("What a row takes on the disk", columns, rows)
+
+
+def move_table(move: Move) -> str:
+    """What moving a bucket costs."""
+    rows = [
+        [name, *(f"{getattr(stages, stage) * factor:,.1f}" for stage in Stages.model_fields)]
+        for name, stages, factor in (
+            ("a gigabyte of tables and indexes, CPU seconds", move.a_byte, 1e9),
+            ("a change meanwhile, CPU microseconds", move.a_change, 1e6),
+        )
+    ]
+    return table("What a move costs", ["", "old server", "the mover", "new server"], rows)
+
+
+def one_server_table(measured: Measured, server: Server, workload: Workload) -> str:
+    """What one server takes at most, by each of its resources."""
+    rows = []
+    for kind in measured.kinds:
+        for line in kind.lines:
+            wanted = need(kind, line, workload)
+            rate = workload.writes_per_second * server.cores * server.utilisation / wanted.cores
+            rows.append([f"{kind.name}: writes a second by cores, {line.name}", f"{rate:,.0f}"])
+        replay = server.utilisation / kind.replay_seconds
+        rows.append([f"{kind.name}: writes a second by the replay of a replica", f"{replay:,.0f}"])
+        for name, has, needs in (
+            ("memory", server.memory_bytes, wanted.memory_bytes),
+            ("disk", server.disk_bytes, wanted.disk_bytes),
+        ):
+            kept = workload.ledger_rows * has * server.utilisation / needs
+            rows.append([f"{kind.name}: rows of the ledger by {name}", f"{kept / 1e6:,.0f} million"])
+    return table("What one server takes", ["", "at most"], rows)
+
+
+def servers_table(kind: Kind, workload: Workload, server: Server, shares: Sequence[float]) -> str:
+    """How many servers there must be for one kind of items."""
+    found = parts(need(kind, kind.lines[-1], workload), server, shares)
+    rows = [
+        [
+            part.name,
+            f"{part.wanted:,.1f}",
+            f"{part.of_one * server.utilisation:,.1f}",
+            str(math.ceil(part.wanted / (part.of_one * server.utilisation))),
+            _servers(part.servers),
+        ]
+        for part in found
+    ]
+    return table(f"Servers, {kind.name}", ["", "needed", "of one server", "by the mean", "servers"], rows)
+
+
+def _servers(number: int | None) -> str:
+    return "the fullest bucket is too much" if number is None else str(number)
+
+
+def besides_table(measured: Measured, workload: Workload, shares: Sequence[float]) -> str:
+    """What else follows from the workload."""
+    columns: list[dict[str, str]] = []
+    for kind in measured.kinds:
+        wanted = need(kind, kind.lines[-1], workload)
+        largest, usual = max(shares), 1 / len(shares)
+        sizes = {"the fullest bucket": largest, "a bucket of the mean size": usual}
+        rate = workload.writes_per_second
+        cells = {f"busy cores, {job}": f"{cores:.2f}" for job, cores in wanted.cores_by_job.items()}
+        cells["busy cores of the callers"] = f"{wanted.client_cores:.2f}"
+        days = workload.ledger_rows / (rate * kind.ledger_rows_of_item) / DAY_SECONDS
+        cells["days until as many rows are written as are kept"] = f"{days:.1f}"
+        cells["WAL a day, GB"] = f"{wanted.wal_bytes_per_second * DAY_SECONDS / 1e9:,.0f}"
+        cells["disk for a row of the ledger and all that belongs to it, bytes"] = (
+            f"{wanted.disk_bytes / workload.ledger_rows:,.0f}"
+        )
+        for name, share in sizes.items():
+            seconds = move_seconds(measured.move, share * wanted.disk_bytes, share * rate)
+            cells[f"{name}, GB"] = f"{share * wanted.disk_bytes / 1e9:,.1f}"
+            cells[f"{name}, writes a second"] = f"{share * rate:,.0f}"
+            cells[f"{name}, minutes to move it"] = f"{seconds / 60:,.1f}" if seconds < math.inf else "never done"
+        columns.append(cells)
+    rows = [[name, *(cells[name] for cells in columns)] for name in columns[0]]
+    return table("What else follows", ["", *(kind.name for kind in measured.kinds)], rows)
+
+
+def spread_table(measured: Measured, workload: Workload, server: Server) -> str:
+    """How much fuller than the mean the fullest bucket is, and what that does to the number of servers."""
+    rows = []
+    for exponent in EXPONENTS:
+        busiest = user_shares(workload.users, exponent)[0]
+        cells = [f"{exponent:g}", f"{busiest:.2%}"]
+        for buckets in BUCKETS:
+            shares = bucket_shares(workload.users, buckets, exponent, workload.seed)
+            cells.append(f"{max(shares):.1%} ({max(shares) * buckets:.1f}x)")
+        shares = bucket_shares(workload.users, workload.buckets, exponent, workload.seed)
+        needs = [need(kind, kind.lines[-1], workload) for kind in measured.kinds]
+        cells += [_servers(most_servers(parts(wanted, server, shares))) for wanted in needs]
+        rows.append(cells)
+    columns = ["exponent", "the busiest user", *(f"fullest of {number} buckets" for number in BUCKETS)]
+    columns += [f"servers, {kind.name}" for kind in measured.kinds]
+    return table(f"How {workload.users:,} users spread", columns, rows)
+
+
+def queue_table(measured: Measured, recorders: Recorders, limit_ms: float, seed: int) -> str:
+    """What callers of recorders wait for, by load."""
+    costs = [batch_cost(*kind.lines[1:]) for kind in measured.kinds]
+    rows = []
+    for load in LOADS:
+        found = [queue(recorders, cost, load, seed=seed) for cost in costs]
+        cells = [(f"{one.busy:.0%}", f"{one.batch:.0f}", f"{one.p50_ms:.1f}", f"{one.p99_ms:.1f}") for one in found]
+        rows.append([f"{load:.0%}", *(cell for one in cells for cell in one)])
+    limits = [load_within(limit_ms, recorders, cost, seed=seed) for cost in costs]
+    rows.append([f"p99 within {limit_ms:g} ms until", *(cell for one in limits for cell in (f"{one:.0%}", "", "", ""))])
+    names = ("cores busy", "items a batch", "p50 ms", "p99 ms")
+    columns = ["load", *(f"{kind.name}: {name}" for kind in measured.kinds for name in names)]
+    return table(f"{recorders.number} recorders, {recorders.cores} cores", columns, rows)
+
+
+def report(measured: Measured, workload: Workload, server: Server, limit_ms: float) -> str:
+    """All tables."""
+    shares = bucket_shares(workload.users, workload.buckets, workload.exponent, workload.seed)
+    recorders = Recorders(number=2 * server.cores, cores=server.cores)
+    return "\n".join(
+        [
+            f"{measured.machine}\n",
+            costs_table(measured),
+            tables_table(measured),
+            move_table(measured.move),
+            one_server_table(measured, server, workload),
+            *(servers_table(kind, workload, server, shares) for kind in measured.kinds),
+            besides_table(measured, workload, shares),
+            spread_table(measured, workload, server),
+            queue_table(measured, recorders, limit_ms, workload.seed),
+        ]
+    )
+
+
+def arguments_of(default: Workload | Server, parser: argparse.ArgumentParser) -> None:
+    """Adds an option for each field, which `simulation.py` describes."""
+    group = parser.add_argument_group(type(default).__name__.lower())
+    for one in fields(default):
+        value = getattr(default, one.name)
+        group.add_argument(f"--{one.name.replace('_', '-')}", type=type(value), default=value, help="%(default)s")
+
+
+async def main() -> None:
+    """Measures, or reads what an earlier run measured, and simulates."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--items", type=int, default=40_000, help="how many items a line writes")
+    parser.add_argument("--fill", type=int, default=200_000, help="how many items there are before")
+    parser.add_argument("--save", type=Path, help="where to write what was measured, as JSON")
+    parser.add_argument("--measured", type=Path, help="a file of --save: nothing is measured")
+    parser.add_argument("--limit-ms", type=float, default=50, help="what the p99 of a recorder's callers may be")
+    arguments_of(Workload(), parser)
+    arguments_of(Server(), parser)
+    given = vars(parser.parse_args())
+    workload = Workload(**{one.name: given[one.name] for one in fields(Workload)})
+    server = Server(**{one.name: given[one.name] for one in fields(Server)})
+    if given["measured"]:
+        measured = Measured.model_validate_json(given["measured"].read_bytes())
+    else:
+        measured = await measure(given["fill"], given["items"])
+    if given["save"]:
+        given["save"].write_text(measured.model_dump_json(indent=1) + "\n")
+    print(report(measured, workload, server, given["limit_ms"]))
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
