@@ -28,6 +28,8 @@ from simulation import (
     Line,
     Measured,
     Move,
+    Need,
+    Queued,
     Recorders,
     Server,
     Stages,
@@ -35,7 +37,6 @@ from simulation import (
     Workload,
     batch_cost,
     bucket_shares,
-    load_within,
     most_servers,
     move_seconds,
     need,
@@ -55,12 +56,15 @@ SETTINGS = Settings(pool_size=16, max_overflow=0, abandon_after=timedelta(second
 WITHOUT_IMAGES = ("ALTER SYSTEM SET full_page_writes = off", "SELECT pg_reload_conf()", "CHECKPOINT")
 WITH_IMAGES = ("ALTER SYSTEM SET full_page_writes = on", "SELECT pg_reload_conf()", "CHECKPOINT")
 WITHOUT_AUTOVACUUM = ("ALTER SYSTEM SET autovacuum = off", "SELECT pg_reload_conf()")
+WARM_UP_ITEMS = 400
 SPARSE_SESSIONS = 32
 """So few sessions of all that hardly two of them share a page."""
 
 EXPONENTS = (0.0, 0.8, 1.0, 1.2)
 BUCKETS = (16, 32, 64)
-LOADS = (0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 0.95)
+RECORDERS = (4, 16, 64)
+DELAYS_MS = (0, 10)
+LOADS = (0.05, 0.2, 0.4, 0.6, 0.7, 0.8, 0.9, 0.95)
 
 Make = Callable[[int], list[Item]]
 """The items of one call, by its number."""
@@ -146,7 +150,10 @@ class Costs:
 
     async def line(self, items: int, batch: int) -> Line:
         """One way to write. A batch of 1 is a call for each item, by 16 callers."""
-        size, before = 1.0, self.items
+        size = 1.0
+        # A backend plans a statement anew five times, and does so for each of its sixteen connections.
+        await self.write(self.db.lifecycle, WARM_UP_ITEMS, 16, one_by_one=True)
+        before = self.items
 
         async def work() -> None:
             nonlocal size
@@ -209,27 +216,28 @@ async def measure_kind(server: EmbeddedPostgres, name: str, make: Make, fill: in
         await run(db, "VACUUM ANALYZE", "CHECKPOINT")
         vacuumed = costs.items
         lines = [await costs.line(items // 5 if batch == 1 else items, batch) for batch in (1, 16, 256)]
-        vacuum = (await costs.spent_by(lambda: run(db, "VACUUM ANALYZE"))).times(1 / (costs.items - vacuumed))
+        vacuum = (await costs.spent_by(lambda: run(db, "VACUUM"))).times(1 / (costs.items - vacuumed))
         image_bytes = await costs.image_bytes()
         replay_seconds = await costs.replay_seconds(items)
         await costs.check()
+        sessions = await scalar(db, f"SELECT count(*) FROM {DEFAULT_SCHEMA}.session_records")  # noqa: S608, a name of ours
         roll_up = await costs.spent_by(db.maintenance.roll_up)
         await costs.check()
         await run(db, "VACUUM ANALYZE")
         tables = await stored(db)
         prune = await costs.spent_by(lambda: db.maintenance.prune_sessions(timedelta(seconds=1)))
-        prune += await costs.spent_by(lambda: run(db, "VACUUM ANALYZE"))
+        prune += await costs.spent_by(lambda: run(db, "VACUUM"))
         if await scalar(db, f"SELECT count(*) FROM {DEFAULT_SCHEMA}.session_usage_events"):  # noqa: S608, as above
             raise SystemExit("prune_sessions left rows")
         return Kind(
             name=name,
             items=costs.items,
-            sessions=ALL_SESSIONS,
+            sessions=sessions,
             lines=lines,
             image_bytes=image_bytes,
             replay_seconds=replay_seconds,
             tables=tables,
-            roll_up=roll_up.times(1 / ALL_SESSIONS),
+            roll_up=roll_up.times(1 / sessions),
             prune=prune.times(1 / costs.items),
             vacuum=vacuum,
         )
@@ -279,7 +287,7 @@ async def measure_move(fill: int, items: int) -> Move:
         await write(activity, lambda calls: calls < fill // 6)
         async with SessionDatabase.connect(old.url) as plain:
             sizes = await stored(plain)
-        async with stages(old, new) as alone:
+        async with stages(old, new) as copying:
             await db.move_bucket(0, new.url)
         async with stages(new, old) as writing:
             await write(uses, lambda calls: calls < items)
@@ -291,10 +299,11 @@ async def measure_move(fill: int, items: int) -> Move:
             )
     size = sum(one.table_bytes + one.index_bytes for one in sizes.values())
     # What is left after the copy and the writes alone is for the changes.
-    more = [all_of_it - copy - written * write / items for all_of_it, copy, write in zip(together, alone, writing)]
+    alone = [copy + written * write / items for copy, write in zip(copying, writing, strict=True)]
+    more = [max(both - one, 0) for both, one in zip(together, alone, strict=True)]
     return Move(
-        a_byte=_stages([one / size for one in alone]),
-        a_change=_stages([max(one, 0) / report.changes for one in more]),
+        a_byte=_stages([one / size for one in copying]),
+        a_change=_stages([one / report.changes for one in more]),
         changes_of_item=report.changes / written,
     )
 
@@ -355,23 +364,30 @@ def one_server_table(measured: Measured, server: Server, workload: Workload) -> 
     rows = []
     for kind in measured.kinds:
         for line in kind.lines:
-            wanted = need(kind, line, workload)
-            rate = workload.writes_per_second * server.cores * server.utilisation / wanted.cores
-            rows.append([f"{kind.name}: writes a second by cores, {line.name}", f"{rate:,.0f}"])
+            cores = need(kind, line, workload).cores
+            rate = workload.writes_per_second * server.cores * server.utilisation / cores
+            rows.append([f"{kind.name}: writes a second by its cores, {line.name}", f"{rate:,.0f}"])
         replay = server.utilisation / kind.replay_seconds
         rows.append([f"{kind.name}: writes a second by the replay of a replica", f"{replay:,.0f}"])
+        wanted = planned(kind, workload)
         for name, has, needs in (
             ("memory", server.memory_bytes, wanted.memory_bytes),
             ("disk", server.disk_bytes, wanted.disk_bytes),
         ):
             kept = workload.ledger_rows * has * server.utilisation / needs
-            rows.append([f"{kind.name}: rows of the ledger by {name}", f"{kept / 1e6:,.0f} million"])
+            rows.append([f"{kind.name}: rows of the ledger by its {name}", f"{kept / 1e6:,.0f} million"])
     return table("What one server takes", ["", "at most"], rows)
+
+
+def planned(kind: Kind, workload: Workload) -> Need:
+    """What the workload needs by recorders whose batches have 16 items, which is little."""
+    return need(kind, kind.lines[1], workload)
 
 
 def servers_table(kind: Kind, workload: Workload, server: Server, shares: Sequence[float]) -> str:
     """How many servers there must be for one kind of items."""
-    found = parts(need(kind, kind.lines[-1], workload), server, shares)
+    found = {line.name: parts(need(kind, line, workload), server, shares) for line in kind.lines}
+    cores = [one[0]._replace(name=f"cores, {name}") for name, one in found.items()]
     rows = [
         [
             part.name,
@@ -380,7 +396,7 @@ def servers_table(kind: Kind, workload: Workload, server: Server, shares: Sequen
             str(math.ceil(part.wanted / (part.of_one * server.utilisation))),
             _servers(part.servers),
         ]
-        for part in found
+        for part in (*cores, *found[kind.lines[0].name][1:])
     ]
     return table(f"Servers, {kind.name}", ["", "needed", "of one server", "by the mean", "servers"], rows)
 
@@ -393,7 +409,7 @@ def besides_table(measured: Measured, workload: Workload, shares: Sequence[float
     """What else follows from the workload."""
     columns: list[dict[str, str]] = []
     for kind in measured.kinds:
-        wanted = need(kind, kind.lines[-1], workload)
+        wanted = planned(kind, workload)
         largest, usual = max(shares), 1 / len(shares)
         sizes = {"the fullest bucket": largest, "a bucket of the mean size": usual}
         rate = workload.writes_per_second
@@ -425,7 +441,7 @@ def spread_table(measured: Measured, workload: Workload, server: Server) -> str:
             shares = bucket_shares(workload.users, buckets, exponent, workload.seed)
             cells.append(f"{max(shares):.1%} ({max(shares) * buckets:.1f}x)")
         shares = bucket_shares(workload.users, workload.buckets, exponent, workload.seed)
-        needs = [need(kind, kind.lines[-1], workload) for kind in measured.kinds]
+        needs = [planned(kind, workload) for kind in measured.kinds]
         cells += [_servers(most_servers(parts(wanted, server, shares))) for wanted in needs]
         rows.append(cells)
     columns = ["exponent", "the busiest user", *(f"fullest of {number} buckets" for number in BUCKETS)]
@@ -433,25 +449,49 @@ def spread_table(measured: Measured, workload: Workload, server: Server) -> str:
     return table(f"How {workload.users:,} users spread", columns, rows)
 
 
-def queue_table(measured: Measured, recorders: Recorders, limit_ms: float, seed: int) -> str:
-    """What callers of recorders wait for, by load."""
-    costs = [batch_cost(*kind.lines[1:]) for kind in measured.kinds]
+def rate_table(measured: Measured, workload: Workload, server: Server) -> str:
+    """What callers wait for if all writes go to one server, by the number of recorders and by their delay."""
     rows = []
+    for delay_ms in DELAYS_MS:
+        for number in RECORDERS:
+            recorders = Recorders(number, server.cores, delay_seconds=delay_ms / 1e3)
+            found = [
+                queue(recorders, batch_cost(*kind.lines[1:]), workload.writes_per_second, seconds=5, seed=workload.seed)
+                for kind in measured.kinds
+            ]
+            rows.append([f"{number}", f"{delay_ms} ms", *_queued(found)])
+    title = f"{workload.writes_per_second:,.0f} writes a second, one server of {server.cores} cores"
+    return table(title, ["recorders", "`max_delay`", *_queued_columns(measured)], rows)
+
+
+def load_table(measured: Measured, server: Server, limit_ms: float, seed: int) -> str:
+    """What callers wait for as the load grows."""
+    recorders = Recorders(number=2 * server.cores, cores=server.cores)
+    costs = [batch_cost(*kind.lines[1:]) for kind in measured.kinds]
+    rows, within = [], [0.0 for _ in costs]
     for load in LOADS:
-        found = [queue(recorders, cost, load, seed=seed) for cost in costs]
-        cells = [(f"{one.busy:.0%}", f"{one.batch:.0f}", f"{one.p50_ms:.1f}", f"{one.p99_ms:.1f}") for one in found]
-        rows.append([f"{load:.0%}", *(cell for one in cells for cell in one)])
-    limits = [load_within(limit_ms, recorders, cost, seed=seed) for cost in costs]
-    rows.append([f"p99 within {limit_ms:g} ms until", *(cell for one in limits for cell in (f"{one:.0%}", "", "", ""))])
+        rates = [load * recorders.most_per_second(cost) for cost in costs]
+        found = [queue(recorders, cost, rate, seconds=1, seed=seed) for cost, rate in zip(costs, rates, strict=True)]
+        rows.append([f"{load:.0%}", *_queued(found)])
+        within = [load if one.p99_ms <= limit_ms else before for one, before in zip(found, within, strict=True)]
+    rows.append([f"p99 within {limit_ms:g} ms", *(cell for one in within for cell in (f"to {one:.0%}", "", "", ""))])
+    title = f"{recorders.number} recorders, {server.cores} cores"
+    return table(title, ["load", *_queued_columns(measured)], rows)
+
+
+def _queued(found: Sequence[Queued]) -> list[str]:
+    cells = [(f"{one.busy:.0%}", f"{one.batch:.0f}", f"{one.p50_ms:.0f}", f"{one.p99_ms:.0f}") for one in found]
+    return [cell for one in cells for cell in one]
+
+
+def _queued_columns(measured: Measured) -> list[str]:
     names = ("cores busy", "items a batch", "p50 ms", "p99 ms")
-    columns = ["load", *(f"{kind.name}: {name}" for kind in measured.kinds for name in names)]
-    return table(f"{recorders.number} recorders, {recorders.cores} cores", columns, rows)
+    return [f"{kind.name}: {name}" for kind in measured.kinds for name in names]
 
 
 def report(measured: Measured, workload: Workload, server: Server, limit_ms: float) -> str:
     """All tables."""
     shares = bucket_shares(workload.users, workload.buckets, workload.exponent, workload.seed)
-    recorders = Recorders(number=2 * server.cores, cores=server.cores)
     return "\n".join(
         [
             f"{measured.machine}\n",
@@ -462,7 +502,8 @@ def report(measured: Measured, workload: Workload, server: Server, limit_ms: flo
             *(servers_table(kind, workload, server, shares) for kind in measured.kinds),
             besides_table(measured, workload, shares),
             spread_table(measured, workload, server),
-            queue_table(measured, recorders, limit_ms, workload.seed),
+            rate_table(measured, workload, server),
+            load_table(measured, server, limit_ms, workload.seed),
         ]
     )
 

@@ -5,6 +5,8 @@ import math
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from itertools import accumulate
 from random import Random
 from typing import NamedTuple
 from uuid import UUID
@@ -71,7 +73,7 @@ class Kind(Figures):
         name: The kind.
         items: How many items there were when the sizes and the jobs were measured.
         sessions: How many sessions these items were of.
-        lines: The ways to write; the last one has the largest batches.
+        lines: The ways to write, by the size of their batches.
         image_bytes: WAL that the first write of a session after a checkpoint adds by images of whole pages.
         replay_seconds: CPU time that a replica's one process needs to replay an item.
         tables: The tables by name, after the roll-up.
@@ -210,19 +212,26 @@ def need(kind: Kind, line: Line, workload: Workload) -> Need:
     )
 
 
-def user_shares(users: int, exponent: float) -> list[float]:
+@cache
+def user_shares(users: int, exponent: float) -> Sequence[float]:
     """The share of each user in all that is written, the largest first."""
     weights = [rank**-exponent for rank in range(1, users + 1)]
     whole = math.fsum(weights)
     return [weight / whole for weight in weights]
 
 
-def bucket_shares(users: int, buckets: int, exponent: float, seed: int) -> list[float]:
-    """The share of each bucket: users with random ids, spread by the hash of the library."""
+@cache
+def buckets_of_users(users: int, buckets: int, seed: int) -> Sequence[int]:
+    """The bucket of each user: random ids, and the hash of the library."""
     random, bucket_of = Random(seed), hashed(buckets)
+    return [bucket_of(UUID(int=random.getrandbits(128))) for _ in range(users)]
+
+
+def bucket_shares(users: int, buckets: int, exponent: float, seed: int) -> list[float]:
+    """The share of each bucket in all that is written."""
     shares = [0.0] * buckets
-    for share in user_shares(users, exponent):
-        shares[bucket_of(UUID(int=random.getrandbits(128)))] += share
+    for bucket, share in zip(buckets_of_users(users, buckets, seed), user_shares(users, exponent), strict=True):
+        shares[bucket] += share
     return shares
 
 
@@ -323,12 +332,14 @@ class Recorders:
         number: How many there are. Each has one transaction at a time.
         cores: The cores of the server.
         most: The largest batch.
+        delay_seconds: How long the first item of a batch waits for others, `max_delay` of the recorder.
         commit_seconds: The mean of the waits for a commit, which take no core. They are exponential.
     """
 
     number: int
     cores: int
     most: int = 500
+    delay_seconds: float = 0.0
     commit_seconds: float = 0.002
 
     def most_per_second(self, cost: BatchCost) -> float:
@@ -337,55 +348,56 @@ class Recorders:
 
 
 class Queued(NamedTuple):
-    """What callers of recorders wait for."""
+    """What callers of recorders wait for, and how busy the cores are meanwhile."""
 
+    items: int
     busy: float
     batch: float
     p50_ms: float
     p99_ms: float
 
 
-def queue(recorders: Recorders, cost: BatchCost, load: float, *, items: int = 200_000, seed: int) -> Queued:
+def queue(recorders: Recorders, cost: BatchCost, per_second: float, *, seconds: float, seed: int) -> Queued:
     """Simulates recorders in front of one server, whose callers do not wait for each other.
 
-    A recorder writes all that waits, at most `most` items; the cores serve batches in the order in which they come.
+    A recorder chooses its batches as `SessionRecorder` does. The cores serve batches in the order in which they come.
 
     Args:
         recorders: The recorders.
         cost: What a batch costs.
-        load: The items that come, as a share of what the cores can write in full batches.
-        items: How many items are simulated. The first tenth is left out of the figures.
+        per_second: The items that come to all recorders, at random times.
+        seconds: For how long they come. The first fifth is left out of the latencies.
         seed: Decides the arrivals and the commits.
     """
     random = Random(seed)
-    rate = load * recorders.most_per_second(cost) / recorders.number
-    arrivals: list[list[float]] = []
-    for _ in range(recorders.number):
-        at, times = 0.0, []
-        for _ in range(items // recorders.number):
-            at += random.expovariate(rate)
-            times.append(at)
-        arrivals.append(times)
-    ready = [(times[0], number, 0) for number, times in enumerate(arrivals)]
+    rate = per_second / recorders.number
+    arrivals = [_random_times(random, math.ceil(rate * seconds), rate) for _ in range(recorders.number)]
+    # When a recorder is ready, its number, its first item that waits, and the items of its last batch.
+    ready = [(times[0], number, 0, 0) for number, times in enumerate(arrivals)]
     heapq.heapify(ready)
     cores = [0.0] * recorders.cores
     waits: list[tuple[float, float]] = []
     batches, worked = 0, 0.0
     while ready:
-        now, number, first = heapq.heappop(ready)
+        now, number, first, written = heapq.heappop(ready)
         times = arrivals[number]
-        end = min(bisect_right(times, now, lo=first), first + recorders.most)
-        took = cost.seconds(end - first)
+        waiting = bisect_right(times, now, lo=first) - first
+        half = waiting if recorders.delay_seconds else (waiting + written + 1) // 2
+        taken = min(waiting, half, recorders.most)
+        took = cost.seconds(taken)
         finished = max(now, cores[0]) + took
         heapq.heapreplace(cores, finished)
         done = finished + random.expovariate(1 / recorders.commit_seconds)
+        end = first + taken
         waits += [(at, done - at) for at in times[first:end]]
         batches, worked = batches + 1, worked + took
         if end < len(times):
-            heapq.heappush(ready, (max(done, times[end]), number, end))
+            delay = recorders.delay_seconds if taken > 1 else 0.0
+            heapq.heappush(ready, (max(done, times[end] + delay), number, end, taken))
     waits.sort()
-    settled = sorted(wait for _, wait in waits[len(waits) // 10 :])
+    settled = sorted(wait for _, wait in waits[len(waits) // 5 :])
     return Queued(
+        items=len(waits),
         busy=worked / (max(cores) * recorders.cores),
         batch=len(waits) / batches,
         p50_ms=settled[len(settled) // 2] * 1e3,
@@ -393,13 +405,5 @@ def queue(recorders: Recorders, cost: BatchCost, load: float, *, items: int = 20
     )
 
 
-def load_within(limit_ms: float, recorders: Recorders, cost: BatchCost, *, seed: int) -> float:
-    """The largest load, in hundredths, at which the p99 of the callers is within the limit. 0 if there is none."""
-    within, beyond = 0, 100
-    while beyond - within > 1:
-        middle = (within + beyond) // 2
-        if queue(recorders, cost, middle / 100, seed=seed).p99_ms <= limit_ms:
-            within = middle
-        else:
-            beyond = middle
-    return within / 100
+def _random_times(random: Random, number: int, per_second: float) -> list[float]:
+    return list(accumulate(random.expovariate(per_second) for _ in range(number)))
