@@ -98,6 +98,7 @@ benchmark: setup  ## Measure what writing, reading and rolling up cost, each bes
 	$(BIN)/python benchmarks/roll_up_beside_writers.py
 	$(BIN)/python benchmarks/notes_cost.py
 	$(BIN)/python benchmarks/web.py
+	$(BIN)/python benchmarks/scale.py
 
 clean:  ## Remove what was made.
 	rm -rf .venv .make site .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -41,10 +41,16 @@ class Line(NamedTuple):
     per_second: float
 
 
-def items_of_run(user_id: UUID, number: int) -> list[Activity]:
-    """The start and the end of a run, two steps, a prompt, and the usage of one response."""
+def items_of_run(user_id: UUID, number: int, *, after: float = 1) -> list[Activity]:
+    """The start and the end of a run, two steps, a prompt, and the usage of one response.
+
+    Args:
+        user_id: The user.
+        number: The number of the run, which decides its session.
+        after: How many seconds a run begins after the run before it.
+    """
     run_id, session_id = f"run-{number}", f"session-{number * 7919 % SESSIONS}"
-    at = BEGINNING + timedelta(seconds=number)
+    at = BEGINNING + timedelta(seconds=number * after)
     begun = Run(
         run_id=run_id,
         user_id=user_id,

@@ -50,6 +50,8 @@ from support.tables import table
 
 USERS = [UUID(int=number) for number in range(1, 32)]
 ALL_SESSIONS = len(USERS) * SESSIONS
+AFTER_SECONDS = 10 / ALL_SESSIONS
+"""Each session has a call every ten seconds."""
 # Every session is idle at once, so it can be rolled up.
 SETTINGS = Settings(pool_size=16, max_overflow=0, abandon_after=timedelta(seconds=1))
 # Vacuum and images of pages are measured apart. A table that is vacuumed meanwhile would cost either more or less.
@@ -81,14 +83,14 @@ def uses(number: int) -> list[Item]:
             tokens_out=40,
             cost_usd=Decimal("0.012"),
             idempotency_key=f"response-{number}",
-            at=BEGINNING + timedelta(seconds=number),
+            at=BEGINNING + timedelta(seconds=number * AFTER_SECONDS),
         )
     ]
 
 
 def activity(number: int) -> list[Item]:
     """The six items of a run."""
-    return [*items_of_run(USERS[number % len(USERS)], number)]
+    return [*items_of_run(USERS[number % len(USERS)], number, after=AFTER_SECONDS)]
 
 
 class Spent(NamedTuple):
