@@ -48,6 +48,14 @@ def test_every_bucket_is_placed_on_one_server(given_weights: list[float], server
     placed = simulation.place(given_weights, servers)
     assert len(placed) == servers
     assert sorted(bucket for buckets in placed for bucket in buckets) == list(range(len(given_weights)))
+    # Each bucket came to the server that had least, so no server is fuller than the mean by more than one bucket.
+    mean = math.fsum(given_weights) / servers
+    assert simulation.fullest(given_weights, servers) <= (mean + max(given_weights)) * (1 + 1e-12)
+
+
+def test_the_fullest_bucket_is_placed_first() -> None:
+    assert simulation.place([0.25, 0.25, 0.5], 2) == [[2], [0, 1]]
+    assert simulation.place([0.4, 0.3, 0.2, 0.1], 2) == [[0, 3], [1, 2]]
 
 
 @given(weights, st.integers(1, 80))
@@ -193,13 +201,12 @@ def test_every_item_that_comes_is_written_once(recorders: Recorders, load: float
 
 
 def test_the_queue_is_the_one_of_the_textbook() -> None:
-    # Batches of one item by one recorder on one core, and commits that take no time: service times are all the same,
-    # and the core is busy for the share of the time that the load is.
+    # Batches of one item by one recorder on one core, and commits that take no time. The core is busy for the share of
+    # the time that the load is, and so large a share of the items waits for another one.
     cost, alone = BatchCost(0.001, 0.0), Recorders(number=1, cores=1, most=1, commit_seconds=1e-9)
     found = {load: simulation.queue(alone, cost, load * 1_000, seconds=100, seed=1) for load in (0.2, 0.5, 0.8)}
     for load, one in found.items():
         assert one.busy == pytest.approx(load, rel=0.03)
-    # At a load of a half the median of such a queue is 1.24 service times, as half of the items wait for none.
     assert found[0.2].p50_ms == pytest.approx(1, rel=0.01)
     assert found[0.2].p99_ms < found[0.5].p99_ms < found[0.8].p99_ms
 
