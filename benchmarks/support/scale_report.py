@@ -174,7 +174,7 @@ def rate_table(measured: Measured, workload: Workload, server: Server) -> str:
         for number in RECORDERS:
             recorders = Recorders(number, server.cores, delay_seconds=delay_ms / 1e3)
             found = [
-                queue(recorders, batch_cost(*kind.lines[1:]), workload.writes_per_second, seconds=5, seed=workload.seed)
+                queue(recorders, batch_cost(*kind.lines[1:]), workload.writes_per_second, seconds=2, seed=workload.seed)
                 for kind in measured.kinds
             ]
             rows.append([f"{number}", f"{delay_ms} ms", *_queued(found)])
@@ -189,7 +189,7 @@ def load_table(measured: Measured, server: Server, limit_ms: float, seed: int) -
     rows, within = [], [0.0 for _ in costs]
     for load in LOADS:
         rates = [load * recorders.most_per_second(cost) for cost in costs]
-        found = [queue(recorders, cost, rate, seconds=1, seed=seed) for cost, rate in zip(costs, rates, strict=True)]
+        found = [queue(recorders, cost, rate, seconds=0.5, seed=seed) for cost, rate in zip(costs, rates, strict=True)]
         rows.append([f"{load:.0%}", *_queued(found)])
         within = [load if one.p99_ms <= limit_ms else before for one, before in zip(found, within, strict=True)]
     rows.append([f"p99 within {limit_ms:g} ms", *(cell for one in within for cell in (f"to {one:.0%}", "", "", ""))])
