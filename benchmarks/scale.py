@@ -303,8 +303,8 @@ def arguments_of(default: Workload | Server, parser: argparse.ArgumentParser) ->
 async def main() -> None:
     """Measures, or reads what an earlier run measured, and simulates."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--items", type=int, default=60_000, help="how many items a line writes")
-    parser.add_argument("--fill", type=int, default=1_000_000, help="how many items there are before")
+    parser.add_argument("--items", type=int, default=40_000, help="how many items a line writes")
+    parser.add_argument("--fill", type=int, default=200_000, help="how many items there are before")
     parser.add_argument("--save", type=Path, help="where to write what was measured, as JSON")
     parser.add_argument("--measured", type=Path, help="a file of --save: nothing is measured")
     parser.add_argument("--limit-ms", type=float, default=50, help="what the p99 of a recorder's callers may be")
