@@ -104,8 +104,8 @@ def items_of_run(user_id: UUID, number: int, *, after: float = 1) -> list[Activi
 
 async def insert_plainly(connection: AsyncConnection, item: Activity) -> None:
     """Writes one item by a statement and a commit, without any of our promises; the end of a run is an UPDATE."""
-    # The fields have the names of the columns, but for `metadata`, which no item here has.
-    values: dict[str, Any] = {name: value for name, value in item if name != "metadata"}
+    # The fields have the names of the columns, but for two, which no item here has.
+    values: dict[str, Any] = {name: value for name, value in item if name not in {"metadata", "parent_session_id"}}
     match item:
         case Run(ended_at=None):
             await connection.execute(insert(SessionRunEntity).values(**values, session_given=True))
