@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from itertools import count
+from typing import Any
 
 import asyncpg
 import pytest
@@ -172,6 +173,25 @@ async def cancelled_on_the_way(bench: Bench, round_: Round) -> None:
     round_.cancel()
 
 
+async def cancelled_before_running(bench: Bench, round_: Round) -> None:
+    """The server has parsed a statement of each call, and the client is cancelled before it says to run it."""
+    await bench.caller.db.engine.dispose()  # a connection parses a statement once
+    with pytest.MonkeyPatch.context() as patch:
+        # The moment between parsing and running has no public name.
+        get_statement = asyncpg.Connection._get_statement  # noqa: SLF001
+
+        async def parse_and_cancel(connection: asyncpg.Connection, query: str, *values: Any, **named: Any) -> Any:
+            statement = await get_statement(connection, query, *values, **named)
+            # Not in what a new connection asks.
+            if "session_lifecycle." in query:
+                raise asyncio.CancelledError
+            return statement
+
+        patch.setattr(asyncpg.Connection, "_get_statement", parse_and_cancel)
+        round_.begin()
+        await asyncio.wait(round_.tasks.values(), timeout=WITHIN)
+
+
 async def cancelled_within(bench: Bench, round_: Round) -> None:
     async with bench.locked(round_):
         round_.cancel()
@@ -221,6 +241,7 @@ async def terminated(bench: Bench, round_: Round) -> None:
 FAULTS: dict[str, Fault] = {
     "cancelled before it begins": cancelled_before,
     "cancelled on the way": cancelled_on_the_way,
+    "cancelled before a statement runs": cancelled_before_running,
     "cancelled while the server works": cancelled_within,
     "cancelled before the answer": cancelled_after(1),
     "cut while the server works": cut_within,

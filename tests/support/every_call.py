@@ -495,11 +495,10 @@ class Round:
 SPOIL = """
     UPDATE session_lifecycle.session_records SET tokens_in = 7 WHERE user_id = $1 AND session_id = 'ended'
 """
-# A statement that was parsed, and whose client says no more, counts as active.
+# A statement that was parsed, and whose client says no more, counts as active: it keeps its locks.
 BUSY = """
     SELECT count(*) FROM pg_stat_activity
     WHERE datname = current_database() AND pid <> pg_backend_pid() AND state = 'active'
-        AND wait_event IS DISTINCT FROM 'ClientRead'
 """
 IN_TRANSACTION = """
     SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state LIKE 'idle in transaction%'

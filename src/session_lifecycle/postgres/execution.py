@@ -393,6 +393,11 @@ class PoolExecution:
             if is_connection_lost(driver, error):
                 pooled.invalidate()
             raise
+        except asyncio.CancelledError:
+            # As SQLAlchemy does. A statement that was parsed and not yet run keeps its locks until more is said on the
+            # connection, and an idle one would stop every migration.
+            pooled.invalidate()
+            raise
         else:
             return rows
         finally:
@@ -407,7 +412,9 @@ class PoolExecution:
 
 
 class _PooledConnection:
-    """A connection of the pool. A lost one does not go back, even where SQLAlchemy does not notice the loss.
+    """A connection of the pool. A lost one does not go back, nor one of a cancelled call.
+
+    SQLAlchemy notices neither where a statement went to the driver itself.
 
     It is no asynchronous generator: asyncio closes those when its loop shuts down, and a recorder still writes then.
     """
@@ -435,10 +442,9 @@ class _PooledConnection:
     ) -> None:
         connection = self._connection
         try:
-            if (
-                isinstance(error, DRIVER_FAILURES)
-                and not connection.invalidated
-                and is_connection_lost(driver_connection(connection), error)
+            if not connection.invalidated and (
+                isinstance(error, asyncio.CancelledError)
+                or (isinstance(error, DRIVER_FAILURES) and is_connection_lost(driver_connection(connection), error))
             ):
                 await connection.invalidate()
         finally:
