@@ -174,7 +174,7 @@ async def stored(db: SessionDatabase) -> dict[str, Stored]:
     found = {}
     for one in metadata.sorted_tables:
         name = f"{DEFAULT_SCHEMA}.{one.name}"
-        if rows := await scalar(db, f"SELECT count(*) FROM {name}"):  # noqa: S608, a name of ours
+        if rows := await scalar(db, f"SELECT count(*) FROM {name}"):  # noqa: S608 - the name is of our metadata
             sizes = [await scalar(db, f"SELECT pg_{what}_size('{name}')") for what in ("table", "indexes")]
             found[one.name] = Stored(rows=rows, table_bytes=sizes[0], index_bytes=sizes[1])
     return found
@@ -271,7 +271,7 @@ async def measure_move(fill: int, items: int) -> Move:
                 db.move_bucket(0, old.url, on_progress=copied.append),
             )
     size = sum(one.table_bytes + one.index_bytes for one in sizes.values())
-    # What is left after the copy and the writes alone is for the changes.
+    # The changes cost what both together take more than the copy alone and the writes alone.
     alone = [copy + written * write / items for copy, write in zip(copying, writing, strict=True)]
     more = [max(both - one, 0) for both, one in zip(together, alone, strict=True)]
     return Move(

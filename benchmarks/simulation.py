@@ -130,7 +130,7 @@ class Measured(Figures):
 
 @dataclass(frozen=True)
 class Workload:
-    """What is asked of the servers.
+    """The demand on the servers: writes, rows and users.
 
     Attributes:
         writes_per_second: Items a second, all day long.

@@ -38,7 +38,7 @@ def main_process(server: EmbeddedPostgres) -> int:
 
 
 def server_seconds(server: EmbeddedPostgres) -> float:
-    """The CPU time of all processes of the server, also of those that have ended."""
+    """The CPU time of all processes of the server. Those that have ended count."""
     found, main = processes(), main_process(server)
     running = sum(one.seconds for number, one in found.items() if main in {number, one.parent})
     return running + found[main].of_ended_children

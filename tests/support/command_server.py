@@ -155,7 +155,7 @@ class CommandServer:
         streams: Sequence[int | None],
         folder: Path | None = None,
     ) -> socket.socket:
-        """Asks for a command; what is returned tells its process number, and later its exit code."""
+        """Asks for a command. Returns the connection that tells its process number, and later its exit code."""
         wanted = {"arguments": arguments, "environment": environment, "folder": str(folder or Path.cwd())}
         reply, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs, Path(os.devnull).open("rb") as nothing:

@@ -259,7 +259,8 @@ def advisory_locks() -> Iterator[tuple[int, str]]:
 def test_the_readme_has_the_seeds() -> None:
     rows = re.findall(r"^\| (\d) \|[^|]*\|([^|]*)\|$", part("Locks"), re.MULTILINE)
     drawn = {(int(seed), name) for seed, names in rows for name in re.findall(r"`([\w.]+)`", names)}
-    assert drawn == {*advisory_locks(), (LOCK_SEED, "session_lifecycle.postgres.migrations")}
+    from_python = ("session_lifecycle.postgres.migrations", "session_lifecycle.buckets.moving")
+    assert drawn == {*advisory_locks(), *((LOCK_SEED, module) for module in from_python)}
 
 
 def test_no_advisory_lock_is_taken_from_python_but_that_of_migrations_and_moves() -> None:

@@ -249,7 +249,7 @@ class _Way:
             self._until = now + ARRIVAL_SECONDS
         if now > self._until:
             raise DatabaseUnavailableError(
-                "it has left its old place, and its move was interrupted before it arrived at the new one: "
+                "the bucket has left its old place, and its move was interrupted before it arrived at the new one: "
                 "run `session-lifecycle db buckets move` again"
             )
         await asyncio.sleep(ARRIVAL_PAUSE_SECONDS)

@@ -83,7 +83,7 @@ def recorded_genai(
     )
     # The client has no public name for it. Every version since 1.0 has it under this one. Without it, streams and
     # automatic function calls would go unrecorded.
-    sender: Any = client._api_client  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+    sender: Any = client._api_client  # noqa: SLF001 - no public name # pyright: ignore[reportPrivateUsage]
     kind: Any = type(sender)
     sender.session_lifecycle_calls = calls
     sender.__class__ = _recorded(getattr(kind, "session_lifecycle_kind", kind))

@@ -111,7 +111,7 @@ class _AskingCallback:
         if not handler.asks_budgets:
             return begin
         # The documented way to the caller.
-        caller = sys._getframe(1)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+        caller = sys._getframe(1)  # noqa: SLF001 - the documented way # pyright: ignore[reportPrivateUsage]
         is_awaited = caller.f_code.co_flags & inspect.CO_COROUTINE
         return partial(handler.begin_and_ask if is_awaited else handler.begin_and_ask_now, begin)
 

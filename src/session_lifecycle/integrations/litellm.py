@@ -5,6 +5,7 @@
 Needs the extra `litellm`. LiteLLM tells the success of a call up to a third of a second after its answer, and nothing
 about a call that was cancelled: that call is recorded without usage, at the latest after `attempt_timeout`.
 """
+# ruff: noqa: ARG002 - LiteLLM decides what a callback is given
 
 import asyncio
 import threading
@@ -139,7 +140,7 @@ class SessionLogger(Adapter, CustomLogger):
 
     # What LiteLLM calls. It gives the arguments by these names.
 
-    async def async_pre_call_deployment_hook(self, kwargs: dict[str, Any], call_type: Any) -> None:  # noqa: ARG002 - see above
+    async def async_pre_call_deployment_hook(self, kwargs: dict[str, Any], call_type: Any) -> None:
         """A call with `async` begins; LiteLLM has not looked into its cache yet. Asks the budgets.
 
         Raises:
@@ -170,8 +171,8 @@ class SessionLogger(Adapter, CustomLogger):
         self,
         kwargs: dict[str, Any],
         response_obj: Any,
-        start_time: datetime,  # noqa: ARG002 - LiteLLM gives it by name
-        end_time: datetime,  # noqa: ARG002 - LiteLLM gives it by name
+        start_time: datetime,
+        end_time: datetime,
     ) -> None:
         """A call without `async` has its answer."""
         self._succeed(kwargs, response_obj)
@@ -181,8 +182,8 @@ class SessionLogger(Adapter, CustomLogger):
         self,
         kwargs: dict[str, Any],
         response_obj: Any,
-        start_time: datetime,  # noqa: ARG002 - LiteLLM gives it by name
-        end_time: datetime,  # noqa: ARG002 - LiteLLM gives it by name
+        start_time: datetime,
+        end_time: datetime,
     ) -> None:
         """A call has its answer."""
         self._succeed(kwargs, response_obj)
@@ -191,9 +192,9 @@ class SessionLogger(Adapter, CustomLogger):
     def log_failure_event(
         self,
         kwargs: dict[str, Any],
-        response_obj: Any,  # noqa: ARG002 - LiteLLM gives it by name
-        start_time: datetime,  # noqa: ARG002 - LiteLLM gives it by name
-        end_time: datetime,  # noqa: ARG002 - LiteLLM gives it by name
+        response_obj: Any,
+        start_time: datetime,
+        end_time: datetime,
     ) -> None:
         """A call without `async` failed."""
         self._fail(kwargs)
@@ -202,9 +203,9 @@ class SessionLogger(Adapter, CustomLogger):
     async def async_log_failure_event(
         self,
         kwargs: dict[str, Any],
-        response_obj: Any,  # noqa: ARG002 - LiteLLM gives it by name
-        start_time: datetime,  # noqa: ARG002 - LiteLLM gives it by name
-        end_time: datetime,  # noqa: ARG002 - LiteLLM gives it by name
+        response_obj: Any,
+        start_time: datetime,
+        end_time: datetime,
     ) -> None:
         """A call failed."""
         self._fail(kwargs)

@@ -519,7 +519,7 @@ async def test_figures_read_buckets_and_the_edges_of_the_window(
 async def test_figures_read_as_little_right_after_a_first_roll_up_as_later(
     session_template_server: TemplateServer, mode: str
 ) -> None:
-    """What the sessions leave in the indexes of those that are not rolled up is gone."""
+    """The first `roll_up` takes its sessions out of the indexes of the others."""
     asks: list[Ask] = [
         lambda db: db.lifecycle.aggregate_stats(VIEWER),
         lambda db: db.lifecycle.cost_by_model(VIEWER),

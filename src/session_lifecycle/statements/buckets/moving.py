@@ -15,7 +15,7 @@ SKIPPED = {"session_buckets"}
 """What is a bucket's own at each place."""
 MOST_NAME_BYTES = 63
 MOVES = "hashtextextended($1 || ' moves', 3)"
-"""The key of the advisory lock of whoever moves the schema `$1`, at both places."""
+"""The key of an advisory lock. Who moves the schema `$1` takes it at both places."""
 TRY_CLAIM = f"SELECT pg_catalog.pg_try_advisory_lock({MOVES})"
 RELEASE = f"SELECT pg_catalog.pg_advisory_unlock({MOVES})"
 CLAIM_WITHIN_TRANSACTION = f"SELECT pg_catalog.pg_advisory_xact_lock({MOVES})"
@@ -32,7 +32,7 @@ def arriving_schema(schema: str) -> str:
 
 
 def _beside(schema: str, what: str) -> str:
-    """The name with a word after it. Where that is too long, a hash tells names of one beginning apart."""
+    """The name with a word after it. A name that is too long is cut, and a hash of it added."""
     name = schema + what
     if len(name.encode()) <= MOST_NAME_BYTES:
         return name
