@@ -12,8 +12,8 @@ from session_lifecycle.postgres.execution import Execution
 from session_lifecycle.statements.maintenance import prune, reconcile_roll_ups, roll_up
 from session_lifecycle.statements.maintenance.reconcile_roll_ups import Part
 
-MAX_BATCH = 250
-"""The most sessions of one transaction. It locks their rows for some ten milliseconds."""
+MAX_BATCH = 500
+"""The most sessions of one transaction. It locks their rows for some thirty milliseconds."""
 CHANGES_AT_ONCE = 20_000
 """Changes added to the sums in one transaction. No writer waits for it, and many changes together are less work."""
 MANY_SESSIONS = 20_000
