@@ -21,7 +21,7 @@ AS $body$
 #variable_conflict use_column
 BEGIN
     RETURN QUERY
-    -- Each session is read once for all families.
+    -- Each session is read twice, in all and by model, and not for each family again.
     WITH share AS (
         SELECT a.user_id, a.dataset_id, a.status, NULL::text AS model, a.starts_at, a.sessions, a.cost_usd, a.tokens_in,
                a.tokens_out, a.duration_us, NULL::numeric AS cache_read_tokens, NULL::numeric AS cache_write_tokens,

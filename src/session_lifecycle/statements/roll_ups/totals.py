@@ -184,7 +184,7 @@ def _figures_of_rolled_up(
         parts.append(_of_each(whole, _labelled(sums).where(in_family, *is_in)))
     for edge, conditions in _rolled_up_in(kinds, cover.edges, together):
         rows = tables.rolled_up_sessions
-        sums = _counts_by_status(windows, rows, func.count(), edge.c.sign)
+        sums = _counts_by_status(windows, rows, func.count(), edge.c.sign, stored=edge.c.initial)
         sums |= _sums_of_sessions(rows, names, edge.c.sign)
         parts.append(_of_each(edge, _labelled(sums).where(*conditions)))
     return parts
@@ -195,20 +195,33 @@ def _counts_by_status(
     table: StatusTable,
     sessions: Function[Any],
     sign: ColumnElement[int],
+    *,
+    stored: ColumnElement[str] | None = None,
 ) -> dict[str, ColumnElement[Any]]:
     """The number of rolled-up sessions in each status window, by their stored status.
 
     Where there are several windows, each session that is stored as running is counted as abandoned: `_still_running`
     corrects it.
+
+    Args:
+        windows: The status windows, by label.
+        table: The table of the rows.
+        sessions: Their number of sessions.
+        sign: The sign of the numbers.
+        stored: The initial of the stored status where all rows have the same one: then no row is asked.
     """
     if len(windows) == 1:
         return dict.fromkeys(windows, sign * sessions)
     none: ColumnElement[Any] = literal(0, BigInteger)
     not_counted = {EffectiveStatus.RUNNING.value, EffectiveStatus.WAITING.value}
-    return {
-        label: none if label in not_counted else sign * sessions.filter(_has_status(table, one))
-        for label, one in windows.items()
-    }
+
+    def counted(one: StatusWindow) -> ColumnElement[Any]:
+        if stored is None:
+            return sign * sessions.filter(_has_status(table, one))
+        is_stored = stored == any_(literal([status.value[0] for status in _stored(one)], ARRAY(Text)))
+        return case((is_stored, sign * sessions), else_=none)
+
+    return {label: none if label in not_counted else counted(one) for label, one in windows.items()}
 
 
 def _still_running(
