@@ -472,9 +472,7 @@ CREATE FUNCTION session_lifecycle.empty_sessions_v1(keys jsonb, older_than times
 
 CREATE FUNCTION session_lifecycle.event_totals_v1(parts jsonb, billing text, is_partial boolean, is_measured boolean, tokens_in bigint, tokens_out bigint, plan_cost_usd numeric) RETURNS jsonb LANGUAGE sql STABLE;
 
-CREATE FUNCTION session_lifecycle.expected_model_roll_ups_v1(of_family text, after uuid, up_to uuid) RETURNS SETOF session_lifecycle.session_model_roll_ups LANGUAGE plpgsql STABLE SET enable_mergejoin=off SET enable_nestloop=off SET jit=off SET plan_cache_mode=force_custom_plan SET search_path=pg_catalog, pg_temp SET work_mem=64MB;
-
-CREATE FUNCTION session_lifecycle.expected_roll_ups_v1(of_family text, after uuid, up_to uuid, afresh boolean) RETURNS SETOF session_lifecycle.session_roll_ups LANGUAGE plpgsql STABLE SET enable_mergejoin=off SET enable_nestloop=off SET jit=off SET plan_cache_mode=force_custom_plan SET search_path=pg_catalog, pg_temp SET work_mem=64MB;
+CREATE FUNCTION session_lifecycle.expected_roll_ups_v1(of_family text, after uuid, up_to uuid, of_models boolean, afresh boolean) RETURNS TABLE(family text, user_id uuid, dataset_id uuid, level text, starts_at timestamp with time zone, status text, model text, sessions bigint, cost_usd numeric, tokens_in numeric, tokens_out numeric, duration_us numeric, cache_read_tokens numeric, cache_write_tokens numeric, reasoning_tokens numeric, events bigint, unpriced_events bigint, unmeasured_events bigint, late_events bigint, late_cost_usd numeric, further_totals jsonb) LANGUAGE plpgsql STABLE SET enable_mergejoin=off SET enable_nestloop=off SET enable_sort=off SET jit=off SET plan_cache_mode=force_custom_plan SET search_path=pg_catalog, pg_temp SET work_mem=64MB;
 
 CREATE FUNCTION session_lifecycle.families(of_user uuid, of_dataset uuid) RETURNS TABLE(family text, user_id uuid, dataset_id uuid) LANGUAGE sql IMMUTABLE;
 

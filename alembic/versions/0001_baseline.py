@@ -111,7 +111,6 @@ FUNCTIONS = (
     "holds",
     "depths",
     "expected_roll_ups_v1",
-    "expected_model_roll_ups_v1",
     "rebuild_roll_ups_v1",
 )
 TABLES = (

@@ -1,7 +1,7 @@
 -- Says how deep the buckets of a part of a family go, as `holds` bounds it: for each owner and six hours the depth of the shortest
--- buckets that are kept (`levels`), or 0 where none is. `afresh` decides it by the sessions that there are; otherwise it is
+-- buckets that are kept (`levels`). `afresh` decides it by the sessions that there are; otherwise it is
 -- as the stored buckets are.
--- Answers a row for each owner and six hours that has sessions or changes. Raises nothing and takes no lock.
+-- Answers a row for each owner and six hours that has buckets, and sessions or changes. Raises nothing and takes no lock.
 CREATE FUNCTION {schema}.depths(of_family text, after uuid, up_to uuid, afresh boolean) RETURNS TABLE (
     user_id uuid, dataset_id uuid, six_hours timestamptz, depth integer
 )
@@ -61,15 +61,16 @@ BEGIN
             AND {schema}.holds(of_family, after, up_to, r.user_id, r.dataset_id)
     )
     SELECT o.user_id, o.dataset_id, o.six_hours,
-           CASE WHEN o.ever < density THEN 0 WHEN o.in_324 < density * 6 THEN 1 WHEN o.in_54 < density * 6 THEN 2
+           CASE WHEN o.in_324 < density * 6 THEN 1 WHEN o.in_54 < density * 6 THEN 2
                 WHEN o.in_9 < density * 6 THEN 3 WHEN o.in_36_hours < density * 6 THEN 4
                 WHEN o.sessions < density * 6 THEN 5 ELSE 6 END
     FROM of_owner o
+    WHERE o.ever >= density
     UNION ALL
-    SELECT d.user_id, d.dataset_id, d.six_hours, coalesce(max(l.depth) FILTER (WHERE k.level IS NOT NULL), 0)
+    SELECT d.user_id, d.dataset_id, d.six_hours, max(l.depth)
     FROM six_hours d
     CROSS JOIN LATERAL {schema}.levels(d.six_hours) l
-    LEFT JOIN kept k
+    JOIN kept k
         ON k.user_id = d.user_id AND k.dataset_id = d.dataset_id AND k.level = l.level AND k.since = l.since
     WHERE NOT afresh
     GROUP BY d.user_id, d.dataset_id, d.six_hours;

@@ -103,6 +103,7 @@ BEGIN
         SELECT array_agg(a.user_id), array_agg(a.session_id), rolled_up_sessions + count(*)
         INTO added_users, added_sessions, rolled_up_sessions
         FROM added a;
+        EXIT WHEN cardinality(added_users) = cardinality(users);
         SELECT array_agg(l.user_id), array_agg(l.session_id) INTO users, sessions
         FROM (
             SELECT l.user_id, l.session_id FROM unnest(users, sessions) l (user_id, session_id)

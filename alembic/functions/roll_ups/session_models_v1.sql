@@ -17,12 +17,16 @@ BEGIN
     SELECT k.user_id, k.session_id, m.models
     FROM unnest(of_users, of_sessions) k (user_id, session_id)
     CROSS JOIN LATERAL (
-        SELECT coalesce(json_agg(json_strip_nulls(json_build_object(
-                   'm', u.model, 'c', nullif(u.cost_usd, 0), 'i', nullif(u.tokens_in, 0), 'o', nullif(u.tokens_out, 0),
-                   'r', nullif(u.cache_read_tokens, 0), 'w', nullif(u.cache_write_tokens, 0),
-                   'z', nullif(u.reasoning_tokens, 0), 'e', nullif(u.events, 0), 'u', nullif(u.unpriced_events, 0),
-                   'f', u.further_totals
-               ))), '[]') AS models
+        -- Text is put together in a third of the time that Postgres takes to build objects and to strip nulls.
+        SELECT ('[' || coalesce(string_agg(
+                   '{"m":' || to_json(u.model)::text || coalesce(',"c":' || nullif(u.cost_usd, 0), '')
+                   || coalesce(',"i":' || nullif(u.tokens_in, 0), '') || coalesce(',"o":' || nullif(u.tokens_out, 0), '')
+                   || coalesce(',"r":' || nullif(u.cache_read_tokens, 0), '')
+                   || coalesce(',"w":' || nullif(u.cache_write_tokens, 0), '')
+                   || coalesce(',"z":' || nullif(u.reasoning_tokens, 0), '') || coalesce(',"e":' || nullif(u.events, 0), '')
+                   || coalesce(',"u":' || nullif(u.unpriced_events, 0), '') || coalesce(',"f":' || u.further_totals::text, '') || '}',
+                   ', '
+               ), '') || ']')::json AS models
         FROM (
             -- A report names a model called "unknown" and no model alike; a session with both counts once.
             SELECT min(CASE WHEN u.model = '' THEN 'unknown' ELSE u.model END) AS model, sum(u.cost_usd) AS cost_usd,

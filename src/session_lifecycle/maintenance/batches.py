@@ -41,7 +41,7 @@ async def in_batches(
     last: Sequence[Any] | None = None
     while True:
         found = await execution.fetch(find(last, MAX_KEYS_PER_SEARCH))
-        keys = [row._asdict() for row in found]
+        keys = [dict(zip(row._fields, row, strict=True)) for row in found]
         while keys:
             batch, keys = keys[:size], keys[size:]
             began = monotonic()

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -15,7 +15,6 @@ from session_lifecycle.entities import (
     SessionRunEntity,
     SessionUsageEventEntity,
 )
-from session_lifecycle.maintenance.roll_up import parts_of
 from session_lifecycle.models import Mismatch, ReconcileReport
 from session_lifecycle.models.maintenance import MOST_MISMATCHES
 from session_lifecycle.postgres.execution import Execution
@@ -29,6 +28,20 @@ SESSIONS_AT_ONCE = 1000
 USERS_AT_ONCE = 100
 ROLLED_UP_AT_ONCE = 20_000
 """Rolled-up sessions that one statement adds up. One owner's are never split, and neither is the family `all`."""
+
+
+async def parts_of(execution: Execution, family: str, sessions: int) -> AsyncGenerator[Part]:
+    """The parts of a family of about so many rolled-up sessions each. Those of one owner are never divided.
+
+    The family of everybody is one part.
+    """
+    rest = Part(family)
+    if family != "all":
+        while end := await execution.fetch(reconcile_roll_ups.end_of_part(rest.shape, sessions), rest.parameters):
+            [(owner,)] = end
+            yield rest._replace(up_to=owner)
+            rest = rest._replace(after=owner)
+    yield rest
 
 
 class Reconciler:

@@ -49,7 +49,7 @@ WHERE noderole = 'primary' AND isactive AND shouldhaveshards ORDER BY nodeid
 ALLOW_TRIGGERS = "SET LOCAL citus.enable_unsafe_triggers = on"
 DISTRIBUTE_SCHEMA = "SELECT pg_catalog.citus_schema_distribute($1::text::regnamespace)"
 DISTRIBUTE_FUNCTION = "SELECT pg_catalog.create_distributed_function($1::text::regprocedure, colocate_with => $2::text)"
-NESTED = ("depths", "expected_model_roll_ups_v1", "expected_roll_ups_v1", "is_dense", "members", "session_models_v1")
+NESTED = ("depths", "expected_roll_ups_v1", "is_dense", "members", "session_models_v1")
 """The functions over tables that a statement calls beside tables."""
 MOVE_SCHEMA = "SELECT pg_catalog.citus_schema_move($1::text::regnamespace, $2::text, $3::int)"
 REBALANCE = "SELECT pg_catalog.citus_rebalance_start()"

@@ -65,7 +65,7 @@ _AFTER, _UP_TO = bindparam("after", type_=Uuid), bindparam("up_to", type_=Uuid)
 class PartShape(NamedTuple):
     """The kind of a part: its family, and which of its ends are closed. Equal shapes share one statement."""
 
-    family: str
+    family: str | None
     has_after: bool
     has_up_to: bool
 
@@ -85,9 +85,12 @@ class PartShape(NamedTuple):
 
 
 class Part(NamedTuple):
-    """A part of a family of buckets: the owners after `after`, up to and with `up_to`. None is an open end."""
+    """A part of a family of buckets: the owners after `after`, up to and with `up_to`. None is an open end.
 
-    family: str
+    The family None stands for all families.
+    """
+
+    family: str | None
     after: UUID | None = None
     up_to: UUID | None = None
 
@@ -237,11 +240,10 @@ def bucket_mismatches(
     """
     names = [column.key for column in table.__table__.primary_key]
     stored = select(table).where(table.family == part.family, *part.conditions(table)).subquery("stored")
-    function = "expected_roll_ups_v1" if table is tables.roll_ups else "expected_model_roll_ups_v1"
     columns: list[ColumnClause[Any]] = [column(kept.key, kept.type) for kept in table.__table__.c]
     # As deep as the stored buckets of each owner go.
-    arguments = (*part.arguments, *([false()] if table is tables.roll_ups else []))
-    expected = database_function(schema, function, *arguments).table_valued(*columns, name="expected")
+    arguments = (*part.arguments, true() if table is tables.model_roll_ups else false(), false())
+    expected = database_function(schema, "expected_roll_ups_v1", *arguments).table_valued(*columns, name="expected")
     figures = {name: stored.c[name] for name in FIGURES[table]}
     keys = {name: func.coalesce(stored.c[name], expected.c[name]) for name in names}
     labelled_keys = {**keys, **{name: func.nullif(keys[name], NOBODY) for name in ("user_id", "dataset_id")}}

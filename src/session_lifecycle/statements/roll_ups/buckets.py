@@ -99,6 +99,12 @@ def cover_window(family: FromClause, since: Moment | None, until: Moment | None)
     has_buckets = _keeps(family, LONGEST).label("has_buckets")
     given = select(*family.c, begins.label("since"), ends.label("until"), has_buckets).where(begins < ends)
     window = _computed(given, "window")
+    if since is None and until is None:
+        # No bucket is cut: the longest ones hold all sessions of a family, or it has none.
+        every = [window.c[name] for name in (*family.c.keys(), "since", "until")]
+        whole = select(*every).where(window.c.has_buckets).cte("whole")
+        longest = select(*whole.c, literal(LONGEST.name, Text).label("level")).cte("stretches")
+        return WindowCover(whole, longest, select(*every).where(~window.c.has_buckets).cte("edges"))
     # The shortest buckets that are kept at both ends. No bucket is cut at an open end.
     low = LONGEST.interval if since is None else _shortest(window, window.c.since)
     high = LONGEST.interval if until is None else _shortest(window, window.c.until)

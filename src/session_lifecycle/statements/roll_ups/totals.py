@@ -45,7 +45,7 @@ from sqlalchemy.types import Uuid
 from session_lifecycle.models import EffectiveStatus, SessionStatus
 from session_lifecycle.statements import tables
 from session_lifecycle.statements.roll_ups.buckets import LONGEST, begin_of_minute, cover_window
-from session_lifecycle.statements.shared.durations import lasted_us
+from session_lifecycle.statements.shared.durations import lasted_us, sum_of_lasted_us
 from session_lifecycle.statements.shared.further_totals import FURTHER_TOTALS, summed
 from session_lifecycle.statements.shared.keys import same_session
 from session_lifecycle.statements.shared.ledger import UNKNOWN_MODEL
@@ -100,7 +100,11 @@ StatusTable = type[tables.sessions | tables.rolled_up_sessions | tables.roll_ups
 
 def duration_us(session: type[tables.sessions | tables.rolled_up_sessions]) -> ColumnElement[Any]:
     """The duration of a session (rule R16), in microseconds."""
-    return lasted_us(session.started_at, func.coalesce(session.ended_at, session.last_activity_at))
+    return lasted_us(session.started_at, _over_at(session))
+
+
+def _over_at(session: type[tables.sessions | tables.rolled_up_sessions]) -> ColumnElement[Any]:
+    return func.coalesce(session.ended_at, session.last_activity_at)
 
 
 def session_figures(
@@ -124,7 +128,7 @@ def session_figures(
     together = StatusWindow(None, *window(ends)) if len(windows) > 1 else next(iter(windows.values()))
     # The sessions that are not rolled up, in one scan; Postgres chooses the shortest way to them. Where no job rolls
     # up, they are the whole table.
-    scoped = (or_(false(), *kinds.conditions(tables.sessions)), of_everybody(tables.sessions))
+    scoped = (kinds.in_any(tables.sessions), of_everybody(tables.sessions))
     live = (*scoped, *_has_agent(tables.sessions, has_agent_name))
     parts = [_figures_of_rows(tables.sessions, windows, together, names, *live)]
     # No rolled-up session waits, so the roll-ups have nothing in a window of sessions that wait.
@@ -151,9 +155,15 @@ def _figures_of_rows(
     *conditions: ColumnElement[bool],
 ) -> Select[*tuple[Any, ...]]:
     """The figures over the chosen sessions of the table, from their rows."""
+    chosen = (*conditions, *in_window(table, together))
     counts = {label: func.count().filter(_is_in(table, one)) for label, one in windows.items()}
     sums = counts | _sums_of_sessions(table, names)
-    return _labelled(sums).where(*conditions, *in_window(table, together))
+    if FURTHER_TOTALS in sums:
+        # Postgres runs this only where a session has any. Parallel workers cannot share an aggregate of arrays.
+        further = select(summed(table.further_totals)).where(*chosen, table.further_totals.is_not(None))
+        any_further = func.count(table.further_totals) > literal(0, Integer)
+        sums[FURTHER_TOTALS] = case((any_further, further.correlate(None).scalar_subquery()))
+    return _labelled(sums).where(*chosen)
 
 
 def _figures_of_rolled_up(
@@ -174,7 +184,7 @@ def _figures_of_rolled_up(
         parts.append(_of_each(whole, _labelled(sums).where(in_family, *is_in)))
     for edge, conditions in _rolled_up_in(kinds, cover.edges, together):
         rows = tables.rolled_up_sessions
-        sums = _counts_by_status(windows, rows, func.count(), edge.c.sign)
+        sums = _counts_by_status(windows, rows, func.count(), edge.c.sign, stored=edge.c.initial)
         sums |= _sums_of_sessions(rows, names, edge.c.sign)
         parts.append(_of_each(edge, _labelled(sums).where(*conditions)))
     return parts
@@ -185,20 +195,33 @@ def _counts_by_status(
     table: StatusTable,
     sessions: Function[Any],
     sign: ColumnElement[int],
+    *,
+    stored: ColumnElement[str] | None = None,
 ) -> dict[str, ColumnElement[Any]]:
     """The number of rolled-up sessions in each status window, by their stored status.
 
     Where there are several windows, each session that is stored as running is counted as abandoned: `_still_running`
     corrects it.
+
+    Args:
+        windows: The status windows, by label.
+        table: The table of the rows.
+        sessions: Their number of sessions.
+        sign: The sign of the numbers.
+        stored: The initial of the stored status where all rows have the same one: then no row is asked.
     """
     if len(windows) == 1:
         return dict.fromkeys(windows, sign * sessions)
     none: ColumnElement[Any] = literal(0, BigInteger)
     not_counted = {EffectiveStatus.RUNNING.value, EffectiveStatus.WAITING.value}
-    return {
-        label: none if label in not_counted else sign * sessions.filter(_has_status(table, one))
-        for label, one in windows.items()
-    }
+
+    def counted(one: StatusWindow) -> ColumnElement[Any]:
+        if stored is None:
+            return sign * sessions.filter(_has_status(table, one))
+        is_stored = stored == any_(literal([status.value[0] for status in _stored(one)], ARRAY(Text)))
+        return case((is_stored, sign * sessions), else_=none)
+
+    return {label: none if label in not_counted else counted(one) for label, one in windows.items()}
 
 
 def _still_running(
@@ -210,7 +233,7 @@ def _still_running(
     reader, or where the reader's clock stands still.
     """
     table, running = tables.rolled_up_sessions, EffectiveStatus.RUNNING.value
-    in_scope = or_(false(), *kinds.conditions(table))
+    in_scope = kinds.in_any(table)
     # The extra condition lets Postgres look for them among everybody's sessions, where there is hardly any.
     found = (
         select(func.count().label("sessions"))
@@ -318,7 +341,7 @@ def model_figures(kinds: ScopeKinds, status_window: StatusWindow) -> Select[*tup
         tables.sessions, tables.model_usage, same_session(tables.sessions, tables.model_usage)
     )
     live = (
-        or_(false(), *kinds.conditions(tables.sessions)),
+        kinds.in_any(tables.sessions),
         *in_window(tables.sessions, status_window),
         _has_any(tables.model_usage),
     )
@@ -450,7 +473,7 @@ def _sums_of_sessions(
 ) -> dict[str, ColumnElement[Any]]:
     without_column: dict[str, ColumnElement[Any]] = {
         "sessions": func.count(),
-        "duration_us": func.sum(duration_us(table)),
+        "duration_us": sum_of_lasted_us(table.started_at, _over_at(table)),
     }
     return {
         name: (without_column[name] if sign is None else sign * without_column[name])
@@ -567,8 +590,10 @@ def _is_in(
     table: type[tables.sessions | tables.rolled_up_sessions], status_window: StatusWindow
 ) -> ColumnElement[bool]:
     since, until = status_window.since, status_window.until
+    is_any = status_window.status is None and since is None and until is None
     conditions = [
-        _has_status(table, status_window),
+        # Any status is a condition for an index by status and activity: without a window none is of use.
+        true() if is_any and table is tables.sessions else _has_status(table, status_window),
         *([] if since is None else [table.last_activity_at >= since]),
         *([] if until is None else [table.last_activity_at < until]),
     ]
@@ -589,6 +614,8 @@ def _stored(status_window: StatusWindow) -> list[SessionStatus]:
 
 
 def _has_one_of(table: StatusTable, stored: Sequence[SessionStatus]) -> ColumnElement[bool]:
-    if table is tables.rolled_up_sessions:
-        return initial(table.status) == any_(literal([status.value[0] for status in stored], ARRAY(Text)))
-    return table.status == any_(literal([status.value for status in stored], ARRAY(Text)))
+    is_rolled_up = table is tables.rolled_up_sessions
+    status = initial(table.status) if is_rolled_up else table.status
+    values = [one.value[0] if is_rolled_up else one.value for one in stored]
+    # A comparison with one value takes less time for each row than one with an array of one.
+    return status == (literal(values[0], Text) if len(values) == 1 else any_(literal(values, ARRAY(Text))))

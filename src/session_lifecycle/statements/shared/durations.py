@@ -7,12 +7,23 @@ from sqlalchemy import ColumnElement, Double, Numeric, Select, Subquery, extract
 from session_lifecycle.statements.shared.json_rows import Column
 from session_lifecycle.statements.shared.kept import LIMIT
 
+MICROSECONDS = 1_000_000
+"""In a second."""
 PERCENTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
 
 
 def lasted_us(began: Column, ended: Column) -> ColumnElement[Any]:
     """The microseconds between two moments: exact, and never negative."""
-    return func.greatest(type_coerce(extract("epoch", ended - began), Numeric) * 1_000_000, 0, type_=Numeric)
+    return _lasted_s(began, ended) * MICROSECONDS
+
+
+def sum_of_lasted_us(began: Column, ended: Column) -> ColumnElement[Any]:
+    """An aggregate: the sum of `lasted_us`. One product takes less time than one for each row."""
+    return func.sum(_lasted_s(began, ended), type_=Numeric) * MICROSECONDS
+
+
+def _lasted_s(began: Column, ended: Column) -> ColumnElement[Any]:
+    return func.greatest(type_coerce(extract("epoch", ended - began), Numeric), 0, type_=Numeric)
 
 
 def percentiles(duration_us: ColumnElement[Any]) -> dict[str, ColumnElement[Any]]:

@@ -104,6 +104,13 @@ class ScopeKinds(NamedTuple):
 
         The conditions bind what `Scopes.parameters` returns.
         """
+        return self._conditions(table, are_apart=True)
+
+    def in_any(self, table: ScopedTable) -> ColumnElement[bool]:
+        """Whether a row is in any of the scopes, as one condition. Binds as `conditions` does."""
+        return or_(false(), *self._conditions(table, are_apart=False))
+
+    def _conditions(self, table: ScopedTable, *, are_apart: bool) -> list[ColumnElement[bool]]:
         conditions: list[ColumnElement[bool]] = []
         if self.everybody:
             conditions.append(
@@ -113,7 +120,8 @@ class ScopeKinds(NamedTuple):
             conditions.append(self.are_of(table.user_id))
         if self.datasets:
             shared = table.dataset_id == any_(_ids("datasets"))
-            conditions.append(and_(shared, self.are_not_of(table.user_id)) if self.users else shared)
+            is_counted = are_apart and self.users
+            conditions.append(and_(shared, self.are_not_of(table.user_id)) if is_counted else shared)
         if self.pairs:
             # The pairs are one user with some datasets, or some users with one dataset, so two arrays name them.
             conditions.append(and_(self.are_of(table.user_id), table.dataset_id == any_(_ids("datasets"))))
