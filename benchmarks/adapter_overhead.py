@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 from session_lifecycle import SessionDatabase
+from session_lifecycle.writing.synchronous import SynchronousRecorder
 from support.databases import database, machine, scalar
 from support.tables import table
 
@@ -21,6 +22,7 @@ os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # else LiteLLM fe
 
 USER = UUID(int=1)
 PROMPT = "What is it?"
+WARM_UP = 2
 # The stand-in is that of the tests, whose folder `support` has the name of the one here.
 STAND_IN = Path(__file__).parents[1] / "tests/support/model_server.py"
 
@@ -208,39 +210,43 @@ async def spent(call: Call, calls: int, finish: Call) -> Spent:
     return Spent(*((end - begin) * 1e3 / calls for begin, end in zip(began, ended, strict=True)))
 
 
-async def compare(side: Side, turns: int, calls: int, flush: Call) -> tuple[Spent, Spent]:
+async def compare(side: Side, turns: int, calls: int, finish: Call) -> tuple[Spent, Spent]:
     """The medians of a bare call, and of the difference within a turn."""
     times: list[tuple[Spent, Spent]] = []
-    for number in range(1 + turns):
+    for number in range(WARM_UP + turns):
         # Which one goes first changes from turn to turn.
         if number % 2:
-            with_it = await spent(side.recorded, calls, flush)
-            without = await spent(side.bare, calls, flush)
+            with_it = await spent(side.recorded, calls, finish)
+            without = await spent(side.bare, calls, finish)
         else:
-            without = await spent(side.bare, calls, flush)
-            with_it = await spent(side.recorded, calls, flush)
+            without = await spent(side.bare, calls, finish)
+            with_it = await spent(side.recorded, calls, finish)
         times.append((without, with_it))
-    kept = times[1:]
+    kept = times[WARM_UP:]
     bare = Spent(*(median(without[place] for without, _ in kept) for place in range(3)))
     return bare, Spent(*(median(both[1][place] - both[0][place] for both in kept) for place in range(3)))
 
 
 async def measure(
-    db: SessionDatabase, models: Any, recorder: Any, flush: Call, turns: int, calls: int, only: list[str]
+    db: SessionDatabase, models: Any, recorder: Any, finish: Call, turns: int, calls: int, only: list[str]
 ) -> dict[str, tuple[Spent, Spent]]:
     """The figures of each side by its name, through this recorder."""
     before = await scalar(db, "SELECT count(*) FROM session_lifecycle.session_usage_events")
     async with sides(recorder, models) as all_sides:
         chosen = [side for side in all_sides if not only or side.name in only]
-        found = {side.name: await compare(side, turns, calls, flush) for side in chosen}
+        found = {side.name: await compare(side, turns, calls, finish) for side in chosen}
         await asyncio.sleep(0.3)  # LiteLLM tells the last end
-        await flush()
+        await asyncio.to_thread(recorder.flush) if isinstance(recorder, SynchronousRecorder) else await recorder.flush()
     failures = recorder.snapshot().failures
     events = await scalar(db, "SELECT count(*) FROM session_lifecycle.session_usage_events") - before
-    expected = len(chosen) * (1 + turns) * calls
+    expected = len(chosen) * (WARM_UP + turns) * calls
     if (events, failures) != (expected, 0):
         raise SystemExit(f"{events} events and {failures} failures, expected {expected} and 0")
     return found
+
+
+async def nothing() -> None:
+    """Waits for nothing."""
 
 
 async def main(turns: int, calls: int, only: list[str]) -> None:
@@ -248,15 +254,14 @@ async def main(turns: int, calls: int, only: list[str]) -> None:
         print(f"{machine(server)}, load {os.getloadavg()[0]:.1f}", end="\n\n")
         with stand_in() as models:
             with db.synchronous_recorder() as apart:
-                flush_apart = lambda: asyncio.to_thread(apart.flush)  # noqa: E731 - a Call
-                elsewhere = await measure(db, models, apart, flush_apart, turns, calls, only)
+                alone = await measure(db, models, apart, nothing, turns * calls, 1, only)
             async with db.recorder() as recorder:
-                here = await measure(db, models, recorder, recorder.flush, turns, calls, only)
+                together = await measure(db, models, recorder, recorder.flush, turns, calls, only)
         lines: list[list[str]] = []
-        for name, (bare, more) in here.items():
-            figures = (bare.process, elsewhere[name][1].thread, elsewhere[name][1].process, more.process, more.wall)
+        for name, (bare, more) in alone.items():
+            figures = (bare.thread, more.thread, more.wall, together[name][1].process)
             lines.append([name, *(f"{one:.2f}" for one in figures)])
-        head = ["runtime", "bare call", "caller's thread", "process, recorder's thread", "process, one loop", "wall"]
+        head = ["runtime", "bare call, caller's thread", "caller's thread", "wall", "process"]
         print(table("", head, lines))
         print(f"\nload {os.getloadavg()[0]:.1f}")
 
