@@ -144,19 +144,10 @@ class Adapter:
         """As `refusal`, for a caller without `await`."""
         return None if self._check is None else self._check.refusal_now(attempt, request, self.fail)
 
-    async def excess(
-        self, session_id: str, user_id: UUID | str | None, request: Any = None
-    ) -> BudgetExceededError | None:
-        """Why no model may be called in this session now; None where it may, and where the host asks for nothing.
-
-        For a runtime that tells no call before its answer: nothing is reserved. None as the owner: nobody knows it.
-        """
-        return None if self._check is None else await self._check.excess(session_id, user_id, request, self.fail)
-
     def discard(self, attempt: Attempt) -> None:
         """Discards an attempt for which no model was called, and what was reserved for it."""
         if attempt.discard() and self._check is not None:
-            self._check.release(attempt, self.fail)
+            self._check.release_attempt(attempt, self.fail)
 
     def fail(self, error: Exception) -> None:
         """Counts and tells a failure of the adapter itself: what it stood for is not recorded."""

@@ -13,14 +13,16 @@ usage event for each model.
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Callable
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from glob import escape
+from inspect import iscoroutinefunction
 from pathlib import Path
 from threading import Lock
-from typing import Any, Literal, cast
-from uuid import UUID
+from typing import Any, Literal, Protocol, cast
+from uuid import UUID, uuid4
 
 from session_lifecycle.errors import SessionLifecycleError
 from session_lifecycle.integrations.adapter import Adapter, TakesQuietly, recorded
@@ -56,9 +58,18 @@ _MARGIN = timedelta(minutes=1)
 _MOST_META_BYTES = 1_000_000
 _SYNTHETIC = "<synthetic>"
 _ENDS = {"completed": "completed", "failed": "failed", "stopped": "cancelled", "killed": "cancelled"}
-_ASKING_HOOKS = ("UserPromptSubmit", "PostToolUse", "PostToolUseFailure")
-"""What Claude Code calls before it calls a model: for a prompt, and for what a tool has answered."""
+_ASKING_HOOKS = {"UserPromptSubmit": None, "PreToolUse": "Agent|Task", "PostToolUse": None, "PostToolUseFailure": None}
+"""What Claude Code calls before it calls a model, and for which tools: for a prompt, for a sub-agent that is about to
+begin, and for what a tool has answered."""
 Billing = Literal["api", "plan"]
+
+
+class TakesAndFlushes(TakesQuietly, Protocol):
+    """A recorder, as the other adapters take it. What is reserved is released when its calls are written."""
+
+    def flush(self) -> Awaitable[None] | None:
+        """Waits until what was taken is written; with `await` where it is of an event loop."""
+        ...
 
 
 class SessionSdk(Adapter):
@@ -70,7 +81,7 @@ class SessionSdk(Adapter):
 
     def __init__(
         self,
-        recorder: TakesQuietly,
+        recorder: TakesAndFlushes,
         *,
         user_id: UUID | str | Callable[[], UUID | str | None] | None = None,
         content: bool = False,
@@ -84,11 +95,12 @@ class SessionSdk(Adapter):
             user_id: The owner of the sessions.
             content: Whether messages, and what goes into and out of tools, are recorded.
             billing: `plan` where the use is under a subscription. The SDK does not tell.
-            budgets: `db.budgets`, or a `BudgetCheck`: what is asked before a prompt is sent, and before the answer of a
-                tool is. Where a budget would be exceeded, Claude Code is told to stop. Nothing is reserved, as nobody
-                knows the key of a response before it comes. None: nothing is asked.
+            budgets: `db.budgets`, or a `BudgetCheck`: what is asked before a prompt is sent, before a sub-agent begins,
+                and before the answer of a tool is sent. Where a budget would be exceeded, Claude Code is told to stop.
+                None: nothing is asked.
         """
         super().__init__(recorder, user_id=user_id, content=content, budgets=budgets)
+        self._recorder = recorder
         self._billing: Billing = billing
 
     async def query(
@@ -100,7 +112,9 @@ class SessionSdk(Adapter):
     ) -> AsyncIterator[Message]:
         """The messages of the SDK's `query`, recorded. Arguments and errors: see there."""
         conversation = self.conversation(options, prompt if isinstance(prompt, str) else None)
-        messages: Any = query_of_sdk(prompt=prompt, options=self.with_hooks(options), transport=transport)
+        messages: Any = query_of_sdk(
+            prompt=prompt, options=self.with_hooks(options, conversation), transport=transport
+        )
         try:
             async for message in messages:
                 await self.take(conversation, message)
@@ -115,21 +129,54 @@ class SessionSdk(Adapter):
         """A client of the SDK whose messages are recorded as they are received."""
         return _RecordedClient(self, options, transport)
 
-    def with_hooks(self, options: ClaudeAgentOptions | None) -> ClaudeAgentOptions | None:
+    def with_hooks(self, options: ClaudeAgentOptions | None, conversation: "Conversation") -> ClaudeAgentOptions | None:
         """The options with hooks that ask the budgets, behind the host's own; as they are where nothing is asked."""
-        if not self.asks_budgets:
+        if self._check is None:
             return options
         options = options or ClaudeAgentOptions()
         hooks: dict[Any, list[HookMatcher]] = {name: list(some) for name, some in (options.hooks or {}).items()}
-        for name in _ASKING_HOOKS:
-            hooks.setdefault(name, []).append(HookMatcher(hooks=[self._ask]))
+        for name, tools in _ASKING_HOOKS.items():
+            hooks.setdefault(name, []).append(HookMatcher(tools, hooks=[partial(self._ask, self._check, conversation)]))
+        hooks.setdefault("SubagentStop", []).append(HookMatcher(hooks=[partial(self._let_go, conversation)]))
         return replace(options, hooks=hooks)
 
-    async def _ask(self, told: Any, _tool_use_id: str | None, _context: Any) -> Any:
-        """A hook of Claude Code's: whether it may go on."""
+    async def _ask(
+        self, check: BudgetCheck, conversation: "Conversation", told: Any, tool_use_id: str | None, _context: Any
+    ) -> Any:
+        """A hook of Claude Code's: whether it may call a model.
+
+        A model has one call at a time in each agent, so that is what an agent reserves: for its next call, in place of
+        the call before, which is in the books by then. The first call of a sub-agent is reserved by the tool's call.
+        """
         session_id = value_at(told, "session_id")
-        refusal = await self.excess(session_id, self._owner_of(session_id), told)
+        caller = tool_use_id if value_at(told, "hook_event_name") == "PreToolUse" else value_at(told, "agent_id")
+        key = conversation.hold(session_id, str(caller or "main"))
+        owner = self._owner_of(session_id)
+        refusal = await check.hold(
+            session_id, owner, key, told, self.fail, when=partial(self._bring_up_to_date, conversation)
+        )
+        if tool_use_id is not None and caller != tool_use_id:
+            self._release(conversation, session_id, tool_use_id)
         return {} if refusal is None else {"continue_": False, "stopReason": str(refusal)}
+
+    async def _bring_up_to_date(self, conversation: "Conversation") -> None:
+        """Waits until the calls that were answered are in the books."""
+        await conversation.look()
+        flush: Any = self._recorder.flush
+        await (flush() if iscoroutinefunction(flush) else asyncio.to_thread(flush))
+
+    async def _let_go(self, conversation: "Conversation", told: Any, _tool_use_id: str | None, _context: Any) -> Any:
+        """A hook of Claude Code's: a sub-agent has ended."""
+        self._release(conversation, value_at(told, "session_id"), value_at(told, "agent_id"))
+        return {}
+
+    @recorded
+    def _release(self, conversation: "Conversation", session_id: str, caller: str | None = None) -> None:
+        """Ends what this caller has reserved, or all callers of the session, as soon as their calls are in the books."""
+        keys = conversation.let_go(session_id, caller)
+        if keys and self._check is not None and (owner := self._owner_of(session_id)) is not None:
+            when = partial(self._bring_up_to_date, conversation)
+            self._check.release(session_id, owner, keys, self.fail, when=when)
 
     @recorded
     def _owner_of(self, session_id: str) -> UUID | str | None:
@@ -146,25 +193,32 @@ class SessionSdk(Adapter):
         """Takes the next message."""
         session_id = value_at(message, "session_id") or value_at(message, "data", "session_id")
         if isinstance(session_id, str) and session_id and session_id != conversation.session_id:
+            before = conversation.session_id
             conversation.close()  # a conversation that was reset has another session
+            if before is not None:
+                self._release(conversation, before)
             around = current_trace()
             parent = None if around is None or around.session_id == session_id else around.session_id
             trace = self.session_of(session_id, session_id, parent_session_id=parent)
             trace.begin()
             conversation.open(session_id, str(trace.user_id))
         await conversation.take(message)
+        if type(message).__name__ == "ResultMessage" and conversation.session_id is not None:
+            self._release(conversation, conversation.session_id)
 
     @recorded
     def close(self, conversation: "Conversation") -> None:
         """Records what is left, when the process of Claude Code has ended."""
         conversation.close()
+        for session_id in conversation.holding():
+            self._release(conversation, session_id)
 
 
 class _RecordedClient(ClaudeSDKClient):
     def __init__(self, sdk: SessionSdk, options: ClaudeAgentOptions | None, transport: Transport | None) -> None:
-        super().__init__(sdk.with_hooks(options), transport)
         self._sdk = sdk
         self._conversation = sdk.conversation(options)
+        super().__init__(sdk.with_hooks(options, self._conversation), transport)
 
     async def receive_messages(self) -> AsyncIterator[Message]:
         async for message in super().receive_messages():
@@ -214,6 +268,8 @@ class Conversation:
         self._stream: _StreamReader | None = None
         self._waiting: list[tuple[Any, datetime]] = []
         self._look_at = 0.0
+        self._looking = asyncio.Lock()
+        self._held: dict[tuple[str, str], str] = {}
 
     def open(self, session_id: str, user_id: str) -> None:
         """Begins a session."""
@@ -237,11 +293,35 @@ class Conversation:
         is_result = type(message).__name__ == "ResultMessage"
         if is_result or time.monotonic() > self._look_at:
             self._look_at = time.monotonic() + LOOK_SECONDS
-            self._write(await asyncio.to_thread(self._transcripts.read))
-            if self._transcripts.is_there:
-                self._waiting.clear()
-            elif is_result:
+            await self.look()
+            if is_result:
                 self._take_waiting()
+
+    async def look(self) -> None:
+        """Takes what the transcripts have by now."""
+        transcripts = self._transcripts
+        if transcripts is None:
+            return
+        async with self._looking:  # what is read first is written first
+            self._write(await asyncio.to_thread(transcripts.read))
+        if transcripts.is_there:
+            self._waiting.clear()
+
+    def hold(self, session_id: str, caller: str) -> str:
+        """The key under which a caller reserves: an agent, or the call of a tool that is a sub-agent.
+
+        No other process has it, though it may have the session.
+        """
+        return self._held.setdefault((session_id, caller), f"next-call:{uuid4()}")
+
+    def holding(self) -> set[str]:
+        """The sessions in which something is reserved."""
+        return {session_id for session_id, _ in self._held}
+
+    def let_go(self, session_id: str, caller: str | None) -> list[str]:
+        """The keys under which this caller has reserved, or all of the session; they are forgotten here."""
+        held = [one for one in self._held if one[0] == session_id and caller in {None, one[1]}]
+        return [self._held.pop(one) for one in held]
 
     def cancel(self) -> None:
         """Called when the recorder closes."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import timedelta
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 from uuid import UUID
 
 from session_lifecycle.errors import BudgetExceededError
@@ -441,7 +441,7 @@ def _counts_of(usage: RequestUsage) -> RareUse:
         "audio_tokens_out": usage.output_audio_tokens,
         "web_searches": usage.details.get("web_search_requests", 0),
     }
-    return counts
+    return cast(RareUse, {name: count for name, count in counts.items() if count})
 
 
 def _status_of(error: BaseException) -> RunStatus:
