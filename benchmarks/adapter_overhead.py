@@ -128,7 +128,8 @@ async def adk(recorder: Any, stack: AsyncExitStack) -> Side:
     """Google ADK, whose model answers in this process: its own clients take 40 times as long as the plugin."""
     from google.adk.agents import LlmAgent
     from google.adk.apps import App
-    from google.adk.models import BaseLlm, LlmResponse
+    from google.adk.models import BaseLlm
+    from google.adk.models.llm_response import LlmResponse
     from google.adk.runners import Runner
     from google.adk.sessions import InMemorySessionService
     from google.genai import types
@@ -136,7 +137,7 @@ async def adk(recorder: Any, stack: AsyncExitStack) -> Side:
     from session_lifecycle.integrations.google_adk import SessionPlugin
 
     class Answers(BaseLlm):
-        async def generate_content_async(self, llm_request: Any, stream: bool = False) -> AsyncGenerator[Any]:
+        async def generate_content_async(self, *_: Any, **__: Any) -> AsyncGenerator[Any]:
             usage = types.GenerateContentResponseUsageMetadata(
                 prompt_token_count=1200, candidates_token_count=80, total_token_count=1280
             )

@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from datetime import timedelta
 from functools import wraps
-from typing import Any, Generic, ParamSpec, Protocol, TypeVar, cast
+from typing import Any, Generic, ParamSpec, Protocol, TypedDict, TypeVar, cast
 from uuid import UUID
 
 from session_lifecycle.errors import BudgetExceededError, ConfigurationError, SessionLifecycleError
@@ -39,6 +39,26 @@ class TakesQuietly(Protocol):
         ...
 
 
+class AdapterOptions(TypedDict, total=False):
+    """The keywords of every adapter. All may be left out."""
+
+    user_id: UUID | str | Callable[[], UUID | str | None] | None
+    """The owner of its sessions, or a function that finds the owner when a run begins, in the context of that run.
+    None: the owner of the session block around the run."""
+    session_id: str | None
+    """The session of runs whose runtime names none. None: that of the session block around the run, else a session of
+    its own for each run, with the run's id."""
+    content: bool
+    """Whether messages, and the inputs and outputs of runs and steps, are recorded; False where it is left out. The
+    host's `redact` sees them first."""
+    attempt_timeout: timedelta | float | None
+    """How long a model call may be open before it is recorded without usage, a timedelta or seconds; None: 15
+    minutes."""
+    budgets: SessionReserver | BudgetCheck | None
+    """`db.budgets`, or a `BudgetCheck`: what is asked before a model is called. None: nothing is asked, and no call is
+    refused."""
+
+
 class Adapter:
     """The base of adapters: whose sessions they record, and where a failure of theirs goes.
 
@@ -60,16 +80,11 @@ class Adapter:
 
         Args:
             recorder: What it hands its items to.
-            user_id: The owner of its sessions, or a function that finds the owner when a run begins, in the context of
-                that run. None: the owner of the session block around the run.
-            session_id: The session of runs whose runtime names none. None: that of the session block around the run,
-                else a session of its own for each run, with the run's id.
-            content: Whether messages, and the inputs and outputs of runs and steps, are recorded. The host's `redact`
-                sees them first.
-            attempt_timeout: How long a model call may be open before it is recorded without usage, a timedelta or
-                seconds; None: 15 minutes.
-            budgets: `db.budgets`, or a `BudgetCheck`: what is asked before a model is called. None: nothing is asked,
-                and no call is refused.
+            user_id: See `AdapterOptions`, as for the others.
+            session_id: The session of runs whose runtime names none.
+            content: Whether content is recorded.
+            attempt_timeout: How long a model call may be open.
+            budgets: What is asked before a model is called.
         """
         self.content = content
         self._quiet = recorder.quiet

@@ -18,7 +18,7 @@ from uuid import UUID
 
 from session_lifecycle.errors import BudgetExceededError, ConfigurationError, SessionLifecycleError
 from session_lifecycle.models import ReservationOutcome
-from session_lifecycle.models.budgets import LONGEST_LEASE, exceeded
+from session_lifecycle.models.budgets import LONGEST_LEASE
 from session_lifecycle.models.usage import EstimatedUse
 from session_lifecycle.postgres.processes import forget_in_child
 from session_lifecycle.writing.attempt import Attempt

@@ -13,7 +13,7 @@ usage event for each model.
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -112,9 +112,7 @@ class SessionSdk(Adapter):
     ) -> AsyncIterator[Message]:
         """The messages of the SDK's `query`, recorded. Arguments and errors: see there."""
         conversation = self.conversation(options, prompt if isinstance(prompt, str) else None)
-        messages: Any = query_of_sdk(
-            prompt=prompt, options=self.with_hooks(options, conversation), transport=transport
-        )
+        messages: Any = query_of_sdk(prompt=prompt, options=self.with_hooks(options, conversation), transport=transport)
         try:
             async for message in messages:
                 await self.take(conversation, message)
@@ -172,7 +170,7 @@ class SessionSdk(Adapter):
 
     @recorded
     def _release(self, conversation: "Conversation", session_id: str, caller: str | None = None) -> None:
-        """Ends what this caller has reserved, or all callers of the session, as soon as their calls are in the books."""
+        """Ends what this caller of the session has reserved, or what all have, once their calls are in the books."""
         keys = conversation.let_go(session_id, caller)
         if keys and self._check is not None and (owner := self._owner_of(session_id)) is not None:
             when = partial(self._bring_up_to_date, conversation)

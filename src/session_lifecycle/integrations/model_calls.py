@@ -5,18 +5,14 @@ own, in the session that `Adapter.session_of` finds.
 """
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import timedelta
-from typing import Any, Literal
-from uuid import UUID, uuid4
+from typing import Any, Literal, Unpack
+from uuid import uuid4
 
-from session_lifecycle.integrations.adapter import Adapter, TakesQuietly, recorded, text_of
-from session_lifecycle.integrations.budget_check import BudgetCheck
+from session_lifecycle.integrations.adapter import Adapter, AdapterOptions, TakesQuietly, recorded, text_of
 from session_lifecycle.integrations.counts import Counts, value_at
 from session_lifecycle.models import RunStatus
 from session_lifecycle.writing.attempt import Attempt, ends_as_cancelled
-from session_lifecycle.writing.protocol import SessionReserver
 from session_lifecycle.writing.run_block import RunBlock, current_run
 from session_lifecycle.writing.session_trace import current_trace
 
@@ -24,6 +20,18 @@ _NEVER_SENT = {"ConnectError", "ConnectTimeout", "PoolTimeout", "ClientConnector
 # Some servers of OpenAI's API draw their ids from a few hundred, or make none.
 _NO_ID = re.compile(r"(?:.*[-_])?\d{0,6}|__fake_id__|no-op")
 _MOST_IDS = 10_000
+
+
+class CallOptions(AdapterOptions, total=False):
+    """The keywords of every adapter of a client: those of `AdapterOptions`, where the runs are calls, and these.
+
+    A call that `budgets` refuse raises `BudgetExceededError`, and no request is sent.
+    """
+
+    agent_name: str | None
+    """The agent of runs that a call makes."""
+    provider: str | None
+    """Who answers and bills. None: as the function says."""
 
 
 @dataclass
@@ -66,34 +74,12 @@ class ModelCalls(Adapter):
         self,
         recorder: TakesQuietly,
         *,
-        user_id: UUID | str | Callable[[], UUID | str | None] | None = None,
-        session_id: str | None = None,
         agent_name: str | None = None,
         provider: str | None = None,
-        content: bool = False,
-        attempt_timeout: timedelta | float | None = None,
-        budgets: SessionReserver | BudgetCheck | None = None,
+        **options: Unpack[AdapterOptions],
     ) -> None:
-        """Makes an adapter. It needs no event loop.
-
-        Args:
-            recorder: What it hands its items to.
-            user_id: See `Adapter`.
-            session_id: See `Adapter`.
-            agent_name: The agent of runs that a call makes.
-            provider: Who answers and bills; None: unknown.
-            content: Whether the last prompt and the answer are recorded as messages.
-            attempt_timeout: See `Adapter`.
-            budgets: See `Adapter`.
-        """
-        super().__init__(
-            recorder,
-            user_id=user_id,
-            session_id=session_id,
-            content=content,
-            attempt_timeout=attempt_timeout,
-            budgets=budgets,
-        )
+        """Makes an adapter. It needs no event loop. Arguments: see `CallOptions`."""
+        super().__init__(recorder, **options)
         self.provider = provider
         self._agent_name = agent_name
         self._ids: dict[str, None] = {}
