@@ -19,6 +19,7 @@ from session_lifecycle.integrations.counts import value_at
 from session_lifecycle.writing.attempt import Attempt, ends_as_cancelled
 from session_lifecycle.writing.protocol import SessionReserver
 from session_lifecycle.writing.quiet import QuietWriter
+from session_lifecycle.writing.run_block import RunBlock, current_run
 from session_lifecycle.writing.session_trace import SessionTrace, current_trace
 
 MOST_OPEN = 10_000
@@ -116,7 +117,7 @@ class Adapter:
         """
         around = current_trace()
         if user_id is None:
-            user_id = self._user_id() if callable(self._user_id) else self._user_id
+            user_id = self._owner_set()
         if user_id is None and around is not None:
             user_id = around.user_id
         if user_id is None:
@@ -134,6 +135,22 @@ class Adapter:
             parent_session_id=parent_session_id,
             attempt_timeout=self._attempt_timeout,
         )
+
+    def run_around(self, session_id: str | None = None, user_id: UUID | str | None = None) -> RunBlock | None:
+        """The run block around this code, which a call belongs to; None where there is none.
+
+        None too where the call belongs to another session, or to another owner, by what is named here or was set.
+        """
+        run = current_run()
+        if run is None:
+            return None
+        around = current_trace() or run
+        user_id = user_id or self._owner_set() or around.user_id
+        named = (session_id or self._session_id or around.session_id, str(user_id))
+        return run if named == (run.session_id, str(run.user_id)) else None
+
+    def _owner_set(self) -> UUID | str | None:
+        return self._user_id() if callable(self._user_id) else self._user_id
 
     def shown(self, content: Any) -> Any:
         """The content, where content is recorded; else None."""

@@ -36,8 +36,7 @@ from session_lifecycle.integrations.counts import (
 from session_lifecycle.integrations.model_calls import last_prompt
 from session_lifecycle.models import RunStatus
 from session_lifecycle.writing.attempt import Attempt, ends_as_cancelled
-from session_lifecycle.writing.run_block import RunBlock, current_run
-from session_lifecycle.writing.session_trace import current_trace
+from session_lifecycle.writing.run_block import RunBlock
 
 try:
     from litellm import get_llm_provider
@@ -277,9 +276,8 @@ class SessionLogger(Adapter, CustomLogger):
             or metadata.get("session_id")
         )
         run_id = metadata.get("trace_id")
-        around = current_run()
         owner = None if self._owner_of is None else self._owner_of(metadata)
-        if not run_id and around is not None and self._is_same(around, session_id, owner):
+        if not run_id and (around := self.run_around(session_id, owner)) is not None:
             return _Run(around, is_own=False)
         if not run_id:
             traces = (
@@ -299,14 +297,6 @@ class SessionLogger(Adapter, CustomLogger):
                 ).begin()
                 found_run = self._runs.put(key, _Run(block, is_own=True))
         return found_run
-
-    def _is_same(self, run: RunBlock, session_id: str | None, owner: Owner) -> bool:
-        """Whether a call that names this session and owner belongs to the run around it."""
-        session = current_trace()
-        around = (session or run).session_id, str((session or run).user_id)
-        user_id = owner or (self._user_id() if callable(self._user_id) else self._user_id) or around[1]
-        named = (session_id or self._session_id or around[0], str(user_id))
-        return named == (run.session_id, str(run.user_id))
 
     def _provider_of(self, kwargs: Mapping[str, Any]) -> str | None:
         for place in ("standard_logging_object", "litellm_params"):

@@ -13,8 +13,7 @@ from session_lifecycle.integrations.adapter import Adapter, AdapterOptions, Take
 from session_lifecycle.integrations.counts import Counts, value_at
 from session_lifecycle.models import RunStatus
 from session_lifecycle.writing.attempt import Attempt, ends_as_cancelled
-from session_lifecycle.writing.run_block import RunBlock, current_run
-from session_lifecycle.writing.session_trace import current_trace
+from session_lifecycle.writing.run_block import RunBlock
 
 _NEVER_SENT = {"ConnectError", "ConnectTimeout", "PoolTimeout", "ClientConnectorError"}
 # Some servers of OpenAI's API draw their ids from a few hundred, or make none.
@@ -97,7 +96,7 @@ class ModelCalls(Adapter):
             prompt: The last prompt.
         """
         model = model if isinstance(model, str) else None
-        run, own_run = self._run_around(), None
+        run, own_run = self.run_around(), None
         if run is None:
             run_id = str(uuid4())
             session = self.session_of(None, run_id, agent_name=self._agent_name)
@@ -188,19 +187,6 @@ class ModelCalls(Adapter):
         if len(self._ids) > _MOST_IDS:
             self._ids.pop(next(iter(self._ids)), None)
         return response_id
-
-    def _run_around(self) -> RunBlock | None:
-        """The run block around the call, unless it is of another session than the one that the call belongs to."""
-        run = current_run()
-        if run is None:
-            return None
-        session = current_trace()
-        user_id = self._user_id() if callable(self._user_id) else self._user_id
-        if user_id is None:
-            user_id = run.user_id if session is None else session.user_id
-        session_id = self._session_id or (run.session_id if session is None else session.session_id)
-        is_same = (run.session_id, str(run.user_id)) == (session_id, str(user_id))
-        return run if is_same else None
 
 
 def _attempt_of(call: ModelCall | None) -> Attempt | None:
