@@ -602,7 +602,7 @@ class SessionRecorder(CallsAsItems):
                 continue
             if self._max_delay and len(calls) > 1:
                 await asyncio.sleep(self._queue[0].taken_at + self._max_delay - time.monotonic())
-            calls = self._next_calls(just_written=len(calls))
+            calls = self._next_calls(just_written=sum(call.answer is not None for call in calls))
             if not self._queue:
                 self._is_due.clear()
                 if self._due_later is not None:
@@ -614,16 +614,20 @@ class SessionRecorder(CallsAsItems):
     def _next_calls(self, *, just_written: int) -> list[_Call]:
         """Picks the next batch (1 to `max_batch` items).
 
-        Under load it takes half of the queue, so one half of the callers goes on while the other half is written. The
-        callers of the last batch count as queued, as they are about to call again. With `max_delay`, and where nobody
-        waits for them, it takes the whole queue: the calls have already waited for each other.
+        Under load it takes half of the callers in the queue, so one half goes on while the other half is written. The
+        callers of the last batch count as queued, as they are about to call again. With `max_delay` it takes all, as
+        they have already waited for each other. Items that nobody waits for come along.
         """
-        most = (len(self._queue) + just_written + 1) // 2
-        if self._max_delay or all(call.answer is None for call in islice(self._queue, self._max_batch)):
-            most = len(self._queue)
-        calls = [self._queue.popleft()]
-        room = self._max_batch - len(calls[0].items)
-        while self._queue and len(calls) < most and len(self._queue[0].items) <= room:
+        # No more than twice a batch: of more callers, half are more than a batch.
+        callers = sum(call.answer is not None for call in islice(self._queue, 2 * self._max_batch))
+        most = callers if self._max_delay else (callers + just_written + 1) // 2
+        calls: list[_Call] = []
+        room = self._max_batch
+        while self._queue and (not calls or len(self._queue[0].items) <= room):
+            if self._queue[0].answer is not None:
+                if most <= 0 and calls:
+                    break
+                most -= 1
             calls.append(self._queue.popleft())
             room -= len(calls[-1].items)
         return calls
