@@ -119,11 +119,10 @@ class BudgetCheck:
         self,
         session_id: str,
         user_id: UUID | str | None,
-        key: str,
         request: Any,
         fail: Fail,
         *,
-        when: Callable[[], Awaitable[object]],
+        keys: Callable[[], Awaitable[tuple[str, Iterable[str]]]],
     ) -> BudgetExceededError | None:
         """Why the next call of a model may not be made; None where it may. For calls whose key nobody knows before.
 
@@ -132,17 +131,18 @@ class BudgetCheck:
         Args:
             session_id: The session.
             user_id: Its owner; None: nobody knows it, which has been told already.
-            key: No usage event has it.
             request: What the runtime tells.
             fail: Counts and tells a failure of the check.
-            when: What is awaited first: the recording of the calls before.
+            keys: Records the calls before, and gives the key, which no usage event has, and the keys to release first.
         """
         if user_id is None:
             return self._without_answer()
         try:
             needs = self._needs_of(None, request)
             async with asyncio.timeout(self._within):
-                await when()
+                key, others = await keys()
+                for other in others:
+                    await self._budgets.release(session_id, user_id, other)
                 answer = await self._budgets.reserve(session_id, user_id, idempotency_key=key, **needs)
             answer.raise_if_refused()
         except BudgetExceededError as refusal:
@@ -179,6 +179,11 @@ class BudgetCheck:
         task = loop.create_task(released)
         self._releasing.add(task)
         task.add_done_callback(self._releasing.discard)
+
+    async def released(self) -> None:
+        """Waits for what `release` has begun. It raises nothing but a cancellation."""
+        if self._releasing:
+            await asyncio.wait(set(self._releasing))
 
     def release_attempt(self, attempt: Attempt, fail: Fail) -> None:
         """Ends the reservation of an attempt that was discarded, and waits for nothing."""

@@ -54,6 +54,10 @@ except ImportError as error:
 
 LOOK_SECONDS = 5.0
 """How often the transcripts are looked at while messages come. They are read where a result comes, and at the end."""
+LAG_SECONDS = 0.5
+"""How long what Claude Code has told may be on its way into its transcripts."""
+LOOKS = 10
+MAIN_AGENT = "main"
 _MARGIN = timedelta(minutes=1)
 _MOST_META_BYTES = 1_000_000
 _SYNTHETIC = "<synthetic>"
@@ -122,6 +126,7 @@ class SessionSdk(Adapter):
                 await messages.aclose()  # the program has ended before its transcripts are read to the end
             finally:
                 self.close(conversation)
+                await self.settled()
 
     def client(self, options: ClaudeAgentOptions | None = None, transport: Transport | None = None) -> ClaudeSDKClient:
         """A client of the SDK whose messages are recorded as they are received."""
@@ -143,38 +148,62 @@ class SessionSdk(Adapter):
     ) -> Any:
         """A hook of Claude Code's: whether it may call a model.
 
-        A model has one call at a time in each agent, so that is what an agent reserves: for its next call, in place of
-        the call before, which is in the books by then. The first call of a sub-agent is reserved by the tool's call.
+        An agent has one call at a time, so that is what it reserves: for its next call, in place of the call before,
+        which is in the books by then. The call of a tool reserves the first call of the sub-agent that it begins.
         """
-        session_id = value_at(told, "session_id")
-        caller = tool_use_id if value_at(told, "hook_event_name") == "PreToolUse" else value_at(told, "agent_id")
-        key = conversation.hold(session_id, str(caller or "main"))
-        owner = self._owner_of(session_id)
-        refusal = await check.hold(
-            session_id, owner, key, told, self.fail, when=partial(self._bring_up_to_date, conversation)
-        )
-        if tool_use_id is not None and caller != tool_use_id:
-            self._release(conversation, session_id, tool_use_id)
-        return {} if refusal is None else {"continue_": False, "stopReason": str(refusal)}
+        session_id, agent = value_at(told, "session_id"), value_at(told, "agent_id") or MAIN_AGENT
+        hook, tool_call, held = value_at(told, "hook_event_name"), str(tool_use_id), conversation.held
 
-    async def _bring_up_to_date(self, conversation: "Conversation") -> None:
-        """Waits until the calls that were answered are in the books."""
-        await conversation.look()
-        flush: Any = self._recorder.flush
-        await (flush() if iscoroutinefunction(flush) else asyncio.to_thread(flush))
+        async def keys() -> tuple[str, list[str]]:
+            is_told = await conversation.look_for(None if hook == "UserPromptSubmit" else tool_call)
+            await self._flush()
+            over = held.take(session_id, tool_call) if hook == "PostToolUseFailure" else []
+            if hook == "PreToolUse":  # the agent's call is over
+                over += held.take(session_id, agent) if is_told else []
+                return held.key(session_id, tool_call), over
+            if is_told and (began := conversation.began.get(agent)) is not None:
+                over += held.take(session_id, began)
+            # A call that is not in the books yet keeps what it has reserved.
+            return held.key(session_id, agent, is_new=not is_told), over
+
+        refusal = await check.hold(session_id, self._owner_of(session_id), told, self.fail, keys=keys)
+        if refusal is None:
+            return {}
+        stop: dict[str, Any] = {"continue_": False, "stopReason": str(refusal)}
+        if hook == "PreToolUse":  # else the tool is called all the same, and Claude Code stops after it
+            denial = {"permissionDecision": "deny", "permissionDecisionReason": str(refusal)}
+            stop["hookSpecificOutput"] = {"hookEventName": hook, **denial}
+        return stop
 
     async def _let_go(self, conversation: "Conversation", told: Any, _tool_use_id: str | None, _context: Any) -> Any:
         """A hook of Claude Code's: a sub-agent has ended."""
-        self._release(conversation, value_at(told, "session_id"), value_at(told, "agent_id"))
+        session_id, agent = value_at(told, "session_id"), str(value_at(told, "agent_id"))
+        holders = (agent, conversation.began.get(agent, agent))
+        self._release(session_id, conversation.held.take(session_id, *holders), conversation)
         return {}
 
     @recorded
-    def _release(self, conversation: "Conversation", session_id: str, caller: str | None = None) -> None:
-        """Ends what this caller of the session has reserved, or what all have, once their calls are in the books."""
-        keys = conversation.let_go(session_id, caller)
+    def _release(self, session_id: str, keys: list[str], conversation: "Conversation | None" = None) -> None:
+        """Ends what was reserved, once the calls are in the books. Waits for the transcripts of a conversation."""
+
+        async def when() -> None:
+            if conversation is not None:
+                await asyncio.sleep(LAG_SECONDS)
+                await conversation.look()
+            await self._flush()
+
         if keys and self._check is not None and (owner := self._owner_of(session_id)) is not None:
-            when = partial(self._bring_up_to_date, conversation)
             self._check.release(session_id, owner, keys, self.fail, when=when)
+
+    async def _flush(self) -> None:
+        """Waits until what the recorder has is in the books."""
+        flush: Any = self._recorder.flush
+        await (flush() if iscoroutinefunction(flush) else asyncio.to_thread(flush))
+
+    async def settled(self) -> None:
+        """Waits until nothing is reserved any more for what has ended. Does nothing where nothing is asked."""
+        if self._check is not None:
+            await self._check.released()
 
     @recorded
     def _owner_of(self, session_id: str) -> UUID | str | None:
@@ -194,22 +223,22 @@ class SessionSdk(Adapter):
             before = conversation.session_id
             conversation.close()  # a conversation that was reset has another session
             if before is not None:
-                self._release(conversation, before)
+                self._release(before, conversation.held.take_all(before))
             around = current_trace()
             parent = None if around is None or around.session_id == session_id else around.session_id
             trace = self.session_of(session_id, session_id, parent_session_id=parent)
             trace.begin()
             conversation.open(session_id, str(trace.user_id))
         await conversation.take(message)
-        if type(message).__name__ == "ResultMessage" and conversation.session_id is not None:
-            self._release(conversation, conversation.session_id)
+        if type(message).__name__ == "ResultMessage" and isinstance(session_id, str):
+            self._release(session_id, conversation.held.take(session_id, MAIN_AGENT), conversation)
 
     @recorded
     def close(self, conversation: "Conversation") -> None:
         """Records what is left, when the process of Claude Code has ended."""
         conversation.close()
-        for session_id in conversation.holding():
-            self._release(conversation, session_id)
+        for session_id in conversation.held.sessions():
+            self._release(session_id, conversation.held.take_all(session_id))
 
 
 class _RecordedClient(ClaudeSDKClient):
@@ -228,6 +257,7 @@ class _RecordedClient(ClaudeSDKClient):
             await super().disconnect()
         finally:
             self._sdk.close(self._conversation)
+            await self._sdk.settled()
 
 
 class _AnyItem:
@@ -236,6 +266,36 @@ class _AnyItem:
     @classmethod
     def of_call(cls, **fields: Any) -> Item | Reopen:
         return item_of_fields(fields)
+
+
+class _Held:
+    """The keys of what a conversation has reserved, by session and holder.
+
+    A holder is an agent, whose last key is for its next call, or the call of a tool that begins a sub-agent. No other
+    process has these keys, though it may have the session.
+    """
+
+    def __init__(self) -> None:
+        self._keys: dict[tuple[str, str], list[str]] = {}
+
+    def key(self, session_id: str, holder: str, *, is_new: bool = False) -> str:
+        """The key of the holder's next call: a new one, or the one it has."""
+        keys = self._keys.setdefault((session_id, holder), [])
+        if is_new or not keys:
+            keys.append(f"next-call:{uuid4()}")
+        return keys[-1]
+
+    def take(self, session_id: str, *holders: str) -> list[str]:
+        """The keys of these holders, which hold nothing any more."""
+        return [key for holder in holders for key in self._keys.pop((session_id, holder), ())]
+
+    def take_all(self, session_id: str) -> list[str]:
+        """The keys of all holders of the session."""
+        return self.take(session_id, *[holder for session, holder in self._keys if session == session_id])
+
+    def sessions(self) -> set[str]:
+        """The sessions in which something is held."""
+        return {session_id for session_id, _ in self._keys}
 
 
 class Conversation:
@@ -256,6 +316,9 @@ class Conversation:
     ) -> None:
         """Nothing is recorded before a session is opened."""
         self.session_id: str | None = None
+        self.held = _Held()
+        self.began: dict[str, str] = {}
+        """The calls of tools that began sub-agents, by the agent."""
         self.at_recorders_end: Callable[[], object] = self.close
         self._quiet = quiet
         self._options = options
@@ -267,7 +330,10 @@ class Conversation:
         self._waiting: list[tuple[Any, datetime]] = []
         self._look_at = 0.0
         self._looking = asyncio.Lock()
-        self._held: dict[tuple[str, str], str] = {}
+        self._expects_transcripts = True
+        """Whether there may be transcripts, though none has been found yet."""
+        self._tool_calls: set[str] = set()
+        """The calls of tools that the transcripts tell of."""
 
     def open(self, session_id: str, user_id: str) -> None:
         """Begins a session."""
@@ -305,21 +371,20 @@ class Conversation:
         if transcripts.is_there:
             self._waiting.clear()
 
-    def hold(self, session_id: str, caller: str) -> str:
-        """The key under which a caller reserves: an agent, or the call of a tool that is a sub-agent.
+    async def look_for(self, tool_call: str | None) -> bool:
+        """Takes what the transcripts have, until they tell of this call of a tool. Whether they do, or there are none.
 
-        No other process has it, though it may have the session.
+        Claude Code writes them some time after it calls a hook. The response that made the call is told before it.
         """
-        return self._held.setdefault((session_id, caller), f"next-call:{uuid4()}")
-
-    def holding(self) -> set[str]:
-        """The sessions in which something is reserved."""
-        return {session_id for session_id, _ in self._held}
-
-    def let_go(self, session_id: str, caller: str | None) -> list[str]:
-        """The keys under which this caller has reserved, or all of the session; they are forgotten here."""
-        held = [one for one in self._held if one[0] == session_id and caller in {None, one[1]}]
-        return [self._held.pop(one) for one in held]
+        is_there = False
+        for _ in range(LOOKS):
+            await self.look()
+            is_there = self._transcripts is not None and self._transcripts.is_there
+            if tool_call is None or tool_call in self._tool_calls or not (is_there or self._expects_transcripts):
+                return True
+            await asyncio.sleep(LAG_SECONDS / LOOKS)
+        self._expects_transcripts = is_there
+        return not is_there
 
     def cancel(self) -> None:
         """Called when the recorder closes."""
@@ -353,6 +418,10 @@ class Conversation:
                 self._quiet.fail(SessionLifecycleError(f"a line of a transcript is refused: {fields}"))
             else:
                 self._quiet.write(cast("type[Item]", _AnyItem), **fields)
+                if fields["kind"] == "step":
+                    self._tool_calls.add(fields["tool_call_id"])
+                elif fields["kind"] == "run" and (call := fields.get("parent_tool_call_id")) is not None:
+                    self.began[fields["run_id"]] = call
 
 
 def _projects(options: ClaudeAgentOptions | None) -> list[Path]:

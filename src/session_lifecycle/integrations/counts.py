@@ -253,9 +253,9 @@ def _list(value: Any) -> Iterable[Any]:
 
 
 def _google(usage: Any, name: str) -> Any:
-    """The value by its name in Python, or in a mapping by its name in JSON."""
+    """The value by its name in Python, or by its name in JSON."""
     value = value_at(usage, name)
-    if value is None and isinstance(usage, Mapping):
+    if value is None:
         first, *others = name.split("_")
         value = value_at(usage, first + "".join(map(str.capitalize, others)))
     return value
