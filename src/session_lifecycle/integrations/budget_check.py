@@ -9,7 +9,7 @@ ends, so recording settles the reservation of calls that were answered, failed, 
 
 import asyncio
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from concurrent.futures import Future
 from datetime import timedelta
 from decimal import Decimal
@@ -18,7 +18,7 @@ from uuid import UUID
 
 from session_lifecycle.errors import BudgetExceededError, ConfigurationError, SessionLifecycleError
 from session_lifecycle.models import ReservationOutcome
-from session_lifecycle.models.budgets import LONGEST_LEASE, exceeded
+from session_lifecycle.models.budgets import LONGEST_LEASE
 from session_lifecycle.models.usage import EstimatedUse
 from session_lifecycle.postgres.processes import forget_in_child
 from session_lifecycle.writing.attempt import Attempt
@@ -115,31 +115,62 @@ class BudgetCheck:
         except Exception as error:  # noqa: BLE001 - a check that fails must not end the host's work
             return self._failed(attempt, error, fail)
 
-    async def excess(
-        self, session_id: str, user_id: UUID | str | None, request: Any, fail: Fail
+    async def hold(
+        self,
+        session_id: str,
+        user_id: UUID | str | None,
+        request: Any,
+        fail: Fail,
+        *,
+        keys: Callable[[], Awaitable[tuple[str, Iterable[str]]]],
     ) -> BudgetExceededError | None:
-        """Why no model may be called now; None where it may. Nothing is reserved: for calls whose key nobody knows.
+        """Why the next call of a model may not be made; None where it may. For calls whose key nobody knows before.
+
+        Reserves under a key of the caller's, in place of what was reserved under it, until `release`.
 
         Args:
             session_id: The session.
             user_id: Its owner; None: nobody knows it, which has been told already.
             request: What the runtime tells.
             fail: Counts and tells a failure of the check.
+            keys: Records the calls before, and gives the key, which no usage event has, and the keys to release first.
         """
         if user_id is None:
             return self._without_answer()
         try:
             needs = self._needs_of(None, request)
             async with asyncio.timeout(self._within):
-                over = await self._budgets.would_exceed(session_id, user_id, **needs)
+                key, others = await keys()
+                for other in others:
+                    await self._budgets.release(session_id, user_id, other)
+                answer = await self._budgets.reserve(session_id, user_id, idempotency_key=key, **needs)
+            answer.raise_if_refused()
+        except BudgetExceededError as refusal:
+            return refusal
         except Exception as error:  # noqa: BLE001 - a check that fails must not end the host's work
             fail(error)
             return self._without_answer()
-        return exceeded(over) if over else None
+        return None
 
-    def release(self, attempt: Attempt, fail: Fail) -> None:
-        """Ends the reservation of an attempt that was discarded, and waits for nothing."""
-        released = self._release(attempt, fail)
+    def release(
+        self,
+        session_id: str,
+        user_id: UUID | str,
+        keys: Iterable[str],
+        fail: Fail,
+        *,
+        when: Callable[[], Awaitable[object]] | None = None,
+    ) -> None:
+        """Ends reservations whose events will not come, and waits for nothing.
+
+        Args:
+            session_id: The session.
+            user_id: Its owner.
+            keys: The keys of the reservations.
+            fail: Counts and tells a failure.
+            when: What is awaited first.
+        """
+        released = self._release(session_id, user_id, keys, fail, when)
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:  # no event loop runs in this thread
@@ -148,6 +179,15 @@ class BudgetCheck:
         task = loop.create_task(released)
         self._releasing.add(task)
         task.add_done_callback(self._releasing.discard)
+
+    async def released(self) -> None:
+        """Waits for what `release` has begun. It raises nothing but a cancellation."""
+        if self._releasing:
+            await asyncio.wait(set(self._releasing))
+
+    def release_attempt(self, attempt: Attempt, fail: Fail) -> None:
+        """Ends the reservation of an attempt that was discarded, and waits for nothing."""
+        self.release(attempt.scope.session_id, attempt.scope.user_id, [attempt.idempotency_key], fail)
 
     def _needs_of(self, model: str | None, request: Any) -> Needs:
         found = self._needs(model, request) if callable(self._needs) else self._needs
@@ -171,7 +211,7 @@ class BudgetCheck:
                 )
         except asyncio.CancelledError:
             attempt.discard()
-            self.release(attempt, fail)
+            self.release_attempt(attempt, fail)
             raise
         if answer.outcome is ReservationOutcome.RESERVED:
             attempt.keep_key()
@@ -189,7 +229,7 @@ class BudgetCheck:
         if refusal is not None:
             attempt.discard()
             if is_uncertain:
-                self.release(attempt, fail)
+                self.release_attempt(attempt, fail)
         elif is_uncertain:
             attempt.keep_key()  # the event settles what may have been reserved
         return refusal
@@ -199,12 +239,21 @@ class BudgetCheck:
             return None
         return BudgetExceededError((), "the budgets cannot be asked, and calls are refused then")
 
-    async def _release(self, attempt: Attempt, fail: Fail) -> None:
-        scope = attempt.scope
+    async def _release(
+        self,
+        session_id: str,
+        user_id: UUID | str,
+        keys: Iterable[str],
+        fail: Fail,
+        when: Callable[[], Awaitable[object]] | None,
+    ) -> None:
         try:
             async with asyncio.timeout(self._within):
-                await self._budgets.release(scope.session_id, scope.user_id, attempt.idempotency_key)
-        except Exception as error:  # noqa: BLE001 - the reservation ends with its lease
+                if when is not None:
+                    await when()
+                for key in keys:
+                    await self._budgets.release(session_id, user_id, key)
+        except Exception as error:  # noqa: BLE001 - the reservations end with their leases
             fail(error)
 
 

@@ -13,14 +13,16 @@ usage event for each model.
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Callable
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from glob import escape
+from inspect import iscoroutinefunction
 from pathlib import Path
 from threading import Lock
-from typing import Any, Literal, cast
-from uuid import UUID
+from typing import Any, Literal, Protocol, cast
+from uuid import UUID, uuid4
 
 from session_lifecycle.errors import SessionLifecycleError
 from session_lifecycle.integrations.adapter import Adapter, TakesQuietly, recorded
@@ -52,13 +54,26 @@ except ImportError as error:
 
 LOOK_SECONDS = 5.0
 """How often the transcripts are looked at while messages come. They are read where a result comes, and at the end."""
+LAG_SECONDS = 0.5
+"""How long what Claude Code has told may be on its way into its transcripts."""
+LOOKS = 10
+MAIN_AGENT = "main"
 _MARGIN = timedelta(minutes=1)
 _MOST_META_BYTES = 1_000_000
 _SYNTHETIC = "<synthetic>"
 _ENDS = {"completed": "completed", "failed": "failed", "stopped": "cancelled", "killed": "cancelled"}
-_ASKING_HOOKS = ("UserPromptSubmit", "PostToolUse", "PostToolUseFailure")
-"""What Claude Code calls before it calls a model: for a prompt, and for what a tool has answered."""
+_ASKING_HOOKS = {"UserPromptSubmit": None, "PreToolUse": "Agent|Task", "PostToolUse": None, "PostToolUseFailure": None}
+"""What Claude Code calls before it calls a model, and for which tools: for a prompt, for a sub-agent that is about to
+begin, and for what a tool has answered."""
 Billing = Literal["api", "plan"]
+
+
+class TakesAndFlushes(TakesQuietly, Protocol):
+    """A recorder, as the other adapters take it. What is reserved is released when its calls are written."""
+
+    def flush(self) -> Awaitable[None] | None:
+        """Waits until what was taken is written; with `await` where it is of an event loop."""
+        ...
 
 
 class SessionSdk(Adapter):
@@ -70,7 +85,7 @@ class SessionSdk(Adapter):
 
     def __init__(
         self,
-        recorder: TakesQuietly,
+        recorder: TakesAndFlushes,
         *,
         user_id: UUID | str | Callable[[], UUID | str | None] | None = None,
         content: bool = False,
@@ -84,11 +99,12 @@ class SessionSdk(Adapter):
             user_id: The owner of the sessions.
             content: Whether messages, and what goes into and out of tools, are recorded.
             billing: `plan` where the use is under a subscription. The SDK does not tell.
-            budgets: `db.budgets`, or a `BudgetCheck`: what is asked before a prompt is sent, and before the answer of a
-                tool is. Where a budget would be exceeded, Claude Code is told to stop. Nothing is reserved, as nobody
-                knows the key of a response before it comes. None: nothing is asked.
+            budgets: `db.budgets`, or a `BudgetCheck`: what is asked before a prompt is sent, before a sub-agent begins,
+                and before the answer of a tool is sent. Where a budget would be exceeded, Claude Code is told to stop.
+                None: nothing is asked.
         """
         super().__init__(recorder, user_id=user_id, content=content, budgets=budgets)
+        self._recorder = recorder
         self._billing: Billing = billing
 
     async def query(
@@ -100,7 +116,7 @@ class SessionSdk(Adapter):
     ) -> AsyncIterator[Message]:
         """The messages of the SDK's `query`, recorded. Arguments and errors: see there."""
         conversation = self.conversation(options, prompt if isinstance(prompt, str) else None)
-        messages: Any = query_of_sdk(prompt=prompt, options=self.with_hooks(options), transport=transport)
+        messages: Any = query_of_sdk(prompt=prompt, options=self.with_hooks(options, conversation), transport=transport)
         try:
             async for message in messages:
                 await self.take(conversation, message)
@@ -110,26 +126,84 @@ class SessionSdk(Adapter):
                 await messages.aclose()  # the program has ended before its transcripts are read to the end
             finally:
                 self.close(conversation)
+                await self.settled()
 
     def client(self, options: ClaudeAgentOptions | None = None, transport: Transport | None = None) -> ClaudeSDKClient:
         """A client of the SDK whose messages are recorded as they are received."""
         return _RecordedClient(self, options, transport)
 
-    def with_hooks(self, options: ClaudeAgentOptions | None) -> ClaudeAgentOptions | None:
+    def with_hooks(self, options: ClaudeAgentOptions | None, conversation: "Conversation") -> ClaudeAgentOptions | None:
         """The options with hooks that ask the budgets, behind the host's own; as they are where nothing is asked."""
-        if not self.asks_budgets:
+        if self._check is None:
             return options
         options = options or ClaudeAgentOptions()
         hooks: dict[Any, list[HookMatcher]] = {name: list(some) for name, some in (options.hooks or {}).items()}
-        for name in _ASKING_HOOKS:
-            hooks.setdefault(name, []).append(HookMatcher(hooks=[self._ask]))
+        for name, tools in _ASKING_HOOKS.items():
+            hooks.setdefault(name, []).append(HookMatcher(tools, hooks=[partial(self._ask, self._check, conversation)]))
+        hooks.setdefault("SubagentStop", []).append(HookMatcher(hooks=[partial(self._let_go, conversation)]))
         return replace(options, hooks=hooks)
 
-    async def _ask(self, told: Any, _tool_use_id: str | None, _context: Any) -> Any:
-        """A hook of Claude Code's: whether it may go on."""
-        session_id = value_at(told, "session_id")
-        refusal = await self.excess(session_id, self._owner_of(session_id), told)
-        return {} if refusal is None else {"continue_": False, "stopReason": str(refusal)}
+    async def _ask(
+        self, check: BudgetCheck, conversation: "Conversation", told: Any, tool_use_id: str | None, _context: Any
+    ) -> Any:
+        """A hook of Claude Code's: whether it may call a model.
+
+        An agent has one call at a time, so that is what it reserves: for its next call, in place of the call before,
+        which is in the books by then. The call of a tool reserves the first call of the sub-agent that it begins.
+        """
+        session_id, agent = value_at(told, "session_id"), value_at(told, "agent_id") or MAIN_AGENT
+        hook, tool_call, held = value_at(told, "hook_event_name"), str(tool_use_id), conversation.held
+
+        async def keys() -> tuple[str, list[str]]:
+            is_told = await conversation.look_for(None if hook == "UserPromptSubmit" else tool_call)
+            await self._flush()
+            over = held.take(session_id, tool_call) if hook == "PostToolUseFailure" else []
+            if hook == "PreToolUse":  # the agent's call is over
+                over += held.take(session_id, agent) if is_told else []
+                return held.key(session_id, tool_call), over
+            if is_told and (began := conversation.began.get(agent)) is not None:
+                over += held.take(session_id, began)
+            # A call that is not in the books yet keeps what it has reserved.
+            return held.key(session_id, agent, is_new=not is_told), over
+
+        refusal = await check.hold(session_id, self._owner_of(session_id), told, self.fail, keys=keys)
+        if refusal is None:
+            return {}
+        stop: dict[str, Any] = {"continue_": False, "stopReason": str(refusal)}
+        if hook == "PreToolUse":  # else the tool is called all the same, and Claude Code stops after it
+            denial = {"permissionDecision": "deny", "permissionDecisionReason": str(refusal)}
+            stop["hookSpecificOutput"] = {"hookEventName": hook, **denial}
+        return stop
+
+    async def _let_go(self, conversation: "Conversation", told: Any, _tool_use_id: str | None, _context: Any) -> Any:
+        """A hook of Claude Code's: a sub-agent has ended."""
+        session_id, agent = value_at(told, "session_id"), str(value_at(told, "agent_id"))
+        holders = (agent, conversation.began.get(agent, agent))
+        self._release(session_id, conversation.held.take(session_id, *holders), conversation)
+        return {}
+
+    @recorded
+    def _release(self, session_id: str, keys: list[str], conversation: "Conversation | None" = None) -> None:
+        """Ends what was reserved, once the calls are in the books. Waits for the transcripts of a conversation."""
+
+        async def when() -> None:
+            if conversation is not None:
+                await asyncio.sleep(LAG_SECONDS)
+                await conversation.look()
+            await self._flush()
+
+        if keys and self._check is not None and (owner := self._owner_of(session_id)) is not None:
+            self._check.release(session_id, owner, keys, self.fail, when=when)
+
+    async def _flush(self) -> None:
+        """Waits until what the recorder has is in the books."""
+        flush: Any = self._recorder.flush
+        await (flush() if iscoroutinefunction(flush) else asyncio.to_thread(flush))
+
+    async def settled(self) -> None:
+        """Waits until nothing is reserved any more for what has ended. Does nothing where nothing is asked."""
+        if self._check is not None:
+            await self._check.released()
 
     @recorded
     def _owner_of(self, session_id: str) -> UUID | str | None:
@@ -146,25 +220,32 @@ class SessionSdk(Adapter):
         """Takes the next message."""
         session_id = value_at(message, "session_id") or value_at(message, "data", "session_id")
         if isinstance(session_id, str) and session_id and session_id != conversation.session_id:
+            before = conversation.session_id
             conversation.close()  # a conversation that was reset has another session
+            if before is not None:
+                self._release(before, conversation.held.take_all(before))
             around = current_trace()
             parent = None if around is None or around.session_id == session_id else around.session_id
             trace = self.session_of(session_id, session_id, parent_session_id=parent)
             trace.begin()
             conversation.open(session_id, str(trace.user_id))
         await conversation.take(message)
+        if type(message).__name__ == "ResultMessage" and isinstance(session_id, str):
+            self._release(session_id, conversation.held.take(session_id, MAIN_AGENT), conversation)
 
     @recorded
     def close(self, conversation: "Conversation") -> None:
         """Records what is left, when the process of Claude Code has ended."""
         conversation.close()
+        for session_id in conversation.held.sessions():
+            self._release(session_id, conversation.held.take_all(session_id))
 
 
 class _RecordedClient(ClaudeSDKClient):
     def __init__(self, sdk: SessionSdk, options: ClaudeAgentOptions | None, transport: Transport | None) -> None:
-        super().__init__(sdk.with_hooks(options), transport)
         self._sdk = sdk
         self._conversation = sdk.conversation(options)
+        super().__init__(sdk.with_hooks(options, self._conversation), transport)
 
     async def receive_messages(self) -> AsyncIterator[Message]:
         async for message in super().receive_messages():
@@ -176,6 +257,7 @@ class _RecordedClient(ClaudeSDKClient):
             await super().disconnect()
         finally:
             self._sdk.close(self._conversation)
+            await self._sdk.settled()
 
 
 class _AnyItem:
@@ -184,6 +266,36 @@ class _AnyItem:
     @classmethod
     def of_call(cls, **fields: Any) -> Item | Reopen:
         return item_of_fields(fields)
+
+
+class _Held:
+    """The keys of what a conversation has reserved, by session and holder.
+
+    A holder is an agent, whose last key is for its next call, or the call of a tool that begins a sub-agent. No other
+    process has these keys, though it may have the session.
+    """
+
+    def __init__(self) -> None:
+        self._keys: dict[tuple[str, str], list[str]] = {}
+
+    def key(self, session_id: str, holder: str, *, is_new: bool = False) -> str:
+        """The key of the holder's next call: a new one, or the one it has."""
+        keys = self._keys.setdefault((session_id, holder), [])
+        if is_new or not keys:
+            keys.append(f"next-call:{uuid4()}")
+        return keys[-1]
+
+    def take(self, session_id: str, *holders: str) -> list[str]:
+        """The keys of these holders, which hold nothing any more."""
+        return [key for holder in holders for key in self._keys.pop((session_id, holder), ())]
+
+    def take_all(self, session_id: str) -> list[str]:
+        """The keys of all holders of the session."""
+        return self.take(session_id, *[holder for session, holder in self._keys if session == session_id])
+
+    def sessions(self) -> set[str]:
+        """The sessions in which something is held."""
+        return {session_id for session_id, _ in self._keys}
 
 
 class Conversation:
@@ -204,6 +316,9 @@ class Conversation:
     ) -> None:
         """Nothing is recorded before a session is opened."""
         self.session_id: str | None = None
+        self.held = _Held()
+        self.began: dict[str, str] = {}
+        """The calls of tools that began sub-agents, by the agent."""
         self.at_recorders_end: Callable[[], object] = self.close
         self._quiet = quiet
         self._options = options
@@ -214,6 +329,11 @@ class Conversation:
         self._stream: _StreamReader | None = None
         self._waiting: list[tuple[Any, datetime]] = []
         self._look_at = 0.0
+        self._looking = asyncio.Lock()
+        self._expects_transcripts = True
+        """Whether there may be transcripts, though none has been found yet."""
+        self._tool_calls: set[str] = set()
+        """The calls of tools that the transcripts tell of."""
 
     def open(self, session_id: str, user_id: str) -> None:
         """Begins a session."""
@@ -237,11 +357,34 @@ class Conversation:
         is_result = type(message).__name__ == "ResultMessage"
         if is_result or time.monotonic() > self._look_at:
             self._look_at = time.monotonic() + LOOK_SECONDS
-            self._write(await asyncio.to_thread(self._transcripts.read))
-            if self._transcripts.is_there:
-                self._waiting.clear()
-            elif is_result:
+            await self.look()
+            if is_result:
                 self._take_waiting()
+
+    async def look(self) -> None:
+        """Takes what the transcripts have by now."""
+        transcripts = self._transcripts
+        if transcripts is None:
+            return
+        async with self._looking:  # what is read first is written first
+            self._write(await asyncio.to_thread(transcripts.read))
+        if transcripts.is_there:
+            self._waiting.clear()
+
+    async def look_for(self, tool_call: str | None) -> bool:
+        """Takes what the transcripts have, until they tell of this call of a tool. Whether they do, or there are none.
+
+        Claude Code writes them some time after it calls a hook. The response that made the call is told before it.
+        """
+        is_there = False
+        for _ in range(LOOKS):
+            await self.look()
+            is_there = self._transcripts is not None and self._transcripts.is_there
+            if tool_call is None or tool_call in self._tool_calls or not (is_there or self._expects_transcripts):
+                return True
+            await asyncio.sleep(LAG_SECONDS / LOOKS)
+        self._expects_transcripts = is_there
+        return not is_there
 
     def cancel(self) -> None:
         """Called when the recorder closes."""
@@ -275,6 +418,10 @@ class Conversation:
                 self._quiet.fail(SessionLifecycleError(f"a line of a transcript is refused: {fields}"))
             else:
                 self._quiet.write(cast("type[Item]", _AnyItem), **fields)
+                if fields["kind"] == "step":
+                    self._tool_calls.add(fields["tool_call_id"])
+                elif fields["kind"] == "run" and (call := fields.get("parent_tool_call_id")) is not None:
+                    self.began[fields["run_id"]] = call
 
 
 def _projects(options: ClaudeAgentOptions | None) -> list[Path]:

@@ -65,13 +65,8 @@ def tier_counts(word: Any) -> Counts:
 
     `auto`, `default`, `scale`, `on_demand` and words that are not known are billed as standard, or not by token.
     """
-    tier = tier_of(word)
+    tier = _TIERS.get(str(getattr(word, "value", word)).lower())
     return {} if tier is None else {"service_tier": tier}
-
-
-def tier_of(word: Any) -> Tier | None:
-    """The service tier, as in `tier_counts`; None for the standard tier and others."""
-    return _TIERS.get(str(getattr(word, "value", word)).lower())
 
 
 def openai_chat_counts(usage: Any) -> Counts:

@@ -10,19 +10,23 @@ tool's caller, in the caller's session.
 # ruff: noqa: ARG002 - ADK decides what a callback is given
 
 from asyncio import CancelledError
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from datetime import timedelta
-from typing import Any
-from uuid import UUID
+from typing import Any, Unpack
 
 from session_lifecycle.errors import BudgetExceededError
-from session_lifecycle.integrations.adapter import Adapter, OpenParts, TakesQuietly, is_answer, recorded, text_or_none
-from session_lifecycle.integrations.budget_check import BudgetCheck
+from session_lifecycle.integrations.adapter import (
+    Adapter,
+    AdapterOptions,
+    OpenParts,
+    TakesQuietly,
+    is_answer,
+    recorded,
+    text_or_none,
+)
 from session_lifecycle.integrations.counts import Counts, google_counts, number, value_at
 from session_lifecycle.writing.attempt import Attempt
-from session_lifecycle.writing.protocol import SessionReserver
 from session_lifecycle.writing.run_block import RunBlock
 from session_lifecycle.writing.step_block import StepBlock
 
@@ -93,37 +97,17 @@ class SessionPlugin(Adapter, BasePlugin):
     """
 
     def __init__(
-        self,
-        recorder: TakesQuietly,
-        *,
-        user_id: UUID | str | Callable[[], UUID | str | None] | None = None,
-        session_id: str | None = None,
-        content: bool = False,
-        attempt_timeout: timedelta | float | None = None,
-        budgets: SessionReserver | BudgetCheck | None = None,
-        name: str = "session_lifecycle",
+        self, recorder: TakesQuietly, *, name: str = "session_lifecycle", **options: Unpack[AdapterOptions]
     ) -> None:
-        """Makes a plugin.
+        """Makes a plugin. Of ADK neither user ids are taken, as they are any text, nor a session that it does not name.
 
         Args:
-            recorder: See `Adapter`, as for the others.
-            user_id: The owner. ADK's own user id is any text, so it is not taken.
-            session_id: The session of invocations without one; ADK gives every invocation one.
-            content: See `Adapter`.
-            attempt_timeout: See `Adapter`.
-            budgets: `db.budgets`, or a `BudgetCheck`: what is asked before a model is called. In place of a model that
-                may not be called, the plugin answers with the `error_code` `BUDGET_EXCEEDED`. None: nothing is asked.
+            recorder: What it hands its items to.
             name: The plugin's name, which is unique in a runner.
+            **options: See `AdapterOptions`. In place of a model that `budgets` refuse, the plugin answers with the
+                `error_code` `BUDGET_EXCEEDED`.
         """
-        Adapter.__init__(
-            self,
-            recorder,
-            user_id=user_id,
-            session_id=session_id,
-            content=content,
-            attempt_timeout=attempt_timeout,
-            budgets=budgets,
-        )
+        Adapter.__init__(self, recorder, **options)
         BasePlugin.__init__(self, name)
         self._invocations: OpenParts[str, _Invocation] = OpenParts(self._give_up)
 

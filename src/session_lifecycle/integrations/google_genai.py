@@ -11,17 +11,13 @@ only. So the hook is below it: in the one object that sends the requests of all 
 
 import json
 import re
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from datetime import timedelta
+from collections.abc import AsyncIterator, Iterator, Mapping
 from functools import cache
-from typing import Any, TypeVar
-from uuid import UUID
+from typing import Any, TypeVar, Unpack
 
 from session_lifecycle.integrations.adapter import TakesQuietly, text_of
-from session_lifecycle.integrations.budget_check import BudgetCheck
 from session_lifecycle.integrations.counts import google_counts, value_at
-from session_lifecycle.integrations.model_calls import Answer, ModelCall, ModelCalls
-from session_lifecycle.writing.protocol import SessionReserver
+from session_lifecycle.integrations.model_calls import Answer, CallOptions, ModelCall, ModelCalls
 
 try:
     from google.genai import Client as GenaiClient
@@ -43,14 +39,7 @@ _NAMES = {
 def recorded_genai(
     client: Client,
     recorder: TakesQuietly,
-    *,
-    user_id: UUID | str | Callable[[], UUID | str | None] | None = None,
-    session_id: str | None = None,
-    agent_name: str | None = None,
-    provider: str | None = "google",
-    content: bool = False,
-    attempt_timeout: timedelta | float | None = None,
-    budgets: SessionReserver | BudgetCheck | None = None,
+    **options: Unpack[CallOptions],
 ) -> Client:
     """The client, whose calls are recorded from now on. Such a client cannot be copied, so it is the host's own.
 
@@ -60,27 +49,10 @@ def recorded_genai(
     Args:
         client: The host's client.
         recorder: Takes the items: `db.recorder()` or `db.synchronous_recorder()`.
-        user_id: The owner of the sessions, or a function that finds the owner when a call begins; None: the owner of
-            the run or session block around the call.
-        session_id: The session of calls outside every block; None: each is a session of its own.
-        agent_name: The agent of runs that a call makes.
-        provider: Who answers and bills.
-        content: Whether the last prompt and the answer are recorded as messages.
-        attempt_timeout: How long a call may be open before it is recorded without usage, a timedelta or seconds; None:
-            15 minutes.
-        budgets: `db.budgets`, or a `BudgetCheck`: what is asked before a model is called. A call that it refuses raises
-            `BudgetExceededError`, and no request is sent. None: nothing is asked.
+        **options: See `CallOptions`. The `provider` is `google` where none is given.
     """
-    calls = ModelCalls(
-        recorder,
-        user_id=user_id,
-        session_id=session_id,
-        agent_name=agent_name,
-        provider=provider,
-        content=content,
-        attempt_timeout=attempt_timeout,
-        budgets=budgets,
-    )
+    options.setdefault("provider", "google")
+    calls = ModelCalls(recorder, **options)
     # The client has no public name for it. Every version since 1.0 has it under this one. Without it, streams and
     # automatic function calls would go unrecorded.
     sender: Any = client._api_client  # noqa: SLF001 - no public name # pyright: ignore[reportPrivateUsage]

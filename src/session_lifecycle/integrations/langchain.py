@@ -14,13 +14,14 @@ import inspect
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 from functools import partial
-from typing import Any, ParamSpec, cast
+from typing import Any, ParamSpec, Unpack, cast
 from uuid import NAMESPACE_URL, UUID, uuid5
 
 from session_lifecycle.integrations.adapter import (
     Adapter,
+    AdapterOptions,
     OpenParts,
     TakesQuietly,
     is_answer,
@@ -28,10 +29,8 @@ from session_lifecycle.integrations.adapter import (
     text_of,
     text_or_none,
 )
-from session_lifecycle.integrations.budget_check import BudgetCheck
 from session_lifecycle.integrations.counts import Counts, fitted, number, openai_chat_counts, tier_counts, value_at
 from session_lifecycle.writing.attempt import Attempt, ends_as_cancelled, now
-from session_lifecycle.writing.protocol import SessionReserver
 from session_lifecycle.writing.run_block import RunBlock
 from session_lifecycle.writing.step_block import StepBlock
 
@@ -130,28 +129,12 @@ class SessionCallbackHandler(Adapter, BaseCallbackHandler):
     # LangChain then calls it in the caller's task and context, also from `ainvoke`, and starts no thread.
     run_inline = True
 
-    def __init__(
-        self,
-        recorder: TakesQuietly,
-        *,
-        user_id: UUID | str | Callable[[], UUID | str | None] | None = None,
-        session_id: str | None = None,
-        content: bool = False,
-        attempt_timeout: timedelta | float | None = None,
-        budgets: SessionReserver | BudgetCheck | None = None,
-    ) -> None:
-        """Makes a handler. Arguments: see `Adapter`.
+    def __init__(self, recorder: TakesQuietly, **options: Unpack[AdapterOptions]) -> None:
+        """Makes a handler. Arguments: see `AdapterOptions`.
 
         The session is `thread_id`, `session_id` or `conversation_id` of the call's metadata, else `session_id` here.
         """
-        super().__init__(
-            recorder,
-            user_id=user_id,
-            session_id=session_id,
-            content=content,
-            attempt_timeout=attempt_timeout,
-            budgets=budgets,
-        )
+        super().__init__(recorder, **options)
         self.raise_error = self.asks_budgets  # LangChain logs other errors of callbacks, and goes on
         self._nodes: OpenParts[str, _Node] = OpenParts(self._give_up)
         self._namespaces: OpenParts[str, _Node] = OpenParts(lambda _: None)

@@ -10,13 +10,20 @@ about a call that was cancelled: that call is recorded without usage, at the lat
 import asyncio
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime, timedelta
-from typing import Any, Literal, NamedTuple
+from datetime import datetime
+from typing import Any, Literal, NamedTuple, Unpack
 from uuid import UUID
 
 from session_lifecycle.errors import BudgetExceededError
-from session_lifecycle.integrations.adapter import Adapter, OpenParts, TakesQuietly, is_answer, recorded, text_of
-from session_lifecycle.integrations.budget_check import BudgetCheck
+from session_lifecycle.integrations.adapter import (
+    Adapter,
+    AdapterOptions,
+    OpenParts,
+    TakesQuietly,
+    is_answer,
+    recorded,
+    text_of,
+)
 from session_lifecycle.integrations.counts import (
     Counts,
     anthropic_counts,
@@ -29,9 +36,7 @@ from session_lifecycle.integrations.counts import (
 from session_lifecycle.integrations.model_calls import last_prompt
 from session_lifecycle.models import RunStatus
 from session_lifecycle.writing.attempt import Attempt, ends_as_cancelled
-from session_lifecycle.writing.protocol import SessionReserver
-from session_lifecycle.writing.run_block import RunBlock, current_run
-from session_lifecycle.writing.session_trace import current_trace
+from session_lifecycle.writing.run_block import RunBlock
 
 try:
     from litellm import get_llm_provider
@@ -97,39 +102,22 @@ class SessionLogger(Adapter, CustomLogger):
         self,
         recorder: TakesQuietly,
         *,
-        user_id: UUID | str | Callable[[], UUID | str | None] | None = None,
         owner_of: Callable[[Mapping[str, Any]], Owner] | None = None,
-        session_id: str | None = None,
         provider: str | None = None,
-        content: bool = False,
-        attempt_timeout: timedelta | float | None = None,
-        budgets: SessionReserver | BudgetCheck | None = None,
+        **options: Unpack[AdapterOptions],
     ) -> None:
         """Makes a callback. It needs no event loop.
 
         Args:
             recorder: Takes the items: `db.recorder()`, or `db.synchronous_recorder()` where the callback is made before
                 there is an event loop, as in a module that the proxy loads.
-            user_id: See `Adapter`.
             owner_of: Finds the owner from the metadata of a call, as on the proxy, which tells the user of a key by
                 `user_api_key_user_id`. None, and where it finds none: `user_id`.
-            session_id: See `Adapter`.
             provider: Who answers and bills, where LiteLLM does not tell.
-            content: Whether the last prompt and the answer are recorded as messages.
-            attempt_timeout: See `Adapter`.
-            budgets: `db.budgets`, or a `BudgetCheck`: what is asked before a model is called. A call that it refuses
-                raises `BudgetRefusedError`. Nothing is asked for calls without `async`, as no callback of LiteLLM's can
-                end them.
+            **options: See `AdapterOptions`. A call that `budgets` refuse raises `BudgetRefusedError`. Nothing is asked
+                for calls without `async`, as no callback of LiteLLM's can end them.
         """
-        Adapter.__init__(
-            self,
-            recorder,
-            user_id=user_id,
-            session_id=session_id,
-            content=content,
-            attempt_timeout=attempt_timeout,
-            budgets=budgets,
-        )
+        Adapter.__init__(self, recorder, **options)
         CustomLogger.__init__(self)
         self._owner_of = owner_of
         self._provider = provider
@@ -288,9 +276,8 @@ class SessionLogger(Adapter, CustomLogger):
             or metadata.get("session_id")
         )
         run_id = metadata.get("trace_id")
-        around = current_run()
         owner = None if self._owner_of is None else self._owner_of(metadata)
-        if not run_id and around is not None and self._is_same(around, session_id, owner):
+        if not run_id and (around := self.run_around(session_id, owner)) is not None:
             return _Run(around, is_own=False)
         if not run_id:
             traces = (
@@ -310,14 +297,6 @@ class SessionLogger(Adapter, CustomLogger):
                 ).begin()
                 found_run = self._runs.put(key, _Run(block, is_own=True))
         return found_run
-
-    def _is_same(self, run: RunBlock, session_id: str | None, owner: Owner) -> bool:
-        """Whether a call that names this session and owner belongs to the run around it."""
-        session = current_trace()
-        around = (session or run).session_id, str((session or run).user_id)
-        user_id = owner or (self._user_id() if callable(self._user_id) else self._user_id) or around[1]
-        named = (session_id or self._session_id or around[0], str(user_id))
-        return named == (run.session_id, str(run.user_id))
 
     def _provider_of(self, kwargs: Mapping[str, Any]) -> str | None:
         for place in ("standard_logging_object", "litellm_params"):

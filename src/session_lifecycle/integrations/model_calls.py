@@ -5,25 +5,32 @@ own, in the session that `Adapter.session_of` finds.
 """
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import timedelta
-from typing import Any, Literal
-from uuid import UUID, uuid4
+from typing import Any, Literal, Unpack
+from uuid import uuid4
 
-from session_lifecycle.integrations.adapter import Adapter, TakesQuietly, recorded, text_of
-from session_lifecycle.integrations.budget_check import BudgetCheck
+from session_lifecycle.integrations.adapter import Adapter, AdapterOptions, TakesQuietly, recorded, text_of
 from session_lifecycle.integrations.counts import Counts, value_at
 from session_lifecycle.models import RunStatus
 from session_lifecycle.writing.attempt import Attempt, ends_as_cancelled
-from session_lifecycle.writing.protocol import SessionReserver
-from session_lifecycle.writing.run_block import RunBlock, current_run
-from session_lifecycle.writing.session_trace import current_trace
+from session_lifecycle.writing.run_block import RunBlock
 
 _NEVER_SENT = {"ConnectError", "ConnectTimeout", "PoolTimeout", "ClientConnectorError"}
 # Some servers of OpenAI's API draw their ids from a few hundred, or make none.
 _NO_ID = re.compile(r"(?:.*[-_])?\d{0,6}|__fake_id__|no-op")
 _MOST_IDS = 10_000
+
+
+class CallOptions(AdapterOptions, total=False):
+    """The keywords of every adapter of a client: those of `AdapterOptions`, where the runs are calls, and these.
+
+    A call that `budgets` refuse raises `BudgetExceededError`, and no request is sent.
+    """
+
+    agent_name: str | None
+    """The agent of runs that a call makes."""
+    provider: str | None
+    """Who answers and bills. None: as the function says."""
 
 
 @dataclass
@@ -66,34 +73,12 @@ class ModelCalls(Adapter):
         self,
         recorder: TakesQuietly,
         *,
-        user_id: UUID | str | Callable[[], UUID | str | None] | None = None,
-        session_id: str | None = None,
         agent_name: str | None = None,
         provider: str | None = None,
-        content: bool = False,
-        attempt_timeout: timedelta | float | None = None,
-        budgets: SessionReserver | BudgetCheck | None = None,
+        **options: Unpack[AdapterOptions],
     ) -> None:
-        """Makes an adapter. It needs no event loop.
-
-        Args:
-            recorder: What it hands its items to.
-            user_id: See `Adapter`.
-            session_id: See `Adapter`.
-            agent_name: The agent of runs that a call makes.
-            provider: Who answers and bills; None: unknown.
-            content: Whether the last prompt and the answer are recorded as messages.
-            attempt_timeout: See `Adapter`.
-            budgets: See `Adapter`.
-        """
-        super().__init__(
-            recorder,
-            user_id=user_id,
-            session_id=session_id,
-            content=content,
-            attempt_timeout=attempt_timeout,
-            budgets=budgets,
-        )
+        """Makes an adapter. It needs no event loop. Arguments: see `CallOptions`."""
+        super().__init__(recorder, **options)
         self.provider = provider
         self._agent_name = agent_name
         self._ids: dict[str, None] = {}
@@ -111,7 +96,7 @@ class ModelCalls(Adapter):
             prompt: The last prompt.
         """
         model = model if isinstance(model, str) else None
-        run, own_run = self._run_around(), None
+        run, own_run = self.run_around(), None
         if run is None:
             run_id = str(uuid4())
             session = self.session_of(None, run_id, agent_name=self._agent_name)
@@ -202,19 +187,6 @@ class ModelCalls(Adapter):
         if len(self._ids) > _MOST_IDS:
             self._ids.pop(next(iter(self._ids)), None)
         return response_id
-
-    def _run_around(self) -> RunBlock | None:
-        """The run block around the call, unless it is of another session than the one that the call belongs to."""
-        run = current_run()
-        if run is None:
-            return None
-        session = current_trace()
-        user_id = self._user_id() if callable(self._user_id) else self._user_id
-        if user_id is None:
-            user_id = run.user_id if session is None else session.user_id
-        session_id = self._session_id or (run.session_id if session is None else session.session_id)
-        is_same = (run.session_id, str(run.user_id)) == (session_id, str(user_id))
-        return run if is_same else None
 
 
 def _attempt_of(call: ModelCall | None) -> Attempt | None:

@@ -10,28 +10,23 @@ which. Only runs with these hooks are recorded, and what those runs call.
 import re
 from asyncio import CancelledError
 from collections.abc import Callable
-from datetime import timedelta
 from json import loads
-from typing import Any, Self
-from uuid import UUID, uuid4
+from typing import Any, Self, Unpack
+from uuid import uuid4
 
 from session_lifecycle.errors import BudgetExceededError
-from session_lifecycle.integrations.adapter import Adapter, OpenParts, TakesQuietly, recorded, text_of
-from session_lifecycle.integrations.budget_check import BudgetCheck
-from session_lifecycle.integrations.counts import tier_of, value_at
+from session_lifecycle.integrations.adapter import Adapter, AdapterOptions, OpenParts, TakesQuietly, recorded, text_of
+from session_lifecycle.integrations.counts import fitted, tier_counts, value_at
 from session_lifecycle.integrations.openai_agents_runs import (
     Call,
     Family,
     KnownSpan,
     Place,
     Unit,
-    counts_of,
     kind_of,
     totals_of,
 )
 from session_lifecycle.models import RunStatus
-from session_lifecycle.models.usage import RareUse
-from session_lifecycle.writing.protocol import SessionReserver
 
 try:
     from agents import (
@@ -78,40 +73,21 @@ class SessionHooks(Adapter, RunHooks[Any], TracingProcessor):
         self,
         recorder: TakesQuietly,
         *,
-        user_id: UUID | str | Callable[[], UUID | str | None] | None = None,
-        session_id: str | None = None,
         find_session: Callable[[Any], str | None] | None = None,
         provider: str | None = "openai",
         every_run: bool = False,
-        content: bool = False,
-        attempt_timeout: timedelta | float | None = None,
-        budgets: SessionReserver | BudgetCheck | None = None,
+        **options: Unpack[AdapterOptions],
     ) -> None:
         """Makes the hooks. It needs no event loop.
 
         Args:
             recorder: What it hands its items to.
-            user_id: The owner of its sessions, or a function that finds the owner when a run begins, in the context of
-                that run. None: the owner of the session block around the run.
-            session_id: The session of runs without a `group_id`.
             find_session: Finds the session in the `context` that the host gave the run; it comes before `group_id`.
             provider: The provider of the models; the runtime does not tell it.
             every_run: Whether runs without hooks are recorded too, by their spans alone.
-            content: Whether messages, and the inputs and outputs of runs and steps, are recorded. The host's `redact`
-                sees them first.
-            attempt_timeout: How long a model call may be open before it is recorded without usage, a timedelta or
-                seconds; None: 15 minutes.
-            budgets: `db.budgets`, or a `BudgetCheck`: what is asked before a model is called. A call that it refuses
-                ends the run with `BudgetRefusedError`. None: nothing is asked.
+            **options: See `AdapterOptions`. A call that `budgets` refuse ends the run with `BudgetRefusedError`.
         """
-        super().__init__(
-            recorder,
-            user_id=user_id,
-            session_id=session_id,
-            content=content,
-            attempt_timeout=attempt_timeout,
-            budgets=budgets,
-        )
+        super().__init__(recorder, **options)
         self._is_installed = False
         self._find_session = find_session
         self._provider = provider
@@ -504,12 +480,11 @@ class SessionHooks(Adapter, RunHooks[Any], TracingProcessor):
         key = None if call.response_id in unit.keys else call.response_id
         if key is not None:
             unit.keys.add(key)
-        counts: RareUse = {}
-        if (tier := tier_of(call.tier)) is not None:
-            counts["service_tier"] = tier
         totals = totals_of(usage)
         unit.family.in_books += totals
-        call.attempt.usage(call.model, idempotency_key=key, **counts_of(totals), **counts)
+        counts = fitted(**totals)
+        counts.update(tier_counts(call.tier))
+        call.attempt.usage(call.model, idempotency_key=key, **counts)
 
     # Ends
 
@@ -563,7 +538,7 @@ class SessionHooks(Adapter, RunHooks[Any], TracingProcessor):
         if not family.is_told and (left := totals_of(family.usage) - family.in_books):
             # Without spans, the calls of an agent that is a tool and has no hooks are known by their sum alone.
             family.block.usage(
-                provider=self._provider, idempotency_key=f"{family.block.run_id}:unseen", **counts_of(left)
+                provider=self._provider, idempotency_key=f"{family.block.run_id}:unseen", **fitted(**left)
             )
         family.block.finish(**(family.ending or {}))
 

@@ -1,9 +1,9 @@
 """The runs of OpenAI Agents that are open: families of runs, and their runs, model calls and spans."""
 
 from collections import Counter
-from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from session_lifecycle.integrations.counts import value_at
+from session_lifecycle.integrations.counts import number, value_at
 from session_lifecycle.writing.attempt import Attempt
 from session_lifecycle.writing.run_block import RunBlock
 from session_lifecycle.writing.session_trace import SessionTrace
@@ -23,25 +23,7 @@ _COUNTS = {
 
 def totals_of(usage: Any) -> Counter[str]:
     """The counts of a usage; both kinds of the runtime's are inclusive."""
-    return Counter({name: value_at(usage, *path) or 0 for name, path in _COUNTS.items()})
-
-
-class Counts(TypedDict):
-    tokens_in: int
-    tokens_out: int
-    cache_read_tokens: int
-    cache_write_tokens: int
-    reasoning_tokens: int
-
-
-def counts_of(totals: Counter[str]) -> Counts:
-    return {
-        "tokens_in": totals["tokens_in"],
-        "tokens_out": totals["tokens_out"],
-        "cache_read_tokens": totals["cache_read_tokens"],
-        "cache_write_tokens": totals["cache_write_tokens"],
-        "reasoning_tokens": totals["reasoning_tokens"],
-    }
+    return Counter({name: number(value_at(usage, *path)) for name, path in _COUNTS.items()})
 
 
 class Call:

@@ -10,14 +10,11 @@ request stays as the host made it, unless `include_usage=True` is given; without
 """
 
 import re
-from collections.abc import Callable, Mapping
-from datetime import timedelta
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from typing import Any, TypeVar, Unpack
 from urllib.parse import urlsplit
-from uuid import UUID
 
 from session_lifecycle.integrations.adapter import TakesQuietly, text_of
-from session_lifecycle.integrations.budget_check import BudgetCheck
 from session_lifecycle.integrations.counts import (
     openai_chat_counts,
     openai_embedding_counts,
@@ -26,8 +23,7 @@ from session_lifecycle.integrations.counts import (
     value_at,
 )
 from session_lifecycle.integrations.generated_clients import Api, Operation, recorded_client
-from session_lifecycle.integrations.model_calls import Answer, ModelCalls, last_prompt
-from session_lifecycle.writing.protocol import SessionReserver
+from session_lifecycle.integrations.model_calls import Answer, CallOptions, ModelCalls, last_prompt
 
 try:
     from openai import AsyncOpenAI, OpenAI
@@ -45,14 +41,8 @@ def recorded_openai(
     client: Client,
     recorder: TakesQuietly,
     *,
-    user_id: UUID | str | Callable[[], UUID | str | None] | None = None,
-    session_id: str | None = None,
-    agent_name: str | None = None,
-    provider: str | None = None,
-    content: bool = False,
     include_usage: bool = False,
-    attempt_timeout: timedelta | float | None = None,
-    budgets: SessionReserver | BudgetCheck | None = None,
+    **options: Unpack[CallOptions],
 ) -> Client:
     """A copy of the client whose calls are recorded. The copy shares the connections of the client.
 
@@ -62,29 +52,13 @@ def recorded_openai(
     Args:
         client: The host's client. It stays as it is.
         recorder: Takes the items: `db.recorder()` or `db.synchronous_recorder()`.
-        user_id: The owner of the sessions, or a function that finds the owner when a call begins; None: the owner of
-            the run or session block around the call.
-        session_id: The session of calls outside every block; None: each is a session of its own.
-        agent_name: The agent of runs that a call makes.
-        provider: Who answers and bills; None: `openai` or `azure` by the client's address, and else unknown.
-        content: Whether the last prompt and the answer are recorded as messages.
         include_usage: Whether streams of Chat Completions are asked for their usage where the host asks for no
             `stream_options`. The host then gets one more chunk, without choices.
-        attempt_timeout: How long a call may be open before it is recorded without usage, a timedelta or seconds; None:
-            15 minutes.
-        budgets: `db.budgets`, or a `BudgetCheck`: what is asked before a model is called. A call that it refuses raises
-            `BudgetExceededError`, and no request is sent. None: nothing is asked.
+        **options: See `CallOptions`. A `provider` of None is `openai` or `azure` by the client's address, and else
+            unknown.
     """
-    calls = ModelCalls(
-        recorder,
-        user_id=user_id,
-        session_id=session_id,
-        agent_name=agent_name,
-        provider=provider or _provider(client),
-        content=content,
-        attempt_timeout=attempt_timeout,
-        budgets=budgets,
-    )
+    options["provider"] = options.get("provider") or _provider(client)
+    calls = ModelCalls(recorder, **options)
     change = _with_usage if include_usage else None
     return recorded_client(client, Api(_operation, _pending, _RESULT_PATH, change), calls)
 

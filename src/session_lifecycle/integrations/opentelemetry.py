@@ -100,7 +100,7 @@ class _SpanAdapter(Adapter):
         if self._user_of is not None:
             found = next((user for attributes in spans if (user := self._user_of(attributes)) is not None), None)
         if found is None:
-            found = self._user_id() if callable(self._user_id) else self._user_id
+            found = self._owner_set()
         if found is None and around is not None:
             found = around.user_id
         if found is None:

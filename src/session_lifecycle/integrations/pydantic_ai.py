@@ -7,21 +7,16 @@ adapter's `session_id`, else in the run's `conversation_id`.
 """
 
 from collections import Counter
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from datetime import timedelta
-from typing import Any, Literal, NamedTuple
-from uuid import UUID
+from typing import Any, Literal, NamedTuple, Unpack
 
 from session_lifecycle.errors import BudgetExceededError
-from session_lifecycle.integrations.adapter import Adapter, OpenParts, TakesQuietly, recorded
-from session_lifecycle.integrations.budget_check import BudgetCheck
-from session_lifecycle.integrations.counts import tier_of, value_at
+from session_lifecycle.integrations.adapter import Adapter, AdapterOptions, OpenParts, TakesQuietly, recorded
+from session_lifecycle.integrations.counts import Counts, fitted, tier_counts, value_at
 from session_lifecycle.models import RunStatus
-from session_lifecycle.models.usage import RareUse
 from session_lifecycle.writing.attempt import Attempt, ends_as_cancelled
-from session_lifecycle.writing.protocol import SessionReserver
 from session_lifecycle.writing.quiet import QuietWriter
 from session_lifecycle.writing.run_block import RunBlock, current_run
 from session_lifecycle.writing.session_trace import SessionTrace, current_trace
@@ -106,38 +101,13 @@ class SessionCapability(Adapter, AbstractCapability[Any]):
         content: Whether messages, and the inputs and outputs of runs and steps, are recorded.
     """
 
-    def __init__(
-        self,
-        recorder: TakesQuietly,
-        *,
-        user_id: UUID | str | Callable[[], UUID | str | None] | None = None,
-        session_id: str | None = None,
-        content: bool = False,
-        attempt_timeout: timedelta | float | None = None,
-        budgets: SessionReserver | BudgetCheck | None = None,
-    ) -> None:
-        """Makes a capability. It needs no event loop.
+    def __init__(self, recorder: TakesQuietly, **options: Unpack[AdapterOptions]) -> None:
+        """Makes a capability. It needs no event loop. Arguments: see `AdapterOptions`.
 
-        Args:
-            recorder: What it hands its items to.
-            user_id: The owner of its sessions, or a function that finds the owner when a run begins, in the context of
-                that run. None: the owner of the session block around the run.
-            session_id: The session of runs outside of a session block; None: the run's `conversation_id`.
-            content: Whether messages, and the inputs and outputs of runs and steps, are recorded. The host's `redact`
-                sees them first.
-            attempt_timeout: How long a model call may be open before it is recorded without usage, a timedelta or
-                seconds; None: 15 minutes.
-            budgets: `db.budgets`, or a `BudgetCheck`: what is asked before a model is called. A call that it refuses
-                ends the run with `BudgetRefusedError`. None: nothing is asked.
+        `session_id` is the session of runs outside of a session block; without it, the run's `conversation_id` is. A
+        call that `budgets` refuse ends the run with `BudgetRefusedError`.
         """
-        super().__init__(
-            recorder,
-            user_id=user_id,
-            session_id=session_id,
-            content=content,
-            attempt_timeout=attempt_timeout,
-            budgets=budgets,
-        )
+        super().__init__(recorder, **options)
         self._runs: OpenParts[str, _OpenRun] = OpenParts(lambda run: run.block.finish(status=RunStatus.CANCELLED))
 
     def get_ordering(self) -> CapabilityOrdering:
@@ -286,24 +256,16 @@ class SessionCapability(Adapter, AbstractCapability[Any]):
             return
         attempt, run.attempt = run.attempt, None
         usage = response.usage
-        counts = _counts_of(usage)
         is_cut = response.state in {"incomplete", "interrupted"}
         has_counts = bool(usage.input_tokens or usage.output_tokens)
-        if has_counts and (is_cut or usage.unmeasured_requests):
-            counts["partial"] = True
-        tier = tier_of(value_at(response.provider_details, "service_tier"))
-        if tier is not None:
-            counts["service_tier"] = tier
         own_key = attempt.idempotency_key
+        counts = _counts_of(usage)
+        counts.update(tier_counts(value_at(response.provider_details, "service_tier")))
         attempt.usage(
             response.model_name,
-            usage.input_tokens,
-            usage.output_tokens,
             provider=response.provider_name,
-            cache_read_tokens=usage.cache_read_tokens,
-            cache_write_tokens=usage.cache_write_tokens,
-            reasoning_tokens=usage.output_reasoning_tokens,
             idempotency_key=run.key_of(response),
+            partial=has_counts and bool(is_cut or usage.unmeasured_requests),
             **counts,
         )
         self._tell_attempts(run, response.failed_attempts or (), own_key)
@@ -418,30 +380,26 @@ def _close_attempt(attempt: Attempt, told: ModelRequestAttempt) -> None:
     usage = told.usage
     kind = getattr(exceptions, (told.error or "").partition(":")[0], Exception)
     if usage is not None:
-        attempt.usage(
-            told.model_name,
-            usage.input_tokens,
-            usage.output_tokens,
-            cache_read_tokens=usage.cache_read_tokens,
-            cache_write_tokens=usage.cache_write_tokens,
-            reasoning_tokens=usage.output_reasoning_tokens,
-            **_counts_of(usage),
-        )
+        attempt.usage(told.model_name, **_counts_of(usage))
     elif told.outcome == "error" and isinstance(kind, type) and _names_answer(kind):
         attempt.fail()
     else:
         attempt.cancel()
 
 
-def _counts_of(usage: RequestUsage) -> RareUse:
-    counts: RareUse = {
-        "cache_write_1h_tokens": usage.cache_write_1h_tokens,
-        "audio_tokens_in": usage.input_audio_tokens,
-        "cache_read_audio_tokens": usage.cache_audio_read_tokens,
-        "audio_tokens_out": usage.output_audio_tokens,
-        "web_searches": usage.details.get("web_search_requests", 0),
-    }
-    return counts
+def _counts_of(usage: RequestUsage) -> Counts:
+    return fitted(
+        tokens_in=usage.input_tokens,
+        tokens_out=usage.output_tokens,
+        cache_read_tokens=usage.cache_read_tokens,
+        cache_write_tokens=usage.cache_write_tokens,
+        cache_write_1h_tokens=usage.cache_write_1h_tokens,
+        audio_tokens_in=usage.input_audio_tokens,
+        cache_read_audio_tokens=usage.cache_audio_read_tokens,
+        reasoning_tokens=usage.output_reasoning_tokens,
+        audio_tokens_out=usage.output_audio_tokens,
+        web_searches=usage.details.get("web_search_requests"),
+    )
 
 
 def _status_of(error: BaseException) -> RunStatus:

@@ -6,6 +6,7 @@ generated. So the call is known from its beginning, and an attempt that nothing 
 """
 
 import heapq
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -313,6 +314,8 @@ class _Watch:
         self._entries: list[tuple[float, int, ref[Attempt]]] = []
         self._changed = threading.Condition()
         self._numbers = count()
+        self._wakes_at = math.inf
+        """When the thread looks again, by the monotonic clock."""
         self._thread: threading.Thread | None = None
 
     def forget_parent(self) -> object:
@@ -324,6 +327,9 @@ class _Watch:
     def until(self, deadline: float, attempt: Attempt) -> None:
         """Closes the attempt at the deadline, by the monotonic clock, where it is still open."""
         with self._changed:
+            # Most attempts are closed long before their deadlines, in about the order in which they were opened.
+            while self._entries and ((first := self._entries[0][2]()) is None or not first.is_open):
+                heapq.heappop(self._entries)
             heapq.heappush(self._entries, (deadline, next(self._numbers), ref(attempt)))
             if self._thread is None:
                 thread = threading.Thread(target=self._run, name="session-lifecycle attempts", daemon=True)
@@ -332,19 +338,21 @@ class _Watch:
                 except RuntimeError:  # the interpreter ends; its run or recorder closes the attempt
                     return
                 self._thread = thread
-            elif self._entries[0][2]() is attempt:
+            elif deadline < self._wakes_at:
                 self._changed.notify()
 
     def _run(self) -> None:
         while True:
             with self._changed:
                 if not self._entries:
+                    self._wakes_at = math.inf
                     self._changed.wait()
                     continue
                 deadline, _, attempt = self._entries[0]
                 found = attempt()
                 if found is not None and found.is_open and (left := deadline - time.monotonic()) > 0:
                     del found
+                    self._wakes_at = deadline
                     self._changed.wait(left)
                     continue
                 heapq.heappop(self._entries)

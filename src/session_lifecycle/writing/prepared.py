@@ -123,7 +123,8 @@ def _prepare_session_item(item: Touch | End | Reopen) -> PreparedItem:
 
 
 def _prepare_activity(item: Run | Step | Message) -> PreparedItem:
-    activity = {name: value for name, value in item if value is not None}
+    given = vars(item)  # not by iterating, which looks at each name: this is done for every item of an agent
+    activity = {name: value for name in type(item).model_fields if (value := given[name]) is not None}
     activity["kind"] = _KINDS[type(item)]
     parent_session_id = activity.pop("parent_session_id", None)  # of the session, not of the run
     if not item.revision:

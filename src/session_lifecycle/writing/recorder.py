@@ -2,7 +2,8 @@
 
 Calls that arrive during a transaction are written together by the next transaction (group commit). A lone call is
 written at once. Under load each transaction writes the calls that arrived during the one before. Each caller waits for
-the commit of its own items.
+the commit of its own items. Items that nobody waits for wait `GATHER_SECONDS` for others: an agent's hooks hand over
+several in a row, and a transaction costs the agent's process more than all that is done for one item.
 """
 
 import asyncio
@@ -14,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from datetime import timedelta
+from itertools import islice
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self, cast
 from uuid import UUID
@@ -51,6 +53,8 @@ DEFAULT_MAX_PENDING = 10_000
 DEFAULT_GIVE_UP_AFTER = timedelta(seconds=30)
 DEFAULT_DRAIN_WITHIN = timedelta(seconds=10)
 PAUSE_SECONDS = 0.25
+GATHER_SECONDS = 0.02
+"""How long an item that nobody waits for may wait for others, before a transaction begins that writes them."""
 END_SECONDS = 5.0
 """How long closing waits for a write that it has cancelled."""
 MOST_NAMED = 20
@@ -172,12 +176,15 @@ class SessionRecorder(CallsAsItems):
         # Counts items in the queue, in flight, and handed over. The last of these need the lock.
         self._pending = 0
         self._counting = threading.Lock()
-        self._arrived = asyncio.Event()
+        # Set while something in the queue is to be written now.
+        self._is_due = asyncio.Event()
+        self._due_later: asyncio.TimerHandle | None = None
+        self._is_collecting = False
         self._task: asyncio.Task[None] | None = None
 
     def forget_parent(self) -> object:
         """See `HasParents`: the parent writes what it has accepted."""
-        ours = (self.loop, self._task, self._queue, self._handed_over, self._in_flight, self._waiting, self._arrived)
+        ours = (self.loop, self._task, self._queue, self._handed_over, self._in_flight, self._waiting, self._is_due)
         self.loop = None
         self._forget()
         self.quiet.forget()
@@ -197,7 +204,7 @@ class SessionRecorder(CallsAsItems):
         await self.close()
 
     def submit(self, item: Item) -> None:
-        """Queues an item and returns at once. May be called from any thread.
+        """Queues an item and returns at once. May be called from any thread. A transaction begins within 20 ms.
 
         If writing it fails, the failure is counted and logged, and `on_lost` gets the item.
 
@@ -239,6 +246,9 @@ class SessionRecorder(CallsAsItems):
         call = _Call([item])
         self._reserve(1)
         self._handed_over.append(call)
+        if self._is_collecting and not loop.is_closed():
+            return  # the loop has been woken, and has not looked yet
+        self._is_collecting = True
         try:
             loop.call_soon_threadsafe(self._collect)
         except RuntimeError as error:  # the loop is closed
@@ -388,10 +398,10 @@ class SessionRecorder(CallsAsItems):
         while (remaining := deadline - time.monotonic()) > 0 and (self._pending or self._queue):
             if self._task is None:  # it was cancelled
                 self._begin()
-            self._arrived.set()
+            self._is_due.set()
             await asyncio.wait([cast("asyncio.Task[None]", self._task)], timeout=remaining)
         if (task := self._task) is not None:
-            self._arrived.set()
+            self._is_due.set()
             if self._pending or self._queue:
                 task.cancel()
             await asyncio.wait([task], timeout=END_SECONDS)
@@ -464,7 +474,7 @@ class SessionRecorder(CallsAsItems):
             if call.answer is not None and self.loop is not None and self.loop.is_closed():
                 call.answer = None
         self._waiting.clear()
-        self.loop, self._task, self._arrived = loop, None, asyncio.Event()
+        self.loop, self._task, self._is_due, self._due_later = loop, None, asyncio.Event(), None
         self._put_back()
         self._collect()
         if self._queue and self._task is None:
@@ -472,6 +482,8 @@ class SessionRecorder(CallsAsItems):
 
     def _begin(self) -> None:
         if self.loop is not None and not self.loop.is_closed():
+            if self._queue:
+                self._is_due.set()
             self._task = self.loop.create_task(self._run(), name="session-lifecycle recorder")
             self._task.add_done_callback(self._go_on)
 
@@ -502,13 +514,17 @@ class SessionRecorder(CallsAsItems):
         self._fail(unknown, DatabaseUnavailableError(message, may_have_written=True))
 
     def _take(self, call: _Call) -> None:
-        self._queue.append(call)
-        self._arrived.set()
         if self._task is None:
             self._begin()
+        self._queue.append(call)
+        if call.answer is not None or self._is_closing or len(self._queue) >= self._max_batch:
+            self._is_due.set()
+        elif self._due_later is None and self.loop is not None:
+            self._due_later = self.loop.call_later(GATHER_SECONDS, self._is_due.set)
 
     def _collect(self) -> None:
         """Queues what other threads have handed over."""
+        self._is_collecting = False  # first, as an item that is handed over from now on may not be seen here
         while self._handed_over:
             call = self._handed_over.popleft()
             if self._is_closed:
@@ -522,6 +538,7 @@ class SessionRecorder(CallsAsItems):
             self._reserve(count)
             return
         self._open_loop()
+        self._is_due.set()
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append((turn, count))
         try:
@@ -579,26 +596,38 @@ class SessionRecorder(CallsAsItems):
         calls: Sequence[_Call] = ()
         while self._pending or self._queue or not self._is_closing:
             if not self._queue:
-                self._arrived.clear()
-                await self._arrived.wait()
+                self._is_due.clear()
+            if not self._is_due.is_set():
+                await self._is_due.wait()
                 continue
             if self._max_delay and len(calls) > 1:
                 await asyncio.sleep(self._queue[0].taken_at + self._max_delay - time.monotonic())
-            calls = self._next_calls(just_written=len(calls))
+            calls = self._next_calls(just_written=sum(call.answer is not None for call in calls))
+            if not self._queue:
+                self._is_due.clear()
+                if self._due_later is not None:
+                    self._due_later.cancel()
+                    self._due_later = None
             await self._deliver(calls)
             self._in_flight = ()
 
     def _next_calls(self, *, just_written: int) -> list[_Call]:
         """Picks the next batch (1 to `max_batch` items).
 
-        Under load it takes half of the queue, so one half of the callers goes on while the other half is written. The
-        callers of the last batch count as queued, as they are about to call again. With `max_delay` it takes the whole
-        queue, as the calls have already waited for each other.
+        Under load it takes half of the callers in the queue, so one half goes on while the other half is written. The
+        callers of the last batch count as queued, as they are about to call again. With `max_delay` it takes all, as
+        they have already waited for each other. Items that nobody waits for come along.
         """
-        most = len(self._queue) if self._max_delay else (len(self._queue) + just_written + 1) // 2
-        calls = [self._queue.popleft()]
-        room = self._max_batch - len(calls[0].items)
-        while self._queue and len(calls) < most and len(self._queue[0].items) <= room:
+        # No more than twice a batch: of more callers, half are more than a batch.
+        callers = sum(call.answer is not None for call in islice(self._queue, 2 * self._max_batch))
+        most = callers if self._max_delay else (callers + just_written + 1) // 2
+        calls: list[_Call] = []
+        room = self._max_batch
+        while self._queue and (not calls or len(self._queue[0].items) <= room):
+            if self._queue[0].answer is not None:
+                if most <= 0 and calls:
+                    break
+                most -= 1
             calls.append(self._queue.popleft())
             room -= len(calls[-1].items)
         return calls
@@ -626,6 +655,7 @@ class SessionRecorder(CallsAsItems):
                 middle = len(calls) // 2
                 later = calls[middle:]
                 self._queue.extendleft(reversed(later))
+                self._is_due.set()
                 calls = calls[:middle]
             except Exception as error:  # noqa: BLE001 - a bug in this library must not leave callers waiting for ever
                 # The text of an unforeseen error may quote content; its traceback is kept in the cause.

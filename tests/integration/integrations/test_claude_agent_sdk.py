@@ -21,7 +21,7 @@ from session_lifecycle.integrations.claude_agent_sdk import SessionSdk
 from session_lifecycle.writing.recorder import SessionRecorder
 from support import transcripts
 from support.budget_checks import AWAY, assert_settled
-from support.budgets import limit
+from support.budgets import limit, used
 from support.eventually import eventually
 from support.model_server import ModelServer, Served
 from support.transcripts import SHARED, bring, everything, rows, runs, steps, totals
@@ -486,6 +486,7 @@ async def test_claude_code_stops_where_a_budget_would_be_exceeded(
         await limit(session_database, limit_usd=None, limit_tokens=100_000)
         await turn(client, "Hello")
         assert len(server.served) == 4
+    await assert_released(session_database)
     spent = sum(one.tokens_in + one.tokens_out for one in server.served)
     assert await assert_settled(session_database, recorder) == spent
     statuses = sorted((await runs(session_database)).values())
@@ -493,34 +494,141 @@ async def test_claude_code_stops_where_a_budget_would_be_exceeded(
     assert recorder.snapshot().failures == 0
 
 
-async def test_what_the_hooks_of_budgets_answer(session_database: SessionDatabase, recorder: SessionRecorder) -> None:
-    async def answered(budgets: Any, **more: Any) -> Any:
-        sdk = SessionSdk(recorder, **{"user_id": A, "budgets": budgets, **more})
-        options = sdk.with_hooks(None)
+@needs_program
+async def test_claude_code_asks_before_a_sub_agent_begins(
+    session_database: SessionDatabase, recorder: SessionRecorder, server: ModelServer, tmp_path: Path
+) -> None:
+    check = BudgetCheck(session_database.budgets, needs={"tokens_in": 8_000})
+    sdk, options = SessionSdk(recorder, user_id=A, budgets=check), options_of(server, tmp_path)
+    await limit(session_database, limit_usd=None, limit_tokens=12_000)
+    told = await ask(sdk, "[[tools:Agent]] {{tools:Bash}}", options)
+    assert (told.terminal_reason, len(server.served)) == ("hook_stopped", 1)
+    await assert_released(session_database)
+    # Each of the five calls finds room, as what the one before has reserved makes way for what it has used. At most
+    # the agent, the sub-agent, and the call that began it hold something at once.
+    await recorder.flush()
+    spent = (await used(session_database)).spent_tokens
+    await limit(session_database, limit_usd=None, limit_tokens=spent + 5 * 7_200 + 3 * 8_000)
+    told = await ask(sdk, "[[tools:Agent]] {{tools:Bash}}", options)
+    assert (told.is_error, len(server.served)) == (False, 6)
+    await assert_released(session_database)
+    spent = sum(one.tokens_in + one.tokens_out for one in server.served)
+    assert await assert_settled(session_database, recorder) == spent
+    assert recorder.snapshot().failures == 0
+
+
+@needs_program
+async def test_queries_at_once_stay_within_a_limit(
+    session_database: SessionDatabase, recorder: SessionRecorder, server: ModelServer, tmp_path: Path
+) -> None:
+    check = BudgetCheck(session_database.budgets, needs={"tokens_in": 8_000})
+    sdk, options = SessionSdk(recorder, user_id=A, budgets=check), options_of(server, tmp_path)
+    await limit(session_database, limit_usd=None, limit_tokens=16_000)
+    told = await asyncio.gather(*(ask(sdk, "Hello", options) for _ in range(4)))
+    refused = [one for one in told if str(one.result).startswith("Operation stopped by hook")]
+    await assert_released(session_database)
+    assert len(server.served) == len(told) - len(refused) == 2
+    assert await assert_settled(session_database, recorder) <= 16_000
+
+
+async def assert_released(db: SessionDatabase) -> None:
+    """Asserts that nothing is reserved soon: nobody waits for that."""
+
+    async def are_released() -> bool:
+        found = await used(db)
+        return (found.reserved_tokens, found.reserved_usd) == (0, 0)
+
+    await eventually(are_released)
+
+
+class Hooked:
+    """The hooks of a conversation, called as Claude Code calls them."""
+
+    def __init__(self, recorder: SessionRecorder, budgets: Any, **more: Any) -> None:
+        self.sdk = SessionSdk(recorder, **{"user_id": A, "budgets": budgets, **more})
+        self.conversation = self.sdk.conversation(None)
+        options = self.sdk.with_hooks(None, self.conversation)
         assert options is not None
         assert options.hooks is not None
-        assert set(options.hooks) == {"UserPromptSubmit", "PostToolUse", "PostToolUseFailure"}
-        [ask_budgets] = options.hooks["UserPromptSubmit"][0].hooks
-        told: Any = {"session_id": "s1", "hook_event_name": "UserPromptSubmit", "prompt": "Hello"}
-        return await ask_budgets(told, None, {"signal": None})
+        self.hooks: dict[Any, Any] = {name: matchers[0] for name, matchers in options.hooks.items()}
 
-    assert SessionSdk(recorder, user_id=A).with_hooks(None) is None
+    async def __call__(self, name: str, tool: str | None = None, **more: Any) -> Any:
+        told = {"session_id": "s1", "hook_event_name": name, **more}
+        [hook] = self.hooks[name].hooks
+        return await hook(told, tool, {"signal": None})
+
+    async def once(self) -> Any:
+        answered = await self("UserPromptSubmit", prompt="Hello")
+        self.sdk.close(self.conversation)
+        return answered
+
+
+async def test_what_the_hooks_of_budgets_answer(session_database: SessionDatabase, recorder: SessionRecorder) -> None:
+    def hooked(budgets: Any, **more: Any) -> Hooked:
+        return Hooked(recorder, budgets, **more)
+
+    bare = SessionSdk(recorder, user_id=A)
+    assert bare.with_hooks(None, bare.conversation(None)) is None
     await limit(session_database, limit_usd=None, limit_tokens=100)
     ours = session_database.budgets
-    assert await answered(BudgetCheck(ours, needs={"tokens_in": 100})) == {}
-    stopped = await answered(BudgetCheck(ours, needs={"tokens_in": 101}))
+    assert await hooked(BudgetCheck(ours, needs={"tokens_in": 100})).once() == {}
+    await assert_released(session_database)
+    stopped = await hooked(BudgetCheck(ours, needs={"tokens_in": 101})).once()
     assert stopped == {"continue_": False, "stopReason": "budget 'b' would be exceeded by 1 tokens"}
     await limit(session_database, limit_usd=1)
     # Nobody knows the model, so a need in tokens has no price.
-    assert (await answered(BudgetCheck(ours, needs={"tokens_in": 100})))["continue_"] is False
-    assert await answered(BudgetCheck(ours, needs={"cost_usd": 1})) == {}
+    assert (await hooked(BudgetCheck(ours, needs={"tokens_in": 100})).once())["continue_"] is False
+    assert await hooked(BudgetCheck(ours, needs={"cost_usd": 1})).once() == {}
+    await assert_released(session_database)
     await recorder.flush()
     assert recorder.snapshot().failures == 0
     async with SessionDatabase.connect(AWAY, settings=Settings(retries=0)) as away:
-        assert await answered(away.budgets) == {}
-        assert (await answered(BudgetCheck(away.budgets, on_unavailable="refuse")))["continue_"] is False
-    assert await answered(ours, user_id=None) == {}
+        assert await hooked(away.budgets)("UserPromptSubmit") == {}
+        refusing = hooked(BudgetCheck(away.budgets, on_unavailable="refuse"))
+        assert (await refusing("UserPromptSubmit"))["continue_"] is False
+    assert await hooked(ours, user_id=None)("UserPromptSubmit") == {}
     await eventually(lambda: recorder.snapshot().failures == 3)
+
+
+async def test_each_agent_reserves_one_call(session_database: SessionDatabase, recorder: SessionRecorder) -> None:
+    """However many tools answer at once, a model is called once for them."""
+    check = BudgetCheck(session_database.budgets, needs={"tokens_in": 40})
+    await limit(session_database, limit_usd=None, limit_tokens=100)
+    first, other = Hooked(recorder, check), Hooked(recorder, check)
+
+    async def reserved() -> Any:
+        return (await used(session_database)).reserved_tokens
+
+    assert await first("UserPromptSubmit") == {}
+    for call in ("c1", "c2"):
+        assert await first("PostToolUse", call) == {}
+    assert await reserved() == 40
+    # The same session, continued by another process.
+    assert await other("UserPromptSubmit") == {}
+    assert await reserved() == 80
+    assert (await Hooked(recorder, check)("UserPromptSubmit"))["continue_"] is False
+    other.sdk.close(other.conversation)
+
+    async def is_released() -> bool:
+        return bool(await reserved() == 40)
+
+    await eventually(is_released)
+    # The agent's call is over when it calls a tool, and a sub-agent's first call is reserved in its place.
+    assert await first("PreToolUse", "c3") == {}
+    assert await reserved() == 40
+    assert await first("PostToolUse", "c4", agent_id="a1") == {}
+    assert await reserved() == 80
+    refused = await first("PreToolUse", "c5")
+    assert (refused["continue_"], refused["hookSpecificOutput"]["permissionDecision"]) == (False, "deny")
+    await first("SubagentStop", agent_id="a1")
+    await eventually(is_released)
+    # A tool that failed began no sub-agent.
+    assert await first("PostToolUseFailure", "c3") == {}
+    assert await reserved() == 40
+    first.sdk.close(first.conversation)
+    await assert_released(session_database)
+    await recorder.flush()
+    assert recorder.snapshot().failures == 0
 
 
 def test_without_the_sdk_the_import_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:

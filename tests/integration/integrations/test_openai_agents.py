@@ -35,6 +35,7 @@ from agents import (
 from agents.testing import ScriptedModel, assistant_message, function_call
 from agents.tracing import Span, Trace, TracingProcessor
 from openai import APIStatusError, AsyncOpenAI
+from openai.types.responses.response_usage import InputTokensDetails
 
 from session_lifecycle import SessionDatabase, SessionRecorder
 from session_lifecycle.errors import BudgetExceededError
@@ -713,6 +714,17 @@ async def test_tools_that_fail_and_content_by_choice(
             (first, "user", "secret-1 [[tools:get_time]]"),
             (first, "assistant", ANSWER),
         ]
+
+
+async def test_a_part_that_is_larger_than_its_whole_is_cut(session_database: SessionDatabase) -> None:
+    details = InputTokensDetails(cached_tokens=5, cache_write_tokens=9)
+    usage = Usage(requests=1, input_tokens=7, output_tokens=2, total_tokens=9, input_tokens_details=details)
+    async with session_database.recorder() as recorder:
+        model = ScriptedModel([ModelResponse([assistant_message("ok")], usage, None)])
+        await run(agent_of(model), "Hello", hooks_of(recorder))
+    assert recorder.snapshot().failures == 0
+    [event] = (await books.events(session_database)).values()
+    assert (event.counts, event.parts, event.measured) == ((7, 2), (5, 2, 0, 0), True)
 
 
 async def test_a_model_without_ids_has_keys_of_its_own(session_database: SessionDatabase) -> None:

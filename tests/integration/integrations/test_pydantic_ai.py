@@ -514,6 +514,19 @@ async def test_content_is_recorded_by_choice(
         ]
 
 
+async def test_a_part_that_is_larger_than_its_whole_is_cut(session_database: SessionDatabase) -> None:
+    usage = RequestUsage(input_tokens=7, output_tokens=2, cache_read_tokens=5, cache_write_tokens=9)
+
+    def answer(*_: Any) -> ModelResponse:
+        return ModelResponse(parts=[TextPart("ok")], usage=usage)
+
+    async with session_database.recorder() as recorder:
+        await agent_of(SessionCapability(recorder, user_id=A), FunctionModel(answer)).run("Hello")
+    assert recorder.snapshot().failures == 0
+    [event] = (await books.events(session_database)).values()
+    assert (event.counts, event.parts, event.measured) == ((7, 2), (5, 2, 0, 0), True)
+
+
 async def test_a_model_without_ids_has_keys_of_its_own(session_database: SessionDatabase) -> None:
     def answer(*_: Any) -> ModelResponse:
         usage = RequestUsage(input_tokens=7, output_tokens=2)

@@ -340,6 +340,88 @@ async def test_a_busy_recorder_waits_to_fill_a_batch_and_a_lone_call_does_not_wa
         assert recorder.snapshot().batches <= batches + 2
 
 
+@pytest.fixture
+def gathers_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("session_lifecycle.writing.recorder.GATHER_SECONDS", 3600)
+
+
+def touch(number: int) -> Touch:
+    return Touch(session_id=f"s{number}", user_id=A)
+
+
+@pytest.mark.usefixtures("gathers_for_long")
+async def test_items_that_nobody_waits_for_wait_for_others(session_database: SessionDatabase) -> None:
+    async with session_database.recorder(max_batch=4) as recorder:
+        for number in range(3):
+            recorder.submit(touch(number))
+            await asyncio.sleep(0.01)
+        assert (recorder.snapshot().pending, recorder.snapshot().batches) == (3, 0)
+        # A caller waits for its answer, so all is written with it.
+        await recorder.ensure_and_touch_session("s3", A)
+        assert (recorder.snapshot().items, recorder.snapshot().batches) == (4, 1)
+        # As many as a transaction takes wait for nothing else.
+        for number in range(6):
+            recorder.submit(touch(number))
+        await until(recorder, batches=2, items=8, pending=2)
+        # So do flushing and closing.
+        await recorder.flush()
+        assert recorder.snapshot().items == 10
+        recorder.submit(touch(1))
+    assert (recorder.snapshot().items, recorder.snapshot().pending) == (11, 0)
+
+
+async def test_items_that_nobody_waits_for_are_written_though_nothing_else_comes(
+    session_database: SessionDatabase,
+) -> None:
+    async with session_database.recorder() as recorder:
+        for number in range(3):
+            recorder.submit(touch(number))
+            await until(recorder, items=number + 1, pending=0)
+
+
+@pytest.mark.usefixtures("gathers_for_long")
+async def test_a_caller_that_waits_for_room_hurries_those_that_wait_for_others(
+    session_database: SessionDatabase,
+) -> None:
+    async with session_database.recorder(max_pending=2) as recorder:
+        for number in range(2):
+            recorder.submit(touch(number))
+        await recorder.ensure_and_touch_session("s3", A)
+        assert recorder.snapshot().items == 3
+
+
+@pytest.mark.usefixtures("gathers_for_long")
+async def test_one_bad_item_among_those_that_nobody_waits_for(session_database: SessionDatabase) -> None:
+    async with session_database.recorder(max_batch=4) as recorder:
+        late = Touch(session_id="s9", user_id=A, at=datetime.now(UTC) + timedelta(days=1))
+        for item in (touch(0), touch(1), late, touch(2)):
+            recorder.submit(item)
+        await until(recorder, items=3, failures=1, pending=0)
+
+
+async def test_a_thread_wakes_the_event_loop_once_for_all_that_it_hands_over(
+    session_database: SessionDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = asyncio.get_running_loop()
+    woken: list[object] = []
+    wake = loop.call_soon_threadsafe
+
+    def counted(callback: Any, *arguments: Any, **named: Any) -> asyncio.Handle:
+        woken.append(callback)
+        return wake(callback, *arguments, **named)
+
+    async with session_database.recorder() as recorder:
+        monkeypatch.setattr(loop, "call_soon_threadsafe", counted)
+        for burst in range(2):
+            for number in range(50):
+                recorder.submit_threadsafe(touch(number))  # the loop does not look meanwhile
+            assert len(woken) == burst + 1
+            await asyncio.sleep(0)
+        monkeypatch.undo()
+        await recorder.flush()
+        assert recorder.snapshot().items == 100
+
+
 @pytest.mark.parametrize(
     "wrong",
     [

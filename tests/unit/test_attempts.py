@@ -1,0 +1,36 @@
+"""The time limit of attempts: whoever is open for too long is closed, and nothing else is remembered."""
+
+import threading
+from typing import Any
+
+from session_lifecycle.writing import attempt
+from session_lifecycle.writing.quiet import QuietWriter
+from session_lifecycle.writing.session_trace import SessionTrace
+from support.usage import A
+
+
+def trace(items: list[Any], **more: Any) -> SessionTrace:
+    return SessionTrace(QuietWriter(items.append, lambda *_: None), "s", A, **more)
+
+
+def test_closed_attempts_are_not_remembered_until_their_deadlines() -> None:
+    session = trace([])
+    session.attempt("m").cancel()
+    entries: list[Any] = attempt._watch._entries  # noqa: SLF001 - what is remembered # pyright: ignore[reportPrivateUsage]
+    before = len(entries)
+    for _ in range(1000):
+        session.attempt("m").usage("m", 1)
+    assert len(entries) <= before
+
+
+def test_a_shorter_deadline_comes_first_and_a_closed_one_changes_nothing() -> None:
+    items: list[Any] = []
+    closed = threading.Event()
+    longer = trace(items, attempt_timeout=3600)
+    still_open, answered = longer.attempt("open"), longer.attempt("answered")
+    answered.usage("answered", 1)
+    late = trace(items, attempt_timeout=0.01).attempt("late", on_cancelled=closed.set)
+    assert closed.wait(30)
+    assert (late.is_open, still_open.is_open) == (False, True)
+    assert [(item.model, item.measured) for item in items] == [("answered", True), ("late", False)]
+    still_open.discard()
