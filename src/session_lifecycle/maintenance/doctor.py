@@ -292,7 +292,7 @@ class Doctor:
             else:
                 given = f", provider={one.provider!r}" if one.provider else ""
                 override = f"PriceOverride(model_pattern={one.model!r}{given}, …)"
-                do = f"pass prices=[{override}] to SessionDatabase, then run session-lifecycle reprice"
+                do = f"in Python: SessionDatabase.connect(…, prices=[{override}]), then db.maintenance.reprice()"
             yield Finding(
                 check="prices",
                 severity=WARNING,

@@ -180,7 +180,7 @@ async def test_a_role_is_told_what_it_lacks_and_what_it_does_not_need(
                 assert "missing: USAGE on schema session_lifecycle\n" in none.stdout
                 await grant(owner, role, name)
                 assert succeed("db", "roles", "--check", role, *at) == (
-                    f"Role {name} has what a {role} needs, and nothing more.\n"
+                    f"Role {name} has what the role {role!r} needs, and nothing more.\n"
                 )
                 async with owner.engine.begin() as connection:
                     for change in (
@@ -267,7 +267,7 @@ async def test_a_killed_server_ends_a_command_with_a_message(session_database_ur
             _, said = await asyncio.to_thread(process.communicate, timeout=30)
             assert process.returncode == 1
             assert "error: the connection to the database was lost" in said
-            assert "db upgrade` does the rest" in said
+            assert "`session-lifecycle db check` says what is missing" in said
             await killer.close()
     await other.close()
     assert run_raw("db", "check", "--database-url", session_database_url).returncode == 0
