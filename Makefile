@@ -92,6 +92,7 @@ benchmark: setup  ## Measure what writing, reading and rolling up cost, each bes
 	$(BIN)/python benchmarks/touch_hot.py
 	$(BIN)/python benchmarks/reads.py --plot docs/discussion/reads.svg
 	$(BIN)/python benchmarks/small_reads.py
+	$(BIN)/python benchmarks/export_import.py
 	$(BIN)/python benchmarks/session_summaries.py --plot docs/discussion/activity.svg
 	$(BIN)/python benchmarks/roll_up_cost.py
 	$(BIN)/python benchmarks/adapter_overhead.py

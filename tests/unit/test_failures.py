@@ -23,6 +23,7 @@ TIMED_OUT = "Postgres cancelled the statement, because of its statement timeout 
 DISK_FULL = "the disk of the database is full"
 LOST = "the connection to the database was lost"
 UNREACHABLE = "the database cannot be reached or did not answer"
+AT_A_POOLER = "behind pgbouncer pass pgbouncer=True, and give commands a direct URL"
 
 
 def from_server(sqlstate: str, message: str, **fields: str) -> asyncpg.PostgresError:
@@ -70,8 +71,8 @@ def raised(error: BaseException, **options: Any) -> SessionLifecycleError:
             f"{UNREACHABLE}: CannotConnectNowError (57P03): the database system is starting up",
         ),
         (
-            from_server("08P01", "unsupported startup parameter: statement_timeout"),
-            f"{UNREACHABLE}: ProtocolViolationError (08P01): unsupported startup parameter: statement_timeout",
+            from_server("08P01", "unsupported startup parameter: x"),
+            f"{UNREACHABLE}; {AT_A_POOLER}: ProtocolViolationError (08P01): unsupported startup parameter: x",
         ),
         (ConnectionRefusedError(111, "refused"), f"{UNREACHABLE}: ConnectionRefusedError: [Errno 111] refused"),
         (TimeoutError(), f"{UNREACHABLE}: TimeoutError: "),

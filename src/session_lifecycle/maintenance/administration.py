@@ -70,6 +70,7 @@ class SchemaAdministration:
 
         Raises:
             InvalidValueError: `role` is another text.
+            SchemaError: The schema is not migrated, so only `migrator` can be checked.
         """
         kind = role_of(role)
         async with self._connection() as connection:

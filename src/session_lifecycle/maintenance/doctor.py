@@ -252,10 +252,11 @@ class Doctor:
                         do=f"session-lifecycle db roles --role {self._role}",
                     )
         state = await row_level_security(connection, self._schema, names_viewers=self._settings.row_level_security)
+        do = "session-lifecycle db rls enable"
+        if state.is_walled_in and not self._settings.row_level_security:
+            do = "set SESSION_LIFECYCLE_ROW_LEVEL_SECURITY=true and the key where this role reads"
         for problem in state.problems:
-            yield Finding(
-                check="row_level_security", severity=ERROR, says=problem, do="session-lifecycle db rls enable"
-            )
+            yield Finding(check="row_level_security", severity=ERROR, says=problem, do=do)
 
     async def _of_roll_up(self) -> Findings:
         self._figures = figures = await self.measure()
@@ -292,7 +293,7 @@ class Doctor:
             else:
                 given = f", provider={one.provider!r}" if one.provider else ""
                 override = f"PriceOverride(model_pattern={one.model!r}{given}, …)"
-                do = f"pass prices=[{override}] to SessionDatabase, then run session-lifecycle reprice"
+                do = f"in Python: SessionDatabase.connect(…, prices=[{override}]), then db.maintenance.reprice()"
             yield Finding(
                 check="prices",
                 severity=WARNING,

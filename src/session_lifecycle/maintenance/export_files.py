@@ -42,6 +42,8 @@ LONGEST_LINE = 64_000_000
 def text_of(value: Any) -> Any:
     """The value as CSV, JSON and Parquet have it: ids and money as text. Flags, numbers and None stay as they are."""
     match value:
+        case str():
+            return value
         case UUID():
             return str(value)
         case Decimal():
@@ -54,12 +56,22 @@ def text_of(value: Any) -> Any:
 
 def json_line(shape: TableShape, row: Mapping[str, Any]) -> str:
     """The row as one line of JSON. A JSON value stands in it as Postgres wrote it, to the last digit."""
-    pairs = (
-        f"{json.dumps(name)}: "
-        + (row[name] if one.kind is JSON and row[name] is not None else json.dumps(text_of(row[name])))
+    pairs = [
+        f'"{name}": {"null" if (value := row[name]) is None else value if one.kind is JSON else _json(value)}'
         for name, one in shape.columns.items()
-    )
+    ]
     return f"{{{', '.join(pairs)}}}"
+
+
+_encode_text = json.encoder.encode_basestring_ascii
+
+
+def _json(value: Any) -> str:
+    """The value as JSON. `json.dumps` alone takes three times as long for text and integers, which most values are."""
+    value = text_of(value)
+    if isinstance(value, str):
+        return _encode_text(value)
+    return str(value) if type(value) is int else json.dumps(value)
 
 
 class RowWriter(ABC):
@@ -131,10 +143,6 @@ class _Parquet(RowWriter):
         held = sum(group.nbytes for group in self._groups)
         if held >= ROW_GROUP_BYTES or sum(group.num_rows for group in self._groups) >= ROW_GROUP_ROWS:
             self._write_group()
-
-    @staticmethod
-    def _cell(value: Any) -> Any:
-        return value if isinstance(value, datetime) else text_of(value)
 
     def _write_group(self) -> None:
         if self._groups:

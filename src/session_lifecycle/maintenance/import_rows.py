@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, NoReturn
 from uuid import UUID
 
 from session_lifecycle.errors import InvalidValueError, shortened
@@ -69,11 +69,12 @@ def read_row(shape: TableShape, line: int, text: str, fields: Mapping[str, Any])
     # Both would end as an error of Postgres about the whole batch.
     if "\\u" in text and any("\x00" in one or not _is_utf_8(one) for one in _texts(fields)):
         raise InvalidValueError("line", f"{len(text)} characters", "text without the character NUL and lone surrogates")
-    if unknown := next((name for name in fields if name not in shape.columns), None):
-        raise InvalidValueError(unknown, fields[unknown], f"no field of that name: {shape.name} has none")
-    if missing := next((name for name in shape.columns if name not in fields), None):
-        raise InvalidValueError(missing, "nothing", "a value or null: the field is missing")
-    values = {name: _value(name, one, fields[name]) for name, one in shape.columns.items()}
+    if fields.keys() != shape.columns.keys():
+        _refuse_names(shape, fields)
+    values = {
+        name: None if (value := fields[name]) is None and one.is_nullable else _value(name, one, value)
+        for name, one in shape.columns.items()
+    }
     _check_words(shape, values)
     for check in _CHECKS.get(shape.name, ()):
         check(values)
@@ -113,7 +114,7 @@ def fields_of(text: str) -> dict[str, Any]:
         InvalidValueError: The line is no JSON object.
     """
     try:
-        fields = json.loads(text, parse_float=Decimal, parse_constant=_no_constant)
+        fields = _DECODER.decode(text)
     except (ValueError, RecursionError):
         raise InvalidValueError("line", f"{len(text)} characters", "a JSON object") from None
     if not isinstance(fields, dict):
@@ -128,6 +129,9 @@ def user_of(fields: Mapping[str, Any]) -> UUID | None:
 
 def _no_constant(word: str) -> Any:
     raise ValueError(word)
+
+
+_DECODER = json.JSONDecoder(parse_float=Decimal, parse_constant=_no_constant)
 
 
 def _is_utf_8(text: str) -> bool:
@@ -153,16 +157,23 @@ def _texts(value: Any) -> Iterator[str]:
             return
 
 
+def _refuse_names(shape: TableShape, fields: Mapping[str, Any]) -> NoReturn:
+    for unknown in fields.keys() - shape.columns.keys():
+        raise InvalidValueError(unknown, fields[unknown], f"no field of that name: {shape.name} has none")
+    missing = next(name for name in shape.columns if name not in fields)
+    raise InvalidValueError(missing, "nothing", "a value or null: the field is missing")
+
+
 def _value(name: str, column: ExportColumn, value: Any) -> Any:
+    """A value that is not null, or null where the column has none."""
+    kind = column.kind
     if value is None:
-        if not column.is_nullable:
-            raise InvalidValueError(name, None, _EXPECTED[column.kind])
-        return None
-    read = _READERS[column.kind](value)
+        raise InvalidValueError(name, None, _EXPECTED[kind])
+    read = _READERS[kind](value)
     if read is None:
-        raise InvalidValueError(name, shown(name, value), _EXPECTED[column.kind])
-    if read is not True and column.kind in {INTEGER, MONEY} and read < 0 and (column.kind is MONEY or name in _COUNTS):
-        raise InvalidValueError(name, value, f"{_EXPECTED[column.kind]} of at least 0")
+        raise InvalidValueError(name, shown(name, value), _EXPECTED[kind])
+    if (kind is MONEY or (kind is INTEGER and name in _COUNTS)) and read < 0:
+        raise InvalidValueError(name, value, f"{_EXPECTED[kind]} of at least 0")
     return read
 
 
@@ -174,8 +185,7 @@ def _uuid(value: Any) -> UUID | None:
 
 
 def _integer(value: Any) -> int | None:
-    is_one = isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
-    return value if is_one else None
+    return value if type(value) is int and -(2**63) <= value < 2**63 else None
 
 
 def _money(value: Any) -> Decimal | None:

@@ -9,7 +9,7 @@ shows what belongs to a session that is not there: an interrupted import shows n
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
@@ -165,28 +165,30 @@ class Importer:
         most = 0
         async with aclosing(self._batches(shape.name)) as batches:
             async for lines in batches:
-                rows = [row for number, text in lines if (row := self._accepted(shape, number, text)) is not None]
+                rows = [
+                    (text, row) for number, text in lines if (row := self._accepted(shape, number, text)) is not None
+                ]
                 counts["read"] += len(lines)
                 counts["refused"] += len(lines) - len(rows)
                 if rows:
-                    bound = {"rows": _as_array(_to_store(row) for row in rows)}
+                    bound = {"rows": _as_array(_to_store(text, row) for text, row in rows)}
                     [(added,)] = await self._execution.write(add, bound, repeatable=True)
                     counts["added"] += added
                     counts["unchanged"] += len(rows) - added
-                    most = max(most, *(row.values.get(RECORD_NO, 0) for row in rows), 0)
+                    most = max(most, *(row.get(RECORD_NO, 0) for _, row in rows), 0)
                 self._tell("read", shape.name, counts["read"])
         if most:
             await self._execution.fetch(
                 export.move_sequence_on(self._execution.schema, shape), {"most": most}, writes=True
             )
 
-    def _accepted(self, shape: TableShape, number: int, text: str) -> ImportRow | None:
+    def _accepted(self, shape: TableShape, number: int, text: str) -> dict[str, Any] | None:
+        """The fields of a line that was looked at and not refused, as JSON has them."""
         if (shape.name, number) in self._refused_lines:
             return None
         fields = fields_of(text)
-        if shape.has_user and user_of(fields) in self._refused_users:
-            return None
-        return read_row(shape, number, text, fields)
+        is_refused = shape.has_user and self._refused_users and user_of(fields) in self._refused_users
+        return None if is_refused else fields
 
     async def _batches(self, name: ExportTable) -> AsyncGenerator[Sequence[tuple[int, str]]]:
         lines = self._source.lines(name)
@@ -202,8 +204,8 @@ class Importer:
             async for lines in batches:
                 for number, text in lines:
                     # A parent that is refused was noted before, and its user with it.
-                    if (row := self._accepted(shape, number, text)) is not None:
-                        yield row.key
+                    if (fields := self._accepted(shape, number, text)) is not None:
+                        yield user_of(fields), fields[shape.key[1]]
 
     def _tell(self, doing: str, table: str, rows: int) -> None:
         if self._on_progress is not None:
@@ -227,12 +229,12 @@ class _Parents:
         return self.current == key
 
 
-def _to_store(row: ImportRow) -> str:
+def _to_store(text: str, fields: Mapping[str, Any]) -> str:
     """The line, with the columns that are derived from others."""
-    if (content := row.values.get("content")) is None:
-        return row.text
+    if (content := fields.get("content")) is None:
+        return text
     derived = to_json({CONTENT_FOLDED: folded(content)}).decode()
-    return f"{row.text.rstrip()[:-1]}, {derived[1:]}"
+    return f"{text.rstrip()[:-1]}, {derived[1:]}"
 
 
 def _as_array(lines: Iterable[str]) -> str:

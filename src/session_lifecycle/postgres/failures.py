@@ -56,7 +56,8 @@ UNAVAILABLE = {
     "08": _LOST,
     "08001": _UNREACHABLE,
     "08004": _UNREACHABLE,
-    "08P01": _UNREACHABLE,  # a pooler's refusal
+    # A pooler refuses what it does not know of a connection.
+    "08P01": f"{_UNREACHABLE}; behind pgbouncer pass pgbouncer=True, and give commands a direct URL",
     "57P01": _LOST,
     "57P02": _LOST,
     "57P05": _LOST,

@@ -12,7 +12,9 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from session_lifecycle.entities import KEY_TABLE, VERSION_TABLE, metadata, quoted
+from session_lifecycle.errors import SchemaError
 from session_lifecycle.models.schema import RoleReport
+from session_lifecycle.postgres.schema_check import UPGRADE_COMMAND
 from session_lifecycle.settings import DEFAULT_SCHEMA
 
 DEFAULT_PREFIX = "sessions_"
@@ -106,6 +108,11 @@ CROSS JOIN LATERAL (
     VALUES ('SUPERUSER', r.rolsuper), ('BYPASSRLS', r.rolbypassrls), ('CREATEROLE', r.rolcreaterole)
 ) a (name, has)
 WHERE r.rolname = current_user AND a.has
+UNION ALL
+SELECT 'migrated', '', ''
+FROM pg_catalog.pg_class c
+JOIN place ON place.oid = c.relnamespace
+WHERE c.relname = :version_table
 """)
 
 
@@ -148,9 +155,18 @@ async def check_role(connection: AsyncConnection, schema: str, role: DatabaseRol
     """Compares the rights of the connection's role with those that a role needs.
 
     Membership counts: a right of another role that the role has by it is a right of the role.
+
+    Raises:
+        SchemaError: The schema is not migrated, so only the role that migrates can have its rights yet.
     """
     asked = {"schema": schema, "rights": [*ALL_RIGHTS, *RIGHTS_OF_OWNERS], "sequence": RUNS_SEQUENCE}
+    asked["version_table"] = VERSION_TABLE
     held = {(kind, name, right) for kind, name, right in await connection.execute(_HELD, asked)}
+    if ("migrated", "", "") not in held and role is not DatabaseRole.MIGRATOR:
+        raise SchemaError(
+            f"schema {schema!r} is not migrated: run `{UPGRADE_COMMAND}`, and grant the rights afterwards"
+        )
+    held.discard(("migrated", "", ""))
     current: str = (await connection.exec_driver_sql("SELECT current_user")).scalar_one()
     refused = {one for one in held if one[0] == "refused function"}
     held -= refused

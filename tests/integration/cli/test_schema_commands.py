@@ -180,7 +180,7 @@ async def test_a_role_is_told_what_it_lacks_and_what_it_does_not_need(
                 assert "missing: USAGE on schema session_lifecycle\n" in none.stdout
                 await grant(owner, role, name)
                 assert succeed("db", "roles", "--check", role, *at) == (
-                    f"Role {name} has what a {role} needs, and nothing more.\n"
+                    f"Role {name} has what the role '{role}' needs, and nothing more.\n"
                 )
                 async with owner.engine.begin() as connection:
                     for change in (
@@ -194,6 +194,16 @@ async def test_a_role_is_told_what_it_lacks_and_what_it_does_not_need(
             assert found["excess"] == ["CREATE on schema session_lifecycle", "TRUNCATE on session_records"]
         finally:
             await ask(session_database_url, f"DROP OWNED BY {name}")
+
+
+def test_the_rights_of_a_role_are_compared_once_the_schema_is_migrated(empty_url: str) -> None:
+    at = ("--database-url", empty_url)
+    for command in (("db", "roles", "--check", "worker"), ("doctor", "--role", "worker")):
+        ran = run(*command, *at)
+        assert (ran.returncode, ran.stdout.count("missing")) == (1, 0)
+        assert "schema 'session_lifecycle' is not migrated" in ran.stderr + ran.stdout
+    succeed("db", "upgrade", *at)
+    assert "not needed: SUPERUSER" in run("db", "roles", "--check", "worker", *at).stdout
 
 
 def test_a_superuser_has_more_than_a_worker_needs(session_database_url: str) -> None:
@@ -267,7 +277,7 @@ async def test_a_killed_server_ends_a_command_with_a_message(session_database_ur
             _, said = await asyncio.to_thread(process.communicate, timeout=30)
             assert process.returncode == 1
             assert "error: the connection to the database was lost" in said
-            assert "db upgrade` does the rest" in said
+            assert "`session-lifecycle db check` says what is missing" in said
             await killer.close()
     await other.close()
     assert run_raw("db", "check", "--database-url", session_database_url).returncode == 0

@@ -253,6 +253,97 @@ async def test_the_reference_is_imported_from_its_database(
         assert "new_events 0, skipped 0, refused 0" in succeed("import", "reference", url, *to)
 
 
+LIVED_IN_REFERENCE = """
+    CREATE TABLE public.session_records (
+        session_id varchar, user_id {ids}, dataset_id {ids}, status varchar NOT NULL, started_at timestamptz NOT NULL,
+        last_activity_at timestamptz NOT NULL, ended_at timestamptz, tokens_in int NOT NULL, tokens_out int NOT NULL,
+        cost_usd float8 NOT NULL, error_count int NOT NULL, last_model text, PRIMARY KEY (session_id, user_id));
+    CREATE TABLE public.session_model_usage (
+        session_id varchar, user_id {ids}, model text, tokens_in int NOT NULL, tokens_out int NOT NULL,
+        cost_usd float8 NOT NULL, updated_at timestamptz NOT NULL, PRIMARY KEY (session_id, user_id, model));
+    -- Up to three models, whose floats add up to what no decimal would.
+    INSERT INTO public.session_model_usage
+    SELECT 'session-' || n, lpad(to_hex(n % 97), 32, '0')::{ids}, 'm' || (n + part) % 7, 100 + n % 11, part,
+           0.1 * (1 + part) + 0.0001 * (n % 13), '2026-02-01 08:00Z'::timestamptz + n * interval '1 s'
+    FROM generate_series(1, {sessions}) n, generate_series(1, n % 4) part;
+    -- One session in ten has usage that named no model; one in four is running; one in a hundred has errors.
+    INSERT INTO public.session_records
+    SELECT 'session-' || n, lpad(to_hex(n % 97), 32, '0')::{ids},
+           CASE WHEN n % 3 = 0 THEN lpad(to_hex(n % 5), 32, '0')::{ids} END, status, at - interval '1 h', at,
+           CASE WHEN status <> 'running' THEN at + interval '5 s' END, tokens_in + 10 * (n % 10 = 1)::int, tokens_out,
+           cost_usd + 0.7 * (n % 10 = 1)::int, 2 * (n % 100 = 0)::int, last_model
+    FROM generate_series(1, {sessions}) n,
+         LATERAL (SELECT (ARRAY['running', 'completed', 'failed', 'completed'])[1 + n % 4],
+                         '2026-02-01 08:00Z'::timestamptz + n * interval '1 s') x (status, at),
+         LATERAL (SELECT coalesce(sum(tokens_in), 0), coalesce(sum(tokens_out), 0), coalesce(sum(cost_usd), 0),
+                         max(model)
+                  FROM public.session_model_usage WHERE session_id = 'session-' || n) y
+                 (tokens_in, tokens_out, cost_usd, last_model);
+    -- What a model used after the end of its session is in no total of the session.
+    UPDATE public.session_model_usage SET tokens_in = tokens_in + 7, updated_at = updated_at + interval '1 h'
+    WHERE model = 'm3' AND (session_id, user_id) IN (
+        SELECT session_id, user_id FROM public.session_records WHERE last_model = 'm3' AND status = 'failed');
+"""
+SESSION_ROWS = """
+    SELECT replace(user_id::text, '-', ''), session_id, replace(dataset_id::text, '-', ''), status, started_at,
+           last_activity_at, ended_at, tokens_in, tokens_out, cost_usd::text::numeric, error_count, last_model
+    FROM {schema}.session_records ORDER BY session_id COLLATE "C"
+"""
+TOKENS_BY_MODEL = "SELECT model, sum(tokens_in), sum(tokens_out) FROM public.session_model_usage GROUP BY 1"
+LATE_TOKENS = "SELECT coalesce(sum(tokens_in), 0) FROM session_lifecycle.session_usage_events WHERE late"
+STORED = """
+    SELECT md5(string_agg(t::text, '' ORDER BY t::text)) FROM session_lifecycle.session_records t
+    UNION ALL SELECT md5(string_agg(t::text, '' ORDER BY t::text)) FROM session_lifecycle.session_usage_events t
+    UNION ALL SELECT md5(string_agg(t::text, '' ORDER BY t::text)) FROM session_lifecycle.session_model_usage t
+"""
+
+
+@pytest.mark.parametrize(
+    ("ids", "sessions"), [("uuid", 400), ("varchar", 400), pytest.param("uuid", 100_000, marks=pytest.mark.soak)]
+)
+async def test_a_lived_in_database_of_the_reference_keeps_its_totals_and_is_imported_once(
+    session_database_url: str, session_template_server: TemplateServer, ids: str, sessions: int
+) -> None:
+    async with another_database(session_template_server) as theirs:
+        url = theirs.engine.url.set(drivername="postgresql").render_as_string(hide_password=False)
+        source, ours = await asyncpg.connect(url), await asyncpg.connect(session_database_url)
+        await source.execute(LIVED_IN_REFERENCE.format(ids=ids, sessions=sessions))
+        first = await _imported_reference(url, session_database_url)
+        assert (first["rows"], first["skipped"], first["refused"]) == (sessions, 0, 0)
+
+        rows = [tuple(row) for row in await source.fetch(SESSION_ROWS.format(schema="public"))]
+        assert [tuple(row) for row in await ours.fetch(SESSION_ROWS.format(schema="session_lifecycle"))] == rows
+        async with SessionDatabase.connect(session_database_url) as db:
+            stats = await db.lifecycle.aggregate_stats(Viewer.auditor())
+            costs = {one.model: one for one in await db.lifecycle.cost_by_model(Viewer.auditor())}
+            found = await db.maintenance.reconcile()
+        assert (stats.sessions, stats.total_spend_usd) == (sessions, sum(row[9] for row in rows))
+        assert (stats.tokens_in, stats.tokens_out) == (sum(row[7] for row in rows), sum(row[8] for row in rows))
+        assert sum(one.cost_usd for one in costs.values()) == stats.total_spend_usd
+        assert found.mismatch_count == 0
+        by_model = {model: tokens for model, *tokens in await source.fetch(TOKENS_BY_MODEL)}
+        late = await ours.fetchval(LATE_TOKENS)
+        assert late > 0
+        by_model["m3"][0] -= late
+        assert {name: [one.tokens_in, one.tokens_out] for name, one in costs.items() if name != "unknown"} == by_model
+        assert costs["unknown"].tokens_in == 10 * (sessions // 10)
+
+        before = await ours.fetch(STORED)
+        again = await _imported_reference(url, session_database_url)
+        assert (again["rows"], again["new_events"], again["refused"]) == (sessions, 0, 0)
+        assert await ours.fetch(STORED) == before
+        await source.close()
+        await ours.close()
+
+
+async def _imported_reference(url: str, into: str) -> dict[str, Any]:
+    with running("import", "reference", url, "--database-url", into, "--json") as command:
+        said, complaints = await asyncio.to_thread(command.communicate, timeout=3600)
+    assert command.returncode == 0, complaints
+    report: dict[str, Any] = json.loads(said)
+    return report
+
+
 REFERENCE = f"""
     CREATE TABLE public.session_records (
         session_id varchar, user_id text, dataset_id text, status varchar NOT NULL, started_at timestamp NOT NULL,

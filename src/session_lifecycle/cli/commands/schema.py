@@ -49,7 +49,7 @@ def upgrade(
             await db.migrate(notes=notes, on_progress=print_note)
         except SessionLifecycleError:
             print_note("The database works as before: each step is written as a whole or not at all.")
-            print_note("`session-lifecycle db check` says what is missing, and `db upgrade` does the rest.")
+            print_note("`session-lifecycle db check` says what is missing, and what mends it.")
             raise
         _report(await db.check(), as_json=as_json)
 
@@ -197,7 +197,7 @@ def roles(
             for right in report.excess:
                 print_line(f"not needed: {right}")
             if not report.missing and not report.excess:
-                print_line(f"Role {report.role} has what a {report.checked_as} needs, and nothing more.")
+                print_line(f"Role {report.role} has what the role {report.checked_as!r} needs, and nothing more.")
             else:
                 print_note(f"`session-lifecycle db roles --role {report.checked_as}` prints the SQL of the rights.")
         if report.missing or report.excess:
