@@ -134,7 +134,7 @@ async def on_citus(url: str, seconds: float) -> None:
         stack.push_async_callback(drop)
         await plain.migrate()
         await db.migrate()
-        await db.distribute()
+        await db.placement.distribute()
         print(f"load {os.getloadavg()[0]:.1f}")
         await compare(plain, db, f"{BUCKETS} buckets on Citus", seconds)
 

@@ -261,14 +261,14 @@ async def measure_move(fill: int, items: int) -> Move:
         async with SessionDatabase.connect(old.url) as plain:
             sizes = await stored(plain)
         async with stages(old, new) as copying:
-            await db.move_bucket(0, new.url)
+            await db.placement.move(0, new.url)
         async with stages(new, old) as writing:
             await write(uses, lambda calls: calls < items)
         copied: list[str] = []
         async with stages(new, old) as together:
             written, report = await asyncio.gather(
                 write(uses, lambda _: len(copied) < len(metadata.sorted_tables) - 1),
-                db.move_bucket(0, old.url, on_progress=copied.append),
+                db.placement.move(0, old.url, on_progress=copied.append),
             )
     size = sum(one.table_bytes + one.index_bytes for one in sizes.values())
     # The changes cost what both together take more than the copy alone and the writes alone.

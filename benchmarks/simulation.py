@@ -113,7 +113,7 @@ class Stages(Figures):
 
 
 class Move(Figures):
-    """What `move_bucket` costs: copying a byte of tables and indexes, and carrying over a change noted meanwhile."""
+    """What moving a bucket costs: copying a byte of tables and indexes, and carrying over a change noted meanwhile."""
 
     a_byte: Stages
     a_change: Stages

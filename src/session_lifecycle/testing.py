@@ -17,13 +17,14 @@ import asyncio
 import os
 import shutil
 from collections.abc import AsyncIterator, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import asyncpg
 import pytest
@@ -102,17 +103,34 @@ class SessionClock:
             await connection.close()
 
 
-@dataclass(frozen=True)
 class TemplateServer:
     """A server with a migrated template database, which is cloned for each test.
+
+    Leave its `with` when the last test has ended.
 
     Attributes:
         url: The URL of a database on the server, whose user may create databases.
         template: The name of the template database.
     """
 
-    url: str
-    template: str
+    def __init__(self, url: str, template: str) -> None:
+        """Opens no connection yet."""
+        self.url = url
+        self.template = template
+        # Each test has an event loop of its own. One connection serves all tests, so it lives in a loop in a thread.
+        self._thread = ThreadPoolExecutor(1, "session-lifecycle-databases")
+        self._loop = asyncio.Runner()
+        self._connection: asyncpg.Connection | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._thread.submit(self._loop.run, self._close()).result()
+        self._thread.submit(self._loop.close).result()
+        self._thread.shutdown()
 
     def url_of(self, database: str) -> str:
         """The URL of a database on this server, for asyncpg and for `SessionDatabase.connect`."""
@@ -123,12 +141,17 @@ class TemplateServer:
 
     async def run(self, *statements: str) -> None:
         """Runs statements outside a transaction, on the database that `url` names."""
-        connection = await asyncpg.connect(self._parsed().render_as_string(hide_password=False))
-        try:
-            for statement in statements:
-                await connection.execute(statement)
-        finally:
-            await connection.close()
+        await asyncio.wrap_future(self._thread.submit(self._loop.run, self._run(statements)))
+
+    async def _run(self, statements: tuple[str, ...]) -> None:
+        if self._connection is None or self._connection.is_closed():
+            self._connection = await asyncpg.connect(self._parsed().render_as_string(hide_password=False))
+        for statement in statements:
+            await self._connection.execute(statement)
+
+    async def _close(self) -> None:
+        if self._connection is not None:
+            await self._connection.close()
 
     async def prepare(self) -> None:
         """Creates the template database: migrates it and installs the clock."""
@@ -224,7 +247,8 @@ def session_template_server() -> Iterator[TemplateServer]:
     with ExitStack() as stack:
         stack.callback(SERVER_SETTINGS.update, dict(SERVER_SETTINGS))
         SERVER_SETTINGS["search_path"] = CLOCK_PATH
-        server = TemplateServer(stack.enter_context(_server()), f"session_lifecycle_template_{os.getpid()}")
+        url = stack.enter_context(_server())
+        server = stack.enter_context(TemplateServer(url, f"session_lifecycle_template_{os.getpid()}"))
         asyncio.run(server.prepare())
         stack.callback(lambda: asyncio.run(server.drop(server.template)))
         yield server

@@ -56,9 +56,10 @@ class BucketServers:
                 await server.drop(name)
 
     async def drop(self) -> None:
-        """Drops the templates."""
+        """Drops the templates, and leaves the servers."""
         for server in self.servers:
-            await server.drop(server.template)
+            with server:
+                await server.drop(server.template)
 
 
 async def prepare_buckets(servers: Sequence[TemplateServer], count: int) -> BucketServers:

@@ -54,7 +54,7 @@ class CitusBuckets:
         """Makes the buckets: migrated, distributed and empty."""
         async with SessionDatabase.buckets(self.places) as db:
             await db.migrate()
-            await db.distribute()
+            await db.placement.distribute()
 
     async def empty(self) -> None:
         """Deletes every row."""

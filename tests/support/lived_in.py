@@ -4,9 +4,6 @@ import random
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from importlib import import_module
-from importlib.util import find_spec
-from typing import Any
 from uuid import UUID
 
 from fastapi import FastAPI
@@ -14,6 +11,7 @@ from fastapi import FastAPI
 from session_lifecycle import End, Message, Run, SessionDatabase, Step, Touch, UsageEvent, Viewer
 from session_lifecycle.models import Budget, Item
 from session_lifecycle.web.dashboard import dashboard_app
+from session_lifecycle.web.live import LiveFeed, live_router
 from support.usage import A
 from support.web import AGENT, D1, PREFIX, VIEWERS, B
 
@@ -170,13 +168,10 @@ async def live_in(db: SessionDatabase, sessions: int = 160, *, now: datetime | N
     await db.budgets.reserve("live-1", AGENT, "gpt-4o", 20_000, 4_000, idempotency_key="in flight")
 
 
-def lived_in_host(db: SessionDatabase) -> tuple[FastAPI, Any]:
-    """A host that shows user A the pages below `/pages`, and its feed; None where there is no event stream."""
-    host, feed = FastAPI(), None
-    if find_spec("session_lifecycle.web.live") is not None:
-        live = import_module("session_lifecycle.web.live")
-        feed = live.LiveFeed(db, look_seconds=0.5)
-        host.include_router(live.live_router(db, viewer=viewer_a, feed=feed), prefix=PREFIX)
+def lived_in_host(db: SessionDatabase) -> tuple[FastAPI, LiveFeed]:
+    """A host that shows user A the pages below `/pages`, and its feed."""
+    host, feed = FastAPI(), LiveFeed(db, look_seconds=0.5)
+    host.include_router(live_router(db, viewer=viewer_a, feed=feed), prefix=PREFIX)
     pages = dashboard_app(db, viewer=viewer_a, api_path=PREFIX, feed=feed, writable=True, user_emails=_names)
     host.mount("/pages", pages)
     return host, feed

@@ -46,8 +46,7 @@ async def write_pictures(folder: Path) -> None:
                             await page.goto(f"{url}/pages{path}")
                             await page.screenshot(path=folder / f"{name}-{scheme}-{size}.png", animations="disabled")
                         await page.close()
-            if feed is not None:
-                await feed.close()
+            await feed.close()
 
 
 if __name__ == "__main__":

@@ -189,7 +189,7 @@ class ReconcileReport(Value):
 
 
 class MoveReport(Value):
-    """The result of `move_bucket`."""
+    """The result of `placement.move`."""
 
     rows: int
     """The number of rows that were copied at first."""

@@ -128,6 +128,12 @@ class OneSession(Value):
     owner_id: Id | None = None
 
 
+class OneUser(Value):
+    """The argument of `bucket_of`."""
+
+    user_id: Id
+
+
 class Window(Value):
     """A window of time `[since, until)` that goes in. A bound that is None is open."""
 

@@ -20,9 +20,9 @@ def second_server() -> Iterator[TemplateServer]:
     with temporary_data_dir(folder_in_memory()) as data_dir:
         running = asyncio.run(EmbeddedPostgres.start(data_dir, durable=False, tcp=True))
         try:
-            server = TemplateServer(running.url, "second_template")
-            asyncio.run(server.prepare())
-            yield server
+            with TemplateServer(running.url, "second_template") as server:
+                asyncio.run(server.prepare())
+                yield server
         finally:
             asyncio.run(running.stop())
 

@@ -129,9 +129,9 @@ async def storm(cluster: CitusBuckets, seconds: float, moves: int) -> None:
         tasks = [asyncio.create_task(work) for work in (*works, it.recorded(one), it.come_back(one))]
         for number in range(moves):
             await asyncio.sleep(seconds)
-            at = await operator.node_of(0)
-            await operator.move_to_node(0, next(node for node in nodes[number % 2 :] + nodes if node != at))
-            assert await operator.node_of(0) != at
+            at = await operator.placement.node_of(0)
+            await operator.placement.move_to_node(0, next(node for node in nodes[number % 2 :] + nodes if node != at))
+            assert await operator.placement.node_of(0) != at
             for task in tasks:
                 assert not task.done(), task.exception()
         await asyncio.sleep(seconds)
@@ -263,21 +263,21 @@ async def test_an_operator_lists_moves_and_rebalances(on_citus: BucketDatabase, 
     assert refused.returncode == 1
     assert "expected a node that keeps data" in refused.stderr
     with pytest.raises(ConfigurationError, match="of Citus: give host:port of another node"):
-        await on_citus.move_bucket(0, citus_cluster.url.replace("127.0.0.1", "localhost"))
+        await on_citus.placement.move(0, citus_cluster.url.replace("127.0.0.1", "localhost"))
 
 
 async def test_a_database_without_citus_is_refused(session_database_url: str) -> None:
     async with SessionDatabase.buckets(["a", "b"], url=session_database_url) as db:
         with pytest.raises(SchemaError, match="not migrated"):
-            await db.distribute()
+            await db.placement.distribute()
         await db.migrate()
         with pytest.raises(ConfigurationError, match="bucket 1: the database has no extension citus"):
-            await db.distribute()
-        assert await db.node_of(0) is None
+            await db.placement.distribute()
+        assert await db.placement.node_of(0) is None
         with pytest.raises(ConfigurationError, match="bucket 0 is not distributed"):
-            await db.rebalance()
+            await db.placement.rebalance()
         with pytest.raises(ConfigurationError, match="not distributed: run"):
-            await db.move_to_node(0, "127.0.0.1:1")
+            await db.placement.move_to_node(0, "127.0.0.1:1")
 
 
 def test_the_copies_name_shards_and_nothing_else_differs() -> None:

@@ -189,7 +189,7 @@ async def storm(servers: list[EmbeddedPostgres], seconds: float) -> tuple[int, i
                 await asyncio.sleep(0.2)
                 try:
                     # Where a kill has ended a move, the next one begins anew, or ends what was left undone.
-                    report = await operator.move_bucket(0, ends[(moves + 1) % 2])
+                    report = await operator.placement.move(0, ends[(moves + 1) % 2])
                 except (DatabaseUnavailableError, TransactionConflictError, ConfigurationError):
                     continue
                 assert report.paused_seconds < 10
@@ -198,7 +198,7 @@ async def storm(servers: list[EmbeddedPostgres], seconds: float) -> tuple[int, i
         await asyncio.gather(kill(), move())
         it.is_over = True
         await asyncio.gather(*tasks)
-        await until_answered(lambda: operator.move_bucket(0, ends[moves % 2]))
+        await until_answered(lambda: operator.placement.move(0, ends[moves % 2]))
 
         assert it.refused > 0
         assert it.looks > 0

@@ -112,7 +112,7 @@ async def storm(places_of: BucketServers, seconds: float, moves: int) -> None:
         reports = []
         for number in range(moves):
             await asyncio.sleep(seconds)
-            reports.append(await operator.move_bucket(0, ends[(number + 1) % 2]))
+            reports.append(await operator.placement.move(0, ends[(number + 1) % 2]))
             assert not any(task.done() for task in tasks)
         await asyncio.sleep(seconds)
         writers.is_over = True
@@ -164,11 +164,11 @@ async def test_a_moved_bucket_is_complete_and_leaves_nothing_behind(four_buckets
         await db.maintenance.erase_user(user_in(db, 0, 1), tombstone=True)
         before = await rows_of(old, schema)
         said: list[str] = []
-        report = await db.move_bucket(0, new, on_progress=said.append)
+        report = await db.placement.move(0, new, on_progress=said.append)
         assert await rows_of(new, schema) == before
         assert report.rows == sum(before.values()) - before["session_buckets"]
         assert any(one.startswith("session_records: 1 rows") for one in said)
-        where = await db.where()
+        where = await db.placement.where()
         parsed = make_url(new)
         assert where[0] == f"postgresql://{parsed.host}:{parsed.port}/{parsed.database}#{schema}"
         with pytest.raises(SchemaError):  # a plain database on the old place finds nothing either
@@ -182,7 +182,7 @@ async def test_a_moved_bucket_is_complete_and_leaves_nothing_behind(four_buckets
         ] == ["q", "r"]
         assert (await db.maintenance.reconcile()).mismatch_count == 0
         # Moved again to where it is, it stays.
-        assert (await db.move_bucket(0, new)).rows == 0
+        assert (await db.placement.move(0, new)).rows == 0
         # A host that lists the new place opens it there.
         moved = [type(places[0])(schema, new), *places[1:]]
         async with SessionDatabase.buckets(moved) as fresh:
@@ -201,7 +201,7 @@ async def test_a_move_that_is_interrupted_changes_nothing_and_begins_anew(
             raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
-            await db.move_bucket(0, new, on_progress=stop)
+            await db.placement.move(0, new, on_progress=stop)
         await db.lifecycle.record([event(user, 5)])
         elsewhere = [type(places[0])(places[0].schema, new), *places[1:]]
         async with SessionDatabase.buckets(elsewhere) as wrong:
@@ -211,14 +211,14 @@ async def test_a_move_that_is_interrupted_changes_nothing_and_begins_anew(
             await holder.exec_driver_sql(f"SELECT FROM {places[0].schema}.session_records FOR UPDATE")
             monkeypatch.setattr(moving, "LOCK_ATTEMPTS", 2)
             with pytest.raises(TransactionConflictError, match="was not moved"):
-                await db.move_bucket(0, new)
+                await db.placement.move(0, new)
         monkeypatch.undo()
-        await db.move_bucket(0, new)
+        await db.placement.move(0, new)
         assert (await db.lifecycle.aggregate_stats(user)).tokens_in == 6
         with pytest.raises(ConfigurationError, match="both places are the same database"):
-            await db.move_bucket(1, f"{places[0].url!s}?target_session_attrs=any")
+            await db.placement.move(1, f"{places[0].url!s}?target_session_attrs=any")
         with pytest.raises(ConfigurationError, match="expected a bucket from 0 to 3"):
-            await db.move_bucket(4, new)
+            await db.placement.move(4, new)
 
 
 async def test_an_operator_lists_and_moves_buckets(four_buckets: BucketServers) -> None:
@@ -292,11 +292,11 @@ async def crash_on_the_way_back(four_buckets: BucketServers, time_of: Callable[[
         await idle.lifecycle.record([event(user, 0)])
         async with SessionDatabase.buckets(places) as operator:
             with crash_when(lambda *_: False) as there:
-                await operator.move_bucket(0, away)
+                await operator.placement.move(0, away)
         await busy.lifecycle.record([event(user, 1)])
         with pytest.raises(CrashError), crash_when(time_of(there)):
             async with SessionDatabase.buckets(places) as crashed:
-                await crashed.move_bucket(0, home)
+                await crashed.placement.move(0, home)
         kept, is_between = {0, 1}, False
         # One program knows the bucket from its first stay at home, one knows that it went away, one begins now.
         async with SessionDatabase.buckets(places) as fresh:
@@ -309,7 +309,7 @@ async def crash_on_the_way_back(four_buckets: BucketServers, time_of: Callable[[
                 else:
                     kept.add(number)
             async with SessionDatabase.buckets(places) as operator:
-                await operator.move_bucket(0, home)
+                await operator.placement.move(0, home)
             for number, db in enumerate((idle, busy, fresh), start=5):
                 await db.lifecycle.record([event(user, number)])
                 kept.add(number)
@@ -357,11 +357,11 @@ async def test_a_move_keeps_notes_and_refuses_row_level_security(four_buckets: B
             await connection.exec_driver_sql(
                 f"ALTER TABLE {places[1].schema}.session_records ENABLE ROW LEVEL SECURITY"
             )
-        await db.move_bucket(0, new)
+        await db.placement.move(0, new)
         async with SessionDatabase.connect(new, schema=schema) as there, there.engine.connect() as connection:
             assert await sends_notes(connection, schema)
         with pytest.raises(ConfigurationError, match="has row-level security"):
-            await db.move_bucket(1, new)
+            await db.placement.move(1, new)
 
 
 def test_schemas_beside_schemas_of_long_names_have_names_of_their_own() -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 from datetime import timedelta
+from functools import partial
 from uuid import UUID
 
 import asyncpg
@@ -100,6 +101,22 @@ async def test_the_host_chooses_the_bucket_of_a_user(eight_buckets: BucketServer
                 assert await bucket.lifecycle.get_session_row("s", UUID(int=1)) is not None
             with pytest.raises(ConfigurationError, match="got 8 for the user"):
                 await db.lifecycle.ensure_and_touch_session("s", UUID(int=2))
+
+
+async def test_what_is_no_bucket_and_no_user_is_refused(on_one_server: BucketDatabase) -> None:
+    user = UUID(int=7)
+    assert on_one_server.bucket_of(str(user)) == on_one_server.bucket_of(user)
+    with pytest.raises(InvalidValueError, match="user_id: got 'nobody', expected"):
+        on_one_server.bucket_of("nobody")
+    calls = (
+        on_one_server.placement.node_of,
+        partial(on_one_server.placement.move, to="postgresql://elsewhere/sessions"),
+        partial(on_one_server.placement.move_to_node, node="elsewhere:5432"),
+    )
+    for call in calls:
+        for number in (-1, on_one_server.bucket_count, True, "0"):
+            with pytest.raises(ConfigurationError, match=f"number: got {number!r}, expected a bucket from 0 to 7"):
+                await call(number)  # type: ignore[arg-type]  # what a caller without a type checker gives
 
 
 async def test_a_place_that_is_away_stops_its_own_users_only(eight_buckets: BucketServers) -> None:

@@ -122,11 +122,11 @@ def standby() -> Iterator[Standby]:
 
 
 @pytest.fixture(scope="module")
-def template(standby: Standby, session_template_server: TemplateServer) -> TemplateServer:
+def template(standby: Standby, session_template_server: TemplateServer) -> Iterator[TemplateServer]:
     del session_template_server  # with it, this process uses the clocks of tests
-    server = TemplateServer(standby.primary.url, "template")
-    asyncio.run(server.prepare())
-    return server
+    with TemplateServer(standby.primary.url, "template") as server:
+        asyncio.run(server.prepare())
+        yield server
 
 
 _numbers = count(1)

@@ -66,7 +66,7 @@ def distribute(place: Places, url: Url = None, of_name: OfName = None, as_json: 
     """
 
     async def work(db: "BucketDatabase") -> None:
-        await db.distribute(on_progress=print_note)
+        await db.placement.distribute(on_progress=print_note)
         if as_json:
             print_json({"buckets": db.bucket_count})
         else:
@@ -110,13 +110,13 @@ def move(
 
     async def work(db: "BucketDatabase") -> None:
         if "://" not in to:
-            seconds = await db.move_to_node(number, to)
+            seconds = await db.placement.move_to_node(number, to)
             if as_json:
                 print_json({"node": to, "seconds": seconds})
             else:
                 print_line(f"Citus moved bucket {number} to {to} in {seconds:.1f} s.")
             return
-        report = await db.move_bucket(number, to, keep_copy=keep_copy, on_progress=print_note)
+        report = await db.placement.move(number, to, keep_copy=keep_copy, on_progress=print_note)
         if as_json:
             print_json(report.model_dump(mode="json"))
             return
@@ -137,7 +137,7 @@ def rebalance(place: Places, url: Url = None, of_name: OfName = None, yes: Yes =
         confirm_on_terminal("Have Citus spread what it distributes in this database?")
 
     async def work(db: "BucketDatabase") -> None:
-        await db.rebalance()
+        await db.placement.rebalance()
         await _show(db, as_json=as_json)
 
     _on_buckets(work, place, url, of_name)
@@ -184,8 +184,8 @@ def import_(
 
 
 async def _show(db: "BucketDatabase", *, as_json: bool) -> None:
-    for number, where in enumerate(await db.where()):
-        node = await db.node_of(number)
+    for number, where in enumerate(await db.placement.where()):
+        node = await db.placement.node_of(number)
         if as_json:
             print_json({"bucket": number, "place": where, "node": node})
         else:
