@@ -205,7 +205,9 @@ def reads() -> set[str]:
     return {name for name in names if not name.startswith("_")} - WRITES
 
 
-async def _answers(db: SessionDatabase | BucketDatabase, viewer: Viewer, *, thorough: bool) -> AsyncIterator[tuple[str, Any]]:
+async def _answers(
+    db: SessionDatabase | BucketDatabase, viewer: Viewer, *, thorough: bool
+) -> AsyncIterator[tuple[str, Any]]:
     """Every read as this viewer; thorough: also of every session and in every order."""
     lifecycle, activity, reports = db.lifecycle, db.activity, db.reports
     for order in ALL_SESSION_ORDERS if thorough else ALL_SESSION_ORDERS[:1]:
