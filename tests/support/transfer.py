@@ -28,6 +28,7 @@ from session_lifecycle import (
     UsageEvent,
     Viewer,
 )
+from session_lifecycle.buckets.database import BucketDatabase
 from session_lifecycle.models import Budget, Item, PriceOverride, UsageEventFilters
 from session_lifecycle.models.session_filters import ALL_SESSION_ORDERS
 from session_lifecycle.testing import TemplateServer
@@ -184,7 +185,7 @@ VIEWERS = {
 SESSIONS = ("s", "origin", "fork", "moved", "waits", "grandchild", "ended", "again", "child", "none")
 
 
-async def answers(db: SessionDatabase) -> dict[str, Any]:
+async def answers(db: SessionDatabase | BucketDatabase) -> dict[str, Any]:
     """Every read of lists, activity, reports and budgets, as values of Python, by name and arguments."""
     found: dict[str, Any] = {}
     for name, viewer in VIEWERS.items():
@@ -204,7 +205,9 @@ def reads() -> set[str]:
     return {name for name in names if not name.startswith("_")} - WRITES
 
 
-async def _answers(db: SessionDatabase, viewer: Viewer, *, thorough: bool) -> AsyncIterator[tuple[str, Any]]:
+async def _answers(
+    db: SessionDatabase | BucketDatabase, viewer: Viewer, *, thorough: bool
+) -> AsyncIterator[tuple[str, Any]]:
     """Every read as this viewer; thorough: also of every session and in every order."""
     lifecycle, activity, reports = db.lifecycle, db.activity, db.reports
     for order in ALL_SESSION_ORDERS if thorough else ALL_SESSION_ORDERS[:1]:

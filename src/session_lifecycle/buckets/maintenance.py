@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Literal, TypeVar
 from uuid import UUID, uuid4
 
+from session_lifecycle.buckets.exports import merge_exports
 from session_lifecycle.buckets.merging import added
 from session_lifecycle.buckets.routing import Bucket, Routing
-from session_lifecycle.errors import ConfigurationError, DatabaseUnavailableError
+from session_lifecycle.errors import DatabaseUnavailableError
 from session_lifecycle.maintenance.exports import DEFAULT_EXPORT_BATCH
+from session_lifecycle.maintenance.imports import ImportTarget, import_folder
 from session_lifecycle.maintenance.role import DEFAULT_BATCH, DEFAULT_PRUNE_BATCH, SessionMaintenanceDb
 from session_lifecycle.models import (
     ErasureReceipt,
@@ -26,8 +28,6 @@ from session_lifecycle.models.transfer import ExportBatch, ExportTable, ImportRe
 
 MOST_TRIES = 10_000
 """How many random ids are tried to find one of a bucket. One of 64 buckets is found in 64 tries on average."""
-
-_ONE_BUCKET = "{}: works on one bucket; open it by its URL and schema, as `SessionDatabase.connect(url, schema=…)`"
 
 Report = TypeVar("Report")
 
@@ -72,9 +72,9 @@ class BucketMaintenanceDb(SessionMaintenanceDb):
         *,
         batch: int = DEFAULT_EXPORT_BATCH,
     ) -> AsyncGenerator[ExportBatch]:
-        """Refused: an export is one snapshot in the order of the key, and buckets have neither in common."""
-        del table, filters, batch
-        raise ConfigurationError(_ONE_BUCKET.format("export"))
+        """See `SessionMaintenanceDb`. Each bucket has a snapshot of its own, and a connection as long as you read."""
+        exports = [bucket.maintenance.export(table, filters, batch=batch) for bucket in self._routing.buckets]
+        return merge_exports(exports, batch)
 
     async def import_export(
         self,
@@ -83,9 +83,13 @@ class BucketMaintenanceDb(SessionMaintenanceDb):
         on_refused: Callable[[RefusedRow], object] | None = None,
         on_progress: Callable[[str, str, int], object] | None = None,
     ) -> ImportReport:
-        """Refused, as an export is of one bucket."""
-        del folder, on_refused, on_progress
-        raise ConfigurationError(_ONE_BUCKET.format("import_export"))
+        """See `SessionMaintenanceDb`. Each user is imported into the user's bucket.
+
+        A budget without a user is refused, as `set_budget` refuses it.
+        """
+        executions = [bucket.execution for bucket in self._routing.buckets]
+        target = ImportTarget(executions, self._routing.number_of, self.reconcile)
+        return await import_folder(target, folder, on_refused, on_progress)
 
     async def reprice(
         self,

@@ -147,12 +147,14 @@ _group(
 )
 _group(
     "buckets",
-    "Migrate and list buckets of users, and move them.",
+    "Migrate, list, move, export and import buckets of users.",
     {
         "migrate": buckets.migrate,
         "list": buckets.list_buckets,
         "move": buckets.move,
         "rebalance": buckets.rebalance,
+        "export": buckets.export,
+        "import": buckets.import_,
     },
     within=_db,
 )

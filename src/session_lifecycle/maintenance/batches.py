@@ -7,6 +7,7 @@ from typing import Any
 from pydantic_core import to_json
 from sqlalchemy import Executable
 
+from session_lifecycle.errors import ConfigurationError
 from session_lifecycle.postgres.driver_statements import KeptStatement
 from session_lifecycle.postgres.execution import Execution
 
@@ -56,3 +57,13 @@ async def in_batches(
         if len(found) < MAX_KEYS_PER_SEARCH:
             return
         last = found[-1]
+
+
+def check_callable(name: str, given: object) -> None:
+    """Refuses what cannot be called while the job runs.
+
+    Raises:
+        ConfigurationError: It is neither None nor callable.
+    """
+    if given is not None and not callable(given):
+        raise ConfigurationError(f"{name}: got {given!r}, expected a callable")

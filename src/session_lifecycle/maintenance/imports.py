@@ -9,15 +9,18 @@ shows what belongs to a session that is not there: an interrupted import shows n
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
 from uuid import UUID
 
 from pydantic_core import to_json
 
 from session_lifecycle.errors import InvalidValueError, shortened
+from session_lifecycle.maintenance.batches import check_callable
 from session_lifecycle.maintenance.export_files import ExportFolder
 from session_lifecycle.maintenance.import_rows import (
     PARENTS,
@@ -29,8 +32,8 @@ from session_lifecycle.maintenance.import_rows import (
     stored_values,
     user_of,
 )
-from session_lifecycle.maintenance.reconcile import Reconciler
 from session_lifecycle.models.json_payloads import folded
+from session_lifecycle.models.maintenance import ReconcileReport
 from session_lifecycle.models.transfer import EXPORT_TABLES, ExportTable, ImportReport, RefusedRow, TableReport
 from session_lifecycle.postgres.execution import Execution
 from session_lifecycle.statements.maintenance import export
@@ -41,15 +44,44 @@ MOST_REFUSED = 100_000
 WRITE_ORDER: tuple[ExportTable, ...] = (*(name for name in EXPORT_TABLES if name != "sessions"), "sessions")
 OnRefused = Callable[[RefusedRow], object] | None
 OnProgress = Callable[[str, str, int], object] | None
+Row = TypeVar("Row")
 
 
-class Importer:
-    """Implements one call of `SessionMaintenanceDb.import_export`; make a new one for each call."""
+class ImportTarget(NamedTuple):
+    """Where an import adds rows: one database, or several of which each has its own users."""
+
+    executions: Sequence[Execution]
+    number_of: Callable[[UUID], int]
+    """Which of them has the rows of a user. Rows that belong to no user go to the first."""
+    reconcile: Callable[[], Awaitable[ReconcileReport]]
+    """Compares the totals with the ledger."""
+
+    def of_users(self, rows: Iterable[tuple[UUID | None, Row]]) -> Iterator[tuple[Execution, list[Row]]]:
+        """The rows of each execution that has any. Each row comes with its user."""
+        found: defaultdict[int, list[Row]] = defaultdict(list)
+        for user, row in rows:
+            found[0 if user is None else self.number_of(user)].append(row)
+        return ((self.executions[number], found[number]) for number in sorted(found))
+
+
+async def import_folder(
+    target: ImportTarget, folder: object, on_refused: OnRefused, on_progress: OnProgress
+) -> ImportReport:
+    """`SessionMaintenanceDb.import_export` into a target."""
+    check_callable("on_progress", on_progress)
+    check_callable("on_refused", on_refused)
+    if not isinstance(folder, Path | str):
+        raise InvalidValueError("folder", folder, "a path")
+    return await _Importer(target, ExportFolder(Path(folder)), on_refused, on_progress).run()
+
+
+class _Importer:
+    """One import."""
 
     def __init__(
-        self, execution: Execution, source: ExportFolder, on_refused: OnRefused, on_progress: OnProgress
+        self, target: ImportTarget, source: ExportFolder, on_refused: OnRefused, on_progress: OnProgress
     ) -> None:
-        self._execution = execution
+        self._target = target
         self._source = source
         self._on_refused = on_refused
         self._on_progress = on_progress
@@ -66,7 +98,7 @@ class Importer:
             await self._look(SHAPES[name])
         for name in WRITE_ORDER:
             await self._write(SHAPES[name])
-        found = await Reconciler(self._execution, repair=False).reconcile()
+        found = await self._target.reconcile()
         return ImportReport(
             tables=[TableReport(table=name, **counts) for name, counts in self._reports.items()],
             refused_rows=self._refused_rows,
@@ -97,35 +129,36 @@ class Importer:
                         expected = f"a row that is in {parent}"
                         self._refuse(shape, row, InvalidValueError(shape.key[1], row.key[1], expected))
                         continue
+                    if shape.name == "budgets" and row.user_id is None and len(self._target.executions) > 1:
+                        expected = "a user: no bucket sees what all users of an agent or a dataset use"
+                        self._refuse(shape, row, InvalidValueError("user_id", None, expected))
+                        continue
                     rows.append(row)
-                await self._compare(shape, stored, rows)
+                for execution, of_execution in self._target.of_users((row.user_id, row) for row in rows):
+                    await self._compare(execution, shape, stored, of_execution)
                 looked += len(lines)
                 self._tell("looked at", shape.name, looked)
         if looked != self._source.tables[shape.name]["rows"]:
             expected = f"{self._source.tables[shape.name]['rows']}, as the manifest says"
             raise InvalidValueError(f"{shape.name}: rows", looked, expected)
 
-    async def _compare(self, shape: TableShape, stored: Any, rows: Sequence[ImportRow]) -> None:
+    async def _compare(self, execution: Execution, shape: TableShape, stored: Any, rows: Sequence[ImportRow]) -> None:
         """Refuses the rows that the database has with other content, or that it cannot have."""
-        if not rows:
-            return
         by_key = {row.key: row for row in rows}
         bound = {"rows": _as_array(row.text for row in rows)}
-        for found in await self._execution.fetch(stored, bound):
+        for found in await execution.fetch(stored, bound):
             values = stored_values(shape, found._mapping)
             row = by_key[key_of(shape, values)]
             if (error := difference(row.values, values)) is not None:
                 self._refuse(shape, row, error)
         if shape.name in {"sessions", "runs"}:
-            erased = {user for (user,) in await self._execution.fetch(export.erased_users(shape), bound)}
+            erased = {user for (user,) in await execution.fetch(export.erased_users(shape), bound)}
             for row in rows:
                 if row.user_id in erased:
                     error = InvalidValueError("user_id", str(row.user_id), "a user who is not erased in this database")
                     self._refuse(shape, row, error)
         if shape.name == "usage_events" and any(row.values["key_scope"] != "session" for row in rows):
-            for user_id, session_id, event_id, counted_by in await self._execution.fetch(
-                export.events_elsewhere(), bound
-            ):
+            for user_id, session_id, event_id, counted_by in await execution.fetch(export.events_elsewhere(), bound):
                 row = by_key[user_id, session_id, event_id]
                 error = InvalidValueError(
                     "session_id", session_id, f"{counted_by!r}, whose ledger has the event already"
@@ -162,7 +195,7 @@ class Importer:
 
     async def _write(self, shape: TableShape) -> None:
         add, counts = export.add_rows(shape), self._reports[shape.name]
-        most = 0
+        most: defaultdict[Execution, int] = defaultdict(int)
         async with aclosing(self._batches(shape.name)) as batches:
             async for lines in batches:
                 rows = [
@@ -170,17 +203,17 @@ class Importer:
                 ]
                 counts["read"] += len(lines)
                 counts["refused"] += len(lines) - len(rows)
-                if rows:
-                    bound = {"rows": _as_array(_to_store(text, row) for text, row in rows)}
-                    [(added,)] = await self._execution.write(add, bound, repeatable=True)
+                for execution, of_execution in self._target.of_users((user_of(row[1]), row) for row in rows):
+                    bound = {"rows": _as_array(_to_store(text, row) for text, row in of_execution)}
+                    [(added,)] = await execution.write(add, bound, repeatable=True)
                     counts["added"] += added
-                    counts["unchanged"] += len(rows) - added
-                    most = max(most, *(row.get(RECORD_NO, 0) for _, row in rows), 0)
+                    counts["unchanged"] += len(of_execution) - added
+                    most[execution] = max(most[execution], *(row.get(RECORD_NO, 0) for _, row in of_execution))
                 self._tell("read", shape.name, counts["read"])
-        if most:
-            await self._execution.fetch(
-                export.move_sequence_on(self._execution.schema, shape), {"most": most}, writes=True
-            )
+        for execution, number in most.items():
+            if number:
+                sequence = export.move_sequence_on(execution.schema, shape)
+                await execution.fetch(sequence, {"most": number}, writes=True)
 
     def _accepted(self, shape: TableShape, number: int, text: str) -> dict[str, Any] | None:
         """The fields of a line that was looked at and not refused, as JSON has them."""

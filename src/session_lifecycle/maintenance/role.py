@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Literal, Protocol
 from uuid import UUID, uuid4
 
-from session_lifecycle.errors import ConfigurationError, InvalidValueError
+from session_lifecycle.maintenance.batches import check_callable
 from session_lifecycle.maintenance.erase import Eraser
-from session_lifecycle.maintenance.export_files import ExportFolder
 from session_lifecycle.maintenance.exports import DEFAULT_EXPORT_BATCH, Exporter, checked_filters, exported_tables
-from session_lifecycle.maintenance.imports import Importer
+from session_lifecycle.maintenance.imports import ImportTarget, import_folder
 from session_lifecycle.maintenance.prune import Pruner
 from session_lifecycle.maintenance.reconcile import Reconciler
 from session_lifecycle.maintenance.reprice import Repricer
@@ -295,11 +294,11 @@ class SqlAlchemySessionMaintenanceDb(SessionMaintenanceDb):
         on_progress: Callable[[int], None] | None = None,
     ) -> RepriceReport:
         asked = Repricing.of_call(model=model, since=since, dry_run=dry_run, until=until, batch=batch)
-        _check_callable(on_progress)
+        check_callable("on_progress", on_progress)
         return await self._repricer.reprice(asked, on_progress)
 
     async def roll_up(self, *, on_progress: Callable[[RollUpReport], None] | None = None) -> RollUpReport:
-        _check_callable(on_progress)
+        check_callable("on_progress", on_progress)
         return await self._roll_up.roll_up(on_progress)
 
     async def prune_sessions(
@@ -313,7 +312,7 @@ class SqlAlchemySessionMaintenanceDb(SessionMaintenanceDb):
         agent_names: Collection[str] | None = None,
         dataset_ids: Collection[UUID | str] | None = None,
     ) -> PruneReport:
-        _check_callable(on_progress)
+        check_callable("on_progress", on_progress)
         asked = Pruning.of_call(
             older_than=older_than,
             batch=batch,
@@ -335,7 +334,7 @@ class SqlAlchemySessionMaintenanceDb(SessionMaintenanceDb):
         agent_names: Collection[str] | None = None,
         dataset_ids: Collection[UUID | str] | None = None,
     ) -> PruneReport:
-        _check_callable(on_progress)
+        check_callable("on_progress", on_progress)
         asked = Pruning.of_call(
             older_than=older_than,
             batch=batch,
@@ -383,18 +382,10 @@ class SqlAlchemySessionMaintenanceDb(SessionMaintenanceDb):
         on_refused: Callable[[RefusedRow], object] | None = None,
         on_progress: Callable[[str, str, int], object] | None = None,
     ) -> ImportReport:
-        _check_callable(on_progress)
-        _check_callable(on_refused, "on_refused")
-        if not isinstance(folder, Path | str):
-            raise InvalidValueError("folder", folder, "a path")
-        return await Importer(self._execution, ExportFolder(Path(folder)), on_refused, on_progress).run()
+        target = ImportTarget([self._execution], lambda _: 0, self.reconcile)
+        return await import_folder(target, folder, on_refused, on_progress)
 
 
 def _listed(values: object) -> object:
     """The values of a collection as a tuple. What is no collection stays as it is, and is refused with its value."""
     return tuple(values) if isinstance(values, Collection) and not isinstance(values, str | bytes) else values
-
-
-def _check_callable(given: object, name: str = "on_progress") -> None:
-    if given is not None and not callable(given):
-        raise ConfigurationError(f"{name}: got {given!r}, expected a callable")

@@ -486,7 +486,8 @@ def test_X42_every_command_that_opens_a_database_is_among_these() -> None:
     opening = {name for name, options in commands.items() if "--database-url" in options}
     without = {"db sql", "db rls sql", "spool status", "spool poison", "hook claude-code"}
     # They open several, which they name by places.
-    of_buckets = {f"db buckets {name}" for name in ("migrate", "list", "move", "rebalance")} | {"db distribute"}
+    works = ("migrate", "list", "move", "rebalance", "export", "import")
+    of_buckets = {f"db buckets {name}" for name in works} | {"db distribute"}
     assert opening == commands.keys() - without - of_buckets
 
     def among(some: Sequence[tuple[str, ...]]) -> set[str]:

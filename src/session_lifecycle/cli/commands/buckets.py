@@ -1,11 +1,13 @@
-"""`db buckets`: migrates and lists the buckets of users, and moves them. `db distribute`: puts them on Citus."""
+"""`db buckets`: migrates, lists, moves, exports and imports buckets of users. `db distribute`: puts them on Citus."""
 
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 from uuid import UUID
 
 import typer
 
+from session_lifecycle.cli.commands.transfer import Folder, FolderFormat, end_import, import_folder, write_folder
 from session_lifecycle.cli.options import DATABASE_PANEL, Json, Yes, confirm_on_terminal, run_until_done
 from session_lifecycle.cli.output import print_json, print_line, print_note
 
@@ -141,6 +143,46 @@ def rebalance(place: Places, url: Url = None, of_name: OfName = None, yes: Yes =
     _on_buckets(work, place, url, of_name)
 
 
+def export(
+    place: Places,
+    output: Annotated[Path, typer.Option("--output", metavar="FOLDER", help="The folder; it is made, or is empty.")],
+    url: Url = None,
+    of_name: OfName = None,
+    file_format: FolderFormat = "jsonl",
+    as_json: Json = False,
+) -> None:
+    """Export everything of all buckets into one folder, as `export all` does of one database.
+
+    Each bucket has a snapshot of its own. `import lifecycle` and `db buckets import` read the folder.
+    """
+
+    async def work(db: "BucketDatabase") -> None:
+        await db.check()
+        await write_folder(db.primary, output, file_format, as_json=as_json)
+
+    # Each bucket keeps a connection as long as rows are read.
+    _on_buckets(work, place, url, of_name, connections=len(place))
+
+
+def import_(
+    folder: Folder,
+    place: Places,
+    url: Url = None,
+    of_name: OfName = None,
+    as_json: Json = False,
+) -> None:
+    """Import a complete export of one database or of buckets: each user into the user's bucket.
+
+    It refuses rows as `import lifecycle` does, and budgets without a user. Run it as often as you like.
+    """
+
+    async def work(db: "BucketDatabase") -> None:
+        await db.check()
+        end_import(await import_folder(db, folder), as_json=as_json)
+
+    _on_buckets(work, place, url, of_name)
+
+
 async def _show(db: "BucketDatabase", *, as_json: bool) -> None:
     for number, where in enumerate(await db.placement.where()):
         node = await db.placement.node_of(number)
@@ -151,12 +193,25 @@ async def _show(db: "BucketDatabase", *, as_json: bool) -> None:
 
 
 def _on_buckets(
-    work: "Callable[[BucketDatabase], Awaitable[None]]", places: list[str], url: str | None, of_name: str | None
+    work: "Callable[[BucketDatabase], Awaitable[None]]",
+    places: list[str],
+    url: str | None,
+    of_name: str | None,
+    *,
+    connections: int = 0,
 ) -> None:
-    """Opens the buckets, runs the work, and closes them."""
+    """Opens the buckets, runs the work, and closes them.
+
+    Args:
+        work: What is done.
+        places: Where the buckets are.
+        url: The URL of places that name a schema only.
+        of_name: The name of the program's own function of users.
+        connections: How many connections the work may keep at once, where that is more than the settings allow.
+    """
 
     async def run() -> None:
-        from session_lifecycle import SessionDatabase
+        from session_lifecycle import SessionDatabase, Settings
         from session_lifecycle.buckets.places import Place
         from session_lifecycle.errors import ConfigurationError
 
@@ -168,7 +223,10 @@ def _on_buckets(
             at, mark, schema = one.rpartition("#")
             where.append(Place(schema, at) if mark and "://" in at else one)
         of = None if of_name is None else unknown
-        async with SessionDatabase.buckets(where, of=of, of_name=of_name, url=url) as db:
+        settings = Settings.load()
+        if (more := connections - settings.pool_size) > settings.max_overflow:
+            settings = Settings.load(max_overflow=more)
+        async with SessionDatabase.buckets(where, of=of, of_name=of_name, url=url, settings=settings) as db:
             await work(db)
 
     run_until_done(run)

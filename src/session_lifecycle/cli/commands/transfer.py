@@ -17,9 +17,11 @@ from session_lifecycle.cli.output import print_json, print_line, print_note
 
 if TYPE_CHECKING:
     from session_lifecycle import SessionDatabase
+    from session_lifecycle.buckets.database import BucketDatabase
     from session_lifecycle.integrations.foreign_import import ForeignImport, ForeignRow
     from session_lifecycle.models import ImportReport
-    from session_lifecycle.models.transfer import ExportTable
+    from session_lifecycle.models.transfer import ExportFormat, ExportTable
+    from session_lifecycle.roles import SessionRoles
 
 MOST_NAMED = 20
 """The most refused rows that are named."""
@@ -117,15 +119,20 @@ def export_all(
     """
 
     async def work(db: "SessionDatabase") -> None:
-        from session_lifecycle.maintenance.export_files import export_to_folder
-
         await db.check()
-        with _progress("exporting") as tell:
-            manifest = await export_to_folder(db.primary.maintenance.export, output, file_format, tell)
-        counts = {table: entry["rows"] for table, entry in manifest["tables"].items()}
-        _print_counts("Exported", {"folder": str(output), "format": file_format, "rows": counts}, as_json=as_json)
+        await write_folder(db.primary, output, file_format, as_json=as_json)
 
     on_database(work, place)
+
+
+async def write_folder(roles: "SessionRoles", folder: Path, file_format: "ExportFormat", *, as_json: bool) -> None:
+    """Writes a complete export. Shows how far it is, and prints the counts of rows."""
+    from session_lifecycle.maintenance.export_files import export_to_folder
+
+    with progress("exporting") as tell:
+        manifest = await export_to_folder(roles.maintenance.export, folder, file_format, tell)
+    counts = {table: entry["rows"] for table, entry in manifest["tables"].items()}
+    _print_counts("Exported", {"folder": str(folder), "format": file_format, "rows": counts}, as_json=as_json)
 
 
 def _export_of_sessions(
@@ -182,7 +189,7 @@ def _export(table: "ExportTable", filters: Callable[[], Any], target: Target, pl
         from session_lifecycle.maintenance.export_files import row_writer
 
         rows = 0
-        with _progress("exporting") as tell, _opened(target.output) as file:
+        with progress("exporting") as tell, _opened(target.output) as file:
             writer = row_writer(table, target.file_format, file)
             async with aclosing(db.primary.maintenance.export(table, filters())) as batches:
                 async for batch in batches:
@@ -234,7 +241,7 @@ def import_lifecycle(folder: Folder, place: Place, as_json: Json = False) -> Non
 
     async def work(db: "SessionDatabase") -> None:
         await db.check()
-        _end(await _import_folder(db, folder), as_json=as_json)
+        end_import(await import_folder(db, folder), as_json=as_json)
 
     on_database(work, place)
 
@@ -271,17 +278,18 @@ def move(
             print_note(f"to: {named}, schema {schema}")
             await target.migrate()
             with tempfile.TemporaryDirectory(dir=work_dir, prefix="session-lifecycle-move-") as folder:
-                with _progress("exporting") as tell:
+                with progress("exporting") as tell:
                     await export_to_folder(db.primary.maintenance.export, Path(folder) / "all", "jsonl", tell)
-                report = await _import_folder(target, Path(folder) / "all")
-        _end(report, as_json=as_json)
+                report = await import_folder(target, Path(folder) / "all")
+        end_import(report, as_json=as_json)
 
     on_database(work, place)
 
 
-async def _import_folder(db: "SessionDatabase", folder: Path) -> "ImportReport":
+async def import_folder(db: "SessionDatabase | BucketDatabase", folder: Path) -> "ImportReport":
+    """Imports a complete export. Shows how far it is, and names the first refused rows."""
     named = _Named()
-    with _progress("importing") as tell:
+    with progress("importing") as tell:
         report = await db.maintenance.import_export(
             folder, on_refused=named.add, on_progress=lambda doing, table, rows: tell(f"{doing} {table}", rows)
         )
@@ -305,7 +313,8 @@ class _Named:
             print_note(f"and {self._rows - MOST_NAMED} more refused rows")
 
 
-def _end(report: "ImportReport", *, as_json: bool) -> None:
+def end_import(report: "ImportReport", *, as_json: bool) -> None:
+    """Prints the report of an import, and ends the command with its exit code."""
     if as_json:
         print_json(report)
     else:
@@ -446,7 +455,7 @@ def _import_rows(
 
         await db.check()
         job, named = ForeignImport(db.lifecycle), _Named()
-        with _progress("importing") as tell:
+        with progress("importing") as tell:
             async with aclosing(rows(job)) as found:
                 async for row in found:
                     await job.add(row)
@@ -479,7 +488,7 @@ def _print_counts(heading: str, report: dict[str, Any], *, as_json: bool, more: 
 
 
 @contextmanager
-def _progress(doing: str) -> Generator[Callable[[str, int], None]]:
+def progress(doing: str) -> Generator[Callable[[str, int], None]]:
     """Shows on a terminal how far a job is; elsewhere a line for each ten thousand rows."""
     from rich.console import Console
 
