@@ -136,7 +136,7 @@ async def adk(recorder: Any, stack: AsyncExitStack) -> Side:
 
     from session_lifecycle.integrations.google_adk import SessionPlugin
 
-    class Answers(BaseLlm):
+    class Answers(BaseLlm):  # type: ignore[misc]  # mypy does not follow the types of ADK
         async def generate_content_async(self, *_: Any, **__: Any) -> AsyncGenerator[Any]:
             usage = types.GenerateContentResponseUsageMetadata(
                 prompt_token_count=1200, candidates_token_count=80, total_token_count=1280

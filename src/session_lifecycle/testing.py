@@ -144,10 +144,11 @@ class TemplateServer:
         await asyncio.wrap_future(self._thread.submit(self._loop.run, self._run(statements)))
 
     async def _run(self, statements: tuple[str, ...]) -> None:
-        if self._connection is None or self._connection.is_closed():
-            self._connection = await asyncpg.connect(self._parsed().render_as_string(hide_password=False))
+        connection = self._connection
+        if connection is None or connection.is_closed():
+            connection = self._connection = await asyncpg.connect(self._parsed().render_as_string(hide_password=False))
         for statement in statements:
-            await self._connection.execute(statement)
+            await connection.execute(statement)
 
     async def _close(self) -> None:
         if self._connection is not None:

@@ -88,7 +88,7 @@ class BucketMaintenanceDb(SessionMaintenanceDb):
         A budget without a user is refused, as `set_budget` refuses it.
         """
         executions = [bucket.execution for bucket in self._routing.buckets]
-        target = ImportTarget(executions, self._routing.number_of, self.reconcile)
+        target = ImportTarget(executions, self.reconcile, self._routing.number_of)
         return await import_folder(target, folder, on_refused, on_progress)
 
     async def reprice(

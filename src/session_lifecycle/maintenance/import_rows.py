@@ -158,7 +158,7 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def _refuse_names(shape: TableShape, fields: Mapping[str, Any]) -> NoReturn:
-    for unknown in fields.keys() - shape.columns.keys():
+    if (unknown := next((name for name in fields if name not in shape.columns), None)) is not None:
         raise InvalidValueError(unknown, fields[unknown], f"no field of that name: {shape.name} has none")
     missing = next(name for name in shape.columns if name not in fields)
     raise InvalidValueError(missing, "nothing", "a value or null: the field is missing")

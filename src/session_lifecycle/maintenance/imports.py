@@ -47,14 +47,18 @@ OnProgress = Callable[[str, str, int], object] | None
 Row = TypeVar("Row")
 
 
+def _only(_user: UUID) -> int:
+    return 0
+
+
 class ImportTarget(NamedTuple):
     """Where an import adds rows: one database, or several of which each has its own users."""
 
     executions: Sequence[Execution]
-    number_of: Callable[[UUID], int]
-    """Which of them has the rows of a user. Rows that belong to no user go to the first."""
     reconcile: Callable[[], Awaitable[ReconcileReport]]
     """Compares the totals with the ledger."""
+    number_of: Callable[[UUID], int] = _only
+    """Which of the executions has the rows of a user. Rows that belong to no user go to the first."""
 
     def of_users(self, rows: Iterable[tuple[UUID | None, Row]]) -> Iterator[tuple[Execution, list[Row]]]:
         """The rows of each execution that has any. Each row comes with its user."""

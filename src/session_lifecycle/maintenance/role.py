@@ -382,7 +382,7 @@ class SqlAlchemySessionMaintenanceDb(SessionMaintenanceDb):
         on_refused: Callable[[RefusedRow], object] | None = None,
         on_progress: Callable[[str, str, int], object] | None = None,
     ) -> ImportReport:
-        target = ImportTarget([self._execution], lambda _: 0, self.reconcile)
+        target = ImportTarget([self._execution], self.reconcile)
         return await import_folder(target, folder, on_refused, on_progress)
 
 
