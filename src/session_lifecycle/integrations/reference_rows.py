@@ -31,6 +31,8 @@ from session_lifecycle.models import End, Item, SessionStatus, Touch, UsageEvent
 from session_lifecycle.models.fields import exact_sum
 
 NOISE_USD = Decimal("0.000000001")
+MOST_ERRORS = 50_000
+"""Errors of one session, each of which becomes an event. All are recorded in one transaction."""
 _LONGEST_NAME = 400
 _OURS = "rolled_up"
 """A column that only this library's table has."""
@@ -101,6 +103,8 @@ class _Session:
         self.ended_at = moment_of("ended_at", ended_at) if ended_at is not None else self.last_activity_at
         self.used = _sum(row)
         self.errors = _whole("error_count", row.get("error_count"))
+        if self.errors > MOST_ERRORS:
+            raise InvalidValueError("error_count", self.errors, f"at most {MOST_ERRORS:,}: each error is one event")
         self.last_model = row.get("last_model") or None
         self.agent_name = row.get("agent_id") or None
 
