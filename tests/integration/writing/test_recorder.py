@@ -359,15 +359,16 @@ async def test_items_that_nobody_waits_for_wait_for_others(session_database: Ses
         # A caller waits for its answer, so all is written with it.
         await recorder.ensure_and_touch_session("s3", A)
         assert (recorder.snapshot().items, recorder.snapshot().batches) == (4, 1)
-        # As many as a transaction takes wait for nothing else.
+        # As many as a transaction takes wait for nothing else, and take the rest along.
         for number in range(6):
             recorder.submit(touch(number))
-        await until(recorder, batches=2, items=8, pending=2)
-        # So do flushing and closing.
-        await recorder.flush()
-        assert recorder.snapshot().items == 10
+        await until(recorder, batches=3, items=10, pending=0)
+        # Flushing and closing wait for nothing else either.
         recorder.submit(touch(1))
-    assert (recorder.snapshot().items, recorder.snapshot().pending) == (11, 0)
+        await recorder.flush()
+        assert recorder.snapshot().items == 11
+        recorder.submit(touch(1))
+    assert (recorder.snapshot().items, recorder.snapshot().pending) == (12, 0)
 
 
 async def test_items_that_nobody_waits_for_are_written_though_nothing_else_comes(
