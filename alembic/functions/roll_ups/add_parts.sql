@@ -45,6 +45,10 @@ BEGIN
     SELECT of_family, of_user, of_dataset, of_level, t.starts_at, t.status, t.sessions, t.cost_usd, t.tokens_in, t.tokens_out,
            t.duration_us, t.unpriced_events, t.unmeasured_events, t.late_events, t.late_cost_usd, t.further_totals
     FROM total t;
+    -- The changes of both kinds are put in apart. Where those in all cancel out so far, no bucket is kept, and so none by model.
+    IF NOT FOUND THEN
+        RETURN;
+    END IF;
     WITH total AS MATERIALIZED (
         SELECT date_bin(length, a.starts_at, '2000-01-01 00:00:00+00') AS starts_at, a.model, sum(a.sessions) AS sessions,
                sum(a.cost_usd) AS cost_usd, sum(a.tokens_in) AS tokens_in, sum(a.tokens_out) AS tokens_out,

@@ -220,6 +220,31 @@ async def test_no_writer_waits_while_the_sums_are_written(
     assert Counter(session["rolled_up"] for session in stored.sessions) == {True: MANY - 20, False: 20}
 
 
+async def test_changes_that_cancel_out_so_far_make_no_bucket_by_model(session_database: SessionDatabase) -> None:
+    db = session_database
+    await keep_buckets(db, density=0.01)
+
+    def used(session_id: str) -> list[UsageEvent | End]:
+        key = {"session_id": session_id, "user_id": A, "at": NOON}
+        return [*(UsageEvent(**key, model=one, cost_usd=1) for one in "mn"), End(**key, status=SessionStatus.COMPLETED)]
+
+    await db.lifecycle.record(used("leaves"))
+    await db.maintenance.roll_up()
+    await db.lifecycle.reopen_session("leaves", A, at=NOON)
+    await db.lifecycle.record(used("comes"))
+    [(keys,)] = await ask(db, f"{KEYS} WHERE session_id = 'comes'")
+    async with db.engine.begin() as host:
+        await roll_up_sessions(host, keys)
+    # One session goes out of the buckets and one comes in: two changes in all, and four by model.
+    for _ in range(4):
+        async with db.engine.begin() as host:
+            await host.execute(roll_up.compact("session_lifecycle")(), {"most": 1})
+        assert (await Stored.of(db)).faults() == []
+        await agree(db, Viewer.auditor())
+    assert await ask(db, "SELECT FROM session_roll_up_changes") == []
+    assert await ask(db, "SELECT FROM session_model_roll_up_changes") == []
+
+
 async def test_no_timeout_ends_the_sums_of_all_sessions(
     session_database: SessionDatabase, session_database_url: str
 ) -> None:
