@@ -11,7 +11,8 @@ SET plan_cache_mode = force_custom_plan SET work_mem = '64MB' SET jit = off
 AS $body$
 #variable_conflict use_column
 DECLARE
-    density numeric := {schema}.density(of_family);
+    of_part numeric := greatest({schema}.density(of_family), 1);
+    of_whole numeric := greatest({schema}.density(of_family) * 6, 1);
 BEGIN
     RETURN QUERY
     WITH counted AS (
@@ -21,6 +22,11 @@ BEGIN
         UNION ALL
         SELECT date_bin('6 hours', c.starts_at, '2000-01-01 00:00:00+00'), c.user_id, c.dataset_id, -c.sessions::integer
         FROM {schema}.session_roll_up_changes c
+        WHERE {schema}.holds(of_family, after, up_to, c.user_id, c.dataset_id)
+        UNION ALL
+        -- Changes by model may be left where those in all are put in. They need a depth, and count no session.
+        SELECT date_bin('6 hours', c.starts_at, '2000-01-01 00:00:00+00'), c.user_id, c.dataset_id, 0
+        FROM {schema}.session_model_roll_up_changes c
         WHERE {schema}.holds(of_family, after, up_to, c.user_id, c.dataset_id)
     ),
     six_hours AS (
@@ -61,11 +67,11 @@ BEGIN
             AND {schema}.holds(of_family, after, up_to, r.user_id, r.dataset_id)
     )
     SELECT o.user_id, o.dataset_id, o.six_hours,
-           CASE WHEN o.in_324 < density * 6 THEN 1 WHEN o.in_54 < density * 6 THEN 2
-                WHEN o.in_9 < density * 6 THEN 3 WHEN o.in_36_hours < density * 6 THEN 4
-                WHEN o.sessions < density * 6 THEN 5 ELSE 6 END
+           CASE WHEN o.in_324 < of_whole THEN 1 WHEN o.in_54 < of_whole THEN 2
+                WHEN o.in_9 < of_whole THEN 3 WHEN o.in_36_hours < of_whole THEN 4
+                WHEN o.sessions < of_whole THEN 5 ELSE 6 END
     FROM of_owner o
-    WHERE o.ever >= density
+    WHERE o.ever >= of_part
     UNION ALL
     SELECT d.user_id, d.dataset_id, d.six_hours, max(l.depth)
     FROM six_hours d

@@ -81,7 +81,8 @@ async def test_axe_finds_nothing_on_any_page_and_nothing_is_wider_than_the_windo
                 found = await Axe().run(page, options=options)
                 assert found.violations_count == 0, (path, scheme, found.generate_report())
             await page.set_viewport_size({"width": 390, "height": 800})
-            assert await page.evaluate("document.documentElement.scrollWidth") <= 390, path
+            # Charts follow the window when they hear of it. One that stays wider ends this by its timeout.
+            await page.wait_for_function("document.documentElement.scrollWidth <= 390")
 
 
 async def test_sessions_are_filtered_sorted_and_paged_by_mouse(site: Site) -> None:
