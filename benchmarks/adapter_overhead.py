@@ -136,7 +136,7 @@ async def adk(recorder: Any, stack: AsyncExitStack) -> Side:
 
     from session_lifecycle.integrations.google_adk import SessionPlugin
 
-    class Answers(BaseLlm):  # type: ignore[misc]  # mypy does not follow the types of ADK
+    class Answers(BaseLlm):  # type: ignore[misc]  # ADK is too large for mypy to follow
         async def generate_content_async(self, *_: Any, **__: Any) -> AsyncGenerator[Any]:
             usage = types.GenerateContentResponseUsageMetadata(
                 prompt_token_count=1200, candidates_token_count=80, total_token_count=1280
@@ -165,7 +165,7 @@ async def adk(recorder: Any, stack: AsyncExitStack) -> Side:
 
 
 async def litellm_calls(recorder: Any, openai_url: str) -> Side:
-    """LiteLLM. It tells the end of a call some time after the answer, and both sides wait for that."""
+    """LiteLLM. It calls its callbacks some time after the answer. Both sides wait for the callbacks."""
     import litellm
     from litellm.litellm_core_utils.logging_worker import GLOBAL_LOGGING_WORKER
 
@@ -180,7 +180,7 @@ async def litellm_calls(recorder: Any, openai_url: str) -> Side:
 
     async def call(callbacks: list[Any]) -> None:
         if now_called[0] != bool(callbacks):
-            await asyncio.sleep(0.2)  # the ends of the calls before are told to those that are called now
+            await asyncio.sleep(0.2)  # callbacks of earlier calls may still run
             # LiteLLM copies its callbacks into other lists with the first call, and looks there from then on.
             for name in (*lists, "input_callback", "_async_input_callback"):
                 setattr(litellm, name, [])
@@ -236,7 +236,7 @@ async def measure(
     async with sides(recorder, models) as all_sides:
         chosen = [side for side in all_sides if not only or side.name in only]
         found = {side.name: await compare(side, turns, calls, finish) for side in chosen}
-        await asyncio.sleep(0.3)  # LiteLLM tells the last end
+        await asyncio.sleep(0.3)  # the callbacks of the last call
         await asyncio.to_thread(recorder.flush) if isinstance(recorder, SynchronousRecorder) else await recorder.flush()
     failures = recorder.snapshot().failures
     events = await scalar(db, "SELECT count(*) FROM session_lifecycle.session_usage_events") - before

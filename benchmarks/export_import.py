@@ -67,7 +67,7 @@ SEED = (
     """,
     """
     INSERT INTO session_lifecycle.session_steps (user_id, run_id, step_id, kind, name, started_at, inputs, output)
-    SELECT user_id, 'run-' || n, 'step', 'tool', 'grep', at - interval '10 min', '{"pattern": "TODO"}', '["a.py", 3]'
+    SELECT user_id, 'run-' || n, 'step', 'tool', 'grep', at - interval '10 min', '{"pattern": "import"}', '["a.py", 3]'
     FROM public.fleet WHERE n % 20 = 3
     """,
     """

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 LOOK_SECONDS = 5.0
 """How often the transcripts are looked at while messages come. They are read where a result comes, and at the end."""
 LAG_SECONDS = 0.5
-"""How long what Claude Code has told may be on its way into its transcripts."""
+"""Claude Code writes its transcripts up to so long after it calls a hook or sends a message."""
 LOOKS = 10
 _MARGIN = timedelta(minutes=1)
 _MOST_META_BYTES = 1_000_000
@@ -153,7 +153,7 @@ class Conversation:
     async def look_for(self, tool_call: str | None) -> bool:
         """Takes what the transcripts have, until they tell of this call of a tool. Whether they do, or there are none.
 
-        Claude Code writes them some time after it calls a hook. The response that made the call is told before it.
+        Claude Code writes them some time after it calls a hook. It writes the response before the call of the tool.
         """
         is_there = False
         for _ in range(LOOKS):
@@ -170,7 +170,7 @@ class Conversation:
         self.at_recorders_end()
 
     def close(self) -> None:
-        """Records what is left of the session. Does nothing where none is open."""
+        """Records the rest of the session. Does nothing where no session is open."""
         self._quiet.closed(self)
         transcripts, stream = self._transcripts, self._stream
         if transcripts is None or stream is None:

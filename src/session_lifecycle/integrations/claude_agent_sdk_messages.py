@@ -170,7 +170,7 @@ class StreamReader:
         event = self._event(message_id, run, at) | given(model=model)
         if not counts.get("tokens_in") and not counts.get("tokens_out"):
             return event | {"measured": False}
-        # What a message tells of the output is what the response began with.
+        # The message has the output tokens of the beginning of the response, not of its end.
         is_partial = value_at(message, "stop_reason") is None
         return event | counts | {"partial": is_partial, "revision": counts.get("tokens_out", 0)}
 
