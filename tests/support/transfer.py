@@ -1,11 +1,12 @@
 """A history that has every rare class, and every answer that a database gives about it."""
 
 import inspect
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from itertools import count
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -29,7 +30,7 @@ from session_lifecycle import (
     Viewer,
 )
 from session_lifecycle.buckets.database import BucketDatabase
-from session_lifecycle.models import Budget, Item, PriceOverride, UsageEventFilters
+from session_lifecycle.models import Budget, ImportReport, Item, PriceOverride, RefusedRow, UsageEventFilters
 from session_lifecycle.models.session_filters import ALL_SESSION_ORDERS
 from session_lifecycle.testing import TemplateServer
 
@@ -174,6 +175,18 @@ async def live(db: SessionDatabase, users: Sequence[UUID] = (A, B)) -> None:
     await db.maintenance.roll_up()
     for user in users:
         await db.lifecycle.record([_event(user, "ended", 16.7, idempotency_key="taken out of the roll-ups")])
+
+
+async def imported(db: SessionDatabase | BucketDatabase, folder: Path) -> tuple[ImportReport, list[str]]:
+    """Imports a complete export: the report, and what was refused."""
+    refused: list[RefusedRow] = []
+    report = await db.maintenance.import_export(folder, on_refused=refused.append)
+    return report, [str(one) for one in refused]
+
+
+def rows_of(manifest: Mapping[str, Any]) -> dict[str, int]:
+    """The number of rows of each table of a complete export."""
+    return {table: entry["rows"] for table, entry in manifest["tables"].items()}
 
 
 VIEWERS = {

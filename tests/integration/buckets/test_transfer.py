@@ -11,16 +11,9 @@ import pytest
 from session_lifecycle import ConfigurationError, InvalidValueError, SessionDatabase, SessionListFilters, Viewer
 from session_lifecycle.buckets.database import BucketDatabase
 from session_lifecycle.maintenance.export_files import export_to_folder
-from session_lifecycle.models import ImportReport, RefusedRow
 from support.buckets import BucketServers, user_in
 from support.commands import succeed
-from support.transfer import D1, D2, PRICES, A, B, answers, live
-
-
-async def imported(db: BucketDatabase, folder: Path) -> tuple[ImportReport, list[str]]:
-    refused: list[RefusedRow] = []
-    report = await db.maintenance.import_export(folder, on_refused=refused.append)
-    return report, [str(one) for one in refused]
+from support.transfer import D1, D2, PRICES, A, B, answers, imported, live, rows_of
 
 
 @pytest.fixture(params=["on_two_servers", "on_citus"])
@@ -67,10 +60,6 @@ async def test_every_answer_is_that_of_the_database_that_went_into_buckets(
         assert (await imported(buckets, tmp_path / "all"))[1] == []
         before, after = await answers(plain), await answers(buckets)
         assert {name for name in before if before[name] != after[name]} == set()
-
-
-def rows_of(manifest: dict[str, Any]) -> dict[str, int]:
-    return {table: entry["rows"] for table, entry in manifest["tables"].items()}
 
 
 async def test_an_export_of_buckets_comes_in_batches_by_key(on_two_servers: BucketDatabase) -> None:

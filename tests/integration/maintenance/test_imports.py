@@ -14,10 +14,10 @@ import pytest
 
 from session_lifecycle import InvalidValueError, Message, Run, SessionDatabase, Step, UsageEvent, Viewer
 from session_lifecycle.maintenance.export_files import export_to_folder
-from session_lifecycle.models import ImportReport, RefusedRow
+from session_lifecycle.models import RefusedRow
 from session_lifecycle.testing import TemplateServer
 from support.stored_rows import ask
-from support.transfer import PRICES, A, B, another_database, answers, live
+from support.transfer import PRICES, A, B, another_database, answers, imported, live, rows_of
 
 AT = datetime(2026, 2, 1, tzinfo=UTC)
 
@@ -55,10 +55,6 @@ async def figures(db: SessionDatabase) -> Any:
     """The figures that roll-ups answer."""
     auditor = Viewer.auditor()
     return await db.lifecycle.aggregate_stats(auditor), await db.lifecycle.cost_by_model(auditor)
-
-
-def rows_of(manifest: dict[str, Any]) -> dict[str, int]:
-    return {table: entry["rows"] for table, entry in manifest["tables"].items()}
 
 
 @pytest.fixture
@@ -102,12 +98,6 @@ def write(folder: Path, table: str, lines: Sequence[str]) -> None:
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["tables"][table] |= {"rows": len(lines), "sha256": hashlib.sha256(content).hexdigest()}
     (folder / "manifest.json").write_text(json.dumps(manifest))
-
-
-async def imported(db: SessionDatabase, folder: Path) -> tuple[ImportReport, list[str]]:
-    refused: list[RefusedRow] = []
-    report = await db.maintenance.import_export(folder, on_refused=refused.append)
-    return report, [str(one) for one in refused]
 
 
 async def users(db: SessionDatabase, table: str) -> list[UUID]:
