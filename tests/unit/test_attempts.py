@@ -34,3 +34,15 @@ def test_a_shorter_deadline_comes_first_and_a_closed_one_changes_nothing() -> No
     assert (late.is_open, still_open.is_open) == (False, True)
     assert [(item.model, item.measured) for item in items] == [("answered", True), ("late", False)]
     still_open.discard()
+
+
+def test_an_attempt_is_open_until_what_its_end_records_is_handed_over() -> None:
+    """Who finds nothing open flushes or closes the recorder, perhaps while another thread closes the attempt."""
+    handed_over: list[bool] = []
+    writer = QuietWriter(lambda _: handed_over.append(bool(writer.open)), lambda *_: None)
+    run = SessionTrace(writer, "s", A).run("agent")
+    run.begin()
+    handed_over.clear()
+    run.attempt("m", on_cancelled=run.finish).cancel()
+    assert handed_over == [True, True]
+    assert not writer.open

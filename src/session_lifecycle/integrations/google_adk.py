@@ -192,8 +192,8 @@ class SessionPlugin(Adapter, BasePlugin):
         invocation.run.cancel()
 
     def _give_up(self, invocation: _Invocation) -> None:
-        self._quiet.closed(invocation.run)
         self._cut(invocation)
+        self._quiet.closed(invocation.run)
 
     # Model calls
 

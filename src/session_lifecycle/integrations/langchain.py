@@ -193,8 +193,8 @@ class SessionCallbackHandler(Adapter, BaseCallbackHandler):
             self._finish(node.run, error)
 
     def _give_up(self, node: _Node) -> None:
-        self._quiet.closed(node)
         node.cancel()
+        self._quiet.closed(node)
 
     def _finish(self, run: RunBlock, error: BaseException | None) -> None:
         if error is None or _goes_on(error):

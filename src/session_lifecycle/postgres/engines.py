@@ -213,8 +213,8 @@ class OwnEngines(Engines):
     def __init__(self, make: Callable[[], AsyncEngine], schema: str, on_loop: Callable[[], None]) -> None:
         super().__init__(schema, on_loop)
         self._make = make
-        self._of_loop: dict[asyncio.AbstractEventLoop, LoopEngine] = {}
-        # Made outside any loop; the next loop takes it.
+        self._in_loops: list[LoopEngine] = []
+        # Made outside any loop. The next loop takes it, and so does the loop that opens a connection of it.
         self._spare: LoopEngine | None = None
         self._lock = threading.Lock()
 
@@ -229,12 +229,24 @@ class OwnEngines(Engines):
 
     def _enter(self, loop: asyncio.AbstractEventLoop) -> LoopEngine:
         with self._lock:
-            for gone in [one for one in self._of_loop if one.is_closed()]:
-                _abandon(self._of_loop.pop(gone))
-            if loop not in self._of_loop:
-                spare, self._spare = self._spare, None
-                self._of_loop[loop] = (spare or self._new())._replace(loop=loop)
-            return self._of_loop[loop]
+            known, self._in_loops = self._in_loops, []
+            for one in known:
+                if one.loop is not None and one.loop.is_closed():
+                    _abandon(one)
+                else:
+                    self._in_loops.append(one)
+            for one in self._in_loops:
+                if one.loop is loop:
+                    return one
+            return self._take_spare(loop) or self._put(self._new(), loop)
+
+    def _take_spare(self, loop: asyncio.AbstractEventLoop) -> LoopEngine | None:
+        spare, self._spare = self._spare, None
+        return None if spare is None else self._put(spare, loop)
+
+    def _put(self, one: LoopEngine, loop: asyncio.AbstractEventLoop) -> LoopEngine:
+        self._in_loops.append(one._replace(loop=loop))
+        return self._in_loops[-1]
 
     def _new(self) -> LoopEngine:
         engine = self._make()
@@ -242,41 +254,44 @@ class OwnEngines(Engines):
 
         def keep(adapted: Any, _: object) -> None:
             connections.add(adapted.driver_connection)
+            self._connected(engine)
 
         event.listen(engine.sync_engine, "connect", keep)
         return LoopEngine(None, engine, engine.execution_options(**self._options), connections)
+
+    def _connected(self, engine: AsyncEngine) -> None:
+        """Notes the loop that uses the spare engine by itself: a host may ask for it outside any loop."""
+        spare = self._spare
+        if spare is not None and spare.engine is engine:
+            self._on_loop()
+            with self._lock:
+                if self._spare is spare:
+                    self._take_spare(asyncio.get_running_loop())
 
     async def close(self) -> None:
         """Closes the connections of every event loop that are not in use, within `CLOSE_SECONDS`."""
         here = asyncio.get_running_loop()
         with self._lock:
-            known = list(self._of_loop.items())
-            for loop, _ in known:
-                if loop is not here:
-                    del self._of_loop[loop]
-        await asyncio.gather(*(self._close_in(loop, one) for loop, one in known))
+            known = self._in_loops
+            self._in_loops = [one for one in known if one.loop is here]
+        await asyncio.gather(*map(_close_in_its_loop, known))
 
     async def close_here(self) -> None:
         """Closes the connections of the running event loop that are not in use, within `CLOSE_SECONDS`."""
-        one = self._of_loop.get(asyncio.get_running_loop())
-        if one is not None:
-            await _close(one)
-
-    async def _close_in(self, loop: asyncio.AbstractEventLoop, one: LoopEngine) -> None:
-        if not await call_in(loop, lambda: _close(one), within_seconds=CLOSE_SECONDS + 1):
-            _abandon(one)
+        here = asyncio.get_running_loop()
+        await asyncio.gather(*(_close(one) for one in self._in_loops if one.loop is here))
 
     def forget_parent(self) -> object:
         """See `HasParents`. The child gives its copies of the sockets back, and the parent keeps its connections."""
-        ours = (dict(self._of_loop), self._last)
+        ours = (self._in_loops, self._last)
         nowhere = os.open(os.devnull, os.O_RDWR)
-        for one in self._of_loop.values():
+        for one in self._in_loops:
             for connection in list(one.connections):
                 if (descriptor := _descriptor(connection)) is not None:
                     # The number stays taken, so that no finalizer closes a file that got it later.
                     os.dup2(nowhere, descriptor, inheritable=False)
         os.close(nowhere)
-        self._of_loop, self._last, self._lock = {}, None, threading.Lock()
+        self._in_loops, self._last, self._lock = [], None, threading.Lock()
         return ours
 
 
@@ -348,6 +363,11 @@ async def call_in(
         return False
     done, _ = await asyncio.wait([asyncio.wrap_future(running)], timeout=within_seconds)
     return bool(done)
+
+
+async def _close_in_its_loop(one: LoopEngine) -> None:
+    if one.loop is None or not await call_in(one.loop, lambda: _close(one), within_seconds=CLOSE_SECONDS + 1):
+        _abandon(one)
 
 
 async def _close(one: LoopEngine) -> None:

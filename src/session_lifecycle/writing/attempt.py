@@ -193,10 +193,10 @@ class Attempt:
             if not self.is_open:
                 return
             self.is_open, self._is_unknown = False, True
-        self._forget()
         self._write(**self._named, measured=False, at=self.started_at)
         if self._on_cancelled is not None:
             self._on_cancelled()
+        self._forget()  # last: this may be the watching thread, and who finds nothing open may flush
 
     def discard(self) -> bool:
         """Closes the attempt and records nothing: no model was called, or the caller records the call itself.

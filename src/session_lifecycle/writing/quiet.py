@@ -71,7 +71,7 @@ class QuietWriter:
             self.open.add(attempt)
 
     def closed(self, attempt: Abandonable) -> None:
-        """Forgets an attempt that is closed."""
+        """Forgets an attempt that is closed, after what its end records was handed over."""
         with self._changing:
             self.open.discard(attempt)
 

@@ -76,6 +76,31 @@ def test_X28_the_engine_outside_a_loop_is_the_next_loops(session_database_url: s
     assert not asyncio.run(same())
 
 
+@pytest.mark.parametrize("closes", [True, False], ids=["closed", "the loop ends"])
+@pytest.mark.parametrize("has_pool", [True, False], ids=["beside a pool", "alone"])
+def test_X28_connections_of_the_engine_outside_a_loop_are_closed(
+    session_database_url: str, has_pool: bool, closes: bool
+) -> None:
+    """A host lends its transactions on that engine, so no call of this library enters the loop."""
+    db = SessionDatabase.connect(session_database_url)
+
+    async def lend() -> None:
+        if has_pool:
+            await use(db)
+        engine = await asyncio.to_thread(lambda: db.engine)  # there is no loop in that thread
+        assert not has_pool or engine is not db.engine
+        async with engine.begin() as connection:
+            await db.bind(connection).lifecycle.ensure_and_touch_session("s", A)
+        assert await count_connections(session_database_url) == 1 + has_pool
+        if closes:
+            await db.close()
+            await until_closed(session_database_url)
+
+    asyncio.run(lend())
+    asyncio.run(until_closed(session_database_url))
+    assert asyncio.run(use(db)) > 0
+
+
 async def test_R23_X28_event_loops_of_several_threads_use_one_database_at_once(session_database_url: str) -> None:
     async def call() -> None:
         for _ in range(10):
