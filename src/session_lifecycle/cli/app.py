@@ -18,8 +18,9 @@ from session_lifecycle.cli.commands import (
     budgets,
     demo,
     doctor,
+    exports,
+    foreign_imports,
     hooks,
-    importing,
     maintenance,
     replay,
     reports,
@@ -29,6 +30,7 @@ from session_lifecycle.cli.commands import (
     sessions,
     spool,
     tail,
+    transcript_imports,
     transfer,
 )
 from session_lifecycle.cli.option_groups import with_groups
@@ -167,11 +169,11 @@ _group(
     "export",
     "Write sessions, usage events, runs, steps, messages, or everything into files.",
     {
-        "sessions": transfer.export_sessions,
-        "usage-events": transfer.export_usage_events,
-        "runs": transfer.export_runs,
-        "steps": transfer.export_steps,
-        "messages": transfer.export_messages,
+        "sessions": exports.export_sessions,
+        "usage-events": exports.export_usage_events,
+        "runs": exports.export_runs,
+        "steps": exports.export_steps,
+        "messages": exports.export_messages,
         "all": transfer.export_all,
     },
 )
@@ -180,11 +182,11 @@ _group(
     "Import an export, the data of other systems, or the files of coding agents.",
     {
         "lifecycle": transfer.import_lifecycle,
-        "reference": transfer.import_reference,
-        "litellm-spend-logs": transfer.import_litellm_spend_logs,
-        "langfuse": transfer.import_langfuse,
-        "claude-code": importing.claude_code,
-        "codex": importing.codex,
+        "reference": foreign_imports.import_reference,
+        "litellm-spend-logs": foreign_imports.import_litellm_spend_logs,
+        "langfuse": foreign_imports.import_langfuse,
+        "claude-code": transcript_imports.claude_code,
+        "codex": transcript_imports.codex,
     },
 )
 _group("hook", "Have a coding agent tell what it does while it runs.", {"claude-code": hooks.claude_code})

@@ -8,7 +8,7 @@ Every command loads this module before it knows its options, so nothing here loa
 
 import json
 import sys
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from session_lifecycle.models import PruneReport, RollUpReport
 
+MOST_NAMED = 20
+"""The most refused rows or lines that are named."""
 UNBOUNDED_WIDTH = 100_000
 """The columns of an output that is no terminal: a table takes what it needs, and every row is one line."""
 
@@ -61,6 +63,26 @@ def at_work(doing: str) -> Generator[None]:
         yield
 
 
+@contextmanager
+def row_progress(doing: str) -> Generator[Callable[[str, int], None]]:
+    """Shows on a terminal how far a job is; elsewhere a line for each ten thousand rows."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        told: dict[str, int] = {}
+
+        def tell(what: str, rows: int) -> None:
+            if rows // 10_000 > told.get(what, 0):
+                told[what] = rows // 10_000
+                print_note(f"{doing}: {what}: {rows} rows so far")
+
+        yield tell
+        return
+    with console.status(doing) as status:
+        yield lambda what, rows: status.update(f"{doing}: {what}: {rows} rows")
+
+
 def print_report(heading: str, report: "BaseModel", *, as_json: bool = False) -> None:
     """Prints the heading and the report's fields on one line of standard output, without fields that are None.
 
@@ -77,6 +99,41 @@ def print_report(heading: str, report: "BaseModel", *, as_json: bool = False) ->
     else:
         said = ", ".join(f"{name} {value}" for name, value in fields.items() if value is not None)
         print_line(f"{heading}: {said}")
+
+
+def print_counts(heading: str, report: dict[str, Any], *, as_json: bool, more: dict[str, Any] | None = None) -> None:
+    """Prints the heading and the counts of a transfer on one line, or the counts as JSON with `more`."""
+    if as_json:
+        print_json({**report, **(more or {})})
+        return
+    rows = report.get("rows")
+    if isinstance(rows, dict):
+        report = {**report, "rows": " ".join(f"{table}={number}" for table, number in rows.items())}
+    print_line(f"{heading}: " + ", ".join(f"{name} {value}" for name, value in report.items()))
+
+
+class FirstNamed:
+    """Names the first of what a job refuses, on standard error."""
+
+    def __init__(self, what: str) -> None:
+        """Nothing is named yet.
+
+        Args:
+            what: What is refused, as `rows`.
+        """
+        self._what = what
+        self._count = 0
+
+    def add(self, one: object) -> None:
+        """Names it, unless `MOST_NAMED` are named already."""
+        self._count += 1
+        if self._count <= MOST_NAMED:
+            print_note(str(one))
+
+    def finish(self) -> None:
+        """Says how many more there were."""
+        if self._count > MOST_NAMED:
+            print_note(f"and {self._count - MOST_NAMED} more {self._what}")
 
 
 def print_line(line: str) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from session_lifecycle import __version__
 from session_lifecycle.cli import choices, options
-from session_lifecycle.cli.commands import reports, transfer
+from session_lifecycle.cli.commands import exports, reports, transfer
 from session_lifecycle.maintenance.role import DEFAULT_BATCH, DEFAULT_PRUNE_BATCH
 from session_lifecycle.models import EffectiveStatus
 from session_lifecycle.models.pages import Total
@@ -102,7 +102,7 @@ def test_the_texts_of_options_are_those_of_the_library() -> None:
     assert get_args(choices.SummaryOrder) == SUMMARY_ORDERS
     assert choices.Total == Total
     assert choices.ServiceTier == ServiceTier
-    for file_format in (transfer.Format, transfer.FolderFormat):
+    for file_format in (exports.Format, transfer.FolderFormat):
         assert get_args(file_format)[0] == ExportFormat
     assert reports.TIMES == BUCKETS
     assert (options.PRUNE_BATCH, options.REPRICE_BATCH) == (DEFAULT_PRUNE_BATCH, DEFAULT_BATCH)

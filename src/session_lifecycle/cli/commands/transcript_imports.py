@@ -1,4 +1,4 @@
-"""`import`: records what coding agents have written into their own files."""
+"""`import` of transcripts: records what coding agents have written into their own files."""
 
 import asyncio
 from dataclasses import dataclass
@@ -9,16 +9,14 @@ from uuid import UUID
 import typer
 
 from session_lifecycle.cli.options import MISUSE, Json, Place, on_database, refuse, until_interrupted
-from session_lifecycle.cli.output import print_json, print_line, print_note
+from session_lifecycle.cli.output import FirstNamed, print_json, print_line, print_note
 from session_lifecycle.errors import DatabaseUnavailableError, TransactionConflictError
 from session_lifecycle.integrations.hook_command import default_user
 
 if TYPE_CHECKING:
     from session_lifecycle import SessionDatabase
-    from session_lifecycle.integrations.transcript_import import BadLine, Program, TranscriptImport
+    from session_lifecycle.integrations.transcript_import import Program, TranscriptImport
 
-MOST_NAMED = 20
-"""The most bad lines that are named."""
 Files = Annotated[
     Path | None,
     typer.Argument(help="File or directory. Default: where the program keeps its files.", show_default=False),
@@ -74,13 +72,7 @@ def _import(program: "Program", reading: Reading, place: Place, *, as_json: bool
         refuse(f"there is nothing at {' or '.join(map(str, places))}: give a file or a directory", code=MISUSE)
     user_id = default_user() if reading.user is None else str(reading.user)
     console = Console(stderr=True)
-    named = 0
-
-    def name(bad: "BadLine") -> None:
-        nonlocal named
-        named += 1
-        if named <= MOST_NAMED:
-            print_note(f"{bad.path}:{bad.number}: {bad.reason}")
+    named = FirstNamed("bad lines")
 
     async def work(db: "SessionDatabase") -> None:
         await db.check()
@@ -107,7 +99,7 @@ def _import(program: "Program", reading: Reading, place: Place, *, as_json: bool
                 user_id=user_id,
                 content=content,
                 billing=reading.billing,
-                on_bad_line=name,
+                on_bad_line=lambda bad: named.add(f"{bad.path}:{bad.number}: {bad.reason}"),
                 on_progress=lambda done, whole: progress.update(bar, completed=done, total=whole),
                 reads_again=reading.again,
                 batch=DEFAULT_BATCH,
@@ -116,7 +108,8 @@ def _import(program: "Program", reading: Reading, place: Place, *, as_json: bool
                 await job.run()
             else:
                 await until_interrupted(_follow(job))
-        _print_report(job, named, as_json=as_json)
+        named.finish()
+        _print_report(job, as_json=as_json)
 
     on_database(work, place)
 
@@ -135,10 +128,8 @@ async def _follow(job: "TranscriptImport") -> None:
         await asyncio.sleep(LOOK_SECONDS)
 
 
-def _print_report(job: "TranscriptImport", named: int, *, as_json: bool) -> None:
+def _print_report(job: "TranscriptImport", *, as_json: bool) -> None:
     report = job.report
-    if named > MOST_NAMED:
-        print_note(f"and {named - MOST_NAMED} more bad lines")
     if report.missing_origins:
         print_note(
             f"{len(report.missing_origins)} origins of forks are not at hand: lines of the first second of a fork "
