@@ -53,6 +53,7 @@ from session_lifecycle.reports import SessionReportsDb
 from session_lifecycle.repository import SessionLifecycleDb
 from session_lifecycle.roles import SessionRoles
 from session_lifecycle.settings import Settings, check_schema_name
+from session_lifecycle.writing.losses import OnLost
 from session_lifecycle.writing.payload_policy import PayloadPolicy, Redact
 from session_lifecycle.writing.pipeline import WritePipeline
 from session_lifecycle.writing.recorder import (
@@ -60,7 +61,6 @@ from session_lifecycle.writing.recorder import (
     DEFAULT_GIVE_UP_AFTER,
     DEFAULT_MAX_BATCH,
     DEFAULT_MAX_PENDING,
-    OnLost,
     SessionRecorder,
 )
 from session_lifecycle.writing.recorder_metrics import RecorderCounts

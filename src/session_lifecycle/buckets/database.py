@@ -42,13 +42,13 @@ from session_lifecycle.reports import SessionReportsDb
 from session_lifecycle.repository import SessionLifecycleDb
 from session_lifecycle.roles import SessionRoles
 from session_lifecycle.settings import Settings
+from session_lifecycle.writing.losses import OnLost
 from session_lifecycle.writing.pipeline import WritePipeline
 from session_lifecycle.writing.recorder import (
     DEFAULT_DRAIN_WITHIN,
     DEFAULT_GIVE_UP_AFTER,
     DEFAULT_MAX_BATCH,
     DEFAULT_MAX_PENDING,
-    OnLost,
     SessionRecorder,
 )
 from session_lifecycle.writing.session_block import SessionBlock

@@ -8,11 +8,9 @@ several in a row, and a transaction costs the agent's process more than all that
 
 import asyncio
 import copy
-import logging
-import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from itertools import islice
@@ -30,18 +28,19 @@ from session_lifecycle.errors import (
     SessionLifecycleError,
     TransactionConflictError,
 )
-from session_lifecycle.models import Item, Message, Run, Step, UsageEvent
-from session_lifecycle.models.sessions import Reopen
+from session_lifecycle.models import Item
 from session_lifecycle.postgres.engines import call_in
 from session_lifecycle.postgres.execution import with_jitter
 from session_lifecycle.postgres.processes import forget_in_child
 from session_lifecycle.statements.writing.record import WriteResult
 from session_lifecycle.writing.calls import CallsAsItems, checked_item
+from session_lifecycle.writing.losses import OnLost, tell_loss
 from session_lifecycle.writing.pipeline import WritePipeline
 from session_lifecycle.writing.prepared import PreparedItem, WritableItem
 from session_lifecycle.writing.protocol import SessionReserver
 from session_lifecycle.writing.quiet import QuietWriter
 from session_lifecycle.writing.recorder_metrics import RecorderCounts, RecorderSnapshot, observe
+from session_lifecycle.writing.room import Room
 from session_lifecycle.writing.session_block import SessionBlock
 
 if TYPE_CHECKING:
@@ -57,13 +56,6 @@ GATHER_SECONDS = 0.02
 """How long an item that nobody waits for may wait for others, before a transaction begins that writes them."""
 END_SECONDS = 5.0
 """How long closing waits for a write that it has cancelled."""
-MOST_NAMED = 20
-"""How many sessions and keys one line of the log names."""
-
-OnLost = Callable[[Sequence[Item], SessionLifecycleError], object]
-"""Called with items that could not be written, and with the error. There is no item where a value was refused."""
-
-_logger = logging.getLogger(__name__)
 
 
 class _Call:
@@ -172,10 +164,8 @@ class SessionRecorder(CallsAsItems):
         self._in_flight: Sequence[_Call] = ()
         # Whether the calls in flight may have reached the database.
         self._was_sent = False
-        self._waiting: deque[tuple[asyncio.Future[None], int]] = deque()
-        # Counts items in the queue, in flight, and handed over. The last of these need the lock.
-        self._pending = 0
-        self._counting = threading.Lock()
+        # For the items in the queue, in flight, and handed over.
+        self._room = Room(self._max_pending)
         # Set while something in the queue is to be written now.
         self._is_due = asyncio.Event()
         self._due_later: asyncio.TimerHandle | None = None
@@ -184,7 +174,7 @@ class SessionRecorder(CallsAsItems):
 
     def forget_parent(self) -> object:
         """See `HasParents`: the parent writes what it has accepted."""
-        ours = (self.loop, self._task, self._queue, self._handed_over, self._in_flight, self._waiting, self._is_due)
+        ours = (self.loop, self._task, self._queue, self._handed_over, self._in_flight, self._room, self._is_due)
         self.loop = None
         self._forget()
         self.quiet.forget()
@@ -254,7 +244,7 @@ class SessionRecorder(CallsAsItems):
         except RuntimeError as error:  # the loop is closed
             if call in self._handed_over:
                 self._handed_over.remove(call)
-                self._release(1)
+                self._room.release(1)
                 raise RecorderClosedError("the recorder's event loop is closed") from error
 
     def _is_spooled(self, item: Item) -> bool:
@@ -289,7 +279,7 @@ class SessionRecorder(CallsAsItems):
 
     def _lose(self, items: Sequence[Item], error: SessionLifecycleError) -> None:
         self.counts.failures += len(items) or 1
-        self._report_lost(items, error)
+        tell_loss(items, error, self._on_lost)
 
     def _count_drained(self, items: int) -> None:
         self.counts.batches += 1
@@ -328,8 +318,8 @@ class SessionRecorder(CallsAsItems):
         calls = (*self._in_flight[:1], *list(self._queue)[:1])
         oldest = min((call.taken_at for call in calls), default=None)
         return RecorderSnapshot(
-            pending=self._pending,
-            waiting=len(self._waiting),
+            pending=self._room.taken,
+            waiting=len(self._room.waiting),
             batches=self.counts.batches,
             items=self.counts.items,
             repeats=self.counts.repeats,
@@ -380,7 +370,7 @@ class SessionRecorder(CallsAsItems):
             if not await call_in(owner, close_here, within_seconds=self.drain_within + END_SECONDS + 1):
                 unwritten += [*self._in_flight, *self._queue, *self._handed_over]  # its thread is blocked
         else:
-            if owner is not here and self._pending:
+            if owner is not here and self._room.taken:
                 self._move_to(here)
             await close_here()
         return [cast("Item", item) for call in unwritten for item in call.items]
@@ -390,19 +380,16 @@ class SessionRecorder(CallsAsItems):
         if self._delivery is not None:
             await self._delivery.close(self.drain_within)
         self._is_closing = True
-        while self._waiting:
-            turn, _ = self._waiting.popleft()
-            if not turn.done():
-                turn.set_exception(RecorderClosedError("the recorder was closed before there was room"))
+        self._room.refuse_waiting()
         self._collect()
-        while (remaining := deadline - time.monotonic()) > 0 and (self._pending or self._queue):
+        while (remaining := deadline - time.monotonic()) > 0 and (self._room.taken or self._queue):
             if self._task is None:  # it was cancelled
                 self._begin()
             self._is_due.set()
             await asyncio.wait([cast("asyncio.Task[None]", self._task)], timeout=remaining)
         if (task := self._task) is not None:
             self._is_due.set()
-            if self._pending or self._queue:
+            if self._room.taken or self._queue:
                 task.cancel()
             await asyncio.wait([task], timeout=END_SECONDS)
         self._is_closed = True
@@ -435,7 +422,7 @@ class SessionRecorder(CallsAsItems):
         try:
             prepared = self._pipeline.prepare_now(items)
         except Exception:
-            self._release(len(items))
+            self._room.release(len(items))
             raise
         answer: asyncio.Future[list[WriteResult]] = loop.create_future()
         self._take(_Call(items, prepared, answer))
@@ -473,7 +460,7 @@ class SessionRecorder(CallsAsItems):
         for call in (*self._in_flight, *self._queue):
             if call.answer is not None and self.loop is not None and self.loop.is_closed():
                 call.answer = None
-        self._waiting.clear()
+        self._room.waiting.clear()
         self.loop, self._task, self._is_due, self._due_later = loop, None, asyncio.Event(), None
         self._put_back()
         self._collect()
@@ -534,52 +521,16 @@ class SessionRecorder(CallsAsItems):
 
     async def _room_for(self, count: int) -> None:
         """Reserves room for `count` items. Calls wait in line, so those of a session keep their order."""
-        if not (self._waits_when_full and (self._waiting or self._pending + count > self._max_pending)):
+        if self._waits_when_full and self._room.must_wait(count):
+            self._open_loop()
+            self._is_due.set()
+            await self._room.wait(count)
+        else:
             self._reserve(count)
-            return
-        self._open_loop()
-        self._is_due.set()
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append((turn, count))
-        try:
-            await turn
-        except asyncio.CancelledError:
-            if turn.cancelled():
-                if (turn, count) in self._waiting:
-                    self._waiting.remove((turn, count))
-                self._grant()
-            elif turn.exception() is None:  # room was granted before the cancellation arrived
-                self._release(count)
-            raise
 
     def _reserve(self, count: int) -> None:
         self._open_loop()
-        with self._counting:
-            if self._pending + count > self._max_pending:
-                raise RecorderFullError(
-                    f"{self._pending} items are pending, and this call adds {count}: "
-                    f"at most {self._max_pending} (max_pending) may be pending"
-                )
-            self._pending += count
-
-    def _release(self, count: int) -> None:
-        with self._counting:
-            self._pending -= count
-        self._grant()
-
-    def _grant(self) -> None:
-        """Gives free room to the waiting calls, in their order."""
-        while self._waiting:
-            turn, count = self._waiting[0]
-            if turn.done():  # its caller was cancelled
-                self._waiting.popleft()
-                continue
-            with self._counting:
-                if self._pending + count > self._max_pending:
-                    return
-                self._pending += count
-            self._waiting.popleft()
-            turn.set_result(None)
+        self._room.reserve(count)
 
     def _open_loop(self) -> asyncio.AbstractEventLoop:
         """The event loop of this recorder; raises RecorderClosedError where the recorder is not open."""
@@ -594,7 +545,7 @@ class SessionRecorder(CallsAsItems):
     async def _run(self) -> None:
         """Writes one transaction after another until the recorder is closed and nothing is pending."""
         calls: Sequence[_Call] = ()
-        while self._pending or self._queue or not self._is_closing:
+        while self._room.taken or self._queue or not self._is_closing:
             if not self._queue:
                 self._is_due.clear()
             if not self._is_due.is_set():
@@ -700,7 +651,7 @@ class SessionRecorder(CallsAsItems):
                 call.answer.set_result(written[position:following])
             position = following
         self._in_flight = ()
-        self._release(position)
+        self._room.release(position)
 
     def _fail(self, calls: Sequence[_Call], error: SessionLifecycleError) -> None:
         lost: list[WritableItem] = []
@@ -713,49 +664,9 @@ class SessionRecorder(CallsAsItems):
                 own = copy.copy(error)
                 own.__cause__ = error.__cause__
                 call.answer.set_exception(own)
-            self._release(len(call.items))
+            self._room.release(len(call.items))
         if lost:
-            self._report_lost(lost, error)
-
-    def _report_lost(self, items: Sequence[WritableItem], error: SessionLifecycleError) -> None:
-        # A refused value may be content.
-        reason = f"{error.field}: expected {error.expected}" if isinstance(error, InvalidValueError) else error
-        sessions = _named(getattr(item, "session_id", None) for item in items)
-        _logger.error(
-            "%d items could not be written: %s; sessions: %s; keys: %s",
-            len(items) or 1,  # there is none where a value was refused before it was one
-            reason,
-            sessions,
-            _named(map(_key, items)),
-        )
-        if self._on_lost is None:
-            return
-        try:
-            self._on_lost([item for item in items if not isinstance(item, Reopen)], error)
-        except Exception:
-            _logger.exception("on_lost failed for %d items of the sessions %s", len(items), sessions)
-
-
-def _key(item: WritableItem) -> str | None:
-    """What identifies an item beside its session."""
-    match item:
-        case UsageEvent():
-            return item.idempotency_key
-        case Run():
-            return item.run_id
-        case Step():
-            return item.step_id
-        case Message():
-            return item.message_id
-        case _:
-            return None
-
-
-def _named(names: Iterable[str | None]) -> str:
-    """The different names as one text, at most `MOST_NAMED` of them."""
-    different = list(dict.fromkeys(name for name in names if name is not None))
-    text = ", ".join(ascii(name) for name in different[:MOST_NAMED]) or "none"
-    return f"{text} and {len(different) - MOST_NAMED} more" if len(different) > MOST_NAMED else text
+            tell_loss(lost, error, self._on_lost)
 
 
 def _seconds(name: str, value: timedelta | float) -> float:
