@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from sqlalchemy import text
 
-from session_lifecycle import SessionDatabase
+from session_lifecycle import SessionDatabase, SessionRecorder
 from session_lifecycle.integrations.positions import Positions
 from session_lifecycle.integrations.transcript_import import BadLine, ImportReport, TranscriptImport
 from support.usage import A
@@ -148,9 +148,19 @@ async def rows(db: SessionDatabase, sql: str) -> list[tuple[Any, ...]]:
 async def events(
     db: SessionDatabase, columns: str = "tokens_in, tokens_out, cache_read_tokens, cache_write_tokens"
 ) -> dict[str, tuple[Any, ...]]:
-    """These columns of the usage events, by key."""
-    sql = f"SELECT idempotency_key, {columns} FROM session_lifecycle.session_usage_events ORDER BY at, idempotency_key"
-    return {key: tuple(values) for key, *values in await rows(db, sql)}
+    """These columns of the usage events, by key, in the order in which they were recorded."""
+    of_all = f"SELECT idempotency_key, {columns} FROM session_lifecycle.session_usage_events"
+    in_order = await rows(db, f"{of_all} ORDER BY recorded_at, event_id")
+    return {key: tuple(values) for key, *values in in_order}
+
+
+async def written(
+    db: SessionDatabase, recorder: SessionRecorder, columns: str = "tokens_in, tokens_out"
+) -> dict[str, tuple[Any, ...]]:
+    """`events`, once the recorder has written what it has, and has lost nothing."""
+    await recorder.flush()
+    assert recorder.snapshot().failures == 0
+    return await events(db, columns)
 
 
 async def runs(db: SessionDatabase, columns: str = "status") -> dict[str, Any]:

@@ -17,9 +17,7 @@ async def waiting_in(room: Room, *counts: int) -> list[asyncio.Task[None]]:
 def test_there_is_no_more_room_than_its_size() -> None:
     room = Room(3)
     room.reserve(2)
-    with pytest.raises(
-        RecorderFullError, match=r"^2 items are pending, .* adds 2: at most 3 \(max_pending\)"
-    ):
+    with pytest.raises(RecorderFullError, match=r"^2 items are pending, .* adds 2: at most 3 \(max_pending\)"):
         room.reserve(2)
     room.reserve(1)
     assert room.taken == 3

@@ -24,7 +24,7 @@ from support.budget_checks import AWAY, assert_settled
 from support.budgets import limit, used
 from support.eventually import eventually
 from support.model_server import ModelServer, Served
-from support.transcripts import SHARED, bring, everything, rows, runs, steps, totals
+from support.transcripts import SHARED, bring, events, everything, rows, runs, steps, totals, written
 from support.usage import A
 
 Fields = dict[str, Any]
@@ -35,11 +35,6 @@ needs_program = pytest.mark.skipif(not PROGRAM.is_file(), reason="the wheel of t
 COUNTS = (
     "tokens_in, tokens_out, cache_read_tokens, cache_write_tokens, coalesce((parts->>'cache_write_1h_tokens')::int, 0)"
 )
-
-
-async def events(db: SessionDatabase, columns: str) -> dict[str, tuple[Any, ...]]:
-    sql = f"SELECT idempotency_key, {columns} FROM session_lifecycle.session_usage_events ORDER BY at, event_id"
-    return {key: tuple(values) for key, *values in await rows(db, sql)}
 
 
 class Scripted(Transport):
@@ -94,12 +89,6 @@ async def converse(sdk: SessionSdk, turn: Sequence[Fields], *, ends: bool = True
     told = ClaudeAgentOptions(env={"CLAUDE_CONFIG_DIR": "/nowhere"}, **options)
     async for _ in sdk.query(prompt="What is it?", options=told, transport=Scripted(turn, ends=ends)):
         pass
-
-
-@pytest.fixture
-async def recorder(session_database: SessionDatabase) -> AsyncIterator[SessionRecorder]:
-    async with session_database.recorder() as one:
-        yield one
 
 
 @needs_logs
@@ -169,12 +158,6 @@ def result(total_in: int, total_out: int, uuid: str = "result-1", **more: Any) -
     return line | more
 
 
-async def books(db: SessionDatabase, recorder: SessionRecorder, columns: str = "tokens_in, tokens_out") -> Any:
-    await recorder.flush()
-    assert recorder.snapshot().failures == 0
-    return await events(db, columns)
-
-
 async def test_H53_running_totals_are_adjusted_once(
     session_database: SessionDatabase, recorder: SessionRecorder
 ) -> None:
@@ -184,7 +167,7 @@ async def test_H53_running_totals_are_adjusted_once(
         for _ in range(2):
             await client.query("What is it?")
             assert [message async for message in client.receive_response()]
-    assert await books(session_database, recorder) == {
+    assert await written(session_database, recorder) == {
         "m1": (120, 3),
         f"run-1:{MODEL}[1m]": (0, 61),
         "m2": (130, 3),
@@ -203,14 +186,14 @@ def _two_turns() -> Scripted:
 async def test_a_resumed_session_is_not_adjusted(session_database: SessionDatabase, recorder: SessionRecorder) -> None:
     """Its totals hold what another process has used."""
     await converse(SessionSdk(recorder, user_id=A), [init(), answer("m1"), result(5000, 900)], resume=SESSION)
-    assert await books(session_database, recorder, "tokens_in, tokens_out") == {"m1": (120, 3)}
+    assert await written(session_database, recorder, "tokens_in, tokens_out") == {"m1": (120, 3)}
 
 
 async def test_totals_that_say_less_take_nothing_away(
     session_database: SessionDatabase, recorder: SessionRecorder
 ) -> None:
     await converse(SessionSdk(recorder, user_id=A), [init(), answer("m1"), result(7, 1)])
-    assert await books(session_database, recorder) == {"m1": (120, 3)}
+    assert await written(session_database, recorder) == {"m1": (120, 3)}
 
 
 @pytest.mark.parametrize("awaits", [True, False])
@@ -222,7 +205,7 @@ async def test_a_conversation_that_is_left(
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(converse_for_ever, 0.3)
     expected = {"attempt:run-1": (False, 0)} if awaits else {"m1": (True, 120)}
-    assert await books(session_database, recorder, "measured, tokens_in") == expected
+    assert await written(session_database, recorder, "measured, tokens_in") == expected
     assert await runs(session_database) == {"run-1": "cancelled"}
     assert await steps(session_database) == ({} if awaits else {("run-1", "c1"): ("Bash", "failed")})
     assert recorder.quiet.open == set()
@@ -286,7 +269,7 @@ async def test_a_transcript_takes_the_place_of_the_messages(
         prompt="Now.", options=options, transport=Scripted([init(), answer("m1", call("c1"))])
     )
     assert [type(message).__name__ async for message in query] == ["SystemMessage", "AssistantMessage"]
-    found = await books(session_database, recorder, "measured, tokens_in, tokens_out")
+    found = await written(session_database, recorder, "measured, tokens_in, tokens_out")
     assert found.pop("m1") == (True, 120, 64)
     assert list(found.values()) == ([(False, 0, 0)] if awaits else [])
     assert await runs(session_database) == {"p1": "cancelled"}
@@ -328,17 +311,11 @@ async def test_messages_that_are_broken_disturb_nobody(
     task = {"type": "system", "subtype": "task_updated", "patch": "odd", "session_id": SESSION}
     lines = [init(), task, answer("m1"), odd, result(120, 64, modelUsage={MODEL: "odd"})]
     await converse(SessionSdk(recorder, user_id=A), lines)
-    found = await books(session_database, recorder, "measured, tokens_in")
+    found = await written(session_database, recorder, "measured, tokens_in")
     assert found == {"m1": (True, 120), "m2": (False, 0)}
 
 
 # Claude Code itself
-
-
-@pytest.fixture
-async def server() -> AsyncIterator[ModelServer]:
-    async with ModelServer() as one:
-        yield one
 
 
 def options_of(server: ModelServer, folder: Path) -> ClaudeAgentOptions:
@@ -385,7 +362,7 @@ async def test_claude_code_with_a_sub_agent_and_a_resume(
     await ask(sdk, "And now?", replace(options, resume=told.session_id))
     assert [one.status for one in server.served][:2] == [429, 200]
     expected = {one.response_id: counts_of(one) for one in server.answered}
-    assert await books(session_database, recorder, COUNTS) == expected
+    assert await written(session_database, recorder, COUNTS) == expected
     assert len(expected) >= 5
     assert {session for (session,) in (await events(session_database, "session_id")).values()} == {told.session_id}
     found = await runs(session_database, "agent_name, parent_run_id, parent_tool_call_id, status")
@@ -398,7 +375,7 @@ async def test_claude_code_with_a_sub_agent_and_a_resume(
     assert child in {run for (run,) in (await events(session_database, "run_id")).values()}
     # An import of the same transcripts adds nothing.
     await bring(session_database, "claude-code", tmp_path / "claude" / "projects", content=False)
-    assert await books(session_database, recorder, COUNTS) == expected
+    assert await written(session_database, recorder, COUNTS) == expected
     assert await totals(session_database) == {
         told.session_id: (*(sum(one[place] for one in expected.values()) for place in range(2)), 0, 0)
     }
@@ -412,17 +389,17 @@ async def test_claude_code_that_fails_tells_no_usage_or_is_cancelled(
     options = options_of(server, tmp_path)
     with pytest.raises(Exception, match="API Error"):
         await ask(sdk, "[[err500]]", options)
-    found = await books(session_database, recorder, f"measured, errored, model, {COUNTS}")
+    found = await written(session_database, recorder, f"measured, errored, model, {COUNTS}")
     assert list(found.values()) == [(True, True, None, 0, 0, 0, 0, 0)]
     await ask(sdk, "[[nousage]]", options)
-    found = await books(session_database, recorder, f"measured, errored, {COUNTS}")
+    found = await written(session_database, recorder, f"measured, errored, {COUNTS}")
     assert list(found.values())[1:] == [(False, False, 0, 0, 0, 0, 0)]
     seen = len(server.served)
     task = asyncio.create_task(ask(sdk, "[[slow]]", options))
     await eventually(lambda: len(server.served) > seen)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
-    found = await books(session_database, recorder, f"measured, errored, {COUNTS}")
+    found = await written(session_database, recorder, f"measured, errored, {COUNTS}")
     assert list(found.values())[2:] == [(False, False, 0, 0, 0, 0, 0)]
     assert sorted((await runs(session_database)).values()) == ["cancelled", "completed", "failed"]
 
@@ -441,7 +418,7 @@ async def test_claude_code_by_a_client_that_interrupts(
                 break
         await client.interrupt()
         assert [message async for message in client.receive_response()]
-    found = await books(session_database, recorder, f"partial, {COUNTS}")
+    found = await written(session_database, recorder, f"partial, {COUNTS}")
     # The whole input is told, and of the output what the response began with.
     assert list(found.values()) == [(False, *counts_of(server.served[0])), (True, 7121, 3, 5000, 2000, 500)]
     assert sorted((await runs(session_database)).values()) == ["cancelled", "completed"]

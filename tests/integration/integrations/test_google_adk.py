@@ -5,7 +5,6 @@ import importlib
 import json
 import os
 import sys
-from collections.abc import AsyncIterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -34,7 +33,7 @@ from support.budget_checks import assert_checked, assert_settled
 from support.budgets import limit
 from support.eventually import eventually
 from support.model_server import ModelServer, Served
-from support.transcripts import SHARED, everything, rows, runs, steps
+from support.transcripts import SHARED, events, everything, rows, runs, steps, written
 from support.usage import A
 
 os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
@@ -54,13 +53,6 @@ needs_logs = pytest.mark.skipif(not SHARED.is_dir(), reason="the logs are not be
 COUNTS = "tokens_in, tokens_out, cache_read_tokens, cache_write_tokens, reasoning_tokens"
 NO_COUNTS = (0, 0, 0, 0, 0)
 STREAMS = RunConfig.model_validate({"streaming_mode": "sse"})
-
-
-async def events(db: SessionDatabase, columns: str) -> dict[str, tuple[Any, ...]]:
-    sql = (
-        f"SELECT idempotency_key, {columns} FROM session_lifecycle.session_usage_events ORDER BY recorded_at, event_id"
-    )
-    return {key: tuple(values) for key, *values in await rows(db, sql)}
 
 
 class ServerError(Exception):
@@ -181,18 +173,6 @@ async def test_H36_H37_H38_H39_captured_invocations(session_database: SessionDat
 # Against the stand-in
 
 
-@pytest.fixture
-async def server() -> AsyncIterator[ModelServer]:
-    async with ModelServer() as one:
-        yield one
-
-
-@pytest.fixture
-async def recorder(session_database: SessionDatabase) -> AsyncIterator[SessionRecorder]:
-    async with session_database.recorder() as one:
-        yield one
-
-
 def model_of(kind: str, server: ModelServer) -> Any:
     if kind == "google":
         return Gemini(
@@ -241,9 +221,7 @@ def counts_of(served: Served, *, writes: bool = True) -> tuple[int, ...]:
 
 async def books(db: SessionDatabase, recorder: SessionRecorder, columns: str = COUNTS) -> list[tuple[Any, ...]]:
     """The events in the order in which they were recorded, without their keys."""
-    await recorder.flush()
-    assert recorder.snapshot().failures == 0
-    return list((await events(db, columns)).values())
+    return list((await written(db, recorder, columns)).values())
 
 
 KINDS = pytest.mark.parametrize("kind", ["openai", "anthropic", "google"])

@@ -6,7 +6,6 @@ import importlib
 import json
 import sys
 import threading
-from collections.abc import AsyncIterator
 from typing import Any
 from uuid import uuid4
 
@@ -35,7 +34,7 @@ from support.budget_checks import assert_checked, assert_settled
 from support.budgets import limit, used
 from support.eventually import eventually
 from support.model_server import ModelServer, Served
-from support.transcripts import SHARED, everything, rows, runs, steps
+from support.transcripts import SHARED, events, everything, rows, runs, steps, written
 from support.usage import A
 
 Fields = dict[str, Any]
@@ -46,13 +45,6 @@ COUNTS = (
     "coalesce((parts->>'cache_write_1h_tokens')::int, 0), reasoning_tokens"
 )
 NO_COUNTS = (0, 0, 0, 0, 0, 0)
-
-
-async def events(db: SessionDatabase, columns: str) -> dict[str, tuple[Any, ...]]:
-    sql = (
-        f"SELECT idempotency_key, {columns} FROM session_lifecycle.session_usage_events ORDER BY recorded_at, event_id"
-    )
-    return {key: tuple(values) for key, *values in await rows(db, sql)}
 
 
 class Replay:
@@ -185,18 +177,6 @@ async def test_H26_a_captured_graph_with_tools(session_database: SessionDatabase
 # Against the stand-in
 
 
-@pytest.fixture
-async def server() -> AsyncIterator[ModelServer]:
-    async with ModelServer() as one:
-        yield one
-
-
-@pytest.fixture
-async def recorder(session_database: SessionDatabase) -> AsyncIterator[SessionRecorder]:
-    async with session_database.recorder() as one:
-        yield one
-
-
 def model_of(kind: str, server: ModelServer, **options: Any) -> BaseChatModel:
     if kind == "anthropic":
         model: dict[str, Any] = {"model_name": "claude-sonnet-4-6", "base_url": server.url, "api_key": "none"}
@@ -213,9 +193,7 @@ def counts_of(served: Served, *, is_split: bool = True) -> tuple[int, ...]:
 
 async def books(db: SessionDatabase, recorder: SessionRecorder, columns: str = COUNTS) -> list[tuple[Any, ...]]:
     """The events in the order in which they were recorded, without their keys."""
-    await recorder.flush()
-    assert recorder.snapshot().failures == 0
-    return list((await events(db, columns)).values())
+    return list((await written(db, recorder, columns)).values())
 
 
 KINDS = pytest.mark.parametrize("kind", ["chat", "responses", "anthropic"])
