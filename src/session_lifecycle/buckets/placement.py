@@ -31,6 +31,8 @@ class BucketPlacement:
         """Where each bucket is now, by number: the URL of the database without a password, `#` and the schema.
 
         Raises:
+            SchemaError: A schema is no bucket yet.
+            ConfigurationError: A bucket says that it is another one.
             DatabaseUnavailableError: A bucket was away. The message names it.
         """
         found: list[str] = []
@@ -38,6 +40,7 @@ class BucketPlacement:
         async def look(number: int) -> None:
             execution = self._executions[number]
             await execution.settle()
+            await execution.run_here(lambda pool: self._deployment.look(pool, number), compares=False)
             found.append(f"{public_url(self._homes[number].engine.url)}#{execution.schema}")
 
         await self._homes.each(look)

@@ -28,6 +28,7 @@ _USAGE = ("usage_details", "usageDetails", "usage")
 _COSTS = ("cost_details", "costDetails")
 _COST = ("total_cost", "totalCost", "calculated_total_cost", "calculatedTotalCost")
 _MESSAGE = ("status_message", "statusMessage")
+_OF_SCORES = frozenset(("value", "data_type", "dataType", "string_value", "stringValue"))
 UNMAPPED = (
     *("bookmarked", "completion_start_time", "completionStartTime", "environment", "model_parameters"),
     *("modelParameters", "prompt_id", "promptId", "prompt_name", "promptName", "public", "release", "scores"),
@@ -198,8 +199,8 @@ def langfuse_counts(usage: Mapping[str, Any]) -> Counts:
 
 
 def is_trace(row: Mapping[str, Any]) -> bool:
-    """Whether the row is a trace: it has a time and no trace above it."""
-    return "timestamp" in row and value_of(row, _TRACE) is None
+    """Whether the row is a trace: it has a time and no trace above it. So has the score of a session."""
+    return "timestamp" in row and value_of(row, _TRACE) is None and not is_score(row)
 
 
 def is_observation(row: Mapping[str, Any]) -> bool:
@@ -207,10 +208,18 @@ def is_observation(row: Mapping[str, Any]) -> bool:
     return value_of(row, _START) is not None
 
 
+def is_score(row: Mapping[str, Any]) -> bool:
+    """Whether the row is a score."""
+    return not _OF_SCORES.isdisjoint(row) and not is_observation(row)
+
+
 def unmapped_fields(row: Mapping[str, Any]) -> list[str]:
-    """The fields of the row that have a value and no place here; `score` for a row that is a score."""
+    """The fields of the row that have a value and no place here; for a row of another kind, its kind.
+
+    Langfuse writes a manifest beside the files of each export to blob storage.
+    """
     if not is_trace(row) and not is_observation(row):
-        return ["score"]
+        return ["score" if is_score(row) else "manifest" if "exportSource" in row else "unknown kind"]
     return [name for name in UNMAPPED if row.get(name) not in (None, "", [], {}, False)]
 
 

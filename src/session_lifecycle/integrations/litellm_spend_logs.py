@@ -44,7 +44,9 @@ def spend_log_row(where: str, row: Mapping[str, Any], default_owner: UUID | None
         "user_id": owner("user", row.get("user"), default_owner),
         "session_id": row.get("session_id") or request_id,
     }
-    if not counts and not spend and not has_failed:
+    # LiteLLM answers from a cache of its own with the counts of the first answer, which nobody used again.
+    is_cached = str(row.get("cache_hit")).lower() == "true"
+    if not spend and (is_cached or (not counts and not has_failed)):
         return ForeignRow(where, [])
     used_at = moment_of("endTime", row.get("endTime"))
     items: list[Item] = [

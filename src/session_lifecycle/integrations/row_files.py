@@ -1,7 +1,12 @@
-"""Rows of files: JSON Lines, a JSON array, or CSV whose first line names the columns. One row is held at a time."""
+"""Rows of files: JSON Lines, a JSON document, or CSV whose first line names the columns; each may be compressed.
+
+One row is held at a time, but for a JSON document.
+"""
 
 import csv
+import gzip
 import json
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
@@ -9,8 +14,10 @@ from typing import Any, NamedTuple, TextIO
 from session_lifecycle.errors import InvalidValueError
 
 SUFFIXES = (".csv", ".json", ".jsonl", ".ndjson")
+COMPRESSED = ".gz"
+"""What follows the suffix of a file that gzip has compressed."""
 MOST_ARRAY_BYTES = 1_000_000_000
-"""The largest JSON array that is read: an array is held as a whole."""
+"""The largest JSON document that is read: an array is held as a whole."""
 _LONGEST_CELL = 64_000_000
 
 
@@ -31,37 +38,62 @@ def files_in(path: Path) -> list[Path]:
     Raises:
         InvalidValueError: There are none.
     """
-    found = [path] if path.is_file() else sorted(one for one in path.rglob("*") if one.suffix.lower() in SUFFIXES)
+    found = [path] if path.is_file() else sorted(one for one in path.rglob("*") if _kind(one) in SUFFIXES)
     if not found:
-        raise InvalidValueError("path", str(path), f"a file, or a folder with files named *{', *'.join(SUFFIXES)}")
+        expected = f"a file, or a folder with files named *{', *'.join(SUFFIXES)}, or so with {COMPRESSED} at the end"
+        raise InvalidValueError("path", str(path), expected)
     return found
+
+
+def _kind(path: Path) -> str:
+    """The suffix that says what is in the file, whether it is compressed or not."""
+    name = path.name.lower()
+    return Path(name.removesuffix(COMPRESSED)).suffix
 
 
 def rows_of_file(path: Path) -> Iterator[FileRow]:
     """The rows of a file.
 
     Raises:
-        InvalidValueError: The file is too large for an array, or is no UTF-8.
+        InvalidValueError: The file is too large for a JSON document, is no UTF-8, or cannot be decompressed.
     """
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            if path.suffix.lower() == ".csv":
+        with _opened(path) as file:
+            if _kind(path) == ".csv":
                 yield from _csv_rows(path, file)
-            elif _first_character(file) == "[":
-                yield from _array_rows(path, file)
+            elif _is_document(path, file):
+                yield from _document_rows(path, file)
             else:
                 yield from _json_lines(path, file)
     except UnicodeDecodeError as error:
         raise InvalidValueError(str(path), str(error), "a file in UTF-8") from None
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise InvalidValueError(str(path), str(error), "a complete file of gzip") from None
     except OSError as error:
         raise InvalidValueError(str(path), error.strerror, "a file that can be read") from None
 
 
-def _first_character(file: TextIO) -> str:
+def _opened(path: Path) -> TextIO:
+    if path.suffix.lower() == COMPRESSED:
+        return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
+    return path.open(encoding="utf-8-sig", newline="")
+
+
+def _is_document(path: Path, file: TextIO) -> bool:
+    """Whether the file is one JSON document, and not JSON Lines: an array, or an object over several lines."""
     while (character := file.read(1)) and character.isspace():
         pass
+    first = character + file.readline()
     file.seek(0)
-    return character
+    return character == "[" or (_kind(path) == ".json" and character == "{" and not _is_json(first))
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _csv_rows(path: Path, file: TextIO) -> Iterator[FileRow]:
@@ -79,17 +111,19 @@ def _csv_rows(path: Path, file: TextIO) -> Iterator[FileRow]:
         raise InvalidValueError(f"{path}:{reader.line_num}", str(error), "a line of CSV") from None
 
 
-def _array_rows(path: Path, file: TextIO) -> Iterator[FileRow]:
-    size = path.stat().st_size
-    if size > MOST_ARRAY_BYTES:
-        expected = f"a JSON array of at most {MOST_ARRAY_BYTES:,} bytes; JSON Lines may have any size"
+def _document_rows(path: Path, file: TextIO) -> Iterator[FileRow]:
+    expected = f"a JSON document of at most {MOST_ARRAY_BYTES:,} bytes; JSON Lines may have any size"
+    if (size := path.stat().st_size) > MOST_ARRAY_BYTES:
         raise InvalidValueError(str(path), f"{size:,} bytes", expected)
+    text = file.read(MOST_ARRAY_BYTES + 1)
+    if len(text) > MOST_ARRAY_BYTES:  # a compressed file may be many times as large
+        raise InvalidValueError(str(path), f"more than {MOST_ARRAY_BYTES:,} characters", expected)
     try:
-        rows = json.load(file)
+        document = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise InvalidValueError(str(path), str(error), "a JSON array of objects") from None
-    for number, row in enumerate(rows, 1):
-        yield _object_row(f"{path}:{number}", row)
+        raise InvalidValueError(str(path), str(error), "a JSON array of objects, an object, or JSON Lines") from None
+    for number, row in enumerate(document if isinstance(document, list) else [document], 1):
+        yield from _object_rows(f"{path}:{number}", row)
 
 
 def _json_lines(path: Path, file: TextIO) -> Iterator[FileRow]:
@@ -102,10 +136,15 @@ def _json_lines(path: Path, file: TextIO) -> Iterator[FileRow]:
         except (ValueError, RecursionError):
             yield FileRow(where, {}, InvalidValueError("line", f"{len(line.strip())} characters", "a JSON object"))
             continue
-        yield _object_row(where, row)
+        yield from _object_rows(where, row)
 
 
-def _object_row(where: str, row: Any) -> FileRow:
-    if isinstance(row, dict):
-        return FileRow(where, row)
-    return FileRow(where, {}, InvalidValueError("line", f"a {type(row).__name__}", "a JSON object"))
+def _object_rows(where: str, row: Any) -> Iterator[FileRow]:
+    """The row; or where an API answered with a page, which has its rows in `data`, those."""
+    if not isinstance(row, dict):
+        yield FileRow(where, {}, InvalidValueError("line", f"a {type(row).__name__}", "a JSON object"))
+    elif isinstance(page := row.get("data"), list):
+        for number, one in enumerate(page, 1):
+            yield from _object_rows(f"{where}, data {number}", one)
+    else:
+        yield FileRow(where, row)

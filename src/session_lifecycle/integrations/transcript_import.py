@@ -57,6 +57,8 @@ class ImportReport:
     """Items that were recorded, or were there already."""
     new_events: int = 0
     """Usage events that changed a total."""
+    conflicts: int = 0
+    """Usage events that the database has with other content, such as another `billing`. It stays as it is."""
     bad_lines: int = 0
     """Lines, or items of lines, that were refused."""
     missing_origins: set[str] = field(default_factory=set)
@@ -376,8 +378,9 @@ class TranscriptImport:
             return
         self.report.items += len(items)
         changed = {UsageOutcome.APPLIED, UsageOutcome.REPLACED}
-        usage = (receipt for receipt in receipts if isinstance(receipt, UsageReceipt))
-        self.report.new_events += sum(receipt.outcome in changed for receipt in usage)
+        outcomes = [receipt.outcome for receipt in receipts if isinstance(receipt, UsageReceipt)]
+        self.report.new_events += sum(outcome in changed for outcome in outcomes)
+        self.report.conflicts += outcomes.count(UsageOutcome.CONFLICT)
 
 
 def _revision(fields: Fields) -> int:

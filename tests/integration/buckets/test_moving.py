@@ -35,7 +35,7 @@ from session_lifecycle.entities import metadata
 from session_lifecycle.postgres.notes import sends_notes
 from session_lifecycle.statements.buckets.moving import arriving_schema, left_schema
 from support.buckets import BucketServers, user_in
-from support.commands import run, succeed
+from support.commands import run, run_raw, succeed
 
 BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -233,10 +233,26 @@ async def test_an_operator_lists_and_moves_buckets(four_buckets: BucketServers) 
         assert after[1].partition("#")[0] == after[3].partition("#")[0]
         assert (await db.lifecycle.aggregate_stats(user)).sessions == 1
         assert all("@" not in place for place in after)
-        swapped = run("db", "buckets", "migrate", *named[2:4], *named[:2], *named[4:])
-        assert swapped.returncode == 1
-        assert "the order of the places differs" in swapped.stderr
-        assert "postgres:" not in swapped.stderr
+        again = succeed("db", "buckets", "move", "1", "--to", str(places[-1].url), "--yes", *named)
+        assert again == "Bucket 1 is there already.\n"
+        for command in ("migrate", "list"):
+            swapped = run("db", "buckets", command, *named[2:4], *named[:2], *named[4:])
+            assert (swapped.returncode, swapped.stdout) == (1, "")
+            assert "the order of the places differs" in swapped.stderr
+            assert "postgres:" not in swapped.stderr
+        fewer = run("db", "buckets", "list", *named[:4])
+        assert (fewer.returncode, "the number of buckets differs" in fewer.stderr) == (1, True)
+
+
+def test_the_database_of_buckets_is_named_as_that_of_every_command(session_database_url: str) -> None:
+    places = ("--place", "sessions_0", "--place", "sessions_1")
+    nowhere = run("db", "buckets", "list", *places)
+    assert (nowhere.returncode, nowhere.stdout) == (2, "")
+    assert nowhere.stderr.startswith("error: no database is named: give --database-url, or places as URL#schema")
+    ran = run_raw("db", "buckets", "migrate", *places, "--database-url", session_database_url)
+    assert (ran.returncode, ran.stdout) == (0, "The schemas of 2 buckets are up to date.\n")
+    assert ran.stderr.startswith("database: postgresql://")
+    assert ran.stderr.splitlines()[0].endswith("; buckets: 2")
 
 
 class CrashError(Exception):

@@ -54,6 +54,11 @@ async def test_both_programs_are_imported_from_their_own_places(session_database
     assert f"user: {USER}" in ran.stderr
     again = run(tmp_path, "import", "claude-code", *to)
     assert again.stdout == "Imported: 0 files, 0 lines, 0 items, 0 new usage events, 0 bad lines\n"
+    for other in ((), ("--billing", "plan")):
+        again = run(tmp_path, "import", "claude-code", *to, "--again", *other)
+        assert "0 new usage events" in again.stdout
+        said = "1 usage events are in the database with other content, such as another billing, and stay as they are"
+        assert (said in again.stderr) == bool(other)
     ran = run(tmp_path, "import", "codex", *to)
     assert ran.stdout == "Imported: 1 files, 5 lines, 4 items, 1 new usage events, 0 bad lines\n"
     async with SessionDatabase.connect(session_database_url) as db:

@@ -394,6 +394,16 @@ def test_a_file_of_a_spreadsheet_is_read_up_to_a_moment(session_database_url: st
     assert [shown[name] for name in ("sessions", "abandoned", "tokens in", "tokens out")] == ["1", "1", "2", "3"]
 
 
+async def test_the_end_of_a_replay_is_in_utc_as_every_time_is(session_database_url: str, tmp_path: Path) -> None:
+    file = tmp_path / "requests.csv"
+    file.write_text(f"{HEADER}\n0,s,1,2,3\n")
+    replay = ("replay", str(file), "--database-url", session_database_url)
+    assert run(*replay, "--end", "2026-01-31T12:00:00", PYTHONUTF8="1", TZ="Asia/Tokyo").returncode == 0
+    found = await ask(session_database_url, "SELECT at FROM session_lifecycle.session_usage_events")
+    assert found == datetime(2026, 1, 31, 12, tzinfo=UTC)
+    assert run(*replay, "--end", "2h").returncode == 0
+
+
 def test_an_error_is_one_line_without_the_password(tmp_path: Path) -> None:
     file = tmp_path / "requests.csv"
     file.write_text(f"{HEADER}\n0,s,1,2,3\n0,t,1,2,3\n")

@@ -1,6 +1,7 @@
 """Rows of other systems: the reference's tables, LiteLLM's spend logs, Langfuse's export."""
 
 import csv
+import gzip
 import json
 from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
@@ -14,6 +15,7 @@ import asyncpg
 import pytest
 
 from session_lifecycle import InvalidValueError, SessionDatabase, SessionListFilters, Settings, UsageEvent, Viewer
+from session_lifecycle.integrations import langfuse_export
 from session_lifecycle.integrations.foreign_import import ForeignImport, ForeignRow
 from session_lifecycle.integrations.langfuse_export import LangfuseReader, langfuse_counts
 from session_lifecycle.integrations.litellm_spend_logs import spend_log_row, unmapped_fields
@@ -327,6 +329,8 @@ def test_a_spend_log_without_use_is_skipped_and_a_failure_is_an_error() -> None:
     *_, failed = spend_log_row("here", {**nothing, "status": "failure", "session_id": None}, None).items
     assert isinstance(failed, UsageEvent)
     assert (failed.errored, failed.session_id, failed.idempotency_key) == (True, "chatcmpl-1", "chatcmpl-1")
+    # An answer of LiteLLM's own cache repeats the counts of the first one, and costs nothing.
+    assert spend_log_row("here", {**REQUEST, "spend": 0, "cache_hit": "True"}, None).items == []
     assert unmapped_fields(REQUEST) == ["api_key", "request_tags"]
     default = UUID(int=9)
     assert spend_log_row("here", {**REQUEST, "user": "default_user_id"}, default).items[0].user_id == default
@@ -427,6 +431,40 @@ def test_an_observation_of_nobody_is_refused() -> None:
     assert isinstance(event, UsageEvent)
     assert (event.measured, event.session_id) == (False, "t")
     assert LangfuseReader(A).row("here", {"id": "x", "name": "helpfulness", "value": 1}).items == []
+
+
+def test_a_score_of_a_session_is_no_trace() -> None:
+    score = {"id": "x", "timestamp": "2026-02-01 08:00:00.000000", "trace_id": None, "session_id": "s", "value": 1}
+    reader = LangfuseReader(A)
+    reader.note_trace(score)
+    assert reader.row("here", score).items == []
+    assert langfuse_export.unmapped_fields(score) == ["score"]
+
+
+def test_the_folder_of_an_export_to_blob_storage_is_read_as_it_is(tmp_path: Path) -> None:
+    """Langfuse compresses the files, and writes a manifest of several lines beside them."""
+    for name in ("observations_v2", "manifests"):
+        (tmp_path / name).mkdir()
+    with gzip.open(tmp_path / "observations_v2" / "2026-02-01T09-00-00.jsonl.gz", "wt") as file:
+        file.writelines(f"{json.dumps(row)}\n" for row in ENRICHED)
+    with gzip.open(tmp_path / "observations_v2" / "2026-02-01T10-00-00.json.gz", "wt") as file:
+        json.dump(ENRICHED, file)
+    manifest = {"version": 1, "exportSource": "EVENTS", "tables": ["observations_v2"], "files": [{"rowCount": 2}]}
+    (tmp_path / "manifests" / "2026-02-01T09-00-00.json").write_text(f"{json.dumps(manifest, indent=2)}\n")
+    rows = [row for path in files_in(tmp_path) for row in rows_of_file(path)]
+    assert [row.error for row in rows] == [None] * 5
+    assert [row.fields for row in rows] == [manifest, *ENRICHED, *ENRICHED]
+    assert langfuse_export.unmapped_fields(manifest) == ["manifest"]
+    cut = tmp_path / "cut.jsonl.gz"
+    cut.write_bytes(gzip.compress(json.dumps(ENRICHED).encode())[:-9])
+    with pytest.raises(InvalidValueError, match="expected a complete file of gzip"):
+        list(rows_of_file(cut))
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+def test_a_page_of_an_api_has_its_rows_in_data(tmp_path: Path, indent: int | None) -> None:
+    (tmp_path / "page.json").write_text(json.dumps({"data": API, "meta": {"page": 1}}, indent=indent))
+    assert [row.fields for row in rows_of_file(tmp_path / "page.json")] == API
 
 
 def test_langfuse_adds_up_the_types_of_usage() -> None:

@@ -8,7 +8,16 @@ from uuid import UUID
 import typer
 
 from session_lifecycle.cli.commands.transfer import Folder, FolderFormat, end_import, import_folder, write_folder
-from session_lifecycle.cli.options import DATABASE_PANEL, Json, Yes, confirm_on_terminal, run_until_done
+from session_lifecycle.cli.options import (
+    DATABASE_PANEL,
+    MISUSE,
+    Json,
+    Yes,
+    confirm_on_terminal,
+    refuse,
+    refusing_errors,
+    run_until_done,
+)
 from session_lifecycle.cli.output import print_json, print_line, print_note
 
 if TYPE_CHECKING:
@@ -34,7 +43,7 @@ OfName = Annotated[
 Url = Annotated[
     str | None,
     typer.Option(
-        "--url",
+        "--database-url",
         rich_help_panel=DATABASE_PANEL,
         help="URL of the places that name a schema only. Default: SESSION_LIFECYCLE_DATABASE_URL.",
         show_default=False,
@@ -119,6 +128,9 @@ def move(
         report = await db.placement.move(number, to, keep_copy=keep_copy, on_progress=print_note)
         if as_json:
             print_json(report.model_dump(mode="json"))
+            return
+        if not report.paused_seconds:
+            print_line(f"Bucket {number} is there already.")
             return
         print_line(
             f"Moved bucket {number}: {report.rows:,} rows, {report.changes:,} changes meanwhile, "
@@ -209,24 +221,39 @@ def _on_buckets(
         of_name: The name of the program's own function of users.
         connections: How many connections the work may keep at once, where that is more than the settings allow.
     """
+    from session_lifecycle import SessionDatabase, Settings
+    from session_lifecycle.buckets.places import Place
+    from session_lifecycle.errors import ConfigurationError
+    from session_lifecycle.postgres.engines import asyncpg_url
 
-    async def run() -> None:
-        from session_lifecycle import SessionDatabase, Settings
-        from session_lifecycle.buckets.places import Place
-        from session_lifecycle.errors import ConfigurationError
+    def unknown(_: UUID) -> NoReturn:
+        raise ConfigurationError("the command does not know the program's own function of users")
 
-        def unknown(_: UUID) -> NoReturn:
-            raise ConfigurationError("the command does not know the program's own function of users")
-
-        where: list[Place | str] = []
-        for one in places:
-            at, mark, schema = one.rpartition("#")
-            where.append(Place(schema, at) if mark and "://" in at else one)
-        of = None if of_name is None else unknown
+    where: list[Place | str] = []
+    for one in places:
+        at, mark, schema = one.rpartition("#")
+        where.append(Place(schema, at) if mark and "://" in at else one)
+    of = None if of_name is None else unknown
+    with refusing_errors():
         settings = Settings.load()
         if (more := connections - settings.pool_size) > settings.max_overflow:
             settings = Settings.load(max_overflow=more)
-        async with SessionDatabase.buckets(where, of=of, of_name=of_name, url=url, settings=settings) as db:
+        needs_url = any(isinstance(one, str) and "://" not in one for one in where)
+        if needs_url and url is None and settings.database_url is None:
+            refuse(
+                "no database is named: give --database-url, or places as URL#schema, "
+                "or set SESSION_LIFECYCLE_DATABASE_URL",
+                code=MISUSE,
+            )
+        db = SessionDatabase.buckets(where, of=of, of_name=of_name, url=url, settings=settings)
+        named = [one.url if isinstance(one, Place) else one if "://" in one else None for one in where]
+        default = url or (settings.database_url.get_secret_value() if settings.database_url is not None else "")
+        urls = dict.fromkeys(asyncpg_url(one or default) for one in named)
+    shown = [one.set(drivername="postgresql").render_as_string(hide_password=True) for one in urls]
+    print_note(f"database: {', '.join(shown)}; buckets: {len(where)}")
+
+    async def run() -> None:
+        async with db:
             await work(db)
 
     run_until_done(run)

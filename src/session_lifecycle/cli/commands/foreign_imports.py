@@ -102,7 +102,7 @@ def _rows_of_files(path: Path, job: "ForeignImport") -> Generator[tuple[str, Any
 
 
 def import_langfuse(
-    path: Annotated[Path, typer.Argument(help="A file or folder of Langfuse's export, in JSON or JSON Lines.")],
+    path: Annotated[Path, typer.Argument(help="A file or folder of Langfuse's export, in JSON Lines, JSON or CSV.")],
     place: Place,
     user: DefaultUser = None,
     no_content: NoContent = False,

@@ -14,6 +14,7 @@ from zlib import crc32
 
 import typer
 
+from session_lifecycle.cli.choices import moment
 from session_lifecycle.cli.options import MISUSE, Json, Place, finite, on_database, refuse
 from session_lifecycle.cli.output import print_json, print_line, print_tables
 from session_lifecycle.errors import InvalidValueError
@@ -67,7 +68,12 @@ def replay(
     model: Annotated[str | None, typer.Option(help="Model of all requests. Default: one of four, by session.")] = None,
     concurrency: Annotated[int, typer.Option(min=1, max=1000, help="Maximum number of requests at a time.")] = 16,
     speed: Annotated[float, typer.Option(min=0, help="1: real time; 60: sixty times as fast; 0: without pauses.")] = 0,
-    end: Annotated[datetime | None, typer.Option(help="Time of the last request. Default: now.")] = None,
+    end: Annotated[
+        datetime | None,
+        typer.Option(
+            parser=moment, metavar="TIME", help="Time of the last request: ISO 8601 or how long ago. Default: now."
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Replay a CSV file of requests with the columns offset_ms, session_id, turn, tokens_in, tokens_out.
@@ -76,7 +82,7 @@ def replay(
     """
     try:
         requests = read_requests(file)
-        end_at = aware(end)
+        end_at = last_moment(end)
     except ValueError as error:
         refuse(str(error), code=MISUSE)
     plan = Plan(
@@ -95,17 +101,17 @@ def replay(
     on_database(work, place)
 
 
-def aware(end: datetime | None) -> datetime:
-    """The time of the last request, in UTC: now if None. A time without a zone is local time.
+def last_moment(end: datetime | None) -> datetime:
+    """The time of the last request: now if None.
 
     Raises:
-        ValueError: The year is so early or late that a time zone or the file's offsets could leave the calendar.
+        ValueError: The year is so early or late that the file's offsets could leave the calendar.
     """
     if end is None:
         return datetime.now(UTC)
     if not EARLIEST_YEAR <= end.year < MAXYEAR:
         raise ValueError(f"--end: got {end}, expected a year from {EARLIEST_YEAR} and before {MAXYEAR}")
-    return end.astimezone(UTC)
+    return end
 
 
 def read_requests(file: Path) -> list[Request]:

@@ -135,8 +135,13 @@ def _print_report(job: "TranscriptImport", *, as_json: bool) -> None:
             f"{len(report.missing_origins)} origins of forks are not at hand: lines of the first second of a fork "
             "were taken for copies"
         )
+    if report.conflicts:
+        print_note(
+            f"{report.conflicts} usage events are in the database with other content, such as another billing, and "
+            "stay as they are"
+        )
     if as_json:
-        counts = ("files", "lines", "items", "new_events", "bad_lines")
+        counts = ("files", "lines", "items", "new_events", "conflicts", "bad_lines")
         print_json({name: getattr(report, name) for name in counts})
         return
     print_line(
