@@ -83,9 +83,12 @@ def _is_document(path: Path, file: TextIO) -> bool:
     """Whether the file is one JSON document, and not JSON Lines: an array, or an object over several lines."""
     while (character := file.read(1)) and character.isspace():
         pass
-    first = character + file.readline()
+    is_document = character == "[" or (
+        # The first line of JSON Lines is an object by itself.
+        _kind(path) == ".json" and character == "{" and not _is_json(character + file.readline())
+    )
     file.seek(0)
-    return character == "[" or (_kind(path) == ".json" and character == "{" and not _is_json(first))
+    return is_document
 
 
 def _is_json(text: str) -> bool:

@@ -62,7 +62,9 @@ def activities(draw: st.DrawFn) -> list[Item]:
                         run_id=f"r{number}",
                         user_id=user,
                         kind="tool",
-                        started_at=moment(draw(seconds)),
+                        # Of two calls with one id, the later one counts; of one moment, the one that is recorded later.
+                        # So no two are of one moment here.
+                        started_at=moment(draw(seconds)) + timedelta(microseconds=len(items)),
                         tool_call_id=draw(st.sampled_from([None, "c1", "c2"])),
                         errors=draw(st.sampled_from([None, ["boom"]])),
                     )
