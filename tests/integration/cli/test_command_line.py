@@ -493,9 +493,9 @@ DELETING = (
 
 def test_X42_every_command_that_opens_a_database_is_among_these() -> None:
     commands = options_of_commands()
-    opening = {name for name, options in commands.items() if "--database-url" in options}
+    opening = {name for name, options in commands.items() if "--data-dir" in options}
     without = {"db sql", "db rls sql", "spool status", "spool poison", "hook claude-code"}
-    # They open several, which they name by places.
+    # They open several servers, which they name by places.
     works = ("migrate", "list", "move", "rebalance", "export", "import")
     of_buckets = {f"db buckets {name}" for name in works} | {"db distribute"}
     assert opening == commands.keys() - without - of_buckets

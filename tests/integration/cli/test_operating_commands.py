@@ -223,7 +223,7 @@ async def test_every_job_answers_programs(session_database_url: str, tmp_path: P
     transcripts = tmp_path / "none"
     transcripts.mkdir()
     read = answer("import", "codex", str(transcripts), *at)
-    assert read == {"files": 0, "lines": 0, "items": 0, "new_events": 0, "bad_lines": 0}
+    assert read == {"files": 0, "lines": 0, "items": 0, "new_events": 0, "conflicts": 0, "bad_lines": 0}
     file = tmp_path / "requests.csv"
     file.write_text("offset_ms,session_id,turn,tokens_in,tokens_out\n0,s,1,2,3\n")
     replayed = answer("replay", str(file), *at)

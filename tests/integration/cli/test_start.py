@@ -163,7 +163,7 @@ def test_the_examples_of_the_reference_are_accepted() -> None:
     read = [shlex.split(one) for one in examples if not one.startswith(("replay", "import"))]
     for words in read:
         name = next(name for name in options if words[: len(name.split())] == name.split())
-        if "--database-url" in options[name]:
+        if "--data-dir" in options[name]:
             refused = run(*words, *both)
             assert (refused.returncode, refused.stderr.count("\n")) == (2, 1), refused.stderr
             assert refused.stderr.startswith("error: --embedded and --data-dir are for the embedded Postgres")
