@@ -201,7 +201,9 @@ def test_a_timeout_of_the_event_loop_is_an_unreachable_database() -> None:
         {"C": "57P01", "R": "ReportResultError"},
         {"C": "08006", "R": "ReportConnectionError"},
         {"C": "XX000", "R": "ReportResultError"},
-        {"C": "XX000", "R": "CheckRemoteTransactionsHealth"},
+        {"C": "XX000", "R": "MarkRemoteTransactionFailed"},
+        {"C": "XX000", "R": "ReportCopyError"},
+        {"C": "58030", "R": "ReportCopyError"},
     ],
 )
 def test_what_a_coordinator_says_of_a_lost_node_may_have_been_written(fields: dict[str, str]) -> None:

@@ -49,10 +49,23 @@ CANCELLED = "57014"
 # No server says so of its client's own connection as an ERROR, which keeps that connection. As an ERROR it is what a
 # coordinator (Citus) says of its connection to a node, and the node may have committed.
 LOST_NODE = {"08000", "08003", "08006", "57P01", "57P02"}
-INTERNAL = "XX000"
-# Citus has no SQLSTATE for a connection that ended without a word of the node. These functions of Citus say so, and the
-# first one also hands on the internal error of a node.
-SAY_LOST_NODE = {"ReportResultError", "CheckRemoteTransactionsHealth", "ErrorIfPostCommitFailedShardPlacements"}
+# Citus has no SQLSTATE of its own for a connection that ended without a word of the node, and says "internal error" or
+# "I/O error". These functions of Citus say so. The reports of a result and of a COPY also hand on what is wrong there.
+WITHOUT_STATE = {"XX000", "58030"}
+SAY_LOST_NODE = {
+    "CheckRemoteTransactionsHealth",
+    "EndRemoteCopy",
+    "ErrorIfPostCommitFailedShardPlacements",
+    "FetchRemoteIntermediateResult",
+    "FinishRemoteTransactionPrepare",
+    "InitializeCopyShardState",
+    "MarkRemoteTransactionFailed",
+    "ReportCopyError",
+    "ReportResultError",
+    "ScheduleNextPlacementExecution",
+    "SendCopyDataToPlacement",
+    "fetch_intermediate_results",
+}
 
 _UNREACHABLE = "the database cannot be reached or did not answer"
 _LOST = "the connection to the database was lost"
@@ -141,8 +154,8 @@ def _lost_node(cause: BaseException) -> bool:
     if not isinstance(cause, asyncpg.PostgresError) or getattr(cause, "severity_en", None) != "ERROR":
         return False
     state = _sqlstate(cause)
-    is_internal = state == INTERNAL and getattr(cause, "server_source_function", None) in SAY_LOST_NODE
-    return state in LOST_NODE or is_internal
+    is_said = state in WITHOUT_STATE and getattr(cause, "server_source_function", None) in SAY_LOST_NODE
+    return state in LOST_NODE or is_said
 
 
 def _was_not_sent(cause: BaseException) -> bool:
