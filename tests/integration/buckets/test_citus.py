@@ -163,6 +163,23 @@ async def test_nothing_is_lost_in_many_moves_between_nodes(citus_cluster: CitusB
     await storm(citus_cluster, 2, 15)
 
 
+async def test_a_move_ends_beside_many_writers_that_never_pause(
+    on_citus: BucketDatabase, citus_cluster: CitusBuckets
+) -> None:
+    async with SessionDatabase.connect(citus_cluster.url) as host:
+        it = Storm(user_in(on_citus, 0), user_in(on_citus, 0, 1), host)
+        tasks = [asyncio.create_task(it.one_use(on_citus)) for _ in range(16)]
+        for node in await citus_cluster.nodes():
+            async with asyncio.timeout(60):
+                await on_citus.placement.move_to_node(0, node)
+            assert await on_citus.placement.node_of(0) == node
+        it.is_over = True
+        await asyncio.gather(*tasks)
+        keys = await keys_in(citus_cluster, 0)
+        assert {int(key) for key in keys} == set(it.acknowledged)
+        assert (await on_citus.lifecycle.aggregate_stats(it.user)).tokens_in == len(it.acknowledged)
+
+
 async def test_a_bucket_moves_back_to_a_node_where_it_is_still_read(
     on_citus: BucketDatabase, citus_cluster: CitusBuckets, monkeypatch: pytest.MonkeyPatch
 ) -> None:
