@@ -1,180 +1,21 @@
 """Row L46: many tasks on few sessions, killed connections, and callers that repeat until they are answered."""
 
-import asyncio
-import random
-from datetime import UTC, datetime, timedelta
-from decimal import Decimal
-from typing import Any
-
-import asyncpg
 import pytest
 
-from session_lifecycle import (
-    DatabaseUnavailableError,
-    End,
-    SessionDatabase,
-    SessionStatus,
-    TransactionConflictError,
-    UsageEvent,
-    Viewer,
-)
-from session_lifecycle.postgres.failures import DRIVER_FAILURES
-from support.stored_rows import deadlocks
+from session_lifecycle import SessionDatabase
+from support.storm import Stormed, storm
 from support.world import World
 
-TOTALS_DISAGREE = """
-    WITH stored AS (
-             SELECT user_id, session_id, tokens_in, tokens_out, cost_usd FROM session_lifecycle.session_records
-             WHERE tokens_in > 0
-         ),
-         by_model AS (
-             SELECT user_id, session_id, sum(tokens_in), sum(tokens_out), sum(cost_usd)
-             FROM session_lifecycle.session_model_usage WHERE tokens_in > 0 GROUP BY user_id, session_id
-         ),
-         by_event AS (
-             SELECT user_id, session_id, sum(tokens_in), sum(tokens_out), sum(cost_usd)
-             FROM session_lifecycle.session_usage_events WHERE NOT late GROUP BY user_id, session_id
-         )
-    SELECT count(*) AS sessions FROM
-        ((SELECT * FROM stored EXCEPT SELECT * FROM by_model) UNION ALL
-         (SELECT * FROM stored EXCEPT SELECT * FROM by_event)) differing
-"""
-KILL_ONE = """
-    SELECT pg_terminate_backend(pid) FROM pg_stat_activity
-    WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'
-    ORDER BY random() LIMIT 1
-"""
+
+def on_one_server(world: World, url: str) -> Stormed:
+    db = world.db
+    return Stormed(db, db, (world.a, world.b), [url], ["session_lifecycle"], lambda: SessionDatabase.connect(url))
 
 
-async def until_answered(call: Any, *arguments: Any, **named: Any) -> Any:
-    while True:
-        try:
-            return await call(*arguments, **named)
-        except (DatabaseUnavailableError, TransactionConflictError):
-            await asyncio.sleep(random.uniform(0.001, 0.02))
-
-
-async def kill_connections(url: str, every_seconds: float) -> None:
-    connection = await asyncpg.connect(url)
-    try:
-        while True:
-            await connection.execute(KILL_ONE)
-            await asyncio.sleep(every_seconds)
-    finally:
-        await connection.close()
-
-
-def distinct_events(
-    world: World, tasks: int, uses: int, sessions: int, at: datetime, chance: random.Random
-) -> list[UsageEvent]:
-    return [
-        UsageEvent(
-            session_id=f"s{chance.randrange(sessions)}",
-            user_id=chance.choice((world.a, world.b)),
-            model=chance.choice(("gpt-4o", "gpt-4o-mini", None)),
-            tokens_in=chance.randrange(1, 10_000),
-            tokens_out=chance.randrange(1_000),
-            cost_usd=Decimal(chance.randrange(1, 10**9)) / 10**12,
-            billing="plan" if number % 5 == 0 else "api",
-            web_searches=number % 3,
-            idempotency_key=f"{task}-{number}",
-            key_scope="user" if number % 7 == 0 else "session",
-            at=at,
-        )
-        for task in range(tasks)
-        for number in range(uses)
-    ]
-
-
-def copies(event: UsageEvent, number: int, chance: random.Random) -> list[UsageEvent]:
-    """What comes before some of the events: lower bounds of theirs, and later copies from a fork, in any order."""
-    found: list[UsageEvent] = []
-    if number % 5 < 2:
-        found += [event.model_copy(update={"partial": True, "tokens_out": event.tokens_out // part}) for part in (2, 3)]
-    if event.key_scope == "user" and event.at is not None:
-        later = event.at + timedelta(seconds=1)
-        found += [event, event.model_copy(update={"session_id": "fork", "at": later})]
-    chance.shuffle(found)
-    return found
-
-
-async def in_host_transaction(db: SessionDatabase, event: UsageEvent) -> None:
-    """Records the event in a host's transaction, and raises a driver failure as our own error."""
-    try:
-        async with db.engine.begin() as host:
-            await db.bind(host).lifecycle.record([event])
-    except DRIVER_FAILURES as error:
-        raise DatabaseUnavailableError(str(error)) from error
-
-
-async def storm(world: World, url: str, *, tasks: int, uses: int, sessions: int = 20) -> None:
-    """Records events that are not late in calls, batches and hosts' transactions, among ends and reopens."""
-    chance = random.Random(46)
-    # The events are from before any end, so each counts whenever it arrives.
-    events = distinct_events(world, tasks, uses, sessions, datetime.now(UTC) - timedelta(minutes=1), chance)
-    finals = {event.idempotency_key: event for event in events}
-    lifecycle = world.lifecycle
-
-    async def caller(task: int) -> None:
-        own = random.Random(task)
-        mine = events[task * uses : (task + 1) * uses]
-        for number, event in enumerate(mine):
-            for copy in copies(event, number, own):
-                await until_answered(lifecycle.record, [copy])
-            calls = 2 if own.random() < 0.1 else 1
-            for _ in range(calls):
-                if number % 10 == 3:
-                    await until_answered(in_host_transaction, world.db, event)
-                elif number % 10 == 5:
-                    await until_answered(lifecycle.record, own.sample(mine, min(5, uses)))
-                await until_answered(lifecycle.record, [event])
-            if number % 10 == 7:
-                final = event.model_copy(update={"revision": 1, "tokens_in": event.tokens_in + 1, "model": "revised"})
-                finals[event.idempotency_key] = final
-                await until_answered(lifecycle.record, [final, event])
-            if number % 10 == 9:
-                end = End(session_id=event.session_id, user_id=event.user_id, status=SessionStatus.COMPLETED)
-                await until_answered(lifecycle.record, [end])
-                await until_answered(lifecycle.reopen_session, event.session_id, event.user_id)
-
-    killer = asyncio.create_task(kill_connections(url, every_seconds=0.1))
-    await asyncio.gather(*(caller(task) for task in range(tasks)))
-    killer.cancel()
-    await asyncio.gather(killer, return_exceptions=True)
-    # The reads below use new connections, since the old ones may be killed.
-    await world.db.engine.dispose()
-
-    stats = await until_answered(lifecycle.aggregate_stats, Viewer.of_users([world.a, world.b]))
-    assert stats.tokens_in == sum(event.tokens_in for event in finals.values())
-    assert stats.tokens_out == sum(event.tokens_out for event in finals.values())
-    costs = {"api": Decimal(0), "plan": Decimal(0)}
-    for event in finals.values():
-        costs[event.billing] += Decimal(event.cost_usd or 0)
-    assert (stats.total_spend_usd, stats.plan_cost_usd) == (costs["api"], costs["plan"])
-    assert stats.plan_events == sum(event.billing == "plan" for event in finals.values())
-    assert (stats.late_events, stats.partial_events) == (0, 0)
-    by_model = await until_answered(lifecycle.cost_by_model, Viewer.of_users([world.a, world.b]))
-    assert sum(row.web_searches for row in by_model) == sum(event.web_searches for event in finals.values())
-    assert (await until_answered(world.db.maintenance.reconcile)).mismatches == []
-    [ledger] = await world.sql("SELECT count(*) AS events FROM session_lifecycle.session_usage_events")
-    assert ledger["events"] == len(finals)
-    [forked] = await world.sql(
-        "SELECT count(*) AS events FROM session_lifecycle.session_usage_events WHERE session_id = 'fork'"
-    )
-    assert forked["events"] == 0
-    [differing] = await world.sql(TOTALS_DISAGREE)
-    assert differing["sessions"] == 0
-    assert await deadlocks(world.db) == 0
-
-
-async def test_L46_a_storm_loses_and_doubles_nothing(
-    world: World, session_database: SessionDatabase, session_database_url: str
-) -> None:
-    await storm(world, session_database_url, tasks=20, uses=12)
+async def test_L46_a_storm_loses_and_doubles_nothing(world: World, session_database_url: str) -> None:
+    await storm(on_one_server(world, session_database_url), tasks=20, uses=12)
 
 
 @pytest.mark.soak
-async def test_L46_the_whole_storm_loses_and_doubles_nothing(
-    world: World, session_database: SessionDatabase, session_database_url: str
-) -> None:
-    await storm(world, session_database_url, tasks=200, uses=50)
+async def test_L46_the_whole_storm_loses_and_doubles_nothing(world: World, session_database_url: str) -> None:
+    await storm(on_one_server(world, session_database_url), tasks=200, uses=50)

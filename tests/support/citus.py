@@ -11,6 +11,7 @@ from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
+from sqlalchemy.engine import make_url
 
 from session_lifecycle import SessionDatabase
 from session_lifecycle.buckets.places import Place
@@ -84,6 +85,12 @@ class CitusBuckets:
         """The nodes that keep data, as host:port."""
         async with self.connected() as connection:
             return [row["node"] for row in await connection.fetch(citus.NODES)]
+
+    async def node_urls(self) -> list[str]:
+        """The URLs of the same database on the nodes that keep data."""
+        url = make_url(self.url)
+        hosts = [node.rpartition(":") for node in await self.nodes()]
+        return [url.set(host=host, port=int(port)).render_as_string(hide_password=False) for host, _, port in hosts]
 
     async def install_clock(self) -> "CitusClock":
         """Gives the buckets a clock that a test can move. Connections need `clock_path` as their search path."""

@@ -16,7 +16,7 @@ from session_lifecycle.errors import (
     SessionLifecycleError,
     TransactionConflictError,
 )
-from session_lifecycle.postgres.failures import raise_as_ours
+from session_lifecycle.postgres.failures import is_transient, raise_as_ours, wrote_nothing
 
 SECRET = "the patient's diagnosis"
 TIMED_OUT = "Postgres cancelled the statement, because of its statement timeout or at an operator's request"
@@ -193,3 +193,30 @@ def test_a_timeout_of_the_event_loop_is_an_unreachable_database() -> None:
     with pytest.raises(TimeoutError) as caught:
         asyncio.run(wait())
     assert str(raised(caught.value)).startswith(UNREACHABLE)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"C": "57P01", "R": "ReportResultError"},
+        {"C": "08006", "R": "ReportConnectionError"},
+        {"C": "XX000", "R": "ReportResultError"},
+        {"C": "XX000", "R": "MarkRemoteTransactionFailed"},
+        {"C": "XX000", "R": "ReportCopyError"},
+        {"C": "58030", "R": "ReportCopyError"},
+    ],
+)
+def test_what_a_coordinator_says_of_a_lost_node_may_have_been_written(fields: dict[str, str]) -> None:
+    """An ERROR, by which any other server says that it wrote nothing."""
+    error = from_server(fields.pop("C"), SECRET, S="FEHLER", V="ERROR", **fields)
+    assert not wrote_nothing(error)
+    assert is_transient(error)
+    found = raised(error)
+    assert isinstance(found, DatabaseUnavailableError)
+    assert "the coordinator lost its connection to a node" in str(found)
+
+
+@pytest.mark.parametrize("state", ["XX000", "23514", "57014", "40001"])
+def test_an_error_of_one_server_wrote_nothing(state: str) -> None:
+    assert wrote_nothing(from_server(state, SECRET, V="ERROR", R="ProcessInterrupts"))
+    assert is_transient(from_server(state, SECRET, V="ERROR", R="ProcessInterrupts")) == (state == "40001")

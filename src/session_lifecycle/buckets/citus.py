@@ -16,7 +16,7 @@ import asyncpg
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from session_lifecycle.entities import quoted
-from session_lifecycle.errors import ConfigurationError, DatabaseUnavailableError, SchemaError
+from session_lifecycle.errors import ConfigurationError, DatabaseUnavailableError, SchemaError, TransactionConflictError
 from session_lifecycle.postgres.execution import with_jitter
 from session_lifecycle.postgres.function_files import BODY_TAG, function_files
 from session_lifecycle.postgres.host_engines import driver_connection
@@ -29,6 +29,9 @@ COPIED = ("refuse_erased", "lock_session", "lock_sessions", "create_sessions", "
 SUFFIX = "_at_shards"
 POLL_SECONDS = 0.2
 MOVE_ATTEMPTS = 10
+LEFTOVER_SECONDS = 1.0
+LEFTOVER = "ErrorIfCleanupRecordForShardExists"
+"""The function of Citus that refuses a move to a node on which the last move's rows are still in use."""
 MOST_NAMED = 5
 
 _NAME = re.compile(r"\{schema\}\.(\w+)")
@@ -140,6 +143,7 @@ async def move(connection: "asyncpg.Connection", schema: str, node: str) -> floa
     Raises:
         ConfigurationError: The schema is not distributed, or there is no such node.
         DeadlockDetectedError: Transactions of hosts ended the move again and again. The schema is where it was.
+        TransactionConflictError: Transactions use what the last move left on the node. The schema is where it was.
     """
     if await group_of(connection, schema) is None:
         raise ConfigurationError(f"schema {schema!r} is not distributed: run `{DISTRIBUTE_COMMAND}` with all places")
@@ -158,6 +162,16 @@ async def move(connection: "asyncpg.Connection", schema: str, node: str) -> floa
                 if attempt == MOVE_ATTEMPTS:
                     raise
                 await asyncio.sleep(with_jitter(POLL_SECONDS))
+            except asyncpg.InternalServerError as error:
+                # Citus drops what a move leaves behind when nobody uses it any more, and does so before the next move.
+                if getattr(error, "server_source_function", None) != LEFTOVER:
+                    raise
+                if attempt == MOVE_ATTEMPTS:
+                    raise TransactionConflictError(
+                        f"what the last move left on {node} is still in use: end the long transactions there and move "
+                        "again; nothing was moved"
+                    ) from error
+                await asyncio.sleep(with_jitter(LEFTOVER_SECONDS))
     return time.monotonic() - began
 
 

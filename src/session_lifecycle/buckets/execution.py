@@ -2,8 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from datetime import datetime
 from typing import Any, TypeVar
@@ -19,7 +19,7 @@ from session_lifecycle.errors import ConfigurationError, DatabaseUnavailableErro
 from session_lifecycle.models import Viewer
 from session_lifecycle.postgres.driver_statements import KeptStatement
 from session_lifecycle.postgres.execution import BoundExecution, PoolExecution, Run, Stream
-from session_lifecycle.postgres.failures import DRIVER_FAILURES, raise_as_ours
+from session_lifecycle.postgres.failures import DRIVER_FAILURES, raise_as_ours, was_cancelled
 from session_lifecycle.postgres.host_engines import driver_connection
 from session_lifecycle.statements.writing.record import GATE, record
 
@@ -104,9 +104,10 @@ class BucketExecution:
     ) -> Sequence[Any]:
         async def write(pool: PoolExecution) -> Sequence[Any]:
             asked = record(self.schema, GATE) if self._is_on_citus and statement is self._record else statement
-            return await pool.write(
-                asked, parameters, repeatable=repeatable, on_sent=on_sent, has_deadline=has_deadline
-            )
+            with self._cancelled_by_coordinator():
+                return await pool.write(
+                    asked, parameters, repeatable=repeatable, on_sent=on_sent, has_deadline=has_deadline
+                )
 
         return await self.run_here(write)
 
@@ -117,7 +118,21 @@ class BucketExecution:
         repeatable: bool,
         on_sent: Callable[[], object] | None = None,
     ) -> Sequence[Any]:
-        return await self.run_here(lambda pool: pool.write_together(work, repeatable=repeatable, on_sent=on_sent))
+        async def write(pool: PoolExecution) -> Sequence[Any]:
+            with self._cancelled_by_coordinator():
+                return await pool.write_together(work, repeatable=repeatable, on_sent=on_sent)
+
+        return await self.run_here(write)
+
+    @contextmanager
+    def _cancelled_by_coordinator(self) -> Iterator[None]:
+        """A coordinator that cancels a statement may find that the node has committed it."""
+        try:
+            yield
+        except DatabaseUnavailableError as error:
+            if self._is_on_citus and error.__cause__ is not None and was_cancelled(error.__cause__):
+                raise DatabaseUnavailableError(str(error), may_have_written=True) from error.__cause__
+            raise
 
     async def vacuum(self, tables: Sequence[str]) -> None:
         await self.run_here(lambda pool: pool.vacuum(tables))

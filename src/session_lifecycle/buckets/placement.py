@@ -194,7 +194,8 @@ class BucketPlacement:
 
         Raises:
             ConfigurationError: There is no such bucket or node, or Citus has not distributed the bucket.
-            TransactionConflictError: Transactions of hosts ended the move again and again. The bucket is where it was.
+            TransactionConflictError: Transactions of hosts ended the move again and again, or a transaction on the node
+                still uses what the last move left there. The bucket is where it was.
             DatabaseUnavailableError: The coordinator cannot be reached or lost the connection.
         """
         self._check_number(number)

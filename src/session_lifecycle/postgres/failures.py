@@ -45,12 +45,34 @@ MISSING = {"42P01", "42883", "42703", "3F000", "42704"}
 REFUSED_ACCESS = {"42501", "3D000"}
 # The server shuts down, crashed, starts up, or has no free connection.
 TRANSIENT = {"57P01", "57P02", "57P03", "53300"}
+CANCELLED = "57014"
+# No server says so of its client's own connection as an ERROR, which keeps that connection. As an ERROR it is what a
+# coordinator (Citus) says of its connection to a node, and the node may have committed.
+LOST_NODE = {"08000", "08003", "08006", "57P01", "57P02"}
+# Citus has no SQLSTATE of its own for a connection that ended without a word of the node, and says "internal error" or
+# "I/O error". These functions of Citus say so. The reports of a result and of a COPY also hand on what is wrong there.
+WITHOUT_STATE = {"XX000", "58030"}
+SAY_LOST_NODE = {
+    "CheckRemoteTransactionsHealth",
+    "EndRemoteCopy",
+    "ErrorIfPostCommitFailedShardPlacements",
+    "FetchRemoteIntermediateResult",
+    "FinishRemoteTransactionPrepare",
+    "InitializeCopyShardState",
+    "MarkRemoteTransactionFailed",
+    "ReportCopyError",
+    "ReportResultError",
+    "ScheduleNextPlacementExecution",
+    "SendCopyDataToPlacement",
+    "fetch_intermediate_results",
+}
 
 _UNREACHABLE = "the database cannot be reached or did not answer"
 _LOST = "the connection to the database was lost"
+_LOST_NODE = "the coordinator lost its connection to a node of the database, or the node failed"
 # By SQLSTATE, else by the class of the SQLSTATE: its first two characters.
 UNAVAILABLE = {
-    "57014": "Postgres cancelled the statement, because of its statement timeout or at an operator's request",
+    CANCELLED: "Postgres cancelled the statement, because of its statement timeout or at an operator's request",
     "53100": "the disk of the database is full",
     "53": "the database has run out of a resource",
     "08": _LOST,
@@ -107,7 +129,8 @@ def wrote_nothing(error: BaseException) -> bool:
     """Whether a statement that was sent certainly had no effect."""
     cause = driver_error(error)
     if isinstance(cause, asyncpg.PostgresError) and getattr(cause, "severity_en", None) == "ERROR":
-        return True  # the server rolled the transaction back and kept the connection
+        # The server rolled its transaction back and kept the connection.
+        return not _lost_node(cause)
     return _sqlstate(error) in {*CONFLICTS, READ_ONLY, UNIQUE_VIOLATION} or _was_not_sent(cause)
 
 
@@ -117,7 +140,22 @@ def is_transient(error: BaseException) -> bool:
         return False  # the pool has already waited for a free connection as long as it may
     cause, state = driver_error(error), _sqlstate(error) or ""
     is_lost = isinstance(cause, OSError | asyncpg.InternalClientError) or _was_not_sent(cause)
+    is_lost = is_lost or _lost_node(cause)
     return is_lost or state[:2] == "08" or state in {*TRANSIENT, *CONFLICTS, READ_ONLY, UNIQUE_VIOLATION}
+
+
+def was_cancelled(error: BaseException) -> bool:
+    """Whether the server cancelled the statement."""
+    return _sqlstate(error) == CANCELLED
+
+
+def _lost_node(cause: BaseException) -> bool:
+    """Whether the server lost its connection to another one, which may have committed."""
+    if not isinstance(cause, asyncpg.PostgresError) or getattr(cause, "severity_en", None) != "ERROR":
+        return False
+    state = _sqlstate(cause)
+    is_said = state in WITHOUT_STATE and getattr(cause, "server_source_function", None) in SAY_LOST_NODE
+    return state in LOST_NODE or is_said
 
 
 def _was_not_sent(cause: BaseException) -> bool:
@@ -182,6 +220,8 @@ def _describe(cause: BaseException) -> str:
 
 def _unavailable(cause: BaseException, state: str | None) -> str | None:
     """The sentence for a database that does not serve; None for other failures."""
+    if _lost_node(cause):
+        return _LOST_NODE
     if state is not None:
         return UNAVAILABLE.get(state) or UNAVAILABLE.get(state[:2])
     if isinstance(cause, OSError | asyncpg.ClientConfigurationError | asyncpg.TargetServerAttributeNotMatched):

@@ -26,6 +26,7 @@ from session_lifecycle import (
 )
 from session_lifecycle.buckets import citus
 from session_lifecycle.buckets.database import BucketDatabase
+from session_lifecycle.statements.buckets import citus as statements
 from session_lifecycle.statements.writing.record import GATE
 from support.buckets import user_in
 from support.citus import CitusBuckets
@@ -160,6 +161,52 @@ async def test_nothing_is_lost_while_a_bucket_moves_between_nodes(citus_cluster:
 @pytest.mark.usefixtures("on_citus")
 async def test_nothing_is_lost_in_many_moves_between_nodes(citus_cluster: CitusBuckets) -> None:
     await storm(citus_cluster, 2, 15)
+
+
+async def test_a_move_ends_beside_many_writers_that_never_pause(
+    on_citus: BucketDatabase, citus_cluster: CitusBuckets
+) -> None:
+    async with SessionDatabase.connect(citus_cluster.url) as host:
+        it = Storm(user_in(on_citus, 0), user_in(on_citus, 0, 1), host)
+        tasks = [asyncio.create_task(it.one_use(on_citus)) for _ in range(16)]
+        for node in await citus_cluster.nodes():
+            async with asyncio.timeout(60):
+                await on_citus.placement.move_to_node(0, node)
+            assert await on_citus.placement.node_of(0) == node
+        it.is_over = True
+        await asyncio.gather(*tasks)
+        keys = await keys_in(citus_cluster, 0)
+        assert {int(key) for key in keys} == set(it.acknowledged)
+        assert (await on_citus.lifecycle.aggregate_stats(it.user)).tokens_in == len(it.acknowledged)
+
+
+async def test_a_bucket_moves_back_to_a_node_where_it_is_still_read(
+    on_citus: BucketDatabase, citus_cluster: CitusBuckets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Citus drops what a move leaves behind when no transaction reads it any more, and refuses the move back before."""
+    db, user = on_citus, user_in(on_citus, 0)
+    first, second = await citus_cluster.nodes()
+    [url, _] = await citus_cluster.node_urls()
+    await db.placement.move_to_node(0, first)
+    await db.lifecycle.record([event(user, 1)])
+    async with citus_cluster.connected() as connection:
+        rows = await connection.fetch(statements.SHARDS, citus_cluster.schemas[0])
+    [shard] = [row["shard"] for row in rows if row["table_name"] == "session_records"]
+    async with SessionDatabase.connect(url) as node:
+        async with node.engine.begin() as reader:
+            await reader.exec_driver_sql(f"SELECT FROM {shard}")
+            await db.placement.move_to_node(0, second)
+            monkeypatch.setattr(citus, "MOVE_ATTEMPTS", 1)
+            with pytest.raises(TransactionConflictError, match="still in use"):
+                await db.placement.move_to_node(0, first)
+            monkeypatch.undo()
+            assert await db.placement.node_of(0) == second
+            moving = asyncio.create_task(db.placement.move_to_node(0, first))
+            await asyncio.sleep(1.5)
+            assert not moving.done()
+        await moving
+    assert await db.placement.node_of(0) == first
+    assert (await db.lifecycle.aggregate_stats(user)).tokens_in == 1
 
 
 async def test_a_use_is_written_on_the_node_of_its_bucket(
