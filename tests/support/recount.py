@@ -271,8 +271,9 @@ class Stored:
         return faults
 
 
-def _by_name(models: Iterable[Row]) -> list[list[tuple[str, Any]]]:
-    return sorted((sorted(row.items()) for row in models), key=repr)
+def _by_name(models: Iterable[Row]) -> list[Row]:
+    # Not by all values: equal numbers of another form, as 0 and 0.00, would come in another order.
+    return sorted(models, key=lambda row: row["model"])
 
 
 def _place(bucket: Row) -> tuple[Any, ...]:
