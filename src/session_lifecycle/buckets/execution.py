@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from datetime import datetime
@@ -125,7 +125,7 @@ class BucketExecution:
         return await self.run_here(write)
 
     @contextmanager
-    def _cancelled_by_coordinator(self) -> Iterator[None]:
+    def _cancelled_by_coordinator(self) -> Generator[None]:
         """A coordinator that cancels a statement may find that the node has committed it."""
         try:
             yield
