@@ -24,4 +24,4 @@ def _garbage_of_the_module() -> Iterator[None]:
     """Looks for garbage at the end of a module: what nobody has closed fails there, and not in a later module."""
     yield
     gc.collect()
-    gc.freeze()  # what is left was imported: the next searches need not look at it again
+    gc.freeze()  # what is left was imported; later searches skip it

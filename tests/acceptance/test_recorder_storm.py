@@ -5,6 +5,7 @@ import re
 import sys
 from collections import defaultdict
 from decimal import Decimal
+from pathlib import Path
 
 import asyncpg
 import pytest
@@ -15,6 +16,8 @@ from session_lifecycle.postgres.embedded import EmbeddedPostgres, temporary_data
 from support import recorder_process
 from support.faulty_proxy import FaultyProxy
 
+TESTS = Path(__file__).parent.parent
+"""The folder in which `support` is a package."""
 KILL_ONE = """
     SELECT pg_terminate_backend(pid) FROM pg_stat_activity
     WHERE pid <> pg_backend_pid() AND backend_type = 'client backend' ORDER BY random() LIMIT 1
@@ -72,8 +75,8 @@ async def storm(*, processes: int, tasks: int, uses: int, crashes: int, share: f
                 through = url.set(port=proxy.port).render_as_string(hide_password=False)
                 running = [
                     await asyncio.create_subprocess_exec(
-                        sys.executable, recorder_process.__file__, through, *map(str, (process, tasks, uses)),
-                        stderr=asyncio.subprocess.PIPE,
+                        sys.executable, "-m", recorder_process.__name__, through, *map(str, (process, tasks, uses)),
+                        cwd=TESTS, stderr=asyncio.subprocess.PIPE,
                     )
                     for process in range(processes)
                 ]  # fmt: skip

@@ -4,11 +4,11 @@ import asyncio
 import random
 import sys
 from collections.abc import Iterator
-from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
 from session_lifecycle import DatabaseUnavailableError, SessionDatabase, Settings, TransactionConflictError, UsageEvent
+from support.usage import random_use
 
 USERS = [UUID(int=number) for number in (1, 2, 3)]
 SESSIONS = 40
@@ -18,18 +18,7 @@ def events_of(process: int, task: int, uses: int) -> Iterator[UsageEvent]:
     """The events of a task, in order; some begin as a lower bound, some come twice, some with a higher revision."""
     chance = random.Random(f"{process}-{task}")
     for number in range(uses):
-        event = UsageEvent(
-            session_id=f"s{chance.randrange(SESSIONS)}",
-            user_id=chance.choice(USERS),
-            model=chance.choice(("gpt-4o", "gpt-4o-mini", None)),
-            tokens_in=chance.randrange(1, 10_000),
-            tokens_out=chance.randrange(1_000),
-            cost_usd=Decimal(chance.randrange(1, 10**9)) / 10**12,
-            billing="plan" if number % 5 == 0 else "api",
-            web_searches=number % 3,
-            idempotency_key=f"{process}-{task}-{number}",
-            key_scope="user" if number % 7 == 0 else "session",
-        )
+        event = random_use(chance, number, sessions=SESSIONS, users=USERS, idempotency_key=f"{process}-{task}-{number}")
         if chance.random() < 0.2:
             yield event.model_copy(update={"partial": True, "tokens_out": event.tokens_out // 2})
         yield event

@@ -22,6 +22,7 @@ from session_lifecycle import (
 )
 from session_lifecycle.buckets.database import BucketDatabase
 from session_lifecycle.postgres.failures import DRIVER_FAILURES
+from support.usage import random_use
 
 TOTALS_DISAGREE = """
     WITH stored AS (
@@ -109,19 +110,7 @@ def distinct_events(
     users: tuple[UUID, UUID], tasks: int, uses: int, sessions: int, at: datetime, chance: random.Random
 ) -> list[UsageEvent]:
     return [
-        UsageEvent(
-            session_id=f"s{chance.randrange(sessions)}",
-            user_id=chance.choice(users),
-            model=chance.choice(("gpt-4o", "gpt-4o-mini", None)),
-            tokens_in=chance.randrange(1, 10_000),
-            tokens_out=chance.randrange(1_000),
-            cost_usd=Decimal(chance.randrange(1, 10**9)) / 10**12,
-            billing="plan" if number % 5 == 0 else "api",
-            web_searches=number % 3,
-            idempotency_key=f"{task}-{number}",
-            key_scope="user" if number % 7 == 0 else "session",
-            at=at,
-        )
+        random_use(chance, number, sessions=sessions, users=users, idempotency_key=f"{task}-{number}", at=at)
         for task in range(tasks)
         for number in range(uses)
     ]

@@ -1,4 +1,4 @@
-"""The room of a recorder: callers get it in their order, whatever becomes of those before them."""
+"""The room of a recorder: callers get it in the order in which they asked."""
 
 import asyncio
 

@@ -18,7 +18,7 @@ _logger = logging.getLogger(__name__)
 
 
 def tell_loss(items: Sequence[WritableItem], error: SessionLifecycleError, on_lost: OnLost | None) -> None:
-    """Tells a loss with one line of the log, and tells the host.
+    """Logs a loss in one line, and calls the host's function.
 
     The line names sessions and keys, and quotes no content. What `on_lost` raises is logged, and goes no further.
 

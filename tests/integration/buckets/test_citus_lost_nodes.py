@@ -1,4 +1,4 @@
-"""A node of Citus that falls silent or is lost: what the coordinator says of it, and what that tells a caller."""
+"""A node of Citus is lost, or does not answer. A caller is told whether the write may have happened."""
 
 import asyncio
 from collections.abc import AsyncIterator

@@ -504,7 +504,7 @@ async def test_queries_at_once_stay_within_a_limit(
     told = await asyncio.gather(*(ask(sdk, "Hello", options) for _ in range(4)))
     refused = [one for one in told if str(one.result).startswith("Operation stopped by hook")]
     await assert_released(session_database)
-    # A call that has told its use holds what it reserved a moment longer, and the calls of that moment find no room.
+    # A call keeps its reservation for a moment after its use is recorded. Another call may find no room then.
     assert len(server.served) == len(told) - len(refused)
     assert len(server.served) in {1, 2}
     assert await assert_settled(session_database, recorder) <= 16_000
