@@ -1,15 +1,12 @@
 """SessionDatabase: opens and closes the database, migrates it, and hands out roles, recorders and session blocks."""
 
 import asyncio
-import copy
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from datetime import timedelta
-from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Literal, Self, TypeVar
 from uuid import UUID
 from weakref import WeakSet
 
@@ -30,29 +27,16 @@ from session_lifecycle.models import RollUpReport
 from session_lifecycle.models.doctor import DatabaseFigures, DoctorReport
 from session_lifecycle.models.prices import PriceOverride
 from session_lifecycle.postgres import migrations
-from session_lifecycle.postgres.embedded import EmbeddedPostgres
-from session_lifecycle.postgres.engines import (
-    DEADLINE_MARGIN_SECONDS,
-    Engines,
-    EnginesOfSchema,
-    HostEngine,
-    OwnEngines,
-    asyncpg_url,
-    check_engine,
-    create_engine,
-)
-from session_lifecycle.postgres.execution import BoundExecution, Execution, PoolExecution
+from session_lifecycle.postgres.execution import Execution
 from session_lifecycle.postgres.failures import DRIVER_FAILURES, raise_as_ours
-from session_lifecycle.postgres.host_engines import check_encoding
+from session_lifecycle.postgres.home import SchemaHome
 from session_lifecycle.postgres.notes import Notes, listening
-from session_lifecycle.postgres.processes import forget_in_child
-from session_lifecycle.postgres.row_level_security import viewer_signer
-from session_lifecycle.postgres.schema_check import check_everything
+from session_lifecycle.postgres.server import Server
 from session_lifecycle.pricing.catalogue import PriceCatalogue
 from session_lifecycle.reports import SessionReportsDb
 from session_lifecycle.repository import SessionLifecycleDb
 from session_lifecycle.roles import SessionRoles
-from session_lifecycle.settings import Settings, check_schema_name
+from session_lifecycle.settings import Settings, settings_of
 from session_lifecycle.writing.losses import OnLost
 from session_lifecycle.writing.payload_policy import PayloadPolicy, Redact
 from session_lifecycle.writing.pipeline import WritePipeline
@@ -70,22 +54,7 @@ from session_lifecycle.writing.synchronous import SynchronousRecorder
 if TYPE_CHECKING:
     from session_lifecycle.writing.spool import Spool
 
-
-@dataclass
-class _InLoop:
-    """What a database has in one event loop."""
-
-    at_end: AsyncGenerator[None]
-    """Suspended. asyncio resumes it when the loop shuts down."""
-    roll_up_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-
-
-class _Lent(NamedTuple):
-    """What the databases of several schemas on one server share."""
-
-    engines: Engines
-    make_engine: Callable[..., AsyncEngine] | None
-    enter_loop: Callable[[], None]
+_Recorder = TypeVar("_Recorder", SessionRecorder, SynchronousRecorder)
 
 
 class SessionDatabase:
@@ -107,32 +76,28 @@ class SessionDatabase:
 
     def __init__(
         self,
-        settings: Settings,
-        prices: Sequence[PriceOverride],
-        redact: Redact | None,
+        home: SchemaHome,
+        prices: PriceCatalogue,
+        payloads: PayloadPolicy,
         *,
-        start_server: Callable[[], Awaitable[EmbeddedPostgres]] | None = None,
+        execution: Execution | None = None,
     ) -> None:
         """Use `connect`, `embedded` or `from_engine` instead."""
-        self._settings = settings
-        self._prices = PriceCatalogue(prices)
-        self._payloads = PayloadPolicy(settings.payload_limit_bytes, settings.payload_when_larger, redact)
-        self._sign = viewer_signer(settings)
-        self._start_server = start_server
-        self._server: EmbeddedPostgres | None = None
-        self._engines: Engines | None = None
-        self._read_engines: Engines | None = None
-        self._make_engine: Callable[..., AsyncEngine] | None = None
-        self._pool: PoolExecution | None = None
+        self._home = home
+        self._settings = home.settings
+        self._prices = prices
+        self._payloads = payloads
+        # How a bucket runs its statements, wherever it is.
+        self._execution_of_bucket = execution
         self._on_primary: SessionRoles | None = None
         self._with_replica: SessionRoles | None = None
         self._background: WeakSet[SessionRecorder | SynchronousRecorder | BackgroundRollUp] = WeakSet()
         self._gone = RecorderCounts()
-        self._in_loops: dict[asyncio.AbstractEventLoop, _InLoop] = {}
-        # What another database lends this one, which is a bucket on the same server.
-        self._lent: _Lent | None = None
-        self._execution_of_bucket: Execution | None = None
-        forget_in_child(self)
+        home.server.close_first.append(self._close_background)
+
+    @classmethod
+    def _on(cls, server: Server, settings: Settings, prices: Sequence[PriceOverride], redact: Redact | None) -> Self:
+        return cls(SchemaHome(server, settings), PriceCatalogue(prices), _payload_policy(settings, redact))
 
     @classmethod
     def connect(
@@ -162,23 +127,11 @@ class SessionDatabase:
             ConfigurationError: No URL is given or set, a URL is for another database or driver, or a setting or the
                 schema's name is wrong.
         """
-        settings = _settings(settings, schema)
-        if url is None:
-            if settings.database_url is None:
-                raise ConfigurationError(
-                    "no database: pass a URL (postgresql://…), set SESSION_LIFECYCLE_DATABASE_URL, "
-                    "or start an embedded Postgres with SessionDatabase.embedded()"
-                )
-            url = settings.database_url.get_secret_value()
-            if read_url is None and settings.read_database_url is not None:
-                read_url = settings.read_database_url.get_secret_value()
-        db = cls(settings, prices, redact)
-        db._make_engine = partial(create_engine, asyncpg_url(url), settings, pgbouncer=pgbouncer)
-        db._engines = db._own_engines(db._make_engine)
-        if read_url is not None:
-            make = partial(create_engine, asyncpg_url(read_url), settings, pgbouncer=pgbouncer)
-            db._read_engines = db._own_engines(make)
-        return db
+        settings = settings_of(settings, schema)
+        if url is None and read_url is None and settings.read_database_url is not None:
+            read_url = settings.read_database_url.get_secret_value()
+        server = Server.connect(_url_of(url, settings), settings, read_url=read_url, pgbouncer=pgbouncer)
+        return cls._on(server, settings, prices, redact)
 
     @classmethod
     def embedded(
@@ -207,8 +160,8 @@ class SessionDatabase:
                 the data directory cannot be used.
             DatabaseUnavailableError: On entering: the server does not start.
         """
-        start_server = partial(EmbeddedPostgres.start, data_dir)
-        return cls(_settings(settings, schema), prices, redact, start_server=start_server)
+        settings = settings_of(settings, schema)
+        return cls._on(Server.embedded(data_dir, settings), settings, prices, redact)
 
     @classmethod
     def from_engine(
@@ -238,14 +191,8 @@ class SessionDatabase:
             ConfigurationError: An engine is not an `AsyncEngine` with asyncpg, or a setting or the schema's name is
                 wrong.
         """
-        check_engine("engine", engine)
-        if read_engine is not None:
-            check_engine("read_engine", read_engine)
-        db = cls(_settings(settings, schema), prices, redact)
-        db._engines = HostEngine(engine, db._settings.database_schema, db._enter_loop)
-        if read_engine is not None:
-            db._read_engines = HostEngine(read_engine, db._settings.database_schema, db._enter_loop)
-        return db
+        settings = settings_of(settings, schema)
+        return cls._on(Server.from_engine(engine, settings, read_engine=read_engine), settings, prices, redact)
 
     @classmethod
     def buckets(
@@ -280,53 +227,21 @@ class SessionDatabase:
         Raises:
             ConfigurationError: The places are none, too many, or twice the same, or as in `connect`.
         """
-        settings = _settings(settings, None)
+        settings = settings_of(settings, None)
+        catalogue, payloads = PriceCatalogue(prices), _payload_policy(settings, redact)
 
-        def server(at: str | None) -> SessionDatabase:
+        def server(at: str | None) -> Server:
             if at is None and engine is not None:
-                return cls.from_engine(engine, settings=settings, prices=prices, redact=redact)
-            return cls.connect(
-                url if at is None else at, pgbouncer=pgbouncer, settings=settings, prices=prices, redact=redact
-            )
+                return Server.from_engine(engine, settings)
+            return Server.connect(_url_of(url, settings) if at is None else at, settings, pgbouncer=pgbouncer)
 
-        return BucketDatabase(places, of, of_name, server, settings, is_on_hosts_engine=engine is not None)
+        def database(home: SchemaHome, execution: Execution) -> SessionDatabase:
+            return cls(home, catalogue, payloads, execution=execution)
 
-    def home_of(self, schema: str | None) -> "SessionDatabase":
-        """The database of one schema on this server, which shares its engines, recorders, prices and redaction."""
-        home = copy.copy(self)
-        home.enter_schema(schema)
-        home.move_to(self)
-        return home
-
-    def enter_schema(self, schema: str | None) -> None:
-        """Begins anew in this schema; None: that of the settings."""
-        self._settings = _settings(self._settings, schema)
-        self._pool = self._read_engines = self._on_primary = self._with_replica = None
-
-    def lend(self) -> "_Lent":
-        """What the databases of several schemas on this server share."""
-        return _Lent(self._primary_engines(), self._make_engine, self._enter_loop)
-
-    def move_to(self, server: "SessionDatabase") -> None:
-        """Goes on in the same schema on another server."""
-        self._lent = lent = server.lend()
-        self._make_engine = lent.make_engine
-        self._engines = EnginesOfSchema(lent.engines, self._settings.database_schema)
-        self._pool = None
-
-    def run_through(self, execution: Execution) -> None:
-        """Has all roles and recorders run their statements through this execution."""
-        self._execution_of_bucket = execution
-
-    def _own_engines(self, make: Callable[[], AsyncEngine]) -> OwnEngines:
-        return OwnEngines(make, self._settings.database_schema, self._enter_loop)
+        return BucketDatabase(places, of, of_name, server, database, settings, is_on_hosts_engine=engine is not None)
 
     async def __aenter__(self) -> Self:
-        if self._start_server is not None and self._engines is None:
-            self._server = await self._start_server()
-            url = asyncpg_url(self._server.url)
-            self._make_engine = partial(create_engine, url, self._settings, pgbouncer=False)
-            self._engines = self._own_engines(self._make_engine)
+        await self._home.server.start()
         return self
 
     async def __aexit__(
@@ -344,52 +259,19 @@ class SessionDatabase:
         Raises:
             DatabaseUnavailableError: The embedded server could not be stopped.
         """
-        for one in list(self._background):
-            await (asyncio.to_thread(one.close) if isinstance(one, SynchronousRecorder) else one.close())
-        for engines in (self._engines, self._read_engines):
-            if isinstance(engines, OwnEngines):
-                await engines.close()
-        if (here := self._in_loops.pop(asyncio.get_running_loop(), None)) is not None:
-            await here.at_end.aclose()
-        if self._server is not None:
-            server, self._server = self._server, None
-            self._engines = self._make_engine = self._pool = self._on_primary = None
-            await server.stop()
-
-    def _enter_loop(self) -> None:
-        """Has the recorders and the pool of the running event loop closed when it shuts down."""
-        if self._lent is not None:
-            self._lent.enter_loop()
-            return
-        loop = asyncio.get_running_loop()
-        if loop in self._in_loops:
-            return
-        for gone in [one for one in self._in_loops if one.is_closed()]:
-            del self._in_loops[gone]
-        at_end = self._close_at_end()
-        # `asyncio.run` and `asyncio.Runner` close every asynchronous generator that was begun in their loop. This one
-        # is begun without waiting: its first step ends at the `yield`.
         try:
-            at_end.__anext__().send(None)
-        except StopIteration:
-            self._in_loops[loop] = _InLoop(at_end)
-
-    async def _close_at_end(self) -> AsyncGenerator[None]:
-        try:
-            yield
+            await self._home.close()
         finally:
-            loop = asyncio.get_running_loop()
-            for one in list(self._background):
-                if not isinstance(one, SynchronousRecorder) and one.loop is loop:
-                    await one.close()
-            for engines in (self._engines, self._read_engines):
-                if isinstance(engines, OwnEngines):
-                    await engines.close_here()
+            self._on_primary = self._with_replica = None
 
-    def forget_parent(self) -> object:
-        """See `HasParents`: the parent's event loops are none of this process."""
-        ours, self._in_loops = self._in_loops, {}
-        return ours
+    async def _close_background(self, loop: asyncio.AbstractEventLoop | None) -> None:
+        """Closes the recorders and the background roll-ups: those of an event loop that shuts down, or all of them."""
+        for one in list(self._background):
+            if isinstance(one, SynchronousRecorder):
+                if loop is None:
+                    await asyncio.to_thread(one.close)
+            elif loop is None or one.loop is loop:
+                await one.close()
 
     @property
     def engine(self) -> AsyncEngine:
@@ -401,46 +283,18 @@ class SessionDatabase:
             ConfigurationError: The embedded server is not running, as outside `async with`; or the host's engine has
                 connections of another event loop.
         """
-        return self._primary_engines().engine
-
-    def _primary_engines(self) -> Engines:
-        if self._engines is None:
-            raise ConfigurationError(
-                "the embedded server is not running: use `async with SessionDatabase.embedded() as db`"
-            )
-        return self._engines
+        return self._home.engines.engine
 
     def _execution(self) -> Execution:
-        return self.pool_execution() if self._execution_of_bucket is None else self._execution_of_bucket
-
-    def pool_execution(self) -> PoolExecution:
-        """Runs statements where this database is at present."""
-        # All roles share one, so the schema is checked once and each statement compiled once.
-        if self._pool is None:
-            self._pool = self._execution_on(self._primary_engines())
-        return self._pool
-
-    def _execution_on(self, engines: Engines, *, is_for_reads: bool = False) -> PoolExecution:
-        settings = self._settings
-        timeout = settings.statement_timeout_seconds if engines.is_own else None
-        return PoolExecution(
-            engines,
-            settings.database_schema,
-            settings.retries,
-            repeat_within_seconds=None if timeout is None else timeout + DEADLINE_MARGIN_SECONDS,
-            is_for_reads=is_for_reads,
-            sign=self._sign,
-        )
+        return self._home.pool_execution() if self._execution_of_bucket is None else self._execution_of_bucket
 
     def _roles_with(self, primary: Execution, reading: Execution) -> SessionRoles:
         return SessionRoles(primary, reading, self._prices, self._payloads, self._settings)
 
     def _roles(self) -> SessionRoles:
-        if self._read_engines is None:
-            return self.primary
         if self._with_replica is None:
-            reading = self._execution_on(self._read_engines, is_for_reads=True)
-            self._with_replica = self._roles_with(self._execution(), reading)
+            reading = self._home.replica_execution()
+            self._with_replica = self.primary if reading is None else self._roles_with(self._execution(), reading)
         return self._with_replica
 
     @property
@@ -564,7 +418,7 @@ class SessionDatabase:
             ConfigurationError: An argument is out of range, or the embedded server is not running.
         """
         recorder = SessionRecorder(
-            WritePipeline(self._execution(), self._prices, self._payloads),
+            self._pipeline(),
             max_batch=max_batch,
             max_delay=max_delay,
             max_pending=max_pending,
@@ -572,13 +426,11 @@ class SessionDatabase:
             give_up_after=give_up_after,
             drain_within=drain_within,
             on_lost=on_lost,
-            on_start=self._enter_loop,
+            on_start=self._home.enter_loop,
             spool=spool,
             budgets=self.budgets,
         )
-        self._background.add(recorder)
-        self._gone.keep(recorder)
-        return recorder
+        return self._kept(recorder)
 
     def synchronous_recorder(
         self,
@@ -612,13 +464,13 @@ class SessionDatabase:
             ConfigurationError: An argument is out of range, the database is on a host's engine, which belongs to the
                 host's event loop, or the embedded server is not running.
         """
-        if not self._primary_engines().is_own:
+        if not self._home.engines.is_own:
             raise ConfigurationError(
                 "synchronous_recorder: the database is on the host's engine, which belongs to the host's event loop; "
                 "use SessionDatabase.connect, or `submit_threadsafe` of a recorder"
             )
-        make = partial(
-            SessionRecorder,
+        recorder = SessionRecorder(
+            self._pipeline(),
             max_batch=max_batch,
             max_delay=max_delay,
             max_pending=max_pending,
@@ -626,11 +478,17 @@ class SessionDatabase:
             give_up_after=give_up_after,
             drain_within=drain_within,
             on_lost=on_lost,
-            on_start=self._enter_loop,
+            on_start=self._home.enter_loop,
             spool=spool,
             budgets=self.budgets,
         )
-        recorder = SynchronousRecorder(make(WritePipeline(self._execution(), self._prices, self._payloads)))
+        return self._kept(SynchronousRecorder(recorder))
+
+    def _pipeline(self) -> WritePipeline:
+        return WritePipeline(self._execution(), self._prices, self._payloads)
+
+    def _kept(self, recorder: _Recorder) -> _Recorder:
+        """The recorder, which is counted in the metrics and closed with the database."""
         self._background.add(recorder)
         self._gone.keep(recorder)
         return recorder
@@ -652,8 +510,7 @@ class SessionDatabase:
         return background
 
     async def _roll_up_alone(self) -> RollUpReport:
-        self._enter_loop()
-        async with self._in_loops[asyncio.get_running_loop()].roll_up_lock:
+        async with self._home.enter_loop().roll_up_lock:
             return await self.maintenance.roll_up()
 
     def bind(self, host: AsyncConnection | AsyncSession, *, savepoints: bool = True) -> SessionRoles:
@@ -672,9 +529,7 @@ class SessionDatabase:
         """
         if not isinstance(host, AsyncConnection | AsyncSession):
             raise ConfigurationError(f"bind: got {host!r}, expected an AsyncConnection or an AsyncSession")
-        return self.roles_on(
-            BoundExecution(host, self._settings.database_schema, savepoints=savepoints, sign=self._sign)
-        )
+        return self.roles_on(self._home.bound_execution(host, savepoints=savepoints))
 
     def roles_on(self, execution: Execution) -> SessionRoles:
         """The roles on another execution."""
@@ -683,7 +538,7 @@ class SessionDatabase:
     @property
     def administration(self) -> SchemaAdministration:
         """What an operator does with the schema: revisions, rights of roles, row-level security."""
-        return SchemaAdministration(self.patient_engine, self._settings)
+        return SchemaAdministration(self._home.patient_engine, self._settings)
 
     async def migrate(
         self,
@@ -712,33 +567,7 @@ class SessionDatabase:
             TransactionConflictError: A long transaction of somebody else kept a lock; nothing was changed.
             DatabaseUnavailableError: The database cannot be reached or lost the connection.
         """
-        may_have_written = False
-        try:
-            if connection is not None:
-                check_encoding(connection)
-                await migrations.upgrade(connection, self._settings.database_schema, notes=notes)
-                return
-            async with self.patient_engine() as engine:
-                may_have_written = True
-                await migrations.upgrade_on(engine, self._settings.database_schema, on_progress, notes=notes)
-        except DRIVER_FAILURES as error:
-            raise_as_ours(error, may_have_written=may_have_written)
-
-    @asynccontextmanager
-    async def patient_engine(self) -> AsyncGenerator[AsyncEngine]:
-        """An engine whose client waits for as long as a migration takes. Its database has been looked at."""
-        if self._make_engine is None:
-            async with self.pool_execution().connection() as connection:
-                check_encoding(connection)
-            yield self.engine
-            return
-        engine = self._make_engine(has_deadline=False)
-        try:
-            async with engine.connect() as connection:
-                check_encoding(connection)
-            yield engine
-        finally:
-            await engine.dispose()
+        await self._home.migrate(connection=connection, notes=notes, on_progress=on_progress)
 
     async def diagnose(
         self, *, full: bool = False, spool: str | Path | None = None, role: str | None = None
@@ -795,7 +624,7 @@ class SessionDatabase:
         return DatabaseMetrics(self.measure, recorders, max_age, None if spool is None else Path(spool))
 
     def _doctor(self) -> Doctor:
-        return Doctor(self.pool_execution(), self._settings, self._prices)
+        return Doctor(self._home.pool_execution(), self._settings, self._prices)
 
     async def check(self) -> list[str]:
         """Checks that the schema of the database has everything that this version uses. Changes nothing.
@@ -810,12 +639,7 @@ class SessionDatabase:
                 engine has connections of another event loop.
             DatabaseUnavailableError: The database cannot be reached or lost the connection.
         """
-        try:
-            async with self.pool_execution().connection() as connection:
-                check_encoding(connection)
-                return await check_everything(connection, self._settings.database_schema)
-        except DRIVER_FAILURES as error:
-            raise_as_ours(error)
+        return await self._home.check()
 
     def listening(self) -> AbstractAsyncContextManager[Notes]:
         """Listens for notes of changed sessions on one connection beside the pool, until the block is left.
@@ -834,7 +658,7 @@ class SessionDatabase:
                 while True:
                     print(await notes.next())
         """
-        return listening(self.engine, self._settings.database_schema)
+        return listening(self.engine, self._home.schema)
 
     async def migration_sql(self, since: str = "base") -> str:
         """The SQL that migrates a database, for operators who run it themselves. Opens no connection.
@@ -845,14 +669,20 @@ class SessionDatabase:
         Raises:
             SchemaError: This version does not know the revision.
         """
-        return await migrations.offline_sql(self._settings.database_schema, since)
+        return await migrations.offline_sql(self._home.schema, since)
 
 
-def _settings(settings: Settings | None, schema: str | None) -> Settings:
-    settings = Settings.load() if settings is None else settings
-    if schema is None:
-        return settings
-    try:
-        return settings.model_copy(update={"database_schema": check_schema_name(schema)})
-    except (ValueError, AttributeError, TypeError) as error:
-        raise ConfigurationError(f"schema: got {schema!r}, expected the name of a Postgres schema: {error}") from error
+def _payload_policy(settings: Settings, redact: Redact | None) -> PayloadPolicy:
+    return PayloadPolicy(settings.payload_limit_bytes, settings.payload_when_larger, redact)
+
+
+def _url_of(url: str | URL | None, settings: Settings) -> str | URL:
+    """The URL; None: that of the settings."""
+    if url is not None:
+        return url
+    if settings.database_url is None:
+        raise ConfigurationError(
+            "no database: pass a URL (postgresql://…), set SESSION_LIFECYCLE_DATABASE_URL, "
+            "or start an embedded Postgres with SessionDatabase.embedded()"
+        )
+    return settings.database_url.get_secret_value()

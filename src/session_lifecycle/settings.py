@@ -150,3 +150,22 @@ class Settings(BaseSettings):
             raise ConfigurationError(f"setting {setting}: got {got}, expected {expected}") from (
                 None if setting in _SECRETS else error
             )
+
+
+def settings_of(settings: Settings | None, schema: str | None) -> Settings:
+    """The settings for a schema.
+
+    Args:
+        settings: The host's settings; None: the environment's, read now.
+        schema: The Postgres schema of the tables; None: the settings' `database_schema`.
+
+    Raises:
+        ConfigurationError: A setting or the schema's name is wrong.
+    """
+    settings = Settings.load() if settings is None else settings
+    if schema is None:
+        return settings
+    try:
+        return settings.model_copy(update={"database_schema": check_schema_name(schema)})
+    except (ValueError, AttributeError, TypeError) as error:
+        raise ConfigurationError(f"schema: got {schema!r}, expected the name of a Postgres schema: {error}") from error

@@ -62,12 +62,9 @@ PUBLIC: dict[str, type] = {
 }
 NO_CALLS = {
     # They send nothing, or only end what the rounds have begun.
-    *("database." + name for name in ("bind", "close", "connect", "embedded", "from_engine")),
-    # What a bucket of users is made of.
-    *("database." + name for name in ("buckets", "enter_schema", "home_of", "lend", "move_to", "patient_engine")),
-    *("database." + name for name in ("pool_execution", "roles_on", "run_through")),
+    *("database." + name for name in ("bind", "buckets", "close", "connect", "embedded", "from_engine")),
     *("database." + name for name in ("listening", "metrics", "recorder", "rolling_up", "session")),
-    *("database." + name for name in ("synchronous_recorder", "forget_parent")),
+    *("database." + name for name in ("roles_on", "synchronous_recorder")),
     *("recorder." + name for name in ("close", "forget_parent", "open", "session", "snapshot", "submit_threadsafe")),
     *("synchronous." + name for name in ("close", "finish", "forget_parent", "session", "snapshot")),
     "recorder.lose",

@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from types import TracebackType
-from typing import Any, Literal, Self, cast, overload
+from typing import Literal, Protocol, Self, cast, overload
 from uuid import UUID
 from weakref import WeakSet
 
@@ -38,6 +38,9 @@ from session_lifecycle.errors import ConfigurationError
 from session_lifecycle.maintenance.background import DEFAULT_ROLL_UP_EVERY, BackgroundRollUp
 from session_lifecycle.maintenance.role import SessionMaintenanceDb
 from session_lifecycle.models.session_filters import OneUser
+from session_lifecycle.postgres.execution import Execution
+from session_lifecycle.postgres.home import SchemaHome
+from session_lifecycle.postgres.server import Server
 from session_lifecycle.reports import SessionReportsDb
 from session_lifecycle.repository import SessionLifecycleDb
 from session_lifecycle.roles import SessionRoles
@@ -64,6 +67,18 @@ class BucketRoles(SessionRoles):
         self.reports: SessionReportsDb = BucketReportsDb(routing)
         self.budgets: SessionBudgetsDb = BucketBudgetsDb(routing)
         self.maintenance: SessionMaintenanceDb = BucketMaintenanceDb(routing)
+
+
+class DatabaseOfBucket(Protocol):
+    """Hands out what works in one bucket. `SessionDatabase` is one."""
+
+    @property
+    def primary(self) -> SessionRoles: ...
+    @property
+    def recorder(self) -> Callable[..., SessionRecorder]: ...
+    @property
+    def session(self) -> Callable[..., SessionBlock]: ...
+    def roles_on(self, execution: Execution) -> SessionRoles: ...
 
 
 class BucketDatabase:
@@ -95,7 +110,8 @@ class BucketDatabase:
         places: Sequence[Place | str],
         of: ChooseBucket | None,
         of_name: str | None,
-        server: Callable[[str | None], Any],
+        server: Callable[[str | None], Server],
+        database: Callable[[SchemaHome, Execution], DatabaseOfBucket],
         settings: Settings,
         *,
         is_on_hosts_engine: bool = False,
@@ -110,8 +126,9 @@ class BucketDatabase:
         self._is_on_hosts_engine = is_on_hosts_engine
         self._synchronous: WeakSet[SynchronousRecorder] = WeakSet()
         deployment = Deployment(len(where), HASH_NAME if of is None else of_name or HOSTS_OWN)
-        self._homes = homes = Homes(where, server, deployment, settings.database_schema)
-        buckets = [Bucket(number, homes.executions[number], home.primary) for number, home in enumerate(homes)]
+        self._homes = homes = Homes(where, server, deployment, settings)
+        self._databases = list(map(database, homes, homes.executions))
+        buckets = [Bucket(number, homes.executions[number], one.primary) for number, one in enumerate(self._databases)]
         self._choose = choose
         self._routing = Routing(buckets, choose)
         self._roles = BucketRoles(self._routing, BucketLifecycleDb(self._routing))
@@ -211,7 +228,7 @@ class BucketDatabase:
         on_lost: OnLost | None = None,
     ) -> SessionBlock:
         """A session block in the user's bucket. See `SessionDatabase.session`."""
-        return self._homes[self._routing.number_of(user_id)].session(
+        return self._databases[self._routing.number_of(user_id)].session(
             session_id,
             user_id,
             dataset_id,
@@ -248,7 +265,7 @@ class BucketDatabase:
             ConfigurationError: An argument is out of range.
         """
         recorders = [
-            home.recorder(
+            one.recorder(
                 max_batch=max_batch,
                 max_delay=max_delay,
                 max_pending=max_pending,
@@ -257,7 +274,7 @@ class BucketDatabase:
                 drain_within=drain_within,
                 on_lost=on_lost,
             )
-            for home in self._homes
+            for one in self._databases
         ]
         pipeline = cast("WritePipeline", self._routing.buckets[0].lifecycle)
         return BucketRecorder(recorders, self._routing.number_of, pipeline, self.budgets)
@@ -321,7 +338,7 @@ class BucketDatabase:
         def bound(number: int) -> Bucket:
             schema = self._homes.executions[number].schema
             execution = BoundBucketExecution(number, schema, self._homes.deployment, host, savepoints=savepoints)
-            return Bucket(number, execution, self._homes[number].roles_on(execution))
+            return Bucket(number, execution, self._databases[number].roles_on(execution))
 
         @asynccontextmanager
         async def together() -> AsyncGenerator[None]:

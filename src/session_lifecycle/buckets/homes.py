@@ -1,47 +1,24 @@
-"""The home of each bucket: the database of its schema, and the server where that is now."""
+"""The home of each bucket: its schema, and the server where that is now."""
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import TYPE_CHECKING, Any, Protocol
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
 
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from session_lifecycle.buckets.directory import Deployment
 from session_lifecycle.buckets.execution import BucketExecution
 from session_lifecycle.buckets.places import Place
 from session_lifecycle.errors import SessionLifecycleError
-from session_lifecycle.postgres.execution import Execution, PoolExecution
 from session_lifecycle.postgres.failures import DRIVER_FAILURES, raise_as_ours
+from session_lifecycle.postgres.home import SchemaHome
 from session_lifecycle.postgres.host_engines import driver_connection
-from session_lifecycle.roles import SessionRoles
-from session_lifecycle.writing.recorder import SessionRecorder
-from session_lifecycle.writing.session_block import SessionBlock
+from session_lifecycle.postgres.server import Server
+from session_lifecycle.settings import Settings, settings_of
 
 if TYPE_CHECKING:
     import asyncpg
-
-
-class Home(Protocol):
-    """What a bucket is made of: the database of one schema. `SessionDatabase` is one."""
-
-    @property
-    def engine(self) -> AsyncEngine: ...
-    @property
-    def primary(self) -> SessionRoles: ...
-    @property
-    def recorder(self) -> Callable[..., SessionRecorder]: ...
-    @property
-    def session(self) -> Callable[..., SessionBlock]: ...
-    def home_of(self, schema: str | None) -> "Home": ...
-    def move_to(self, server: Any, /) -> None: ...
-    def run_through(self, execution: Execution) -> None: ...
-    def pool_execution(self) -> PoolExecution: ...
-    def roles_on(self, execution: Execution) -> SessionRoles: ...
-    def patient_engine(self) -> AbstractAsyncContextManager[AsyncEngine]: ...
-    async def migrate(self, *, connection: AsyncConnection | None = None, notes: bool | None = None) -> None: ...
-    async def check(self) -> list[str]: ...
-    async def close(self) -> None: ...
 
 
 class Homes:
@@ -55,53 +32,54 @@ class Homes:
     def __init__(
         self,
         places: Sequence[Place],
-        make_server: Callable[[str | None], Any],
+        make_server: Callable[[str | None], Server],
         deployment: Deployment,
-        default_schema: str,
+        settings: Settings,
     ) -> None:
         """Opens no connection.
 
         Args:
             places: Where the buckets are, by number.
-            make_server: Makes the database on the server of a URL; None: that of the places without a URL.
+            make_server: Makes the server of a URL; None: that of the places without a URL.
             deployment: What all buckets must agree on.
-            default_schema: The schema of the places that name none.
+            settings: The settings, with the schema of the places that name none.
         """
         self.deployment = deployment
         self._make_server = make_server
-        self._servers: dict[str | None, Home] = {}
-        self._homes = [self.server(place.url).home_of(place.schema) for place in places]
-        self.executions = [
-            self._execution_of(number, place.schema or default_schema) for number, place in enumerate(places)
-        ]
+        self._settings = settings
+        self._servers: dict[str | None, Server] = {}
+        self._homes = [self.home_at(place.url, place.schema) for place in places]
+        self.executions = [self._execution_of(number) for number in range(len(places))]
 
     def __len__(self) -> int:
         return len(self._homes)
 
-    def __iter__(self) -> Iterator[Home]:
+    def __iter__(self) -> Iterator[SchemaHome]:
         return iter(self._homes)
 
-    def __getitem__(self, number: int) -> Home:
+    def __getitem__(self, number: int) -> SchemaHome:
         return self._homes[number]
 
-    def server(self, url: str | None) -> Home:
-        """The database on the server of a URL, which is made once. None: that of the places without a URL."""
+    def home_at(self, url: str | None, schema: str | None) -> SchemaHome:
+        """The home of a schema on the server of a URL. Opens no connection."""
+        return SchemaHome(self._server(url), settings_of(self._settings, schema))
+
+    def _server(self, url: str | None) -> Server:
+        """The server of a URL, which is made once. None: that of the places without a URL."""
         key = None if url is None else make_url(url).render_as_string(hide_password=False)
         if key not in self._servers:
             self._servers[key] = self._make_server(url)
         return self._servers[key]
 
-    def _execution_of(self, number: int, schema: str) -> BucketExecution:
+    def _execution_of(self, number: int) -> BucketExecution:
         home = self._homes[number]
 
         def follow(url: str) -> None:
-            home.move_to(self.server(self._with_credentials(url, home)))
+            home.move_to(self._server(self._with_credentials(url, home)))
 
-        execution = BucketExecution(number, schema, self.deployment, home.pool_execution, follow)
-        home.run_through(execution)
-        return execution
+        return BucketExecution(number, home.schema, self.deployment, home.pool_execution, follow)
 
-    def _with_credentials(self, url: str, home: Home) -> str:
+    def _with_credentials(self, url: str, home: SchemaHome) -> str:
         """The URL with the user and the password of a place that is there, or of the place before."""
         wanted = make_url(url)
         for known in self._servers:
@@ -111,7 +89,7 @@ class Homes:
                     wanted.host, wanted.port, wanted.database, wanted.query,
                 ):  # fmt: skip
                     return known
-        before = home.engine.url
+        before = home.engines.engine.url
         full = wanted.set(username=before.username, password=before.password)
         return full.render_as_string(hide_password=False)
 
@@ -152,14 +130,15 @@ class Homes:
             raise failures[0]
 
 
-def public_url(url: URL) -> str:
-    """The URL without user and password."""
+def public_url(home: SchemaHome) -> str:
+    """The URL of the home's database, without user and password."""
+    url = home.engines.engine.url
     # `URL.set` keeps what is set to None.
     return URL.create("postgresql", None, None, url.host, url.port, url.database, url.query).render_as_string()
 
 
 @asynccontextmanager
-async def patient_connection(home: Home) -> AsyncGenerator[AsyncConnection]:
+async def patient_connection(home: SchemaHome) -> AsyncGenerator[AsyncConnection]:
     """A connection without a deadline, outside a transaction."""
     async with home.patient_engine() as engine, engine.connect() as connection:
         yield connection

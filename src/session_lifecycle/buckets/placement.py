@@ -6,12 +6,13 @@ from uuid import uuid4
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from session_lifecycle.buckets import citus
-from session_lifecycle.buckets.homes import Home, Homes, patient_connection, public_url
+from session_lifecycle.buckets.homes import Homes, patient_connection, public_url
 from session_lifecycle.buckets.moving import Mover, arrive, claimed, clear_new_place
 from session_lifecycle.errors import ConfigurationError
 from session_lifecycle.models.maintenance import MoveReport
 from session_lifecycle.postgres.execution import PoolExecution
 from session_lifecycle.postgres.failures import DRIVER_FAILURES, raise_as_ours
+from session_lifecycle.postgres.home import SchemaHome
 from session_lifecycle.postgres.host_engines import driver_connection
 from session_lifecycle.postgres.notes import sends_notes
 from session_lifecycle.statements.buckets import moving
@@ -41,7 +42,7 @@ class BucketPlacement:
             execution = self._executions[number]
             await execution.settle()
             await execution.run_here(lambda pool: self._deployment.look(pool, number), compares=False)
-            found.append(f"{public_url(self._homes[number].engine.url)}#{execution.schema}")
+            found.append(f"{public_url(self._homes[number])}#{execution.schema}")
 
         await self._homes.each(look)
         return found
@@ -133,8 +134,8 @@ class BucketPlacement:
             if (move_id := await execution.find_unarrived()) is not None:
                 async with patient_connection(home) as here:
                     await arrive(driver_connection(here), execution.schema, move_id)
-            wanted = self._homes.server(to).home_of(execution.schema)
-            if public_url(wanted.engine.url) == public_url(home.engine.url):
+            wanted = self._homes.home_at(to, execution.schema)
+            if public_url(wanted) == public_url(home):
                 return MoveReport(rows=0, changes=0, paused_seconds=0.0)
             await execution.run_here(lambda pool: self._deployment.look(pool, number))
             if (node := await self.node_of(number)) is not None:
@@ -155,7 +156,7 @@ class BucketPlacement:
         number: int,
         old: AsyncConnection,
         new: AsyncConnection,
-        wanted: Home,
+        wanted: SchemaHome,
         *,
         keep_copy: bool,
         on_progress: Callable[[str], object] | None,
@@ -173,15 +174,13 @@ class BucketPlacement:
         # One transaction: nobody finds a copy that does not say whose it is.
         async with new.begin():
             await clear_new_place(writer, schema, number)
-            arriving = wanted.home_of(arriving_schema(schema))
+            arriving = wanted.beside(arriving_schema(schema))
             await arriving.migrate(connection=new, notes=notes)
             say, *grants = moving.say_arriving(arriving_schema(schema))
             await writer.execute(say, number, one.bucket_count, one.hash_name, one.deployment_id, move_id)
             for grant in grants:
                 await writer.execute(grant)
-        return await Mover(reader, writer, schema, move_id, on_progress).move(
-            public_url(wanted.engine.url), keeps_copy=keep_copy
-        )
+        return await Mover(reader, writer, schema, move_id, on_progress).move(public_url(wanted), keeps_copy=keep_copy)
 
     async def move_to_node(self, number: int, node: str) -> float:
         """Has Citus move a bucket to one of its nodes, while programs write into it. Returns the seconds it took.
@@ -220,7 +219,7 @@ class BucketPlacement:
                 raise ConfigurationError(
                     f"bucket {number} is not distributed: run `{citus.DISTRIBUTE_COMMAND}` with all places"
                 )
-            coordinators.setdefault(public_url(home.engine.url), number)
+            coordinators.setdefault(public_url(home), number)
         for number in coordinators.values():
             async with self._homes.connection(number) as connection:
                 await citus.rebalance(connection)

@@ -167,7 +167,7 @@ class Engines(ABC):
 
     is_own: bool
 
-    def __init__(self, schema: str, on_loop: Callable[[], None]) -> None:
+    def __init__(self, schema: str, on_loop: Callable[[], object]) -> None:
         """Makes no engine.
 
         Args:
@@ -210,7 +210,7 @@ class OwnEngines(Engines):
 
     is_own = True
 
-    def __init__(self, make: Callable[[], AsyncEngine], schema: str, on_loop: Callable[[], None]) -> None:
+    def __init__(self, make: Callable[[], AsyncEngine], schema: str, on_loop: Callable[[], object]) -> None:
         super().__init__(schema, on_loop)
         self._make = make
         self._in_loops: list[LoopEngine] = []
@@ -300,7 +300,7 @@ class HostEngine(Engines):
 
     is_own = False
 
-    def __init__(self, engine: AsyncEngine, schema: str, on_loop: Callable[[], None]) -> None:
+    def __init__(self, engine: AsyncEngine, schema: str, on_loop: Callable[[], object]) -> None:
         super().__init__(schema, on_loop)
         self._engine = engine
         self._autocommit = engine.execution_options(**self._options)
