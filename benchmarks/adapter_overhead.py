@@ -3,16 +3,16 @@
 import argparse
 import asyncio
 import os
-import sys
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from importlib.util import module_from_spec, spec_from_file_location
+from importlib import import_module
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 from uuid import UUID
 
+import support
 from session_lifecycle import SessionDatabase
 from session_lifecycle.writing.synchronous import SynchronousRecorder
 from support.databases import database, machine, scalar
@@ -23,8 +23,6 @@ os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # else LiteLLM fe
 USER = UUID(int=1)
 PROMPT = "What is it?"
 WARM_UP = 2
-# The stand-in is that of the tests, whose folder `support` has the name of the one here.
-STAND_IN = Path(__file__).parents[1] / "tests/support/model_server.py"
 
 Call = Callable[[], Awaitable[object]]
 
@@ -49,13 +47,9 @@ class Spent(NamedTuple):
 
 def stand_in() -> Any:
     """The stand-in of the model APIs; it serves in a thread of its own."""
-    spec = spec_from_file_location("model_server", STAND_IN)
-    if spec is None or spec.loader is None:
-        raise ImportError(f"{STAND_IN}: expected the stand-in of the tests")
-    module = module_from_spec(spec)
-    sys.modules[spec.name] = module  # its dataclasses look for it there
-    spec.loader.exec_module(module)
-    return module.ModelServer()
+    # It is that of the tests, whose folder `support` has the name of the one here.
+    support.__path__.append(str(Path(__file__).parents[1] / "tests/support"))
+    return import_module("support.model_server").ModelServer()
 
 
 async def clients(recorder: Any, url: str, openai_url: str, stack: AsyncExitStack) -> list[Side]:

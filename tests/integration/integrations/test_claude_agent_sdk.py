@@ -23,7 +23,8 @@ from support import transcripts
 from support.budget_checks import AWAY, assert_settled
 from support.budgets import limit, used
 from support.eventually import eventually
-from support.model_server import ModelServer, Served
+from support.model_apis.dialect import Served
+from support.model_server import ModelServer
 from support.transcripts import SHARED, bring, events, everything, rows, runs, steps, totals, written
 from support.usage import A
 

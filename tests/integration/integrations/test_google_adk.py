@@ -32,7 +32,8 @@ from support.books import open_parts
 from support.budget_checks import assert_checked, assert_settled
 from support.budgets import limit
 from support.eventually import eventually
-from support.model_server import ModelServer, Served
+from support.model_apis.dialect import Served
+from support.model_server import ModelServer
 from support.transcripts import SHARED, events, everything, rows, runs, steps, written
 from support.usage import A
 
