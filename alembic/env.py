@@ -13,10 +13,10 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from session_lifecycle.entities import VERSION_TABLE, metadata
 from session_lifecycle.errors import ConfigurationError
 from session_lifecycle.postgres.engines import asyncpg_url
-from session_lifecycle.postgres.migrations import (
+from session_lifecycle.postgres.migrations import lock_migrations
+from session_lifecycle.postgres.schema_objects import (
     SAFE_SEARCH_PATH,
     create_schema_sql,
-    lock_migrations,
     prepare_schema,
     safe_search_path,
 )

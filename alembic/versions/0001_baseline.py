@@ -11,8 +11,8 @@ from sqlalchemy.dialects import postgresql
 
 from session_lifecycle.entities import quoted
 from session_lifecycle.postgres.function_files import function_files
-from session_lifecycle.postgres.migrations import create_function_sql, create_search_index_sql, create_trigger_sql
 from session_lifecycle.postgres.notes import drop_trigger_sql
+from session_lifecycle.postgres.schema_objects import create_function_sql, create_search_index_sql, create_trigger_sql
 
 revision = "0001"
 down_revision = None

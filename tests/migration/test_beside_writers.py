@@ -13,7 +13,7 @@ from sqlalchemy import text
 
 from session_lifecycle import SessionDatabase, SessionStatus, TransactionConflictError, UsageEvent
 from session_lifecycle.entities import metadata
-from session_lifecycle.postgres import migrations
+from session_lifecycle.postgres import short_locks
 from session_lifecycle.postgres.schema_check import SEARCH_INDEX
 
 USER = UUID(int=1)
@@ -114,7 +114,7 @@ async def test_X45_no_writer_waits_behind_a_migration_that_waits_for_a_reader(
 async def test_X45_a_lock_that_is_never_let_go_is_an_error_and_changes_nothing(
     session_database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(migrations, "LOCK_ATTEMPTS", 2)
+    monkeypatch.setattr(short_locks, "LOCK_ATTEMPTS", 2)
     async with SessionDatabase.connect(session_database_url) as db:
         await run(db, LACKS["a disabled trigger"])
         async with reading_for_long(session_database_url):

@@ -12,6 +12,7 @@ from session_lifecycle.models.schema import RoleReport, RowLevelSecurityReport, 
 from session_lifecycle.postgres import migrations, permissions
 from session_lifecycle.postgres import row_level_security as rls
 from session_lifecycle.postgres.failures import DRIVER_FAILURES, raise_as_ours
+from session_lifecycle.postgres.short_locks import with_short_locks
 from session_lifecycle.settings import Settings
 
 
@@ -103,7 +104,7 @@ class SchemaAdministration:
             await _run_script(connection, rls.enable_sql(self._schema, self._settings, sorted(found)))
 
         async with self._patient() as engine:
-            await migrations.with_short_locks(engine, enable, on_progress)
+            await with_short_locks(engine, enable, on_progress)
             async with engine.connect() as connection:
                 return await self._report(connection)
 
@@ -114,7 +115,7 @@ class SchemaAdministration:
             await _run_script(connection, rls.disable_sql(self._schema))
 
         async with self._patient() as engine:
-            await migrations.with_short_locks(engine, disable, on_progress)
+            await with_short_locks(engine, disable, on_progress)
 
     async def _report(self, connection: AsyncConnection) -> RowLevelSecurityReport:
         names_viewers = self._settings.row_level_security

@@ -1,8 +1,7 @@
-"""Running Alembic: its locks, the SQL of a script, and mending what a schema lacks.
+"""Running Alembic: one process at a time, and without locking out writers.
 
-A statement that waits for a table's lock makes every later writer of that table wait behind it. So a migration gives up
-a lock after `LOCK_TIMEOUT_SECONDS`, lets the writers through and tries again, and it builds an index on a table that is
-in use without locking out writers.
+A migration gives up a lock that it does not get (`short_locks.py`), and it builds an index on a table that is in use
+without locking out writers.
 
 Alembic is imported only when migrations run.
 """
@@ -11,28 +10,23 @@ import asyncio
 import importlib
 import io
 import threading
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
-from contextlib import asynccontextmanager, contextmanager
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, Literal
 
-from asyncpg import LockNotAvailableError
-from sqlalchemy import Connection, Table, func, select, text
+from sqlalchemy import Connection, func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
-from sqlalchemy.schema import CreateIndex
 
-from session_lifecycle.entities import metadata, quoted
-from session_lifecycle.errors import SchemaError, TransactionConflictError, shortened
+from session_lifecycle.entities import quoted
+from session_lifecycle.errors import SchemaError
 from session_lifecycle.models.schema import SchemaRevision, SchemaRevisions
 from session_lifecycle.postgres.execution import with_jitter
-from session_lifecycle.postgres.failures import DRIVER_FAILURES, driver_error
-from session_lifecycle.postgres.function_files import directory, function_files
+from session_lifecycle.postgres.function_files import directory
 from session_lifecycle.postgres.notes import set_notes
 from session_lifecycle.postgres.row_level_security import disable_sql
 from session_lifecycle.postgres.schema_check import (
     HEAD,
     REVISIONS,
-    SEARCH_INDEX,
-    TRIGGER,
     UPGRADE_COMMAND,
     Kind,
     SchemaObject,
@@ -40,62 +34,26 @@ from session_lifecycle.postgres.schema_check import (
     refuse_unserved,
     take_inventory,
 )
+from session_lifecycle.postgres.schema_objects import (
+    INDEX_KINDS,
+    SAFE_SEARCH_PATH,
+    as_text,
+    create_index_sql,
+    create_objects,
+    primary_keys,
+)
+from session_lifecycle.postgres.short_locks import (
+    LOCK_TIMEOUT_SECONDS,
+    LONGEST_PAUSE_SECONDS,
+    OnProgress,
+    tell,
+    with_short_locks,
+)
 
 if TYPE_CHECKING:
     from alembic.config import Config
 
 LOCK_SEED = 3
-INDEX_KINDS = {Kind.INDEX, Kind.UNIQUE_INDEX}
-LOCK_TIMEOUT_SECONDS = 0.5
-LOCK_ATTEMPTS = 60
-"""How often a migration tries to get its locks: for more than a minute."""
-FIRST_PAUSE_SECONDS = 0.1
-LONGEST_PAUSE_SECONDS = 1.0
-SAFE_SEARCH_PATH = "pg_catalog, pg_temp"
-# Searching gives the same answers without this index, more slowly. Not every database lets us have the extension.
-_CREATE_TRIGRAMS = """
-    BEGIN
-        CREATE EXTENSION IF NOT EXISTS pg_trgm SCHEMA public;
-    EXCEPTION WHEN insufficient_privilege OR undefined_file OR feature_not_supported OR invalid_schema_name THEN
-        RAISE NOTICE 'pg_trgm cannot be created here: a search will read all messages it may find';
-    END;
-"""
-_CREATE_SEARCH_INDEX = """
-DO $do$
-DECLARE
-    trigrams text;
-BEGIN
-    {create_trigrams}
-    SELECT quote_ident(n.nspname) INTO trigrams
-    FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace
-    WHERE e.extname = 'pg_trgm';
-    IF trigrams IS NOT NULL THEN
-        EXECUTE format(
-            'CREATE INDEX {index} ON %s.session_messages USING gin (content_folded %s.gin_trgm_ops)',
-            {schema_literal}, trigrams
-        );
-    END IF;
-END
-$do$
-"""
-
-_SCHEMA_OF_TRIGRAMS = """
-SELECT pg_catalog.quote_ident(n.nspname)
-FROM pg_catalog.pg_extension e JOIN pg_catalog.pg_namespace n ON n.oid = e.extnamespace
-WHERE e.extname = 'pg_trgm'
-"""
-
-_OLDEST_TRANSACTION = """
-SELECT pid, application_name, round(extract(epoch FROM clock_timestamp() - xact_start))::bigint AS seconds
-FROM pg_catalog.pg_stat_activity
-WHERE datname = pg_catalog.current_database() AND pid <> pg_catalog.pg_backend_pid() AND xact_start IS NOT NULL
-    AND backend_type = 'client backend'
-ORDER BY xact_start
-LIMIT 1
-"""
-
-Migrated = TypeVar("Migrated")
-
 _alembic_lock = threading.Lock()
 
 
@@ -117,57 +75,6 @@ def lock_migrations(connection: Connection, schema: str) -> None:
     # The one advisory lock that no function of ours takes: on an empty database there is no function yet.
     lock = "SELECT pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended(:schema, :seed))"
     connection.execute(text(lock), {"schema": schema, "seed": LOCK_SEED})
-
-
-@contextmanager
-def safe_search_path(connection: Connection) -> Generator[None]:
-    """Keeps foreign schemas out of the names that migrations write, and restores the transaction's path afterwards."""
-    path = "SELECT pg_catalog.set_config('search_path', :path, true)"
-    before = connection.scalar(text("SELECT pg_catalog.current_setting('search_path')"))
-    connection.execute(text(path), {"path": SAFE_SEARCH_PATH})
-    yield
-    connection.execute(text(path), {"path": before})
-
-
-def as_text(sql: str) -> str:
-    """The SQL for `text()`, in which an unescaped colon would begin a parameter."""
-    return sql.replace(":", "\\:")
-
-
-def create_schema_sql(schema: str) -> str:
-    """`CREATE SCHEMA`, for `text()`."""
-    return as_text(f"CREATE SCHEMA IF NOT EXISTS {quoted(schema)}")
-
-
-def create_function_sql(name: str, schema: str) -> str:
-    """`CREATE FUNCTION` of the file of this name in `alembic/functions/`, for `text()`."""
-    return as_text(function_files()[name].create_sql(schema))
-
-
-def create_trigger_sql(schema: str) -> str:
-    """`CREATE TRIGGER` that takes a changed session out of the roll-ups, for `text()`."""
-    return as_text(
-        f"CREATE TRIGGER {TRIGGER} BEFORE UPDATE OR DELETE ON {quoted(schema)}.session_records "
-        f"FOR EACH ROW WHEN (OLD.rolled_up) EXECUTE FUNCTION {quoted(schema)}.leave_roll_ups_v1()"
-    )
-
-
-def create_search_index_sql(schema: str) -> str:
-    """Creates the extension pg_trgm and the index for searching messages where the database allows it, for `text()`."""
-    name, tag = quoted(schema), "$do$"
-    while tag in name:
-        tag = f"{tag[:-1]}_$"
-    literal = "'{}'".format(name.replace("'", "''"))
-    sql = _CREATE_SEARCH_INDEX.replace("{create_trigrams}", _CREATE_TRIGRAMS.strip())
-    sql = sql.replace("$do$", tag).replace("{index}", SEARCH_INDEX)
-    return as_text(sql.replace("{schema_literal}", literal))
-
-
-def prepare_schema(connection: Connection, schema: str) -> None:
-    """Creates the schema unless it is there: `IF NOT EXISTS` would ask for the right to create one even then."""
-    exists = connection.scalar(text("SELECT true FROM pg_namespace WHERE nspname = :schema"), {"schema": schema})
-    if not exists:
-        connection.execute(text(create_schema_sql(schema)))
 
 
 def run(
@@ -195,10 +102,6 @@ async def _alembic() -> AsyncGenerator[None]:
         _alembic_lock.release()
 
 
-OnProgress = Callable[[str], object]
-"""Gets a sentence at each step of a migration that takes longer."""
-
-
 async def upgrade_on(
     engine: AsyncEngine, schema: str, on_progress: OnProgress | None = None, *, notes: bool | None = None
 ) -> None:
@@ -219,7 +122,7 @@ async def upgrade_on(
             await connection.run_sync(set_notes, schema, on=notes)
         if await is_direct(connection):
             return indexes
-        await connection.run_sync(_create, schema, indexes)
+        await connection.run_sync(create_objects, schema, indexes)
         return []
 
     if await with_short_locks(engine, migrate, on_progress):
@@ -312,52 +215,6 @@ def index_beside_writers(sql: str) -> None:
             op.execute(text(as_text(sql)))
 
 
-async def with_short_locks(
-    engine: AsyncEngine, migrate: Callable[[AsyncConnection], Awaitable[Migrated]], on_progress: OnProgress | None
-) -> Migrated:
-    """Runs a migration in one transaction, again and again until it gets its locks.
-
-    A lock that it does not get within `LOCK_TIMEOUT_SECONDS` it gives up, with all others, so that the writers behind
-    it go on.
-    """
-    pause = FIRST_PAUSE_SECONDS
-    for attempt in range(1, LOCK_ATTEMPTS + 1):
-        try:
-            async with engine.begin() as connection:
-                # A migration may take longer than the statement timeout, which is for requests.
-                await connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
-                return await migrate(connection)
-        except DRIVER_FAILURES as error:
-            if not isinstance(driver_error(error), LockNotAvailableError):
-                raise
-            holder = await _oldest_transaction(engine)
-            if attempt == LOCK_ATTEMPTS:
-                raise TransactionConflictError(
-                    f"the migration did not get its locks in {LOCK_ATTEMPTS} attempts (lock timeout). Nothing was "
-                    f"changed, and the database works as before. {holder} Wait for it or end it, then run "
-                    f"`{UPGRADE_COMMAND}` again"
-                ) from error
-        _tell(on_progress, f"attempt {attempt} of {LOCK_ATTEMPTS} did not get its locks, and writers go on. {holder}")
-        await asyncio.sleep(with_jitter(pause))
-        pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
-    raise AssertionError("unreachable: the last attempt returns or raises")
-
-
-def _tell(on_progress: OnProgress | None, sentence: str) -> None:
-    if on_progress is not None:
-        on_progress(sentence)
-
-
-async def _oldest_transaction(engine: AsyncEngine) -> str:
-    """A sentence on the oldest transaction of the database, which most likely holds the lock."""
-    async with engine.connect() as connection:
-        found = (await connection.exec_driver_sql(_OLDEST_TRANSACTION)).first()
-    if found is None:
-        return "No transaction is open now."
-    application = shortened(found.application_name)
-    return f"The oldest transaction is of process {found.pid} ({application}), open for {found.seconds} s."
-
-
 async def upgrade(connection: AsyncConnection, schema: str, *, notes: bool | None = None) -> None:
     """Migrates to the newest revision and creates what the schema lacks, in the transaction of this connection.
 
@@ -367,7 +224,7 @@ async def upgrade(connection: AsyncConnection, schema: str, *, notes: bool | Non
         SchemaError: The schema is newer and does not serve this version, or has our tables without a revision.
     """
     indexes = await _upgrade_all_but_indexes(connection, schema)
-    await connection.run_sync(_create, schema, indexes)
+    await connection.run_sync(create_objects, schema, indexes)
     if notes is not None:
         await connection.run_sync(set_notes, schema, on=notes)
 
@@ -394,41 +251,9 @@ async def _upgrade_all_but_indexes(
         await connection.run_sync(run, schema, "upgrade", "head")
     lack = find_lack(await take_inventory(connection, schema), schema)
     lacking = [*lack.missing, *lack.replaced, *lack.optional]
-    indexes = [one for one in lacking if one.kind in INDEX_KINDS and one.name not in _primary_keys()]
-    await connection.run_sync(_create, schema, [one for one in lacking if one not in indexes])
+    indexes = [one for one in lacking if one.kind in INDEX_KINDS and one.name not in primary_keys()]
+    await connection.run_sync(create_objects, schema, [one for one in lacking if one not in indexes])
     return indexes
-
-
-def _create(connection: Connection, schema: str, objects: list[SchemaObject]) -> None:
-    """Creates functions, indexes and the trigger. A lost table or column is for a backup: its data would be missing."""
-    if not objects:
-        return
-    connection = connection.execution_options(schema_translate_map={metadata.schema: schema})
-    indexes = {str(index.name): index for table in metadata.tables.values() for index in table.indexes}
-    functions = {one.signature: one for one in function_files().values()}
-    with safe_search_path(connection):
-        for kind, name in objects:
-            if kind is Kind.FUNCTION:
-                connection.execute(text(as_text(functions[name].create_sql(schema, replace=True))))
-            elif kind is Kind.TRIGGER:
-                on_table = f"DROP TRIGGER IF EXISTS {TRIGGER} ON {quoted(schema)}.session_records"
-                connection.execute(text(as_text(on_table)))
-                connection.execute(text(create_trigger_sql(schema)))
-            elif name in (keys := _primary_keys()):
-                table = keys[name]
-                columns = ", ".join(quoted(column.name) for column in table.primary_key.columns)
-                on_table = f"ALTER TABLE {quoted(schema)}.{quoted(table.name)} ADD CONSTRAINT {quoted(name)}"
-                connection.execute(text(as_text(f"{on_table} PRIMARY KEY ({columns})")))
-            elif name == SEARCH_INDEX:
-                connection.execute(text(create_search_index_sql(schema)))
-            elif name in indexes:
-                connection.execute(text(as_text(f"DROP INDEX IF EXISTS {quoted(schema)}.{quoted(name)}")))
-                indexes[name].create(connection)
-
-
-def _primary_keys() -> dict[str, Table]:
-    """The tables by the names of their primary keys. A restore that was interrupted leaves tables without one."""
-    return {str(table.primary_key.name): table for table in metadata.tables.values()}
 
 
 async def is_direct(connection: AsyncConnection) -> bool:
@@ -454,10 +279,10 @@ async def _create_beside_writers(engine: AsyncEngine, schema: str, on_progress: 
             async with _only_builder(connection, schema):
                 lack = find_lack(await take_inventory(connection, schema), schema)
                 for kind, name in (*lack.missing, *lack.optional):
-                    if kind not in INDEX_KINDS or (create := await _create_index_sql(connection, schema, name)) is None:
+                    if kind not in INDEX_KINDS or (create := await create_index_sql(connection, schema, name)) is None:
                         continue
                     place = f"{quoted(schema)}.{quoted(name)}"
-                    _tell(on_progress, f"builds index {name} beside the writers, after the transactions of now")
+                    tell(on_progress, f"builds index {name} beside the writers, after the transactions of now")
                     await connection.exec_driver_sql(f"DROP INDEX CONCURRENTLY IF EXISTS {place}")
                     await connection.exec_driver_sql(create.replace("INDEX ", "INDEX CONCURRENTLY ", 1))
         finally:
@@ -476,25 +301,6 @@ async def _only_builder(connection: AsyncConnection, schema: str) -> AsyncGenera
         yield
     finally:
         await connection.execute(select(func.pg_catalog.pg_advisory_unlock(key)))
-
-
-async def _create_index_sql(connection: AsyncConnection, schema: str, name: str) -> str | None:
-    """`CREATE INDEX` of one of our indexes; None for a primary key, and where the index cannot be had here."""
-    if name == SEARCH_INDEX:
-        await connection.exec_driver_sql(f"DO $do$ BEGIN {_CREATE_TRIGRAMS} END $do$")
-        trigrams = (await connection.exec_driver_sql(_SCHEMA_OF_TRIGRAMS)).scalar()
-        on = f"{quoted(schema)}.session_messages USING gin (content_folded {trigrams}.gin_trgm_ops)"
-        return f"CREATE INDEX {name} ON {on}" if trigrams is not None else None
-    for table in metadata.tables.values():
-        for index in table.indexes:
-            if index.name == name:
-                compiled = CreateIndex(index).compile(
-                    dialect=connection.dialect,
-                    schema_translate_map={metadata.schema: schema},
-                    render_schema_translate=True,
-                )
-                return str(compiled)
-    return None
 
 
 async def offline_sql(schema: str, since: str = "base") -> str:
