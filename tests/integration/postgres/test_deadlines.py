@@ -4,10 +4,11 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from contextlib import AsyncExitStack, contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import pytest_asyncio
+from sqlalchemy import Connection, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import create_async_engine
 
@@ -19,7 +20,7 @@ from session_lifecycle import (
     Settings,
     Touch,
 )
-from session_lifecycle.postgres import engines, host_engines
+from session_lifecycle.postgres import engines, host_engines, migrations
 from session_lifecycle.postgres.engines import asyncpg_url
 from support.faulty_proxy import FaultyProxy
 from support.usage import A, usage
@@ -208,9 +209,15 @@ async def test_R24_X30_the_servers_timeout_comes_first_and_says_that_nothing_was
 async def test_X30_a_migration_may_take_longer_than_the_statement_timeout(
     session_database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def slow(connection: Any, schema: str) -> None:
-        await connection.exec_driver_sql("SELECT pg_sleep(1.5)")
+    upgrade = migrations.run
+    slept: list[str] = []
 
-    monkeypatch.setattr("session_lifecycle.database.migrations.upgrade", slow)
+    def slow(connection: Connection, schema: str, direction: Literal["upgrade"], revision: str) -> None:
+        connection.execute(text("SELECT pg_sleep(1.5)"))
+        slept.append(schema)
+        upgrade(connection, schema, direction, revision)
+
+    monkeypatch.setattr(migrations, "run", slow)
     async with SessionDatabase.connect(session_database_url, settings=SETTINGS) as db:
         await db.migrate()
+    assert slept == ["session_lifecycle"]
