@@ -1,6 +1,6 @@
 """Rows of the money table that the database decides: what an event adds, what the sums are, and that they are exact.
 
-`tests/unit/test_money_table.py` has the rows that the price catalogue decides alone.
+`tests/unit/money/` has the rows that the price catalogue decides alone.
 """
 
 import decimal
