@@ -1,14 +1,12 @@
 """LiveFeed: what changes, for many streams at once.
 
-A feed learns that something has changed, and looks what: it reads the newest sessions that a viewer sees now, and
-compares them with those of its last look. So nothing is taken from a note, a lost note or connection loses no change,
-and a session that is deleted or no longer shared is noticed by its absence.
+A feed learns that something has changed, and looks what: `look.py` compares the newest sessions that a viewer sees now
+with those of the last look.
 
 - *Learning*: one connection of the process listens for notes, where the database sends them and no pooler stands before
   it. Else the feed asks once a second. It does neither while nobody has a stream.
-- *Looking*: streams of one viewer with the same filters share one look, and looks follow each other after a pause. A
-  look is one read of `WINDOW` sessions. Each stream is also looked after every `LOOK_SECONDS`, for what no writer does:
-  a session becomes abandoned.
+- *Looking*: streams of one viewer with the same filters share one look, and looks follow each other after a pause. Each
+  stream is also looked after every `LOOK_SECONDS`, for what no writer does: a session becomes abandoned.
 - *Streams*: a stream keeps a position in the events of its look, and no events of its own. A stream that is too slow is
   told to look again.
 
@@ -16,30 +14,23 @@ This module needs no extra: the command line follows a feed without HTTP.
 """
 
 import asyncio
-import json
 import logging
-import re
 import time
 from collections import OrderedDict, deque
 from collections.abc import Coroutine
 from contextlib import suppress
-from dataclasses import dataclass, field
-from datetime import datetime
 from hashlib import blake2b
-from secrets import token_hex
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Self
 from uuid import UUID
 
 from session_lifecycle.database import SessionDatabase
 from session_lifecycle.errors import ConfigurationError, SessionLifecycleError
-from session_lifecycle.models import SessionListFilters, SessionRecord, SessionRowWithStatus, Viewer
+from session_lifecycle.models import SessionListFilters, Viewer
+from session_lifecycle.web.look import FeedEvent, Look, as_json, session_event
 
 WINDOW = 50
 """How many of the newest sessions a look reads and compares."""
 MOST_RECENT = WINDOW
-MOST_EVENTS = 500
-MOST_EVENT_BYTES = 512 * 1024
-"""The events that a look keeps for streams that are behind."""
 MOST_IDLE_LOOKS = 100
 """The looks without a stream that a feed keeps, for streams that come back."""
 MOST_STREAMS = 1000
@@ -66,182 +57,9 @@ _NOT_CHOSEN = {
     "cursor", "total",
 }  # fmt: skip
 
-Key = tuple[UUID, str]
-EventName = Literal["session", "gone", "look_again"]
-
-
-@dataclass(frozen=True)
-class FeedEvent:
-    """One event of a stream."""
-
-    id: str
-    """What a stream can go on after."""
-    name: EventName
-    """`session`: the session is new or has changed. `gone`: it was deleted, or is no longer among what the stream
-    shows. `look_again`: changes were missed, so what the client has may be out of date.
-    """
-    data: str
-    """JSON: of `session` the row as `GET /sessions` has it; of `gone` the `user_id` and `session_id`; else `{}`."""
-    row: SessionRowWithStatus | None = field(default=None, repr=False)
-    key: Key | None = None
-
 
 class StreamsFullError(SessionLifecycleError):
     """A feed has as many streams as it may have."""
-
-
-class _Known(NamedTuple):
-    """What a look has seen of a session."""
-
-    fingerprint: int
-    position: tuple[datetime, bytes, bytes]
-    dataset_id: UUID | None
-
-
-def _position(record: SessionRecord) -> tuple[datetime, bytes, bytes]:
-    """The place of a session in the order by last activity."""
-    return record.last_activity_at, record.user_id.bytes, record.session_id.encode()
-
-
-def _fingerprint(row: SessionRowWithStatus) -> int:
-    """A number that is another one when the row has changed. Most rows have not, and need not become JSON."""
-    values = (repr(value) if isinstance(value, dict) else value for value in vars(row.record).values())
-    return hash((row.effective_status, *values))
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-
-
-class _Look:
-    """The newest sessions of one viewer under some filters, and what changed from look to look."""
-
-    def __init__(self, filters: SessionListFilters) -> None:
-        self.filters = filters
-        viewer = filters.asker
-        self._concerned = None if viewer.sees_all else {*viewer.owner_ids, *viewer.permitted_dataset_ids}
-        self._name = token_hex(6)
-        self._events: deque[FeedEvent] = deque()
-        self._last_of: dict[Key | None, int] = {}
-        """The number of the last event of each session in `_events`."""
-        self._bytes = 0
-        self.count = 0
-        """The number of events so far."""
-        self._known: dict[Key, _Known] | None = None
-        self._newest: tuple[datetime, bytes, bytes] | None = None
-        self.streams = 0
-        self.is_due = True
-        self.is_failing = False
-        self.began = 0.0
-        """When the last look that succeeded began."""
-        self._lock = asyncio.Lock()
-        self._changed = asyncio.Event()
-
-    def concerns(self, ids: frozenset[UUID] | None) -> bool:
-        """Whether a change of sessions of these owners or datasets may be seen here."""
-        return ids is None or self._concerned is None or not self._concerned.isdisjoint(ids)
-
-    def id_after(self, count: int) -> str:
-        """The id of the event of this number, or of the beginning."""
-        return f"{self._name}.{count}"
-
-    def count_of(self, event_id: str) -> int | None:
-        """The number of the event with this id, if all later events are kept."""
-        name, _, count = event_id.partition(".")
-        if name != self._name or not re.fullmatch(r"[0-9]{1,18}", count):
-            return None
-        return int(count) if self.count - len(self._events) <= int(count) <= self.count else None
-
-    def next_after(self, count: int) -> tuple[int, FeedEvent | None]:
-        """The number of the next event after this one, and the event; the number of the last event, and None, at the
-        end.
-
-        Of several events of a session only the last one comes: the others say what was, and perhaps what the viewer may
-        see no more. Where that may have happened unseen, or events are kept no more, the event is `look_again`.
-        """
-        first = self.count - len(self._events) + 1
-        if count < first - 1:
-            return self.count, self.look_again()
-        for number in range(count + 1, self.count + 1):
-            event = self._events[number - first]
-            if self._last_of[event.key] != number:
-                continue
-            if event.name == "session" and (self._known is None or event.key not in self._known):
-                return self.count, self.look_again()
-            return number, event
-        return self.count, None
-
-    def look_again(self) -> FeedEvent:
-        """The event that says that changes were missed; a stream goes on after all that is known now."""
-        return FeedEvent(self.id_after(self.count), "look_again", "{}")
-
-    async def changed(self) -> None:
-        """Waits for the next event."""
-        await self._changed.wait()
-
-    def wake(self) -> None:
-        """Ends the waiting of all streams."""
-        self._changed.set()
-        self._changed = asyncio.Event()
-
-    async def look(self, db: SessionDatabase, *, unless_since: float | None = None) -> frozenset[UUID] | None:
-        """Reads and compares. Returns whose sessions changed; None: they may be anybody's.
-
-        Args:
-            db: The database.
-            unless_since: Does nothing where a look that began after this time has succeeded meanwhile.
-        """
-        async with self._lock:
-            if unless_since is not None and self.began > unless_since:
-                return frozenset()
-            began = time.monotonic()
-            self.is_due = False
-            try:
-                page = await db.primary.lifecycle.list_session_rows(self.filters)
-            except BaseException:
-                self.is_due = True
-                raise
-            self.began = began
-            return self._compare(page.sessions, has_more=page.has_more)
-
-    def _compare(self, rows: list[SessionRowWithStatus], *, has_more: bool) -> frozenset[UUID] | None:
-        before, count = self._known, self.count
-        known: dict[Key, _Known] = {}
-        ids: set[UUID | None] = set()
-        oldest = _position(rows[-1].record) if rows and has_more else None
-        missed = before is not None and oldest is not None and self._newest is not None and oldest > self._newest
-        if missed:  # more sessions were active since the last look than a look reads
-            self._add("look_again", "{}")
-        for row in reversed(rows):
-            record = row.record
-            key = (record.user_id, record.session_id)
-            found = known[key] = _Known(_fingerprint(row), _position(record), record.dataset_id)
-            last = None if before is None else before.get(key)
-            if before is not None and (last is None or last.fingerprint != found.fingerprint):
-                self._add("session", _json(row.to_dict()), row, key)
-                ids |= {record.user_id, record.dataset_id, last.dataset_id if last is not None else None}
-        for key, last in () if before is None else before.items():
-            # A session that is older than all of a full page was only overtaken.
-            if key not in known and (oldest is None or last.position > oldest):
-                self._add("gone", _json({"user_id": str(key[0]), "session_id": key[1]}), None, key)
-                ids |= {key[0], last.dataset_id}
-        self._known = known
-        self._newest = _position(rows[0].record) if rows else None
-        if self.count > count:
-            self.wake()
-        return None if missed else frozenset(one for one in ids if one is not None)
-
-    def _add(self, name: EventName, data: str, row: SessionRowWithStatus | None = None, key: Key | None = None) -> None:
-        self.count += 1
-        self._events.append(FeedEvent(self.id_after(self.count), name, data, row, key))
-        self._last_of[key] = self.count
-        self._bytes += len(data)
-        while len(self._events) > MOST_EVENTS or self._bytes > MOST_EVENT_BYTES:
-            number = self.count - len(self._events) + 1
-            dropped = self._events.popleft()
-            self._bytes -= len(dropped.data)
-            if self._last_of[dropped.key] == number:
-                del self._last_of[dropped.key]
 
 
 class LiveFeed:
@@ -284,7 +102,7 @@ class LiveFeed:
         self._most_streams = most_streams
         self.stream_seconds = stream_seconds
         self._look_seconds = look_seconds
-        self._looks: OrderedDict[str, _Look] = OrderedDict()
+        self._looks: OrderedDict[str, Look] = OrderedDict()
         self._streams = 0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -350,18 +168,18 @@ class LiveFeed:
         self._loop, self._tasks, self._streams, self._due = loop, [], 0, asyncio.Event()
         self._looks.clear()
 
-    def _look_of(self, filters: SessionListFilters) -> _Look:
-        name = blake2b(_json(filters.model_dump(mode="json")).encode("utf-8", "surrogatepass")).hexdigest()
+    def _look_of(self, filters: SessionListFilters) -> Look:
+        name = blake2b(as_json(filters.model_dump(mode="json")).encode("utf-8", "surrogatepass")).hexdigest()
         look = self._looks.get(name)
         if look is None:
-            look = self._looks[name] = _Look(filters)
+            look = self._looks[name] = Look(filters)
         self._looks.move_to_end(name)
         idle = [one for one, look in self._looks.items() if not look.streams]
         for one in idle[:-MOST_IDLE_LOOKS]:
             del self._looks[one]
         return look
 
-    def leave(self, look: _Look, loop: asyncio.AbstractEventLoop) -> None:
+    def leave(self, look: Look, loop: asyncio.AbstractEventLoop) -> None:
         """Counts a stream that has ended."""
         look.streams -= 1
         if loop is not self._loop:
@@ -401,7 +219,7 @@ class LiveFeed:
         for look in looks:
             look.wake()
 
-    def has(self, look: _Look) -> bool:
+    def has(self, look: Look) -> bool:
         """Whether the look goes on."""
         return not self.is_closed and any(one is look for one in self._looks.values())
 
@@ -458,7 +276,7 @@ class LiveFeed:
 
     async def _poll(self) -> None:
         """Asks once a second what changed, until it is time to try to listen again."""
-        everybody = _Look(
+        everybody = Look(
             SessionListFilters(viewer=Viewer.auditor(), limit=WINDOW, order_by="last_activity_at", total="none")
         )
         until = time.monotonic() + LISTEN_AGAIN_SECONDS
@@ -478,7 +296,7 @@ class LiveFeed:
         """Looks for whoever is due, and for everybody from time to time."""
         at_once = asyncio.Semaphore(MOST_LOOKS_AT_ONCE)
 
-        async def look(one: _Look) -> None:
+        async def look(one: Look) -> None:
             async with at_once:
                 try:
                     await one.look(self.db)
@@ -507,7 +325,7 @@ class LiveStream:
     then.
     """
 
-    def __init__(self, feed: LiveFeed, look: _Look) -> None:
+    def __init__(self, feed: LiveFeed, look: Look) -> None:
         self._feed = feed
         self._look = look
         self._loop = asyncio.get_running_loop()
@@ -530,8 +348,7 @@ class LiveStream:
             filters = self._look.filters.model_copy(update={"limit": recent})
             page = await self._feed.db.primary.lifecycle.list_session_rows(filters)
             for row in reversed(page.sessions):
-                key = (row.record.user_id, row.record.session_id)
-                self._first.append(FeedEvent(at, "session", _json(row.to_dict()), row, key))
+                self._first.append(session_event(at, row))
 
     def __aiter__(self) -> Self:
         return self

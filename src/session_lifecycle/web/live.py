@@ -8,7 +8,7 @@ from typing import Annotated, Any, get_args
 from session_lifecycle.database import SessionDatabase
 from session_lifecycle.models import SessionListFilters
 from session_lifecycle.web.dependencies import Asker, Dependency, bring
-from session_lifecycle.web.feed import MOST_RECENT, EventName, FeedEvent, LiveFeed, LiveStream, StreamsFullError
+from session_lifecycle.web.feed import MOST_RECENT, LiveFeed, LiveStream, StreamsFullError
 from session_lifecycle.web.filters import asked_changes
 from session_lifecycle.web.framework import (
     APIRouter,
@@ -22,6 +22,7 @@ from session_lifecycle.web.framework import (
     Send,
     StreamingResponse,
 )
+from session_lifecycle.web.look import EventName, FeedEvent
 from session_lifecycle.web.problems import RequestRefusedError, described
 from session_lifecycle.web.routes import SessionRoute
 

@@ -18,6 +18,7 @@ from session_lifecycle.errors import ConfigurationError, DatabaseUnavailableErro
 from session_lifecycle.postgres import notes as notes_module
 from session_lifecycle.postgres.engines import asyncpg_url
 from session_lifecycle.web import feed as feed_module
+from session_lifecycle.web import look as look_module
 from session_lifecycle.web.feed import LiveFeed
 from support.eventually import eventually
 from support.live import live_host
@@ -287,7 +288,7 @@ async def test_a_slow_stream_is_told_to_look_again_and_keeps_no_events(
 ) -> None:
     db = session_database
     await db.migrate(notes=True)
-    monkeypatch.setattr(feed_module, "MOST_EVENTS", 10)
+    monkeypatch.setattr(look_module, "MOST_EVENTS", 10)
     async with (
         LiveFeed(db) as feed,
         await feed.open(viewer=Viewer(A)) as slow,
@@ -307,7 +308,7 @@ async def test_a_slow_stream_is_told_to_look_again_and_keeps_no_events(
         assert event is not None
         assert event.key == (A, "next")
         # The events of a look are bounded by their bytes, too.
-        monkeypatch.setattr(feed_module, "MOST_EVENT_BYTES", 100)
+        monkeypatch.setattr(look_module, "MOST_EVENT_BYTES", 100)
         await touch(db, "large")
         while (event := await asyncio.wait_for(anext(fast), 10)) is None or event.name != "look_again":
             pass

@@ -11,7 +11,7 @@ from session_lifecycle.cli.output import print_json, print_line, print_note
 
 if TYPE_CHECKING:
     from session_lifecycle import SessionDatabase
-    from session_lifecycle.web.feed import FeedEvent
+    from session_lifecycle.web.look import FeedEvent
 
 
 def tail(
