@@ -12,23 +12,17 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-import asyncpg
 import pytest
 from sqlalchemy import make_url
 
 from session_lifecycle import Message, SessionDatabase, SessionStatus, Spool, Touch, UsageEvent
+from support.command_line import OTHERS_CONNECTED, WAITING_FOR_LOCKS, connected, until
 from support.commands import on_terminal, run, running, succeed, without_database
-from support.eventually import eventually
 from support.faulty_proxy import FaultyProxy
 
 ANN, BEN = UUID(int=1), UUID(int=2)
 OF_ANN = ("--user", str(ANN))
 LONG_AGO = datetime.now(UTC) - timedelta(days=40)
-OTHERS_CONNECTED = """
-    SELECT count(*) FROM pg_stat_activity
-    WHERE datname = current_database() AND backend_type = 'client backend' AND pid <> pg_backend_pid()
-"""
-WAITING = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
 SLEEPING = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'PgSleep'"
 SLOW_DELETION = """
     CREATE FUNCTION public.sleep() RETURNS trigger LANGUAGE plpgsql AS
@@ -45,28 +39,12 @@ LEFT = """
 
 
 @asynccontextmanager
-async def connected(url: str) -> AsyncGenerator[Any]:
-    connection = await asyncpg.connect(url)
-    try:
-        yield connection
-    finally:
-        await connection.close()
-
-
-@asynccontextmanager
 async def locked(url: str) -> AsyncGenerator[None]:
     """Has every command that reads sessions or usage wait, until the block is left."""
     async with connected(url) as connection, connection.transaction():
         for table in ("session_usage_events", "session_records"):
             await connection.execute(f"LOCK TABLE session_lifecycle.{table}")
         yield
-
-
-async def until(connection: Any, sql: str, wanted: int) -> None:
-    async def is_so() -> bool:
-        return bool(await connection.fetchval(sql) == wanted)
-
-    await eventually(is_so)
 
 
 async def record(url: str, *names: str, at: datetime | None = None, user: UUID = ANN) -> None:
@@ -310,7 +288,7 @@ async def test_a_signal_ends_a_command_that_waits_for_its_answer(
         for ending, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
             async with locked(session_database_url):
                 with running(*command, "--database-url", session_database_url) as process:
-                    await until(connection, WAITING, 1)
+                    await until(connection, WAITING_FOR_LOCKS, 1)
                     process.send_signal(ending)
                     _, said = await asyncio.to_thread(partial(process.communicate, timeout=30))
                 assert (process.returncode, without_database(said)) == (code, "")
@@ -330,7 +308,7 @@ async def test_a_server_that_is_lost_in_the_middle_is_told(session_database_url:
         url = parsed.set(host="127.0.0.1", port=proxy.port).render_as_string(hide_password=False)
         async with locked(session_database_url):
             with running(*command, "--database-url", url, SESSION_LIFECYCLE_RETRIES="1") as process:
-                await until(connection, WAITING, 1)
+                await until(connection, WAITING_FOR_LOCKS, 1)
                 async with proxy.refusing():
                     _, said = await asyncio.to_thread(partial(process.communicate, timeout=60))
         assert process.returncode == 1

@@ -5,43 +5,54 @@ import json
 import os
 import re
 import signal
-from collections.abc import AsyncIterator
 from uuid import UUID
 
 import asyncpg
 import pytest
-import pytest_asyncio
 
 from session_lifecycle import SessionDatabase
 from session_lifecycle.postgres.permissions import DatabaseRole, role_sql
 from session_lifecycle.testing import TemplateServer
+from support.command_line import ODD_SCHEMA, USER, ask, connected, in_schema
 from support.commands import on_terminal, run, run_raw, running, succeed, without_database
 from support.eventually import eventually
 from support.roles import database_roles, grant, url_as
 
-USER = UUID(int=1)
-ODD_SCHEMA = 'odd "name"; --'
 KEY = {"SESSION_LIFECYCLE_ROW_LEVEL_SECURITY_KEY": "a key that no other database has: 1234567890"}
 VERSIONS = "SELECT count(*) FROM session_lifecycle.session_lifecycle_version"
+SCHEMAS = pytest.mark.parametrize("schema", [None, ODD_SCHEMA], ids=["default", "odd"])
+UP_TO_DATE = "The schema is up to date.\n"
 
 
-@pytest_asyncio.fixture
-async def empty_url(session_template_server: TemplateServer) -> AsyncIterator[str]:
-    name = f"schema_commands_{os.getpid()}"
-    await session_template_server.run(f'CREATE DATABASE "{name}"')
-    yield session_template_server.url_of(name)
-    await session_template_server.drop(name)
+async def schemas(url: str) -> list[str]:
+    found: list[str] = await ask(
+        url, "SELECT array_agg(nspname::text) FROM pg_namespace WHERE nspname !~ '^(pg_|information_schema$|public$)'"
+    )
+    return found
 
 
-async def ask(url: str, sql: str) -> object:
-    connection = await asyncpg.connect(url)
-    try:
-        return await connection.fetchval(sql)
-    finally:
-        await connection.close()
+@SCHEMAS
+async def test_a_database_is_checked_upgraded_and_checked(empty_url: str, schema: str | None) -> None:
+    database = ["--database-url", empty_url, *in_schema(schema)]
+    unmigrated = run("db", "check", *database)
+    assert (unmigrated.returncode, unmigrated.stdout) == (1, "")
+    assert "session-lifecycle db upgrade" in unmigrated.stderr
+    for _ in range(2):
+        assert succeed("db", "upgrade", *database) == UP_TO_DATE
+    assert succeed("db", "check", *in_schema(schema), SESSION_LIFECYCLE_DATABASE_URL=empty_url) == UP_TO_DATE
+    assert await schemas(empty_url) == [schema or "session_lifecycle"]
 
 
-@pytest.mark.parametrize("schema", [None, ODD_SCHEMA], ids=["default", "odd"])
+@SCHEMAS
+async def test_the_sql_printed_without_a_database_migrates_an_empty_one(empty_url: str, schema: str | None) -> None:
+    sql = succeed("db", "sql", *in_schema(schema), SESSION_LIFECYCLE_DATABASE_URL="postgresql://127.0.0.1:1/x")
+    async with connected(empty_url) as connection:
+        await connection.execute(sql)
+    assert succeed("db", "check", "--database-url", empty_url, *in_schema(schema)) == UP_TO_DATE
+    assert await schemas(empty_url) == [schema or "session_lifecycle"]
+
+
+@SCHEMAS
 def test_a_schema_goes_up_and_back_and_up_again(empty_url: str, schema: str | None) -> None:
     at = ["--database-url", empty_url, *(["--schema", schema] if schema else [])]
     before = run("db", "current", *at)

@@ -21,6 +21,7 @@ from session_lifecycle.cli import demo_fleet
 from session_lifecycle.postgres.embedded import temporary_data_dir
 from session_lifecycle.web.framework import PlainTextResponse
 from session_lifecycle.web.serving import Door
+from support.command_line import OTHERS_CONNECTED
 from support.command_server import RunningCommand, command_server
 from support.commands import environment, run, without_database
 from support.eventually import eventually
@@ -30,10 +31,6 @@ from support.usage import A
 B = UUID(int=2)
 EVERYWHERE = "0.0.0.0"  # noqa: S104 - the commands refuse it, or are told who may look
 API = "api/v1"
-OTHERS = """
-    SELECT count(*) FROM pg_stat_activity
-    WHERE datname = current_database() AND backend_type = 'client backend' AND pid <> pg_backend_pid()
-"""
 AUTH = """
 from typing import Annotated
 from uuid import UUID
@@ -110,7 +107,7 @@ async def test_the_link_opens_the_pages_and_a_signal_ends_the_server(
 
     async def nobody_is_connected() -> bool:
         async with session_database.engine.connect() as connection:
-            return bool((await connection.exec_driver_sql(OTHERS)).scalar_one() == 0)
+            return bool((await connection.exec_driver_sql(OTHERS_CONNECTED)).scalar_one() == 0)
 
     await eventually(nobody_is_connected)
 
@@ -274,7 +271,7 @@ async def test_a_killed_server_leaves_nothing_behind(
 
     async def nobody_is_connected() -> bool:
         async with session_database.engine.connect() as connection:
-            return bool((await connection.exec_driver_sql(OTHERS)).scalar_one() == 0)
+            return bool((await connection.exec_driver_sql(OTHERS_CONNECTED)).scalar_one() == 0)
 
     await eventually(nobody_is_connected)
 
