@@ -41,3 +41,22 @@ def run_script(source: str, *arguments: str, with_log: bool = False, within_seco
     assert done.returncode == code, f"{done.stdout}\n{done.stderr}"
     # In its debug mode asyncio logs callbacks that took long. They take long on a busy machine.
     return "\n".join(line for line in done.stdout.splitlines() if not line.startswith("Executing <")).strip()
+
+
+def refusal_without(package: str, module: str) -> str:
+    """What importing an adapter says in a process where a package is not installed.
+
+    The library itself, and what adapters share, must be importable there.
+    """
+    program = f"""
+        import sys
+        sys.modules[{package!r}] = None
+        import session_lifecycle
+        from session_lifecycle.integrations import adapter, generated_clients
+        try:
+            import session_lifecycle.integrations.{module}
+        except ImportError as error:
+            print(error)
+    """
+    ran = subprocess.run([sys.executable, "-c", dedent(program)], capture_output=True, text=True, check=True)
+    return ran.stdout

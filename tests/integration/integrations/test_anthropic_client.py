@@ -3,8 +3,6 @@
 import asyncio
 import json
 import struct
-import subprocess
-import sys
 import zlib
 from base64 import b64encode
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -28,6 +26,7 @@ from support import books
 from support.books import Event
 from support.budget_checks import assert_checked
 from support.model_server import ModelServer
+from support.scripts import refusal_without
 from support.transcripts import rows
 from support.usage import A
 
@@ -292,13 +291,8 @@ async def test_streams_of_bedrock(session_database: SessionDatabase) -> None:
 
 
 def test_without_the_package_the_import_names_the_extra() -> None:
-    program = (
-        "import sys; sys.modules['anthropic'] = None\n"
-        "try:\n    import session_lifecycle.integrations.anthropic_client\n"
-        "except ImportError as error:\n    print(error)"
-    )
-    told = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
-    assert "pip install 'session-lifecycle[anthropic]'" in told
+    refusal = refusal_without("anthropic", "anthropic_client")
+    assert "pip install 'session-lifecycle[anthropic]'" in refusal
 
 
 async def test_a_call_that_a_budget_refuses_is_not_sent(session_database: SessionDatabase) -> None:

@@ -1,8 +1,6 @@
 """Google's GenAI client, recorded, against a stand-in of its API: the books equal what the stand-in served."""
 
 import asyncio
-import subprocess
-import sys
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -17,6 +15,7 @@ from support import books
 from support.books import Event
 from support.budget_checks import assert_checked
 from support.model_server import ModelServer
+from support.scripts import refusal_without
 from support.usage import A
 
 pytestmark = [
@@ -141,13 +140,8 @@ def test_a_synchronous_client_outside_every_run(session_database_url: str) -> No
 
 
 def test_without_the_package_the_import_names_the_extra() -> None:
-    program = (
-        "import sys; sys.modules['google.genai'] = None\n"
-        "try:\n    import session_lifecycle.integrations.google_genai\n"
-        "except ImportError as error:\n    print(error)"
-    )
-    told = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
-    assert "pip install 'session-lifecycle[google-genai]'" in told
+    refusal = refusal_without("google.genai", "google_genai")
+    assert "pip install 'session-lifecycle[google-genai]'" in refusal
 
 
 async def test_a_call_that_a_budget_refuses_is_not_sent(session_database: SessionDatabase) -> None:

@@ -2,8 +2,6 @@
 
 import asyncio
 import json
-import subprocess
-import sys
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -28,6 +26,7 @@ from support.budget_checks import assert_checked, assert_settled
 from support.budgets import limit, reserved
 from support.eventually import eventually
 from support.model_server import ModelServer
+from support.scripts import refusal_without
 from support.transcripts import SHARED, rows
 from support.usage import A
 
@@ -423,10 +422,5 @@ async def test_a_router_asks_for_each_model_and_a_cached_answer_reserves_nothing
 
 
 def test_without_the_package_the_import_names_the_extra() -> None:
-    program = (
-        "import sys; sys.modules['litellm'] = None\n"
-        "try:\n    import session_lifecycle.integrations.litellm\n"
-        "except ImportError as error:\n    print(error)"
-    )
-    told = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
-    assert "pip install 'session-lifecycle[litellm]'" in told
+    refusal = refusal_without("litellm", "litellm")
+    assert "pip install 'session-lifecycle[litellm]'" in refusal

@@ -1,8 +1,6 @@
 """OpenAI's client, recorded, against a stand-in of its API: the books equal what the stand-in served."""
 
 import asyncio
-import subprocess
-import sys
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -24,6 +22,7 @@ from support.budget_checks import assert_checked, assert_settled
 from support.budgets import limit, used
 from support.eventually import eventually
 from support.model_server import ModelServer
+from support.scripts import refusal_without
 from support.transcripts import rows
 from support.usage import A
 
@@ -516,14 +515,8 @@ def test_a_synchronous_client(session_database_url: str) -> None:
 
 
 def test_without_the_package_the_import_names_the_extra() -> None:
-    program = (
-        "import sys; sys.modules['openai'] = None\n"
-        "import session_lifecycle, session_lifecycle.integrations.generated_clients\n"
-        "try:\n    import session_lifecycle.integrations.openai_client\n"
-        "except ImportError as error:\n    print(error)"
-    )
-    told = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
-    assert "pip install 'session-lifecycle[openai]'" in told
+    refusal = refusal_without("openai", "openai_client")
+    assert "pip install 'session-lifecycle[openai]'" in refusal
 
 
 # Budgets

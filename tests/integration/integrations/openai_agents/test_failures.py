@@ -1,9 +1,6 @@
 """What goes wrong in the adapter of OpenAI Agents is told, and disturbs no agent."""
 
 import asyncio
-import subprocess
-import sys
-import textwrap
 from typing import Any, cast
 
 from agents.testing import ScriptedModel, assistant_message
@@ -14,6 +11,7 @@ from support.eventually import eventually
 from support.model_apis.dialect import ANSWER
 from support.model_server import ModelServer
 from support.runtimes.openai_agents import MakeModel, agent_of, hooks_of, run
+from support.scripts import refusal_without
 
 
 async def test_no_owner_is_a_loss_that_is_told_once(
@@ -68,14 +66,5 @@ async def test_a_database_that_does_not_answer_holds_up_no_agent() -> None:
 
 
 def test_without_openai_agents_the_import_names_the_extra() -> None:
-    program = """
-        import sys
-        sys.modules["agents"] = None
-        import session_lifecycle, session_lifecycle.integrations.adapter
-        try:
-            import session_lifecycle.integrations.openai_agents
-        except ImportError as error:
-            print(error)
-    """
-    ran = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=True)
-    assert "pip install 'session-lifecycle[openai-agents]'" in ran.stdout
+    refusal = refusal_without("agents", "openai_agents")
+    assert "pip install 'session-lifecycle[openai-agents]'" in refusal

@@ -1,9 +1,6 @@
 """What goes wrong in the adapter of Pydantic AI is told, and disturbs no agent."""
 
 import asyncio
-import subprocess
-import sys
-import textwrap
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -14,6 +11,7 @@ from session_lifecycle.integrations.pydantic_ai import SessionCapability
 from support import books
 from support.model_server import ModelServer
 from support.runtimes.pydantic_ai import agent_of
+from support.scripts import refusal_without
 from support.usage import A
 
 
@@ -70,14 +68,5 @@ async def test_a_database_that_does_not_answer_holds_up_no_agent() -> None:
 
 
 def test_without_pydantic_ai_the_import_names_the_extra() -> None:
-    program = """
-        import sys
-        sys.modules["pydantic_ai"] = None
-        import session_lifecycle, session_lifecycle.integrations.adapter
-        try:
-            import session_lifecycle.integrations.pydantic_ai
-        except ImportError as error:
-            print(error)
-    """
-    ran = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=True)
-    assert "pip install 'session-lifecycle[pydantic-ai]'" in ran.stdout
+    refusal = refusal_without("pydantic_ai", "pydantic_ai")
+    assert "pip install 'session-lifecycle[pydantic-ai]'" in refusal
