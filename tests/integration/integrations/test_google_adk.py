@@ -29,6 +29,7 @@ from session_lifecycle.integrations.budget_check import BudgetCheck
 from session_lifecycle.integrations.google_adk import BUDGET_EXCEEDED, SessionPlugin
 from session_lifecycle.writing.recorder import SessionRecorder
 from support.books import open_parts
+from support.broken import Broken
 from support.budget_checks import assert_checked, assert_settled
 from support.budgets import limit
 from support.eventually import eventually
@@ -517,13 +518,6 @@ async def test_the_owner_and_a_broken_object(session_database: SessionDatabase, 
     await eventually(lambda: recorder.snapshot().failures == 3)
     await recorder.flush()
     assert await runs(session_database, "session_id") == {"i1": "s1"}
-
-
-class Broken:
-    """Raises at every attribute."""
-
-    def __getattr__(self, name: str) -> Any:
-        raise RuntimeError(name)
 
 
 async def test_without_content_no_text_is_recorded(

@@ -2,7 +2,6 @@
 
 import importlib
 import sys
-from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -12,6 +11,7 @@ from session_lifecycle import SessionDatabase
 from session_lifecycle.integrations.langchain import SessionCallbackHandler
 from session_lifecycle.writing.recorder import SessionRecorder
 from support.books import open_parts
+from support.broken import Broken
 from support.eventually import eventually
 from support.model_server import ModelServer
 from support.runtimes.langchain import Fake, answered, model_of, run_chain
@@ -27,13 +27,6 @@ async def test_an_unknown_owner_is_told_and_disturbs_nobody(
     await eventually(lambda: recorder.snapshot().failures == 1)
     await recorder.flush()
     assert await runs(session_database) == {}
-
-
-class Broken:
-    """Raises at every attribute."""
-
-    def __getattr__(self, name: str) -> Any:
-        raise RuntimeError(name)
 
 
 async def test_a_broken_object_of_the_runtime_disturbs_nobody(

@@ -7,6 +7,7 @@ from agents.testing import ScriptedModel, assistant_message
 
 from session_lifecycle import SessionDatabase
 from support import books
+from support.broken import Broken
 from support.eventually import eventually
 from support.model_apis.dialect import ANSWER
 from support.model_server import ModelServer
@@ -26,17 +27,10 @@ async def test_no_owner_is_a_loss_that_is_told_once(
     assert await books.events(session_database) == {}
 
 
-class _Broken:
-    """A value of the runtime that raises, whatever is asked of it."""
-
-    def __getattribute__(self, name: str) -> Any:
-        raise RuntimeError(f"the runtime has no {name} any more")
-
-
 async def test_a_broken_value_of_the_runtime_disturbs_nobody(session_database: SessionDatabase) -> None:
     lost: list[str] = []
     async with session_database.recorder(on_lost=lambda _, error: lost.append(str(error))) as recorder:
-        hooks, broken = hooks_of(recorder), cast(Any, _Broken())
+        hooks, broken = hooks_of(recorder), cast(Any, Broken())
         await hooks.on_agent_start(broken, broken)
         await hooks.on_llm_start(broken, broken, None, broken)
         await hooks.on_llm_end(broken, broken, broken)

@@ -9,6 +9,7 @@ from pydantic_ai.models.test import TestModel
 from session_lifecycle import SessionDatabase
 from session_lifecycle.integrations.pydantic_ai import SessionCapability
 from support import books
+from support.broken import Broken
 from support.model_server import ModelServer
 from support.runtimes.pydantic_ai import agent_of
 from support.scripts import refusal_without
@@ -25,18 +26,11 @@ async def test_no_owner_is_a_loss_that_is_told(server: ModelServer, session_data
     assert await books.events(session_database) == {}
 
 
-class _Broken:
-    """A value of the runtime that raises, whatever is asked of it."""
-
-    def __getattribute__(self, name: str) -> Any:
-        raise RuntimeError(f"the runtime has no {name} any more")
-
-
 async def test_a_broken_value_of_the_runtime_disturbs_nobody(session_database: SessionDatabase) -> None:
     lost: list[str] = []
     async with session_database.recorder(on_lost=lambda _, error: lost.append(str(error))) as recorder:
         capability = SessionCapability(recorder, user_id=A)
-        broken = cast(Any, _Broken())
+        broken = cast(Any, Broken())
         context = SimpleNamespace(run_id="r", conversation_id="c", agent=None, prompt=None, run_step=1)
 
         async def answer(*_: Any) -> Any:
