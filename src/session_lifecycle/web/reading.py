@@ -1,6 +1,5 @@
-"""The routes that read: sessions, summaries, threads, messages, runs, usage, figures, and the health of the service."""
+"""The routes that read: sessions, summaries, threads, messages, runs, usage and figures."""
 
-import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from http import HTTPStatus
@@ -8,7 +7,6 @@ from typing import Annotated, Any, get_args
 from uuid import UUID
 
 from session_lifecycle.database import SessionDatabase
-from session_lifecycle.errors import SessionLifecycleError
 from session_lifecycle.models import (
     CostByModelRow,
     CostByUserAgentRow,
@@ -59,11 +57,10 @@ from session_lifecycle.web.filters import (
     asked_usage_of_session,
 )
 from session_lifecycle.web.framework import APIRouter, Depends, Query, Request, Response
+from session_lifecycle.web.health import health_router
 from session_lifecycle.web.live import LiveFeed, live_router
-from session_lifecycle.web.problems import RequestRefusedError, described
+from session_lifecycle.web.problems import described
 from session_lifecycle.web.routes import SessionRoute
-
-_logger = logging.getLogger(__name__)
 
 UserEmails = Callable[[Sequence[UUID]], Awaitable[Mapping[UUID, str]]]
 UNKNOWN_EMAIL = "unknown"
@@ -118,7 +115,6 @@ _CostByUserAgent = documented(
 )
 
 _READING = APIRouter(route_class=SessionRoute)
-_HEALTH = APIRouter(route_class=SessionRoute)
 
 
 def session_router(
@@ -145,17 +141,6 @@ def session_router(
     router.include_router(health_router(db))
     if feed is not None:
         router.include_router(live_router(db, viewer=viewer, feed=feed))
-    return router
-
-
-def health_router(db: SessionDatabase) -> APIRouter:
-    """`/health` and `/ready` alone, which ask for no viewer. `session_router` has them too."""
-
-    async def bring_database(request: Request) -> None:
-        request.state.session_database = db
-
-    router = APIRouter()
-    router.include_router(_HEALTH, dependencies=[Depends(bring_database)])
     return router
 
 
@@ -480,25 +465,3 @@ async def get_telemetry(
             viewer, provider=provider, model=model, client=client, since=period.since, until=period.until
         ),
     )
-
-
-@_HEALTH.get("/health", tags=["health"], response_model=documented(None, "Health", last={"status": str}))
-async def get_health() -> dict[str, str]:
-    """The process answers. The database is not asked."""
-    return {"status": "ok"}
-
-
-@_HEALTH.get(
-    "/ready",
-    tags=["health"],
-    response_model=documented(None, "Ready", last={"status": str}),
-    responses=described(HTTPStatus.SERVICE_UNAVAILABLE),
-)
-async def get_ready(db: Database) -> dict[str, str]:
-    """The database answers, and its schema has everything that this version uses."""
-    try:
-        await db.check()
-    except SessionLifecycleError as error:
-        _logger.warning("not ready: %s", error)
-        raise RequestRefusedError(HTTPStatus.SERVICE_UNAVAILABLE, "not ready") from error
-    return {"status": "ready"}

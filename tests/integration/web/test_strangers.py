@@ -10,7 +10,8 @@ from sqlalchemy import text
 
 from session_lifecycle import Message, Run, SessionDatabase, Step, Touch, UsageEvent
 from session_lifecycle.entities import metadata
-from session_lifecycle.web.reading import health_router, session_router
+from session_lifecycle.web.health import health_router
+from session_lifecycle.web.reading import session_router
 from support.usage import A
 from support.web import D1, PREFIX, Host, hosting, refuses, viewer
 
