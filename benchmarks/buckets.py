@@ -3,11 +3,9 @@
 import argparse
 import asyncio
 import os
-import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from itertools import count
-from statistics import median
 from typing import Any
 from uuid import UUID
 
@@ -16,13 +14,13 @@ from sqlalchemy import text
 from session_lifecycle import SessionDatabase, SessionListFilters, UsageEvent
 from session_lifecycle.buckets.database import BucketDatabase
 from support.databases import database, machine
+from support.measuring import in_turns
 from support.tables import table
 
 BUCKETS = 8
 BATCH_USERS = 40
 USERS = [UUID(int=number) for number in range(1, 401)]
 SESSIONS_OF_USER = 50
-WARM_UP_CALLS = 12
 
 Database = SessionDatabase | BucketDatabase
 Call = Callable[[], Awaitable[Any]]
@@ -74,21 +72,6 @@ async def fill(db: Database) -> None:
         )
 
 
-async def measure(sides: Mapping[str, Call], seconds: float) -> dict[str, float]:
-    """The median milliseconds of each side; the sides take turns."""
-    for call in sides.values():
-        for _ in range(WARM_UP_CALLS):
-            await call()
-    turns: dict[str, list[float]] = {side: [] for side in sides}
-    until = time.perf_counter() + seconds
-    while time.perf_counter() < until:
-        for side, call in sides.items():
-            began = time.perf_counter()
-            await call()
-            turns[side].append(time.perf_counter() - began)
-    return {side: median(found) * 1e3 for side, found in turns.items()}
-
-
 async def compare(plain: SessionDatabase, buckets: BucketDatabase, name: str, seconds: float) -> None:
     for db in (plain, buckets):
         await fill(db)
@@ -103,7 +86,7 @@ async def compare(plain: SessionDatabase, buckets: BucketDatabase, name: str, se
     on_plain, on_buckets = calls(plain, one_bucket), calls(buckets, one_bucket)
     rows: list[list[str]] = []
     for what in on_plain:
-        found = await measure({"plain": on_plain[what], "buckets": on_buckets[what]}, seconds)
+        found = await in_turns({"plain": on_plain[what], "buckets": on_buckets[what]}, seconds)
         ratio = found["buckets"] / found["plain"]
         rows.append([what, f"{found['plain']:.2f} ms", f"{found['buckets']:.2f} ms", f"{ratio:.2f}x"])
     print(table(name, ["call", "plain", "buckets", "ratio"], rows))

@@ -2,10 +2,8 @@
 
 import argparse
 import asyncio
-import time
 from collections.abc import Awaitable, Callable, Mapping
 from secrets import token_hex
-from statistics import median
 from typing import Any
 from uuid import UUID
 
@@ -14,6 +12,7 @@ from sqlalchemy.engine import make_url
 from session_lifecycle import SessionDatabase, SessionListFilters, Settings, SummaryFilters, Viewer
 from session_lifecycle.postgres.permissions import DatabaseRole, role_sql
 from support.databases import database, machine, run, seed, settle, use
+from support.measuring import in_turns
 from support.tables import table
 
 USER = UUID(int=1)
@@ -21,7 +20,6 @@ DATASETS = [UUID(int=number) for number in range(1, 6)]
 VIEWERS = {"own": Viewer(USER), "own and 5 datasets": Viewer(USER, DATASETS)}
 SETTINGS = Settings(row_level_security=True, row_level_security_key="k" * 32, statement_timeout_seconds=None)
 PASSWORD = token_hex()
-WARM_UP_CALLS = 12
 USERS = 20
 
 Call = Callable[[], Awaitable[Any]]
@@ -38,21 +36,6 @@ def questions(db: SessionDatabase, viewer: Viewer) -> dict[str, Call]:
         "summaries, 50": lambda: db.activity.list_session_summaries(summaries),
         "usage by model": lambda: db.reports.usage(viewer, group_by=("model",)),
     }
-
-
-async def measure(sides: Mapping[str, Call], seconds: float) -> dict[str, float]:
-    """The median milliseconds of each side; the sides take turns."""
-    for call in sides.values():
-        for _ in range(WARM_UP_CALLS):
-            await call()
-    turns: dict[str, list[float]] = {side: [] for side in sides}
-    until = time.perf_counter() + seconds
-    while time.perf_counter() < until:
-        for side, call in sides.items():
-            began = time.perf_counter()
-            await call()
-            turns[side].append(time.perf_counter() - began)
-    return {side: median(found) * 1e3 for side, found in turns.items()}
 
 
 async def main(sessions: int, seconds: float) -> None:
@@ -81,13 +64,13 @@ async def main(sessions: int, seconds: float) -> None:
                 for question in ours:
                     if _without_cursor(await ours[question]()) != _without_cursor(await theirs[question]()):
                         raise SystemExit(f"{question}, {name}: the answers differ")
-                    found = await measure({"without": theirs[question], "with": ours[question]}, seconds)
+                    found = await in_turns({"without": theirs[question], "with": ours[question]}, seconds)
                     rows.append([f"{question}, {name}", *_figures(found)])
             writes = {
                 "without": lambda: use(without.lifecycle, USER, "written"),
                 "with": lambda: use(worker.lifecycle, USER, "written"),
             }
-            rows.append(["one usage of a trusted role", *_figures(await measure(writes, seconds))])
+            rows.append(["one usage of a trusted role", *_figures(await in_turns(writes, seconds))])
         print(table("", ["call", "without ms", "with ms", "ratio"], rows))
 
 

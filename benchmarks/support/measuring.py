@@ -2,12 +2,15 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from itertools import count
+from statistics import median
 from typing import NamedTuple
 
 Call = Callable[[int], Awaitable[object]]
 """What a caller awaits: its argument is the number of the call."""
+WARM_UP_CALLS = 12
+"""How often a side of `in_turns` is called before it is timed."""
 
 
 def percentile(times: Sequence[float], percent: int) -> float:
@@ -68,3 +71,18 @@ async def measure_warm(call: Call, seconds: float, callers: int) -> tuple[Measur
     await measure(call, 1.0, callers=callers, numbers=numbers)
     measured = await measure(call, seconds, callers=callers, numbers=numbers)
     return measured, next(numbers) - 1
+
+
+async def in_turns(sides: Mapping[str, Callable[[], Awaitable[object]]], seconds: float) -> dict[str, float]:
+    """The median milliseconds of a call of each side; the sides take turns."""
+    for call in sides.values():
+        for _ in range(WARM_UP_CALLS):
+            await call()
+    turns: dict[str, list[float]] = {side: [] for side in sides}
+    until = time.perf_counter() + seconds
+    while time.perf_counter() < until:
+        for side, call in sides.items():
+            began = time.perf_counter()
+            await call()
+            turns[side].append(time.perf_counter() - began)
+    return {side: median(found) * 1e3 for side, found in turns.items()}
