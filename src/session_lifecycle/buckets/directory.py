@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 USERS_AT_ONCE = 10_000
 
+
 @dataclass(frozen=True)
 class Trace:
     """What a place says of a bucket.

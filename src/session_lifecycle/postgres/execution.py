@@ -614,7 +614,8 @@ class BoundExecution:
 
 def _bucket_of(schema: str) -> TextClause:
     """At most one row: which bucket the schema is, of how many."""
-    return text(f"SELECT number, bucket_count FROM {quoted(schema)}.session_buckets".replace(":", "\\:"))
+    name = f"{quoted(schema)}.session_buckets"
+    return text(f"SELECT number, bucket_count FROM {name}".replace(":", "\\:"))  # noqa: S608 - the name is quoted
 
 
 def _refuse_bucket(schema: str, rows: Sequence[Any]) -> None:

@@ -1,4 +1,4 @@
-"""A database of one schema writes nothing into a bucket, whose users it does not know. A used schema becomes no bucket."""
+"""A database of one schema adds nothing to a bucket. A schema with users of other buckets becomes no bucket."""
 
 from uuid import UUID, uuid4
 
@@ -32,8 +32,7 @@ async def outcomes(db: SessionDatabase) -> tuple[set[str], set[str]]:
     for name, call in CALLS.items():
         try:
             await call.run(caller, users[name])
-        except ConfigurationError as error:
-            assert "is bucket 0 of 2" in str(error)
+        except ConfigurationError:
             refused.add(name)
         except SessionLifecycleError:
             pass  # what a call needs is not there
@@ -113,4 +112,3 @@ async def test_a_schema_becomes_the_bucket_of_its_users(session_database_url: st
     async with SessionDatabase.connect(session_database_url) as plain:
         with pytest.raises(ConfigurationError, match="is bucket 0 of 2"):
             await plain.lifecycle.ensure_and_touch_session("s", mine)
-
