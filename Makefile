@@ -99,6 +99,9 @@ benchmark: setup  ## Measure what writing, reading and rolling up cost, each bes
 	$(BIN)/python benchmarks/roll_up_beside_writers.py
 	$(BIN)/python benchmarks/notes_cost.py
 	$(BIN)/python benchmarks/web.py
+	$(BIN)/python benchmarks/pages.py
+	$(BIN)/python benchmarks/row_level_security.py
+	$(BIN)/python benchmarks/buckets.py
 	$(BIN)/python benchmarks/scale.py
 
 clean:  ## Remove what was made.

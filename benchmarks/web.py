@@ -229,6 +229,8 @@ async def main() -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--serve"]:
-        uvicorn.run(app_of(sys.argv[2]), port=int(sys.argv[3]), log_level="warning", access_log=False)
+        # A connection that the server closes for its idleness, as a client sends on it, is no failure of the app.
+        app, port = app_of(sys.argv[2]), int(sys.argv[3])
+        uvicorn.run(app, port=port, log_level="warning", access_log=False, timeout_keep_alive=600)
     else:
         asyncio.run(main())

@@ -104,6 +104,7 @@ class SqlAlchemySessionBudgetsDb(SessionBudgetsDb):
             "calendar": None if isinstance(window, timedelta) or window == "total" else window,
             "rolling_us": window // _MICROSECOND if isinstance(window, timedelta) else None,
         }
+        await self._execution.check_takes_any_user()
         [(is_new,)] = await self._execution.fetch(budgets.set_budget(self._execution.schema), fields, writes=True)
         return bool(is_new)
 
@@ -192,6 +193,7 @@ class SqlAlchemySessionBudgetsDb(SessionBudgetsDb):
             "key_scope": event.key_scope,
             "lease_us": given.lease // _MICROSECOND,
         }
+        await self._execution.check_takes_any_user()
         rows = await self._execution.fetch(reservations.reserve(self._execution.schema), parameters, writes=True)
         outcome = ReservationOutcome(rows[0].outcome)
         return Reservation(

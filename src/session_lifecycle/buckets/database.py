@@ -176,7 +176,8 @@ class BucketDatabase:
         """Migrates every bucket, and writes down in each which one it is. Does nothing where that is done.
 
         Raises:
-            ConfigurationError: A bucket says that it is another one, or as in `SessionDatabase.migrate`.
+            ConfigurationError: A bucket says that it is another one, a schema that becomes one has users of another,
+                or as in `SessionDatabase.migrate`.
             DatabaseUnavailableError: A bucket was away. The message names it; all others are migrated.
             SessionLifecycleError: As in `SessionDatabase.migrate`.
         """
@@ -185,7 +186,8 @@ class BucketDatabase:
             execution = self._homes.executions[number]
             await execution.settle()
             await self._homes[number].migrate()
-            await execution.run_here(lambda pool: self._homes.deployment.write(pool, number), compares=False)
+            write = self._homes.deployment.write
+            await execution.run_here(lambda pool: write(pool, number, self._choose), compares=False)
             if await self.placement.node_of(number) is not None:
                 async with self._homes.connection(number) as connection:
                     await citus.distribute_functions(connection, execution.schema)

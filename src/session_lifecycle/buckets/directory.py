@@ -4,18 +4,22 @@ So a wrong list of places is found by any bucket that answers, and a place that 
 Where a bucket moved away, its place says where it went.
 """
 
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
 from asyncpg import InvalidSchemaNameError, UndefinedTableError
 
+from session_lifecycle.buckets.places import ChooseBucket
 from session_lifecycle.errors import ConfigurationError, SchemaError
 from session_lifecycle.postgres.execution import Execution
 from session_lifecycle.statements.buckets import directory, moving
 
 if TYPE_CHECKING:
     import asyncpg
+
+USERS_AT_ONCE = 10_000
 
 
 @dataclass(frozen=True)
@@ -63,14 +67,20 @@ class Deployment:
     deployment_id: UUID | None = None
     """The id that the first bucket that was asked has; None before that."""
 
-    async def write(self, execution: Execution, number: int) -> None:
+    async def write(self, execution: Execution, number: int, choose: ChooseBucket) -> None:
         """Says in a bucket which one it is, unless the bucket says so already, and compares.
 
+        Args:
+            execution: Runs statements at the place of the bucket.
+            number: The number of the bucket.
+            choose: Gives the number of the bucket of a user.
+
         Raises:
-            ConfigurationError: The bucket says something else.
+            ConfigurationError: The bucket says something else; or it says nothing, and has users of another one.
         """
         rows = await execution.fetch(directory.this_bucket())
         if not rows:
+            await self._refuse_strangers(execution, number, choose)
             fields = {
                 "number": number,
                 "bucket_count": self.bucket_count,
@@ -80,6 +90,17 @@ class Deployment:
             await execution.fetch(directory.write_bucket(fields), writes=True)
             rows = await execution.fetch(directory.this_bucket())
         self.compare(number, rows[0])
+
+    async def _refuse_strangers(self, execution: Execution, number: int, choose: ChooseBucket) -> None:
+        """Refuses a schema that was in use before it became a bucket, unless all its users belong to the bucket."""
+        async with execution.snapshot() as stream, aclosing(stream(directory.users(), USERS_AT_ONCE)) as batches:
+            async for rows in batches:
+                for (user_id,) in rows:
+                    if (home := choose(user_id)) != number:
+                        raise ConfigurationError(
+                            f"schema {execution.schema!r} has the user {user_id} of bucket {home}, so it cannot become "
+                            f"bucket {number}: export it, and import it into buckets in empty schemas"
+                        )
 
     async def look(self, execution: Execution, number: int) -> None:
         """Compares what a bucket says of itself with what the host says.

@@ -134,6 +134,9 @@ class BucketExecution:
                 raise DatabaseUnavailableError(str(error), may_have_written=True) from error.__cause__
             raise
 
+    async def check_takes_any_user(self) -> None:
+        pass  # the routing has chosen the user's bucket
+
     async def vacuum(self, tables: Sequence[str]) -> None:
         await self.run_here(lambda pool: pool.vacuum(tables))
 
@@ -326,6 +329,9 @@ class BoundBucketExecution:
     ) -> Sequence[Any]:
         await self._look()
         return await self._bound.write_together(work, repeatable=repeatable, on_sent=on_sent)
+
+    async def check_takes_any_user(self) -> None:
+        pass  # as `BucketExecution`
 
     async def vacuum(self, tables: Sequence[str]) -> None:
         await self._look()

@@ -29,6 +29,7 @@ def spend_log_row(where: str, row: Mapping[str, Any], default_owner: UUID | None
 
     A request is an event of its session: `session_id`, or where the row has none, the request itself. `user` is the
     owner where it is a UUID, else the default owner. The time of use is `endTime`. `spend` is the cost, as it is given.
+    LiteLLM also writes 0 for a model whose price it does not know, so tokens that cost 0 are priced by our catalogue.
 
     Raises:
         InvalidValueError: A field is refused.
@@ -57,7 +58,7 @@ def spend_log_row(where: str, row: Mapping[str, Any], default_owner: UUID | None
             **counts,
             model=row.get("model") or None,
             provider=row.get("custom_llm_provider") or None,
-            cost_usd=spend,
+            cost_usd=spend or (None if counts else spend),
             errored=has_failed,
             kind="embedding" if "embedding" in str(row.get("call_type")) else "llm",
             idempotency_key=request_id,

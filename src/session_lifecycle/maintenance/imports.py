@@ -209,6 +209,7 @@ class _Importer:
                 counts["refused"] += len(lines) - len(rows)
                 for execution, of_execution in self._target.of_users((user_of(row[1]), row) for row in rows):
                     bound = {"rows": _as_array(_to_store(text, row) for text, row in of_execution)}
+                    await execution.check_takes_any_user()
                     [(added,)] = await execution.write(add, bound, repeatable=True)
                     counts["added"] += added
                     counts["unchanged"] += len(of_execution) - added

@@ -8,14 +8,14 @@ from functools import partial
 from random import SystemRandom
 from types import TracebackType
 from typing import Any, NoReturn, Protocol, cast, overload
-from weakref import WeakSet
+from weakref import WeakKeyDictionary, WeakSet
 
 import asyncpg
-from sqlalchemy import Engine, Executable
+from sqlalchemy import Engine, Executable, TextClause, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 from sqlalchemy.util import await_only, greenlet_spawn
 
-from session_lifecycle.entities import metadata
+from session_lifecycle.entities import metadata, quoted
 from session_lifecycle.errors import ConfigurationError, DatabaseUnavailableError, TransactionConflictError
 from session_lifecycle.models import Viewer
 from session_lifecycle.postgres.driver_statements import VIEWER_SETTING, KeptStatement, driver_statement
@@ -135,6 +135,14 @@ class Execution(Protocol):
         """
         ...
 
+    async def check_takes_any_user(self) -> None:
+        """Makes sure that what belongs to any user may come into the schema. Asks the database once.
+
+        Raises:
+            ConfigurationError: The schema is a bucket, and nothing here knows which users belong to it.
+        """
+        ...
+
     async def vacuum(self, tables: Sequence[str]) -> None:
         """Removes the dead rows of the tables and gathers statistics of them.
 
@@ -185,6 +193,7 @@ class PoolExecution:
         self._repeat_within_seconds = repeat_within_seconds
         self._is_for_reads = is_for_reads
         self._is_schema_checked = False
+        self._takes_any_user = False
         # A host's own server timeout and some more. An engine of ours brings its deadline along, so this stays None.
         self._deadline_seconds: float | None = None
 
@@ -250,6 +259,11 @@ class PoolExecution:
                     return await work(partial(_all_rows, connection, self.schema))
 
         return await self._repeated(run, repeatable=repeatable, on_sent=on_sent)
+
+    async def check_takes_any_user(self) -> None:
+        if not self._takes_any_user:
+            _refuse_bucket(self.schema, await self.fetch(_bucket_of(self.schema)))
+            self._takes_any_user = True
 
     async def vacuum(self, tables: Sequence[str]) -> None:
         # It gives no space back: for that, it would have to keep everybody else from the table.
@@ -466,6 +480,8 @@ def _is_elsewhere(driver: "asyncpg.Connection") -> bool:
 
 
 _checked_hosts: "WeakSet[Engine]" = WeakSet()
+_take_any_user: "WeakKeyDictionary[Engine, set[str]]" = WeakKeyDictionary()
+"""The schemas that are no buckets, by the engine of the host."""
 
 
 class BoundExecution:
@@ -525,6 +541,13 @@ class BoundExecution:
         if on_sent is not None:
             on_sent()
         return await self._within(lambda connection: work(partial(_all_rows, connection, self.schema)))
+
+    async def check_takes_any_user(self) -> None:
+        connection = await self._connection()
+        known = _take_any_user.setdefault(connection.engine.sync_engine, set())
+        if self.schema not in known:
+            _refuse_bucket(self.schema, await self.fetch(_bucket_of(self.schema)))
+            known.add(self.schema)
 
     async def vacuum(self, tables: Sequence[str]) -> None:
         async def analyze(connection: AsyncConnection) -> Sequence[Any]:
@@ -587,6 +610,20 @@ class BoundExecution:
                 "writers of one session fail, and a statement in the host's transaction cannot be repeated"
             )
         self._is_isolation_checked = True
+
+
+def _bucket_of(schema: str) -> TextClause:
+    """At most one row: which bucket the schema is, of how many."""
+    name = f"{quoted(schema)}.session_buckets"
+    return text(f"SELECT number, bucket_count FROM {name}".replace(":", "\\:"))  # noqa: S608 - the name is quoted
+
+
+def _refuse_bucket(schema: str, rows: Sequence[Any]) -> None:
+    for number, bucket_count in rows:
+        raise ConfigurationError(
+            f"schema {schema!r} is bucket {number} of {bucket_count}, and a database of one schema does not know which "
+            "users belong to it: write with SessionDatabase.buckets and all places"
+        )
 
 
 async def _all_rows(

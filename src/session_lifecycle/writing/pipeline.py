@@ -78,6 +78,7 @@ class WritePipeline:
         repeatable = all(one.is_repeatable for one in items)
         rest = parts(items)
         _, parameters = next(rest)
+        await self._execution.check_takes_any_user()
         if next(rest, None) is None:
             rows = await self._execution.write(self._record, parameters, repeatable=repeatable, on_sent=on_sent)
         else:

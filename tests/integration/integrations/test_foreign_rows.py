@@ -331,6 +331,11 @@ def test_a_spend_log_without_use_is_skipped_and_a_failure_is_an_error() -> None:
     assert (failed.errored, failed.session_id, failed.idempotency_key) == (True, "chatcmpl-1", "chatcmpl-1")
     # An answer of LiteLLM's own cache repeats the counts of the first one, and costs nothing.
     assert spend_log_row("here", {**REQUEST, "spend": 0, "cache_hit": "True"}, None).items == []
+    # LiteLLM also writes 0 for a model whose price it does not know: that is no known cost.
+    for spend in (0, 0.0, "0", "0.0"):
+        *_, unpriced = spend_log_row("here", {**REQUEST, "spend": spend}, None).items
+        assert isinstance(unpriced, UsageEvent)
+        assert (unpriced.cost_usd, unpriced.tokens_in) == (None, 110)
     assert unmapped_fields(REQUEST) == ["api_key", "request_tags"]
     default = UUID(int=9)
     assert spend_log_row("here", {**REQUEST, "user": "default_user_id"}, default).items[0].user_id == default

@@ -2,11 +2,12 @@
 
 from typing import Any
 
-from sqlalchemy import Select, bindparam, func, select, true
+from sqlalchemy import CompoundSelect, Select, bindparam, func, select, true, union
 from sqlalchemy.dialects.postgresql import ARRAY, insert
 from sqlalchemy.sql.dml import ReturningInsert
 from sqlalchemy.types import Uuid
 
+from session_lifecycle.entities import metadata
 from session_lifecycle.statements import tables
 from session_lifecycle.statements.shared.clock import clock
 from session_lifecycle.statements.shared.kept import kept
@@ -17,6 +18,12 @@ COLUMNS = tuple(tables.buckets.__table__.columns)
 def this_bucket() -> Select[*tuple[Any, ...]]:
     """At most one row: which bucket the schema is."""
     return select(*COLUMNS)
+
+
+def users() -> CompoundSelect[*tuple[Any, ...]]:
+    """One row for each user of whom the schema has anything. It reads every table."""
+    owned = [table for table in metadata.sorted_tables if "user_id" in table.c]
+    return union(*(select(table.c.user_id).where(table.c.user_id.is_not(None)).distinct() for table in owned))
 
 
 def write_bucket(fields: dict[str, Any]) -> ReturningInsert[int]:
