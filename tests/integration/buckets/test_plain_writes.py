@@ -6,6 +6,7 @@ import pytest
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from session_lifecycle import ConfigurationError, SessionDatabase, SessionLifecycleError, UsageEvent
+from session_lifecycle.entities import metadata
 from session_lifecycle.postgres.engines import asyncpg_url
 from session_lifecycle.statements.buckets import directory
 from support.buckets import user_in
@@ -17,11 +18,15 @@ REFUSAL = r"schema 'bucket_0' is bucket 0 of 2, and a database of one schema doe
 ERASES = {"maintenance.erase_user"}
 
 
-async def users_of(db: SessionDatabase) -> set[UUID]:
-    return {row.user_id for row in await db.pool_execution().fetch(directory.users())}
+async def users_of(db: SessionDatabase, schema: str) -> set[UUID]:
+    async with db.engine.connect() as connection:
+        found = await connection.execute(
+            directory.users(), execution_options={"schema_translate_map": {metadata.schema: schema}}
+        )
+        return {row.user_id for row in found}
 
 
-async def outcomes(db: SessionDatabase) -> tuple[set[str], set[str]]:
+async def outcomes(db: SessionDatabase, schema: str) -> tuple[set[str], set[str]]:
     """Makes every call for a new user. Returns the calls that left something of the user, and those that were refused.
 
     An item that was handed over is refused where `on_lost` gets it.
@@ -37,7 +42,7 @@ async def outcomes(db: SessionDatabase) -> tuple[set[str], set[str]]:
         except SessionLifecycleError:
             pass  # what a call needs is not there
     await caller.close_recorders()
-    stored = await users_of(db)
+    stored = await users_of(db, schema)
     return (
         {name for name, user in users.items() if user in stored} - ERASES,
         refused | {name for name, user in users.items() if user in caller.lost},
@@ -48,11 +53,11 @@ async def test_no_call_of_one_schema_writes_into_a_bucket(session_database_url: 
     async with SessionDatabase.buckets(PLACES, url=session_database_url) as buckets:
         await buckets.migrate()
     async with SessionDatabase.connect(session_database_url, prices=PRICES) as plain:
-        writing, refused = await outcomes(plain)
+        writing, refused = await outcomes(plain, "session_lifecycle")
         assert refused == set()
         assert len(writing) >= 20
     async with SessionDatabase.connect(session_database_url, schema="bucket_0", prices=PRICES) as bucket:
-        written, refused = await outcomes(bucket)
+        written, refused = await outcomes(bucket, "bucket_0")
         assert written == set()
         assert writing <= refused
         # It is read and maintained as ever.
