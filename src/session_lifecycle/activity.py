@@ -311,7 +311,7 @@ class SqlAlchemySessionActivityDb(SessionActivityDb):
     async def find_lineage(self, user_id: UUID | str, tool_call_id: str) -> Lineage | None:
         call = ToolCall.of_call(user_id=user_id, tool_call_id=tool_call_id)
         rows = await self._primary.fetch(lineage.find_lineage(), call.model_dump(), viewer=Viewer(call.user_id))
-        return Lineage(**rows[0]._mapping) if rows else None
+        return Lineage(**rows[0]._asdict()) if rows else None
 
     async def list_session_summaries(self, filters: SummaryFilters) -> SummaryPage:
         filters = SummaryFilters.checked(filters, "filters")
@@ -508,7 +508,7 @@ class SqlAlchemySessionActivityDb(SessionActivityDb):
             # No text has more characters than bytes.
             parameters["max_characters"] = min(wanted.max_characters, MOST_TEXT_BYTES)
         rows = await self._primary.fetch(statement, parameters, viewer=asker)
-        return [Message(**row._mapping) for row in rows]
+        return [Message(**row._asdict()) for row in rows]
 
     async def _names(
         self,
@@ -558,7 +558,6 @@ def summary_of(row: Any) -> SessionSummary:
     """The summary from a row of `summary_rows`."""
     # Of the spellings of a model the first one stays.
     models = {model_key(name): name for name in reversed(row.models)}
-    # The record is validated with the summary, in one go.
     fields = {name: getattr(row, name) for name in _SUMMARY_FIGURES}
-    fields |= {"record": records.fields_of(row), "models": sorted(models.values())}
+    fields |= {"record": records.record_of(row), "models": sorted(models.values())}
     return SessionSummary.model_validate(fields)
