@@ -53,6 +53,7 @@ from session_lifecycle.statements.activity import (
     usage_events,
 )
 from session_lifecycle.statements.sessions import records
+from session_lifecycle.statements.shared.json_rows import read_json
 from session_lifecycle.statements.shared.model_names import ends_of_prefix
 from session_lifecycle.statements.shared.paging import Position
 from session_lifecycle.statements.shared.visibility import shape_of_viewer
@@ -551,7 +552,7 @@ def run_page(rows: Sequence[Any], of_page: dict[str, Any]) -> RunPage:
     return RunPage(runs=[RunDetail.model_validate_json(row.body) for row in rows], has_payloads=has_payloads, **of_page)
 
 
-_SUMMARY_FIGURES = tuple(SessionSummary.model_fields.keys() - {"record", "models"})
+_SUMMARY_FIGURES = tuple(SessionSummary.model_fields.keys() - {"record", "models", "metadata"})
 
 
 def summary_of(row: Any) -> SessionSummary:
@@ -559,5 +560,9 @@ def summary_of(row: Any) -> SessionSummary:
     # Of the spellings of a model the first one stays.
     models = {model_key(name): name for name in reversed(row.models)}
     fields = {name: getattr(row, name) for name in _SUMMARY_FIGURES}
-    fields |= {"record": records.record_of(row), "models": sorted(models.values())}
+    fields |= {
+        "record": records.record_of(row),
+        "models": sorted(models.values()),
+        "metadata": read_json(row.metadata),
+    }
     return SessionSummary.model_validate(fields)

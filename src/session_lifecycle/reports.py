@@ -437,7 +437,8 @@ class SqlAlchemySessionReportsDb(UsageReports):
     ) -> list[TelemetryKey]:
         window = Window.of_call(since=since, until=until)
         asker = Viewer.of_caller(viewer)
-        return [TelemetryKey(**row._asdict()) for row in await self._groups(run_telemetry.telemetry_keys, asker, window)]
+        rows = await self._groups(run_telemetry.telemetry_keys, asker, window)
+        return [TelemetryKey(**row._asdict()) for row in rows]
 
     async def _groups(self, report: ReportOfWindow, viewer: Viewer, window: Window) -> Sequence[Any]:
         """The rows of a report that takes no limit."""

@@ -46,6 +46,8 @@ _EXACT = Context(prec=100, traps=[Inexact, InvalidOperation])
 def storable(text: str) -> str:
     if "\x00" in text:
         raise refused("text_nul")
+    if text.isascii():
+        return text
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
@@ -122,6 +124,8 @@ def _aware_utc(value: Any) -> Any:
         except ValueError:
             raise refused("datetime_type") from None
     if not isinstance(value, datetime):
+        return value
+    if value.tzinfo is UTC:
         return value
     if value.utcoffset() is None:
         raise refused("datetime_naive")
