@@ -53,6 +53,7 @@ from session_lifecycle.statements.activity import (
     usage_events,
 )
 from session_lifecycle.statements.sessions import records
+from session_lifecycle.statements.shared.json_rows import read_json
 from session_lifecycle.statements.shared.model_names import ends_of_prefix
 from session_lifecycle.statements.shared.paging import Position
 from session_lifecycle.statements.shared.visibility import shape_of_viewer
@@ -311,7 +312,7 @@ class SqlAlchemySessionActivityDb(SessionActivityDb):
     async def find_lineage(self, user_id: UUID | str, tool_call_id: str) -> Lineage | None:
         call = ToolCall.of_call(user_id=user_id, tool_call_id=tool_call_id)
         rows = await self._primary.fetch(lineage.find_lineage(), call.model_dump(), viewer=Viewer(call.user_id))
-        return Lineage(**rows[0]._mapping) if rows else None
+        return Lineage(**rows[0]._asdict()) if rows else None
 
     async def list_session_summaries(self, filters: SummaryFilters) -> SummaryPage:
         filters = SummaryFilters.checked(filters, "filters")
@@ -508,7 +509,7 @@ class SqlAlchemySessionActivityDb(SessionActivityDb):
             # No text has more characters than bytes.
             parameters["max_characters"] = min(wanted.max_characters, MOST_TEXT_BYTES)
         rows = await self._primary.fetch(statement, parameters, viewer=asker)
-        return [Message(**row._mapping) for row in rows]
+        return [Message(**row._asdict()) for row in rows]
 
     async def _names(
         self,
@@ -551,14 +552,17 @@ def run_page(rows: Sequence[Any], of_page: dict[str, Any]) -> RunPage:
     return RunPage(runs=[RunDetail.model_validate_json(row.body) for row in rows], has_payloads=has_payloads, **of_page)
 
 
-_SUMMARY_FIGURES = tuple(SessionSummary.model_fields.keys() - {"record", "models"})
+_SUMMARY_FIGURES = tuple(SessionSummary.model_fields.keys() - {"record", "models", "metadata"})
 
 
 def summary_of(row: Any) -> SessionSummary:
     """The summary from a row of `summary_rows`."""
     # Of the spellings of a model the first one stays.
     models = {model_key(name): name for name in reversed(row.models)}
-    # The record is validated with the summary, in one go.
     fields = {name: getattr(row, name) for name in _SUMMARY_FIGURES}
-    fields |= {"record": records.fields_of(row), "models": sorted(models.values())}
+    fields |= {
+        "record": records.record_of(row),
+        "models": sorted(models.values()),
+        "metadata": read_json(row.metadata),
+    }
     return SessionSummary.model_validate(fields)

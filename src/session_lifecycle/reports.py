@@ -350,14 +350,14 @@ class SqlAlchemySessionReportsDb(UsageReports):
     ) -> list[CostByAgentRow]:
         window = Window.of_call(since=since, until=until)
         asker = Viewer.of_caller(viewer)
-        return [CostByAgentRow(**row._mapping) for row in await self._groups(costs.cost_by_agent, asker, window)]
+        return [CostByAgentRow(**row._asdict()) for row in await self._groups(costs.cost_by_agent, asker, window)]
 
     async def cost_by_user(
         self, viewer: Viewer | UUID | str, *, since: datetime | None = None, until: datetime | None = None
     ) -> list[CostByUserRow]:
         window = Window.of_call(since=since, until=until)
         asker = Viewer.of_caller(viewer)
-        return [CostByUserRow(**row._mapping) for row in await self._groups(costs.cost_by_user, asker, window)]
+        return [CostByUserRow(**row._asdict()) for row in await self._groups(costs.cost_by_user, asker, window)]
 
     async def cost_by_user_agent(
         self, viewer: Viewer | UUID | str, *, since: datetime | None = None, until: datetime | None = None
@@ -365,7 +365,7 @@ class SqlAlchemySessionReportsDb(UsageReports):
         window = Window.of_call(since=since, until=until)
         asker = Viewer.of_caller(viewer)
         return [
-            CostByUserAgentRow(**row._mapping) for row in await self._groups(costs.cost_by_user_agent, asker, window)
+            CostByUserAgentRow(**row._asdict()) for row in await self._groups(costs.cost_by_user_agent, asker, window)
         ]
 
     async def session_durations(
@@ -430,7 +430,7 @@ class SqlAlchemySessionReportsDb(UsageReports):
         filters = TelemetryFilters.of_call(provider=provider, model=model, client=client, since=since, until=until)
         asker = Viewer.of_caller(viewer)
         row = await self._telemetry(asker, filters)
-        figures = {name: figure for name, figure in row._mapping.items() if name in TelemetrySummary.model_fields}
+        figures = {name: figure for name, figure in row._asdict().items() if name in TelemetrySummary.model_fields}
         return TelemetrySummary(**figures, **percentile_fields(row, "duration_{}_ms", 1_000))
 
     async def list_telemetry_keys(
@@ -438,7 +438,8 @@ class SqlAlchemySessionReportsDb(UsageReports):
     ) -> list[TelemetryKey]:
         window = Window.of_call(since=since, until=until)
         asker = Viewer.of_caller(viewer)
-        return [TelemetryKey(**row._mapping) for row in await self._groups(run_telemetry.telemetry_keys, asker, window)]
+        rows = await self._groups(run_telemetry.telemetry_keys, asker, window)
+        return [TelemetryKey(**row._asdict()) for row in rows]
 
     async def _groups(self, report: ReportOfWindow, viewer: Viewer, window: Window) -> Sequence[Any]:
         """The rows of a report that takes no limit."""
@@ -477,7 +478,7 @@ def _figures(row: Any, names: Iterable[str], question: UsageQuestion | None = No
 
 def _group(row: Any, question: UsageQuestion) -> dict[str, Any]:
     """The fields of a `UsageRow` that say which group the row is about."""
-    found = {name: value for name, value in row._mapping.items() if name in GROUP_FIELDS}
+    found = {name: value for name, value in row._asdict().items() if name in GROUP_FIELDS}
     if question.tags:
         found["tags"] = {name: getattr(row, usage.TAG.format(number)) for number, name in enumerate(question.tags)}
     if question.bucket is not None:

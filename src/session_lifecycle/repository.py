@@ -337,7 +337,7 @@ class SqlAlchemySessionLifecycleDb(WritePipeline, CallsAsItems, SessionLifecycle
             parameters["limit"] = MOST_ANNOTATIONS + 1
         rows = await self._primary.fetch(statement, parameters, viewer=asker)
         whole = whole_answer(rows, "limit", limit, "a limit", MOST_ANNOTATIONS)
-        return [SessionAnnotation(**row._mapping) for row in whole]
+        return [SessionAnnotation(**row._asdict()) for row in whole]
 
     async def get_family_figures(
         self, session_id: str, viewer: Viewer | UUID | str, *, owner_id: UUID | str | None = None
@@ -403,7 +403,7 @@ class SqlAlchemySessionLifecycleDb(WritePipeline, CallsAsItems, SessionLifecycle
         rows = await self._reading.fetch(
             session_stats.aggregate_stats(seen.kinds, ends_of(window.since, window.until)), parameters, viewer=viewer
         )
-        figures = dict(rows[0]._mapping)
+        figures = rows[0]._asdict()
         whole = {name: int(figures[name]) for name in ("agent_time_us", "tokens_in", "tokens_out")}
         further = parsed(figures.pop(FURTHER_TOTALS), SessionStats.model_fields)
         return {**figures, **whole, **further}
@@ -442,13 +442,13 @@ def stats_of(figures: dict[str, Any]) -> SessionStats:
 
 
 def _cost_row(row: Any) -> CostByModelRow:
-    figures = dict(row._mapping)
+    figures = row._asdict()
     further = parsed(figures.pop(FURTHER_TOTALS), CostByModelRow.model_fields)
     return CostByModelRow(**figures, **further)
 
 
 def _figures(row: Any) -> SessionFigures:
-    figures = dict(row._mapping)
+    figures = row._asdict()
     further = parsed(figures.pop(FURTHER_TOTALS), SessionFigures.model_fields)
     del figures["label"]
     return SessionFigures(**figures, **further)

@@ -210,10 +210,10 @@ class Group:
     """A row of the report of usage."""
 
     def __init__(self, **columns: Any) -> None:
-        self._mapping = columns
+        self.columns = columns
 
     def __getattr__(self, name: str) -> Any:
-        return self._mapping[name]
+        return self.columns[name]
 
 
 used = st.lists(
@@ -253,8 +253,8 @@ def test_groups_of_usage_add_up(events: list[tuple[int, int | None, str, Decimal
     answers = [answer([one for one in events if one[0] == bucket]) for bucket in range(BUCKETS)]
     total, merged = merging.merge_usage(answers, question, figures)
     plain_total, plain = answer(events)
-    assert dict(total._mapping) == plain_total._mapping
-    assert [dict(row._mapping) for row in merged] == [group._mapping for group in sorted(plain, key=sort_key)]
+    assert total._asdict() == plain_total.columns
+    assert [row._asdict() for row in merged] == [group.columns for group in sorted(plain, key=sort_key)]
 
 
 def test_the_hash_of_users_is_fixed_for_ever() -> None:

@@ -24,13 +24,16 @@ class MergedRow:
     """A row that is made of the rows of several buckets. It is read as a row of a statement is."""
 
     def __init__(self, columns: Mapping[str, Any]) -> None:
-        self._mapping = columns
+        self._columns = columns
 
     def __getattr__(self, name: str) -> Any:
         try:
-            return self._mapping[name]
+            return self._columns[name]
         except KeyError:
             raise AttributeError(name) from None
+
+    def _asdict(self) -> dict[str, Any]:
+        return dict(self._columns)
 
 
 # Pages
@@ -216,7 +219,7 @@ def merge_usage(
         figures: The names of the figures of a row.
     """
     sums = {*figures, *(f"detail_{number}" for number in range(len(question.details)))}
-    total = MergedRow(added({name: row._mapping[name] for name in sums} for row, _ in answers))
+    total = MergedRow(added({name: getattr(row, name) for name in sums} for row, _ in answers))
     keys = list(dict.fromkeys(name for one in question.group_by for name in key_columns(one, question)))
     groups: defaultdict[tuple[Any, ...], list[Any]] = defaultdict(list)
     spellings: dict[str, str] = {}
@@ -224,12 +227,12 @@ def merge_usage(
         for row in rows:
             groups[tuple(getattr(row, name) for name in keys)].append(row)
             if MODEL_KEY in keys:
-                model = row._mapping[MODEL_KEY]
-                spellings[model] = min(row._mapping[SPELLING], spellings.get(model, row._mapping[SPELLING]))
+                model, spelling = getattr(row, MODEL_KEY), getattr(row, SPELLING)
+                spellings[model] = min(spelling, spellings.get(model, spelling))
     merged: list[MergedRow] = []
     for key, rows in groups.items():
         columns = dict(zip(keys, key, strict=True))
-        columns |= added({name: row._mapping[name] for name in sums} for row in rows)
+        columns |= added({name: getattr(row, name) for name in sums} for row in rows)
         if MODEL_KEY in keys:
             columns[SPELLING] = spellings[columns[MODEL_KEY]]
         merged.append(MergedRow(columns))

@@ -149,8 +149,8 @@ class BucketReportsDb(UsageReports):
         answers = await self._routing.ask(
             where, lambda bucket: bucket.reports.telemetry_with_durations(asker, filters, MOST_DURATIONS + 1)
         )
-        names = TelemetrySummary.model_fields.keys() & answers[0]._mapping.keys()
-        figures = added({name: row._mapping[name] for name in names} for row in answers)
+        names = TelemetrySummary.model_fields.keys() & set(answers[0]._fields)
+        figures = added({name: getattr(row, name) for name in names} for row in answers)
         _refuse_many(figures["runs_count"], filters.until)
         listed: dict[float, int] = {}
         for row in answers:

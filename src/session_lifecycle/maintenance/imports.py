@@ -151,7 +151,7 @@ class _Importer:
         by_key = {row.key: row for row in rows}
         bound = {"rows": _as_array(row.text for row in rows)}
         for found in await execution.fetch(stored, bound):
-            values = stored_values(shape, found._mapping)
+            values = stored_values(shape, found._asdict())
             row = by_key[key_of(shape, values)]
             if (error := difference(row.values, values)) is not None:
                 self._refuse(shape, row, error)

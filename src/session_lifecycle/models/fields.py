@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Context, Decimal, Inexact, InvalidOperation
 from enum import StrEnum
+from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 from uuid import UUID
 
@@ -45,6 +46,8 @@ _EXACT = Context(prec=100, traps=[Inexact, InvalidOperation])
 def storable(text: str) -> str:
     if "\x00" in text:
         raise refused("text_nul")
+    if text.isascii():
+        return text
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
@@ -122,6 +125,8 @@ def _aware_utc(value: Any) -> Any:
             raise refused("datetime_type") from None
     if not isinstance(value, datetime):
         return value
+    if value.tzinfo is UTC:
+        return value
     if value.utcoffset() is None:
         raise refused("datetime_naive")
     try:
@@ -172,7 +177,7 @@ _ASCII_LOWER = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
 
 def model_key(name: str) -> str:
     """The name of a model as names are compared: only letters of ASCII have no case, as in the collation "C"."""
-    return name.translate(_ASCII_LOWER)
+    return name.lower() if name.isascii() else name.translate(_ASCII_LOWER)
 
 
 def one_of(members: Sequence[StrEnum]) -> PlainValidator:
@@ -222,6 +227,15 @@ AwareTime = Annotated[datetime, BeforeValidator(_aware_utc), Strict()]
 TokenDetails = Annotated[dict[Key, Tokens], Field(max_length=64)]
 
 
+_set = object.__setattr__  # a value is frozen
+
+
+@cache
+def _defaults(model: "type[Value]") -> dict[str, Any]:
+    """The default of each field in the order of the fields. It is `PydanticUndefined` for a field without one."""
+    return {name: field.default for name, field in model.model_fields.items()}
+
+
 # In the `__dict__` of a value whose fields were never checked. It is no field: Pydantic neither compares nor dumps it.
 _UNCHECKED = "_is_unchecked"
 
@@ -245,6 +259,21 @@ class Value(BaseModel):
             made = super().model_construct(_fields_set, **values)
             vars(made)[_UNCHECKED] = True
             return made
+
+    @classmethod
+    def of_row(cls, fields: dict[str, Any]) -> Self:
+        """The value of a row that Postgres returned. Nothing is checked, as half the time of a page went into checks.
+
+        Args:
+            fields: Every field that has no default, in exactly the type of the field. The tables hold no other values.
+        """
+        made = cls.__new__(cls)
+        # The four slots of a model. The fields are in the order of the class, because JSON has them in this order.
+        _set(made, "__dict__", _defaults(cls) | fields)
+        _set(made, "__pydantic_fields_set__", set(fields))
+        _set(made, "__pydantic_extra__", None)
+        _set(made, "__pydantic_private__", None)
+        return made
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """As Pydantic's, which does not look at the new values: a call that takes the value looks at them then."""

@@ -277,6 +277,8 @@ def safe_json(value: Any, most_bytes: int = PAYLOAD_BYTES) -> Any:
     for what is below `PAYLOAD_DEPTH` levels, for what is beyond `PAYLOAD_VALUES` values, and for a container in itself.
     Nothing but a list, tuple, deque, set and mapping is iterated, so a generator of the host is not consumed.
     """
+    if value is None:
+        return None
     return _Walk(most_bytes=most_bytes, depth=PAYLOAD_DEPTH, refuses=False).copy(value)
 
 

@@ -630,7 +630,7 @@ async def _all_rows(
     connection: AsyncConnection, schema: str, statement: KeptStatement, parameters: dict[str, Any]
 ) -> Sequence[Any]:
     kept = driver_statement(statement, parameters, schema)
-    return (await connection.exec_driver_sql(kept.sql, tuple(kept.values(parameters)))).all()
+    return kept.rows(await connection.exec_driver_sql(kept.sql, tuple(kept.values(parameters))))
 
 
 async def _rows_for(

@@ -19,7 +19,7 @@ from sqlalchemy import (
     true,
     type_coerce,
 )
-from sqlalchemy.dialects.postgresql import ARRAY, JSONB, aggregate_order_by
+from sqlalchemy.dialects.postgresql import ARRAY, aggregate_order_by
 
 from session_lifecycle.models.messages import MessageRole
 from session_lifecycle.models.summaries import MOST_NAMES, PREVIEW_CHARACTERS
@@ -48,6 +48,8 @@ NEGATIVE_DURATION: ColumnElement[str] = literal_column("'negative_duration'::tex
 def with_figures(rows: Select[*tuple[Any, ...]], sessions: FromClause, choice: RunsShape) -> Select[*tuple[Any, ...]]:
     """The rows, with the figures of each row's session in columns named like the fields of a `SessionSummary`.
 
+    The metadata is JSON text.
+
     Args:
         rows: A few rows, selected from `sessions`: Postgres computes the figures session by session.
         sessions: The sessions, with the columns of `record_columns`.
@@ -70,7 +72,7 @@ def with_figures(rows: Select[*tuple[Any, ...]], sessions: FromClause, choice: R
         *(figure.label(name) for name, figure in totals.items()),
         tokens_total.label("tokens_total"),
         earliest.c.client,
-        func.coalesce(earliest.c.metadata, literal_column("'{}'::jsonb"), type_=JSONB).label("metadata"),
+        func.coalesce(cast(earliest.c.metadata, Text), literal_column("'{}'"), type_=Text).label("metadata"),
         *_messages(sessions, choice),
     )
 

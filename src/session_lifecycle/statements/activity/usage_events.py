@@ -1,6 +1,5 @@
 """The ledger: which of its events a read chooses, and pages of them."""
 
-import json
 from datetime import datetime
 from typing import Any
 
@@ -14,7 +13,7 @@ from session_lifecycle.statements import tables
 from session_lifecycle.statements.activity.run_figures import CLIENT
 from session_lifecycle.statements.shared.database_functions import json_parameter
 from session_lifecycle.statements.shared.further_totals import parsed
-from session_lifecycle.statements.shared.json_rows import Column, fields_of
+from session_lifecycle.statements.shared.json_rows import Column, fields_of, read_json
 from session_lifecycle.statements.shared.kept import Given, KeptStatement, bound_name, given, kept
 from session_lifecycle.statements.shared.keys import equal_where_given, same_session
 from session_lifecycle.statements.shared.ledger import UNKNOWN_MODEL, UNKNOWN_PROVIDER
@@ -133,6 +132,9 @@ def _list_usage_events(viewer: ViewerShape, given: Given, of_page: PageShape) ->
 
 def event_of(row: Any) -> LedgerEvent:
     """The event from a row of `list_usage_events`."""
-    fields = {name: getattr(row, name) for name in _FIELDS}
-    fields |= {name: None if fields[name] is None else json.loads(fields[name]) for name in _AS_TEXT}
-    return LedgerEvent(**fields, **parsed(row.parts, RARE_CLASSES))
+    # By place, which takes half the time of looking up each column by its name.
+    fields = dict(zip(_FIELDS, row, strict=False))
+    for name in _AS_TEXT:
+        fields[name] = read_json(fields[name])
+    fields |= parsed(row.parts, RARE_CLASSES)
+    return LedgerEvent.of_row(fields)

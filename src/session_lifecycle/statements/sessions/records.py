@@ -1,6 +1,5 @@
 """The columns of a session record, the orders of sessions (rule R13), and the preferred session of an id (rule R15)."""
 
-import json
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -20,11 +19,12 @@ from sqlalchemy import (
     union_all,
 )
 
-from session_lifecycle.models import SessionRecord, SessionRowWithStatus
+from session_lifecycle.models import EffectiveStatus, SessionRecord, SessionRowWithStatus, SessionStatus
 from session_lifecycle.models.session_filters import ALL_SESSION_ORDERS
 from session_lifecycle.statements import tables
 from session_lifecycle.statements.shared.clock import clock
 from session_lifecycle.statements.shared.further_totals import FURTHER_TOTALS, as_text, parsed
+from session_lifecycle.statements.shared.json_rows import read_json
 from session_lifecycle.statements.shared.kept import OWNER_ID, SESSION_ID, kept
 from session_lifecycle.statements.shared.keys import Columns, same_session
 from session_lifecycle.statements.shared.paging import Order
@@ -44,6 +44,8 @@ OWN_FIRST, OF_AGENT, OF_OTHERS, OWN_LAST = range(4)
 
 _FURTHER_FIELDS = frozenset(SessionRecord.model_fields) - set(tables.sessions.__table__.columns.keys())
 _OBJECTS = ("metadata", "tags")
+_STATUSES = {status.value: status for status in SessionStatus}
+_EFFECTIVE_STATUSES = {status.value: status for status in EffectiveStatus}
 _RECORD_COLUMNS = (*(name for name in SessionRecord.model_fields if name not in _FURTHER_FIELDS), FURTHER_TOTALS)
 
 
@@ -59,23 +61,19 @@ def record_columns(columns: Columns = tables.sessions.__table__.columns) -> list
 
 def record_of(row: Any) -> SessionRecord:
     """The record from a row whose first columns are those of `record_columns`."""
-    return SessionRecord.model_validate(fields_of(row))
+    # By place, as most of a page's time went into looking up one column after another by its name.
+    fields = dict(zip(_RECORD_COLUMNS, row, strict=False))
+    fields["status"] = _STATUSES[fields["status"]]
+    for name in _OBJECTS:
+        fields[name] = read_json(fields[name]) or {}
+    fields |= parsed(fields.pop(FURTHER_TOTALS), _FURTHER_FIELDS)
+    return SessionRecord.of_row(fields)
 
 
 def row_of(row: Any) -> SessionRowWithStatus:
     """The record and its effective status, from a row as `record_of` takes it with a column `effective_status`."""
-    return SessionRowWithStatus.model_validate({"record": fields_of(row), "effective_status": row.effective_status})
-
-
-def fields_of(row: Any) -> dict[str, Any]:
-    """The fields of a record, from a row as `record_of` takes it."""
-    # By place, as most of a page's time went into looking up one column after another by its name. And most objects
-    # are empty or null, which a codec of the driver would read one by one.
-    fields = dict(zip(_RECORD_COLUMNS, row, strict=False))
-    for name in _OBJECTS:
-        text = fields[name]
-        fields[name] = json.loads(text) if text and text != "{}" else {}
-    return fields | parsed(fields.pop(FURTHER_TOTALS), _FURTHER_FIELDS)
+    effective_status = _EFFECTIVE_STATUSES[row.effective_status]
+    return SessionRowWithStatus.of_row({"record": record_of(row), "effective_status": effective_status})
 
 
 def belongs_to_record(table: type[tables.runs | tables.messages], sessions: FromClause) -> ColumnElement[bool]:

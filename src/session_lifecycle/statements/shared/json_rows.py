@@ -4,6 +4,7 @@ The values of `models` are read from this JSON. Money is text in it, because a r
 float.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -36,6 +37,14 @@ def json_object(columns: Mapping[str, Column]) -> ColumnElement[Any]:
 def json_array(rows: ColumnElement[Any], order: Sequence[Any]) -> ColumnElement[Any]:
     """A JSON array of all rows of a group, in this order; null for a group without rows."""
     return func.json_agg(aggregate_order_by(rows, *order), type_=JSON)
+
+
+def read_json(text: str | None) -> Any:
+    """The value of a column that a statement returns as JSON text; None for null."""
+    if text is None:
+        return None
+    # Most objects are empty, and a parser takes as long for each as all other columns of its row take.
+    return {} if text == "{}" else json.loads(text)
 
 
 def or_empty(array: ColumnElement[Any]) -> ColumnElement[Any]:
