@@ -29,7 +29,8 @@ ARRIVAL_SECONDS = 10.0
 ARRIVAL_PAUSE_SECONDS = 0.02
 
 Answer = TypeVar("Answer")
-_TABLE = text("SELECT pg_catalog.to_regclass(:table)")
+# The driver reads a regclass only after it has asked the server what that is, once for each connection.
+_TABLE = text("SELECT CAST(pg_catalog.to_regclass(:table) AS oid)")
 
 question_clock: ContextVar[datetime | None] = ContextVar("question_clock", default=None)
 """The moment by which every bucket judges that one question is put to; None: each by its own clock."""

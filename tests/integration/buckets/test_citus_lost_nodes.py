@@ -1,8 +1,11 @@
 """A node of Citus is lost, or does not answer. A caller is told whether the write may have happened."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import cast
+from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
@@ -13,6 +16,7 @@ from session_lifecycle import DatabaseUnavailableError, SessionDatabase, Setting
 from session_lifecycle.buckets.database import BucketDatabase
 from support.buckets import user_in
 from support.citus import CitusBuckets
+from support.every_call import CALLS, PRICES, Call, Caller, Round
 from support.faulty_proxy import FaultyProxy
 
 from .test_moving import event
@@ -21,6 +25,20 @@ CONNECT_BY = (
     "INSERT INTO pg_dist_poolinfo SELECT nodeid, 'host=127.0.0.1 port=' || $1::text FROM pg_dist_node "
     "WHERE nodename = $2 AND nodeport = $3"
 )
+
+
+OF_ALL_BUCKETS = {
+    "database.check",
+    "database.migrate",
+    "maintenance.reprice",
+    "maintenance.roll_up",
+    "maintenance.reconcile",
+    "maintenance.export",
+    "maintenance.import_export",
+}
+"""The calls that are not about certain users."""
+NOT_OVER_BUCKETS = {"database.diagnose", "database.measure", "database.migration_sql"}
+BINDABLE = ("lifecycle.", "activity.", "reports.", "budgets.", "maintenance.")
 
 
 @pytest_asyncio.fixture
@@ -95,3 +113,80 @@ async def test_a_use_that_the_coordinator_cancels_may_have_been_written(
             async with way.silent():
                 await db.lifecycle.aggregate_stats(user)
         assert not refused.value.may_have_written
+
+
+@asynccontextmanager
+async def unreachable(cluster: CitusBuckets, node: int) -> AsyncIterator[None]:
+    """No other node reaches the node of this number, as if it had stopped."""
+    lost = make_url((await cluster.node_urls())[node])
+    others = [cluster.url, *(url for url in await cluster.node_urls() if make_url(url) != lost)]
+    async with AsyncExitStack() as stack:
+        # Nobody listens at a port that is taken and not listened at.
+        taken = stack.enter_context(socket.socket())
+        taken.bind(("127.0.0.1", 0))
+        for url in others:
+            connection = await asyncpg.connect(url)
+            stack.push_async_callback(connection.close)
+            await connection.execute(CONNECT_BY, str(taken.getsockname()[1]), lost.host, lost.port)
+            stack.push_async_callback(connection.execute, "DELETE FROM pg_dist_poolinfo")
+        yield
+
+
+def new_users(db: BucketDatabase, number: int) -> Callable[[], UUID]:
+    """Makes users of a bucket."""
+    users = (user for user in iter(uuid4, None) if db.bucket_of(user) == number)
+    return lambda: next(users)
+
+
+class BoundRound(Round):
+    """Each call in a transaction of a host, one after another on one connection."""
+
+    host: SessionDatabase
+    turn = asyncio.Lock()
+
+    async def _call(self, call: Call, user: UUID) -> object:
+        async with self.turn, self.host.engine.begin() as connection:
+            return await call.run(Caller(cast("SessionDatabase", self._caller.db.bind(connection))), user)
+
+
+@pytest.mark.parametrize("kind", [Round, BoundRound])
+async def test_a_lost_node_stops_the_calls_of_its_own_users_only(
+    kind: type[Round], on_citus: BucketDatabase, citus_cluster: CitusBuckets
+) -> None:
+    urls = await citus_cluster.node_urls()
+    for number, node in enumerate(await citus_cluster.nodes()):
+        await on_citus.placement.move_to_node(number, node)
+        await on_citus.placement.move_to_node(number + 2, node)
+    names = [name for name in CALLS if name not in NOT_OVER_BUCKETS]
+    if kind is BoundRound:
+        names = [name for name in names if name.startswith(BINDABLE) and name not in OF_ALL_BUCKETS]
+    settings = Settings(pool_size=90, retries=1, statement_timeout_seconds=20)
+    async with (
+        SessionDatabase.buckets(citus_cluster.places, settings=settings, prices=PRICES) as db,
+        SessionDatabase.connect(citus_cluster.url, settings=settings) as BoundRound.host,
+    ):
+        caller = Caller(cast("SessionDatabase", db), give_up_after=2)
+        rounds = [
+            kind(caller, urls[number], names, schema=citus_cluster.schemas[number], new_user=new_users(db, number))
+            for number in range(2)
+        ]
+        for round_ in rounds:
+            await round_.prepare_on(cast("SessionDatabase", on_citus))
+        async with unreachable(citus_cluster, 1):
+            for round_ in rounds:
+                round_.begin()
+                await round_.end(within_seconds=60)
+        lives, lost = rounds
+        failed = lives.failed()
+        assert failed.keys() == OF_ALL_BUCKETS & {*names}
+        for error in failed.values():
+            assert isinstance(error, DatabaseUnavailableError)
+            assert "bucket 1: " in str(error)
+            assert "bucket 0: " not in str(error)
+        # A job is done in every bucket that is there.
+        assert {name: share for name, share in lives.stored.items() if share != 1} == {}
+        assert {type(error) for error in lost.failed().values()} == {DatabaseUnavailableError}
+        assert {name for name in names if lost.calls[name].waits} - lost.failed().keys() == (
+            set() if kind is BoundRound else {"recorder.submit", "synchronous.submit"}
+        )
+        assert {name: share for name, share in lost.stored.items() if share != 0} == {}
