@@ -4,6 +4,7 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from decimal import Decimal
 from typing import cast
 from uuid import UUID, uuid4
 
@@ -12,14 +13,28 @@ import pytest
 import pytest_asyncio
 from sqlalchemy.engine import make_url
 
-from session_lifecycle import DatabaseUnavailableError, SessionDatabase, Settings, UsageEvent
+from session_lifecycle import (
+    DatabaseUnavailableError,
+    End,
+    InvalidValueError,
+    Message,
+    Run,
+    SessionDatabase,
+    Settings,
+    Step,
+    Touch,
+    UsageEvent,
+    UsageReceipt,
+)
 from session_lifecycle.buckets.database import BucketDatabase
+from session_lifecycle.models import Item
+from session_lifecycle.writing import waves
 from support.buckets import user_in
 from support.citus import CitusBuckets
 from support.every_call import CALLS, PRICES, Call, Caller, Round
 from support.faulty_proxy import FaultyProxy
 
-from .test_moving import event
+from .test_moving import BEGAN, event
 
 CONNECT_BY = (
     "INSERT INTO pg_dist_poolinfo SELECT nodeid, 'host=127.0.0.1 port=' || $1::text FROM pg_dist_node "
@@ -190,3 +205,57 @@ async def test_a_lost_node_stops_the_calls_of_its_own_users_only(
             set() if kind is BoundRound else {"recorder.submit", "synchronous.submit"}
         )
         assert {name: share for name, share in lost.stored.items() if share != 0} == {}
+
+
+async def test_every_kind_of_item_is_written_while_another_node_is_lost(
+    on_citus: BucketDatabase, citus_cluster: CitusBuckets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also those of a batch that is written by several statements in one transaction."""
+    [node, lost_node] = await citus_cluster.nodes()
+    await on_citus.placement.move_to_node(0, node)
+    await on_citus.placement.move_to_node(1, lost_node)
+    user = user_in(on_citus, 0)
+    of = {"user_id": user, "session_id": "s"}
+    items: list[Item] = [
+        Touch(session_id="parent", user_id=user, agent_name="a"),
+        Touch(**of, parent_session_id="parent", metadata={"k": 1}, tags={"t": "1"}, waiting=True),
+        UsageEvent(**of, model="m", tokens_in=1, idempotency_key="k", key_scope="user"),
+        Run(**of, run_id="root", started_at=BEGAN, reported_cost_usd=Decimal(2)),
+        Run(**of, run_id="child", parent_run_id="root", started_at=BEGAN, ended_at=BEGAN, status="completed"),
+        UsageEvent(**of, model="m", tokens_in=1, cost_usd=1, run_id="child", idempotency_key="l", revision=1),
+        UsageEvent(**of, model="m", tokens_in=1, billing="plan"),
+        Step(user_id=user, run_id="child", step_id="st", kind="tool", started_at=BEGAN),
+        Message(**of, message_id="me", role="user", content="c", created_at=BEGAN),
+        End(**of, status="completed"),
+    ]
+    async with unreachable(citus_cluster, 1), SessionDatabase.buckets(citus_cluster.places) as db:
+        receipts = await db.lifecycle.record(items)
+        assert [receipt.outcome if isinstance(receipt, UsageReceipt) else receipt for receipt in receipts] == [
+            *(
+                "created",
+                "created",
+                "applied",
+                "created",
+                "created",
+                "applied",
+                "applied",
+                "created",
+                "created",
+                "ended",
+            )
+        ]
+        assert await db.lifecycle.reopen_session("s", user) == "reopened"
+        with pytest.raises(InvalidValueError, match="parent_session_id"):
+            await db.lifecycle.record([Touch(session_id="parent", user_id=user, parent_session_id="s")])
+        monkeypatch.setattr(waves, "PART_BYTES", 1)
+        again = await db.lifecycle.record([item for item in items if isinstance(item, UsageEvent | Run | Message)])
+        assert [getattr(one, "outcome", one) for one in again] == [
+            *("duplicate", "unchanged", "unchanged", "duplicate", "applied", "unchanged")
+        ]
+        monkeypatch.undo()
+        row = await db.lifecycle.get_session_row("s", user)
+        assert row is not None
+        assert (row.record.tokens_in, row.record.cost_usd) == (4, Decimal(3))
+        assert (await db.maintenance.erase_user(user, tombstone=True)).sessions == 2
+        with pytest.raises(InvalidValueError, match="erased"):
+            await db.lifecycle.record(items)
