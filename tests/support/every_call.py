@@ -43,6 +43,7 @@ from session_lifecycle.models import Budget, Item, PriceOverride
 from session_lifecycle.models.transfer import EXPORT_TABLES, FORMAT_VERSION
 from session_lifecycle.models.usage_filters import UsageEventFilters
 from session_lifecycle.postgres.schema_check import HEAD
+from session_lifecycle.settings import DEFAULT_SCHEMA
 from session_lifecycle.writing.session_block import SessionBlock
 from session_lifecycle.writing.synchronous import SynchronousRecorder, SynchronousSessionBlock
 from support.eventually import eventually
@@ -373,18 +374,29 @@ def public_calls() -> set[str]:
 class Round:
     """The calls, all of them at once, each for a user of its own."""
 
-    def __init__(self, caller: Caller, url: str, names: Iterable[str] = CALLS) -> None:
+    def __init__(
+        self,
+        caller: Caller,
+        url: str,
+        names: Iterable[str] = CALLS,
+        *,
+        schema: str = DEFAULT_SCHEMA,
+        new_user: Callable[[], UUID] = uuid4,
+    ) -> None:
         """Calls nothing yet.
 
         Args:
             caller: On whose database the calls are made.
             url: The URL of the database without the faults.
             names: Which calls of `CALLS`.
+            schema: Where the tables are.
+            new_user: Makes the user of a call.
         """
         self._caller = caller
         self._url = url
+        self._schema = schema
         self.calls = {name: CALLS[name] for name in names}
-        self._users = {name: uuid4() for name in self.calls}
+        self._users = {name: new_user() for name in self.calls}
         self.tasks: dict[str, asyncio.Task[object]] = {}
         self.outcomes: dict[str, object] = {}
         """What each call returned, or its error."""
@@ -396,23 +408,31 @@ class Round:
 
         A call about budgets has a budget, too.
         """
-        later = "maintenance.roll_up"
         async with SessionDatabase.connect(self._url) as db:
-            users = [(name, user) for name, user in self._users.items() if name != later]
-            await db.lifecycle.record([item for name, user in users for item in _things(name, user)])
-            for name, owner in users:
-                if name.endswith(("_budget", "_budgets", ".would_exceed", ".reserve", ".release")):
-                    await db.budgets.set_budget(_budget(owner, 10))
-                if name.endswith(".release"):
-                    await db.budgets.reserve("new", owner, cost_usd=1, idempotency_key="held")
-            # A job skips what another one has locked, so the sessions of the other calls are rolled up before.
-            await db.maintenance.roll_up()
-            if later in self._users:
-                await db.lifecycle.record(_things(later, self._users[later]))
+            await self.prepare_on(db)
+
+    async def prepare_on(self, db: SessionDatabase) -> None:
+        """`prepare`, on this database."""
+        later = "maintenance.roll_up"
+        users = [(name, user) for name, user in self._users.items() if name != later]
+        await db.lifecycle.record([item for name, user in users for item in _things(name, user)])
+        for name, owner in users:
+            if name.endswith(("_budget", "_budgets", ".would_exceed", ".reserve", ".release")):
+                await db.budgets.set_budget(_budget(owner, 10))
+            if name.endswith(".release"):
+                await db.budgets.reserve("new", owner, cost_usd=1, idempotency_key="held")
+        # A job skips what another one has locked, so the sessions of the other calls are rolled up before.
+        await db.maintenance.roll_up()
+        if later in self._users:
+            await db.lifecycle.record(_things(later, self._users[later]))
         if (user := self._users.get("maintenance.reconcile")) is not None:
             connection = await asyncpg.connect(self._url)
-            await connection.execute(SPOIL, user)
+            await connection.execute(self._here(SPOIL), user)
             await connection.close()
+
+    def _here(self, sql: str) -> str:
+        """The SQL over the tables of the round."""
+        return sql.replace(f"{DEFAULT_SCHEMA}.", f"{self._schema}.")
 
     def begin(self) -> None:
         """Begins all calls; none has run yet when this returns."""
@@ -450,7 +470,9 @@ class Round:
             await eventually(is_idle, within_seconds=within_seconds)
             for name, call in self.calls.items():
                 if call.written is not None:
-                    self.stored[name] = await connection.fetchval("SELECT " + call.written, self._users[name])
+                    self.stored[name] = await connection.fetchval(
+                        "SELECT " + self._here(call.written), self._users[name]
+                    )
 
             # Others may be calling at the same time, so this is not said at once.
             async def no_transaction_is_open() -> bool:

@@ -7,7 +7,7 @@ from uuid import UUID
 
 from session_lifecycle.buckets.routing import Routing
 from session_lifecycle.budgets import SessionBudgetsDb
-from session_lifecycle.errors import InvalidValueError
+from session_lifecycle.errors import DatabaseUnavailableError, InvalidValueError
 from session_lifecycle.models import Budget, BudgetUse, Reservation, Viewer
 from session_lifecycle.models.budgets import DEFAULT_LEASE
 from session_lifecycle.models.usage import EstimatedUse
@@ -28,13 +28,16 @@ class BucketBudgetsDb(SessionBudgetsDb):
 
         Raises:
             InvalidValueError: The budget names no user, or as in `SessionBudgetsDb`.
-            DatabaseUnavailableError: A bucket is away that may have a budget with this id.
+            DatabaseUnavailableError: A bucket is away that may have a budget with this id. One that the user's own
+                bucket has, no other has.
         """
         asked = Budget.checked(budget, "budget")
         if asked.user_id is None:
             expected = "a user: over buckets a budget of an agent or a data set counts one user's sessions"
             raise InvalidValueError("user_id", None, expected)
         home = self._routing.of(asked.user_id)
+        if await home.budgets.get_budget(asked.budget_id, Viewer.auditor()) is not None:
+            return await home.budgets.set_budget(asked)
         others = [bucket for bucket in self._routing.buckets if bucket is not home]
         deleted = [await bucket.budgets.delete_budget(asked.budget_id) for bucket in others]
         return await home.budgets.set_budget(asked) and not any(deleted)
@@ -56,7 +59,21 @@ class BucketBudgetsDb(SessionBudgetsDb):
         return sorted((one for budgets in found for one in budgets), key=lambda one: one.budget_id)[:limit]
 
     async def delete_budget(self, budget_id: str) -> bool:
-        return any([await bucket.budgets.delete_budget(budget_id) for bucket in self._routing.buckets])
+        """See `SessionBudgetsDb`.
+
+        Raises:
+            DatabaseUnavailableError: A bucket is away, and no other had a budget with this id.
+        """
+        away: DatabaseUnavailableError | None = None
+        for bucket in self._routing.buckets:
+            try:
+                if await bucket.budgets.delete_budget(budget_id):
+                    return True
+            except DatabaseUnavailableError as error:
+                away = away or error
+        if away is not None:
+            raise away
+        return False
 
     async def would_exceed(
         self,

@@ -1,32 +1,36 @@
 """A bucket on Citus: its schema is on one node of the cluster, and its functions run on that node.
 
-Citus plans a large statement anew in each call, for 5 to 13 ms. So the functions that write plain items are there
-twice: as they are, and as copies that name the shards, the tables in which Citus keeps the rows on a node. Citus knows
-nothing of a write into a shard, so a move of the schema would lose it. Therefore Python calls the gate: it first makes
-a write that Citus does know, which waits for a move at work and keeps the next one waiting until the transaction ends.
-Then the gate looks whether the shards are on its own node. If they are, the copies write. If not, `record_v1` does.
+Citus plans a large statement anew in each call, for 5 to 13 ms, and sends what it computes for an INSERT to every node,
+also to one that is away. So there is a copy of each function that reads tables, which names the shards: the tables in
+which Citus keeps the rows on a node. Citus knows nothing of a write into a shard, so a move would lose it. Therefore an
+entry that writes is a gate on Citus. It first makes a write that Citus does know, which waits for a move at work and
+keeps the next one waiting until the transaction ends. Then the gate looks whether the shards are on its own node. If
+they are, it calls the copy. If not, it has Citus call the copy on their node.
 """
 
 import asyncio
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cache
+from hashlib import md5
 
 import asyncpg
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from session_lifecycle.entities import quoted
+from session_lifecycle.entities import metadata, quoted
 from session_lifecycle.errors import ConfigurationError, DatabaseUnavailableError, SchemaError, TransactionConflictError
 from session_lifecycle.postgres.execution import with_jitter
-from session_lifecycle.postgres.function_files import BODY_TAG, function_files
+from session_lifecycle.postgres.function_files import BODY_TAG, STANDS_FOR, FunctionFile, function_files
 from session_lifecycle.postgres.host_engines import driver_connection
-from session_lifecycle.statements.buckets import citus, moving
-from session_lifecycle.statements.writing.record import GATE
+from session_lifecycle.statements.buckets import citus
+from session_lifecycle.statements.buckets.moving import place
 
 DISTRIBUTE_COMMAND = "session-lifecycle db distribute"
-COPIED = ("refuse_erased", "lock_session", "lock_sessions", "create_sessions", "record_plain", "record_v1")
-"""The functions of which there is a copy that names the shards, each after those that it calls."""
 SUFFIX = "_at_shards"
+MARK = "-- Created as "
+"""Before the MD5 of the text from which a copy or a gate was created."""
 POLL_SECONDS = 0.2
 MOVE_ATTEMPTS = 10
 LEFTOVER_SECONDS = 1.0
@@ -35,26 +39,36 @@ LEFTOVER = "ErrorIfCleanupRecordForShardExists"
 MOST_NAMED = 5
 
 _NAME = re.compile(r"\{schema\}\.(\w+)")
-# No session has this key. The update finds no row, and takes the lock by which Citus keeps writers and moves apart.
+_INSERT = re.compile(r"(INSERT INTO \{schema\}\.(\w+)(?: AS \w+)?\s+\()([^)]*)(\)\s+SELECT )")
+_NUMBERED = {
+    table.name: column.name
+    for table in metadata.sorted_tables
+    for column in table.columns
+    if column.identity is not None
+}
+"""The tables whose rows have a number, and the column that has it."""
+_RESULT = re.compile(r"RETURNS (?P<kind>\S+)")
+_LANGUAGE = "\nLANGUAGE plpgsql\n"
+_OUT = re.compile(r"\bOUT (\w+)")
+# No session has the key of the update. It finds no row, and takes the lock by which Citus keeps writers and moves
+# apart. The next statement has a snapshot from after the lock. Citus runs a query of a table with one shard where the
+# shard is, in the transaction that the update began there.
 _GATE = """
-BEGIN
-    IF is_plain THEN
-        UPDATE {schema}.session_records SET derived = derived
-        WHERE user_id = '00000000-0000-0000-0000-000000000000' AND session_id = '';
-        -- This statement has a snapshot from after the lock.
-        IF EXISTS (
-            SELECT FROM pg_dist_shard s
-            JOIN pg_dist_placement p ON p.shardid = s.shardid
-            JOIN pg_dist_local_group here ON here.groupid = p.groupid
-            WHERE s.shardid = {shard_id} AND s.logicalrelid = {table}::regclass
-        ) THEN
-            RETURN QUERY
-            SELECT r.* FROM {schema}.{copy}(waves, activity, latest_at, is_plain) r;
-            RETURN;
-        END IF;
+#variable_conflict use_column
+{declare}BEGIN
+    UPDATE {schema}.session_records SET derived = derived
+    WHERE user_id = '00000000-0000-0000-0000-000000000000' AND session_id = '';
+    IF EXISTS (
+        SELECT FROM pg_dist_shard s
+        JOIN pg_dist_placement p ON p.shardid = s.shardid
+        JOIN pg_dist_local_group here ON here.groupid = p.groupid
+        WHERE s.shardid = {shard_id} AND s.logicalrelid = {table}::regclass
+    ) THEN
+        {call} FROM {schema}.{copy} r;
+    ELSE
+        {call} FROM (SELECT count(*) FROM {schema}.session_buckets) there, {schema}.{copy} r;
     END IF;
-    RETURN QUERY SELECT r.* FROM {schema}.record_v1(waves, activity, latest_at, is_plain) r;
-END
+{end}END
 """
 
 
@@ -76,10 +90,11 @@ async def check_functions(connection: AsyncConnection, schema: str) -> bool:
     group = await group_of(driver, schema)
     if group is None:
         return False
-    there = {row["name"] for row in await driver.fetch(citus.FUNCTIONS, schema) if row["group_id"] == group}
-    lacking = sorted({*function_files(), *(f"{name}{SUFFIX}" for name in COPIED), GATE} - there)
+    there = [row for row in await driver.fetch(citus.FUNCTIONS, schema) if row["group_id"] == group]
+    lacking = {*function_files(), *(f"{name}{SUFFIX}" for name in copied())} - {row["name"] for row in there}
+    lacking |= {*gates()} - {row["name"] for row in there if STANDS_FOR in row["body"]}
     if lacking:
-        named = ", ".join(lacking[:MOST_NAMED]) + (" and more" if len(lacking) > MOST_NAMED else "")
+        named = ", ".join(sorted(lacking)[:MOST_NAMED]) + (" and more" if len(lacking) > MOST_NAMED else "")
         raise SchemaError(
             f"schema {schema!r} is distributed by Citus, and these functions do not run on its node: {named}: "
             f"run `{DISTRIBUTE_COMMAND}` with all places"
@@ -108,27 +123,45 @@ async def distribute(connection: "asyncpg.Connection", schema: str) -> None:
 
 
 async def distribute_functions(connection: "asyncpg.Connection", schema: str) -> None:
-    """Has each function of a distributed schema run where the schema is, and creates the copies that name shards."""
-    shards = {row["table_name"]: row for row in await connection.fetch(citus.SHARDS, schema)}
-    names = {table: row["shard"] for table, row in shards.items()}
-    async with connection.transaction():
-        await connection.execute("SET LOCAL search_path = pg_catalog, pg_temp")
-        for sql in copies(schema, names, shards["session_records"]["shard_id"]):
-            await connection.execute(sql)
+    """Has each function of a distributed schema run where the schema is. Creates the copies, and then the gates."""
+    rows = {row["table_name"]: row for row in await connection.fetch(citus.SHARDS, schema)}
+    shards = {table: row["shard"] for table, row in rows.items()}
+    shard_id = rows["session_records"]["shard_id"]
+    await _create(connection, schema, [copy_of(one, shards) for one in copied().values()])
     group = await group_of(connection, schema)
     for row in await connection.fetch(citus.FUNCTIONS, schema):
         if row["group_id"] != group:
-            beside = moving.place(schema, "session_records")
+            beside = place(schema, "session_records")
             await connection.execute(citus.DISTRIBUTE_FUNCTION, row["signature"], beside)
-        if row["name"] in citus.NESTED:
+        if row["name"] in citus.NESTED and not row["is_nested"]:
             await connection.execute(citus.allow_nested(row["signature"]))
+    # A gate calls its copy, which every node has by now.
+    await _create(connection, schema, [gate_of(schema, one, shards, shard_id) for one in gates().values()])
+
+
+async def _create(connection: "asyncpg.Connection", schema: str, functions: Sequence[FunctionFile]) -> None:
+    """Creates the functions that are not there as they are here, all of them or none.
+
+    Citus needs every node to create one. Without a new one, a node may be away.
+    """
+    bodies = {row["name"]: row["body"] for row in await connection.fetch(citus.FUNCTIONS, schema)}
+    marks = {one: f"{MARK}{md5(one.source.encode(), usedforsecurity=False).hexdigest()}" for one in functions}
+    new = {one: mark for one, mark in marks.items() if mark not in bodies.get(one.name, "")}
+    if not new:
+        return
+    async with connection.transaction():
+        await connection.execute("SET LOCAL search_path = pg_catalog, pg_temp")
+        for one, mark in new.items():
+            head, tag, rest = one.source.partition(BODY_TAG)
+            marked = replace(one, source=f"{head}{tag}\n{mark}{rest}")
+            await connection.execute(marked.create_sql(schema, replace=True))
 
 
 async def node_of(connection: "asyncpg.Connection", schema: str) -> str | None:
     """The node of a distributed schema, as host:port; None where the schema is not distributed."""
     if await group_of(connection, schema) is None:
         return None
-    found = await connection.fetchrow(citus.NODE, moving.place(schema, "session_records"))
+    found = await connection.fetchrow(citus.NODE, place(schema, "session_records"))
     return None if found is None else f"{found['host']}:{found['port']}"
 
 
@@ -196,29 +229,96 @@ async def rebalance(connection: "asyncpg.Connection") -> None:
         )
 
 
-def copies(schema: str, shards: Mapping[str, str], shard_id: int) -> list[str]:
-    """The statements that create the copies that name the shards, and the gate."""
+@cache
+def copied() -> dict[str, FunctionFile]:
+    """The functions of which there is a copy: those that name a table, and those that call one of these."""
+    files = function_files()
+    named = {name: set(_NAME.findall(one.source)) for name, one in files.items()}
+    found: set[str] = set()
+    reached = {table.name for table in metadata.sorted_tables}
+    while more := {name for name in files.keys() - found if named[name] & reached}:
+        found |= more
+        reached = more
+    return {name: one for name, one in files.items() if name in found}
+
+
+def gates() -> dict[str, FunctionFile]:
+    """The copied entries that write. One that only reads is part of statements that Citus sends to the node."""
+    return {name: one for name, one in copied().items() if one.is_entry and not one.only_reads}
+
+
+def copy_of(one: FunctionFile, shards: Mapping[str, str]) -> FunctionFile:
+    """The copy of a function.
+
+    Args:
+        one: The function.
+        shards: The shard of each table, quoted and with its schema.
+    """
+    head, tag, rest = one.source.partition(BODY_TAG)
+    head = head[head.index("CREATE FUNCTION") :].replace(f".{one.name}", f".{one.name}{SUFFIX}", 1)
+    return replace(one, name=f"{one.name}{SUFFIX}", source=f"{head}{tag}{_at_shards(rest, shards)}")
+
+
+def gate_of(schema: str, one: FunctionFile, shards: Mapping[str, str], shard_id: int) -> FunctionFile:
+    """The gate that takes the place of an entry.
+
+    Args:
+        schema: The schema.
+        one: The entry.
+        shards: As in `copy_of`.
+        shard_id: The number of the shard of `session_records`.
+    """
+    head, tag, rest = one.source.partition(BODY_TAG)
+    head = head[head.index("CREATE FUNCTION") :]
+    result = _RESULT.search(head)
+    kind = result["kind"] if result else None
+    if kind == "trigger":
+        # It fires on the shard, where the rows are.
+        body, _, end = _at_shards(rest, shards).partition(BODY_TAG)
+    else:
+        declare = answered = ""
+        if kind in {"TABLE", "SETOF"}:
+            call = "RETURN QUERY SELECT r.*"
+        elif kind == "void":
+            call = "PERFORM 1"
+        elif kind is None:
+            call = f"SELECT r.* INTO {', '.join(_OUT.findall(head))}"
+        else:
+            call, answered = "SELECT r.* INTO answer", "    RETURN answer;\n"
+            declare = f"DECLARE\n    answer {kind};\n"
+        arguments = ", ".join(f"${number}" for number in range(1, one.argument_count + 1))
+        values = {
+            "declare": declare,
+            "call": call,
+            "end": answered,
+            "copy": f"{one.name}{SUFFIX}({arguments})",
+            "shard_id": str(shard_id),
+            "table": _literal(place(schema, "session_records")),
+        }
+        body, end = _GATE, ";\n"
+        for name, value in values.items():
+            body = body.replace(f"{{{name}}}", value)
+        head = f"{head.partition(_LANGUAGE)[0]}{_LANGUAGE}SET search_path = pg_catalog, pg_temp\nAS "
+    body = f"\n{STANDS_FOR}{one.body_md5(schema)}{body}"
+    return replace(one, source=f"{head}{tag}{body}{tag}{end}")
+
+
+def _at_shards(body: str, shards: Mapping[str, str]) -> str:
+    """The body of a function, with the shards in place of the tables and the copies in place of the functions."""
 
     def name(found: re.Match[str]) -> str:
-        if found[1] in COPIED:
-            return f"{found[0]}{SUFFIX}"
-        return shards.get(found[1], found[0])
+        return f"{found[0]}{SUFFIX}" if found[1] in copied() else shards.get(found[1], found[0])
 
-    files = function_files()
-    statements = [_NAME.sub(name, files[one].source) for one in COPIED]
-    head, _, _ = files["record_v1"].source.partition(BODY_TAG)
-    gate = _GATE.replace("{copy}", f"record_v1{SUFFIX}").replace("{shard_id}", str(shard_id))
-    gate = gate.replace("{table}", _literal(moving.place(schema, "session_records")))
-    statements.append(f"{head.replace('.record_v1', f'.{GATE}', 1)}{BODY_TAG}{gate}{BODY_TAG};")
-    tag = BODY_TAG
-    while tag in schema:
-        tag = f"{tag[:-1]}_$"
-    return [
-        sql.replace("CREATE FUNCTION", "CREATE OR REPLACE FUNCTION", 1)
-        .replace(BODY_TAG, tag)
-        .replace("{schema}", quoted(schema))
-        for sql in statements
-    ]
+    return _NAME.sub(name, _INSERT.sub(_number_rows, body))
+
+
+def _number_rows(insert: re.Match[str]) -> str:
+    """An insertion that numbers its rows: Citus gives a shard no default that is a number of a sequence."""
+    into, table, columns, select = insert.groups()
+    number = _NUMBERED.get(table)
+    if number is None or number in columns.replace(",", " ").split():
+        return insert[0]
+    return f"{into}{number}, {columns}{select}nextval('{{schema}}.{table}_{number}_seq'), "
 
 
 def _literal(value: str) -> str:

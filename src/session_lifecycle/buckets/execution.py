@@ -21,7 +21,6 @@ from session_lifecycle.postgres.driver_statements import KeptStatement
 from session_lifecycle.postgres.execution import BoundExecution, PoolExecution, Run, Stream
 from session_lifecycle.postgres.failures import DRIVER_FAILURES, raise_as_ours, was_cancelled
 from session_lifecycle.postgres.host_engines import driver_connection
-from session_lifecycle.statements.writing.record import GATE, record
 
 MOST_MOVES = 8
 """How many moves of a bucket one call follows."""
@@ -30,7 +29,8 @@ ARRIVAL_SECONDS = 10.0
 ARRIVAL_PAUSE_SECONDS = 0.02
 
 Answer = TypeVar("Answer")
-_TABLE = text("SELECT pg_catalog.to_regclass(:table)")
+# The driver reads a regclass only after it has asked the server what that is, once for each connection.
+_TABLE = text("SELECT CAST(pg_catalog.to_regclass(:table) AS oid)")
 
 question_clock: ContextVar[datetime | None] = ContextVar("question_clock", default=None)
 """The moment by which every bucket judges that one question is put to; None: each by its own clock."""
@@ -76,7 +76,6 @@ class BucketExecution:
         self._looked_at: PoolExecution | None = None
         # The move of the pointer that led to the present place.
         self._led_by: UUID | None = None
-        self._record = record(schema)
         self._is_on_citus = False
 
     async def fetch(
@@ -103,10 +102,9 @@ class BucketExecution:
         has_deadline: bool = True,
     ) -> Sequence[Any]:
         async def write(pool: PoolExecution) -> Sequence[Any]:
-            asked = record(self.schema, GATE) if self._is_on_citus and statement is self._record else statement
             with self._cancelled_by_coordinator():
                 return await pool.write(
-                    asked, parameters, repeatable=repeatable, on_sent=on_sent, has_deadline=has_deadline
+                    statement, parameters, repeatable=repeatable, on_sent=on_sent, has_deadline=has_deadline
                 )
 
         return await self.run_here(write)

@@ -57,9 +57,9 @@ async def each(buckets: Sequence[Bucket], job: Callable[[Bucket], Awaitable[Repo
 class BucketMaintenanceDb(SessionMaintenanceDb):
     """`SessionMaintenanceDb` over buckets.
 
-    A job that is about one user runs in the user's bucket. Every other job runs in one bucket after another. It goes on
-    past a bucket that is away, and raises DatabaseUnavailableError at the end, which names that bucket. `on_progress`
-    gets the sums over the buckets so far.
+    A job that is about certain users runs in their buckets, and every other job in all of them, one after another. It
+    goes on past a bucket that is away, and raises DatabaseUnavailableError at the end, which names that bucket.
+    `on_progress` gets the sums over the buckets so far.
     """
 
     def __init__(self, routing: Routing) -> None:
@@ -159,7 +159,7 @@ class BucketMaintenanceDb(SessionMaintenanceDb):
                 dataset_ids=dataset_ids,
             )
 
-        return await self._prune(job, on_progress)
+        return await self._prune(job, on_progress, user_ids)
 
     async def prune_payloads(
         self,
@@ -183,14 +183,20 @@ class BucketMaintenanceDb(SessionMaintenanceDb):
                 dataset_ids=dataset_ids,
             )
 
-        return await self._prune(job, on_progress)
+        return await self._prune(job, on_progress, user_ids)
 
     async def _prune(
         self,
         prune: Callable[[Bucket, Callable[[PruneReport], None] | None], Awaitable[PruneReport]],
         on_progress: Callable[[PruneReport], None] | None,
+        user_ids: Collection[UUID | str] | None,
     ) -> PruneReport:
         done: list[PruneReport] = []
+        buckets = self._routing.buckets
+        if isinstance(user_ids, Collection):
+            # What is no user id, and nobody, go to bucket 0.
+            numbers = {self._routing.number_of(one) for one in user_ids} or {0}
+            buckets = [buckets[number] for number in sorted(numbers)]
 
         def report(one: PruneReport) -> None:
             if on_progress is not None:
@@ -202,7 +208,7 @@ class BucketMaintenanceDb(SessionMaintenanceDb):
             done.append(found)
             return found
 
-        await each(self._routing.buckets, job)
+        await each(buckets, job)
         return _pruned(done)
 
     async def delete_session(self, session_id: str, user_id: UUID | str) -> bool:

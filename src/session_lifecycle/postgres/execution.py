@@ -571,17 +571,23 @@ class BoundExecution:
 
     async def _within(self, work: Callable[[AsyncConnection], Awaitable[Sequence[Any]]]) -> Sequence[Any]:
         try:
-            connection = await self._checked_connection()
+            connection = await self._checked_host()
+            # Citus may have the schema on a node that is away, which the look at the schema finds out.
             async with connection.begin_nested() if self._savepoints else nullcontext():
+                await check_schema_once(connection, self.schema)
                 return await work(connection)
         except DRIVER_FAILURES as error:
             raise_as_ours(error)
 
     async def _checked_connection(self) -> AsyncConnection:
+        connection = await self._checked_host()
+        await check_schema_once(connection, self.schema)
+        return connection
+
+    async def _checked_host(self) -> AsyncConnection:
         connection = await self._connection()
         await self._check_isolation(connection)
         await self._check_host(connection)
-        await check_schema_once(connection, self.schema)
         return connection
 
     async def _connection(self) -> AsyncConnection:

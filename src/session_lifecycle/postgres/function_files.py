@@ -9,6 +9,8 @@ from pathlib import Path
 from session_lifecycle.entities import quoted
 
 BODY_TAG = "$body$"
+STANDS_FOR = "-- Stands for the body "
+"""Before the MD5 of the body in whose place Citus has another one. See `buckets/citus.py`."""
 _HEADER = re.compile(r"^CREATE (?:OR REPLACE )?FUNCTION \{schema\}\.(\w+)\s*\(", re.MULTILINE)
 _TYPE = re.compile(r"^(?:OUT |INOUT )?\w+ (?P<type>.+?)(?: DEFAULT .*)?$")
 
@@ -31,6 +33,16 @@ class FunctionFile:
     def is_entry(self) -> bool:
         """Whether Python or a trigger calls the function: such a name carries a version."""
         return re.search(r"_v\d+$", self.name) is not None
+
+    @property
+    def only_reads(self) -> bool:
+        """Whether the function says that it changes nothing."""
+        return re.search(r"^LANGUAGE \w+ (STABLE|IMMUTABLE)\b", self.source, re.MULTILINE) is not None
+
+    @property
+    def argument_count(self) -> int:
+        """How many arguments a caller passes."""
+        return len(self.argument_types.split(", ")) if self.argument_types else 0
 
     @property
     def signature(self) -> str:

@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from session_lifecycle._version import __version__
 from session_lifecycle.entities import VERSION_TABLE, metadata, quoted
 from session_lifecycle.errors import SchemaError
-from session_lifecycle.postgres.function_files import function_files
+from session_lifecycle.postgres.function_files import STANDS_FOR, function_files
 
 REVISIONS = ("0001",)
 """Every revision that this version knows, oldest first."""
@@ -59,7 +59,7 @@ class Inventory(NamedTuple):
     """What is in a schema."""
 
     objects: dict[SchemaObject, str | None]
-    """Each object; a function with the MD5 of its body."""
+    """Each object; a function with the MD5 of its body, or of the body that it stands for."""
     revision: str | None
     """The newest revision that was applied; None where the schema was never migrated."""
     oldest_served_version: str | None
@@ -113,7 +113,10 @@ JOIN pg_catalog.pg_class c ON c.oid = t.tgrelid
 JOIN place ON place.oid = c.relnamespace
 WHERE t.tgenabled <> 'D' AND NOT t.tgisinternal
 UNION ALL
-SELECT 'function', f.signature, pg_catalog.md5(p.prosrc)
+SELECT 'function', f.signature, coalesce(
+    pg_catalog.substring(p.prosrc, pg_catalog.concat(CAST(:stands_for AS text), '([0-9a-f]{32})')),
+    pg_catalog.md5(p.prosrc)
+)
 FROM pg_catalog.unnest(CAST(:signatures AS text[])) f (signature)
 JOIN pg_catalog.pg_proc p
     ON p.oid = pg_catalog.to_regprocedure(pg_catalog.concat(CAST(:quoted AS text), '.', f.signature))
@@ -170,15 +173,16 @@ async def take_inventory(connection: AsyncConnection, schema: str) -> Inventory:
     # The files are read once for each process, and not on the event loop.
     files = await asyncio.to_thread(function_files)
     signatures = [one.signature for one in files.values()]
-    found = await connection.execute(_OBJECTS, {"schema": schema, "quoted": quoted(schema), "signatures": signatures})
+    asked = {"schema": schema, "quoted": quoted(schema), "signatures": signatures, "stands_for": STANDS_FOR}
+    found = await connection.execute(_OBJECTS, asked)
     objects = {SchemaObject(Kind(kind), name): body for kind, name, body in found}
     revision = served = None
     if SchemaObject(Kind.TABLE, VERSION_TABLE) in objects:
         applied: Select[str] = select(column("version_num", Text)).select_from(table(VERSION_TABLE, schema=schema))
         revision = max((await connection.execute(applied)).scalars(), default=None)
     if SchemaObject(Kind.FUNCTION, f"{SERVED_VERSION}()") in objects:
-        asked = text(f"SELECT {quoted(schema)}.{SERVED_VERSION}()".replace(":", "\\:"))
-        served = (await connection.execute(asked)).scalar_one()
+        version = text(f"SELECT {quoted(schema)}.{SERVED_VERSION}()".replace(":", "\\:"))
+        served = (await connection.execute(version)).scalar_one()
     return Inventory(objects, revision, served)
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
@@ -26,8 +27,9 @@ from session_lifecycle import (
 )
 from session_lifecycle.buckets import citus
 from session_lifecycle.buckets.database import BucketDatabase
+from session_lifecycle.entities import metadata
+from session_lifecycle.postgres.function_files import BODY_TAG, STANDS_FOR, function_files
 from session_lifecycle.statements.buckets import citus as statements
-from session_lifecycle.statements.writing.record import GATE
 from support.buckets import user_in
 from support.citus import CitusBuckets
 from support.commands import run as run_command
@@ -209,29 +211,18 @@ async def test_a_bucket_moves_back_to_a_node_where_it_is_still_read(
     assert (await db.lifecycle.aggregate_stats(user)).tokens_in == 1
 
 
-async def test_a_use_is_written_on_the_node_of_its_bucket(
+async def test_a_call_is_written_on_the_node_of_its_bucket(
     on_citus: BucketDatabase, citus_cluster: CitusBuckets
 ) -> None:
-    """The statement that Python sends reaches the copies that name the shards."""
-    db, user = on_citus, user_in(on_citus, 0)
+    """Citus sends each call of an entry that writes to the node, and the node runs the copy that names the shards."""
     schema = citus_cluster.schemas[0]
-    await db.lifecycle.aggregate_stats(user)  # looks at the schema once
     async with citus_cluster.connected() as connection:
-        types = "jsonb, jsonb, timestamptz, boolean"
-        await connection.execute(f"ALTER FUNCTION {schema}.record_v1({types}) RENAME TO hidden")
-        try:
-            receipt = await db.lifecycle.record([event(user, 1)])
-            assert receipt[0].outcome == "applied"
-            receipts = await db.lifecycle.record([event(user, number) for number in range(2, 10)])
-            assert {receipt.outcome for receipt in receipts} == {"applied"}
-            with pytest.raises(SchemaError):  # what is not plain needs the function
-                await db.lifecycle.end_session("s", user, "completed")
-        finally:
-            await connection.execute(f"ALTER FUNCTION {schema}.hidden({types}) RENAME TO record_v1")
-        plan = await connection.fetch(
-            f"EXPLAIN SELECT * FROM {schema}.{GATE}('[]'::jsonb, '[]'::jsonb, NULL::timestamptz, true)"
-        )
-        assert any("Citus" in row[0] for row in plan), plan
+        for one in citus.gates().values():
+            if "RETURNS trigger" in one.source:
+                continue
+            arguments = ", ".join(f"NULL::{type_}" for type_ in one.argument_types.split(", "))
+            plan = await connection.fetch(f"EXPLAIN SELECT * FROM {schema}.{one.name}({arguments})")
+            assert any("Citus" in row[0] for row in plan), plan
 
 
 async def test_locks_hold_on_the_node_of_the_bucket(on_citus: BucketDatabase, citus_cluster: CitusBuckets) -> None:
@@ -273,7 +264,12 @@ async def test_a_function_that_is_not_distributed_is_refused_and_migrate_distrib
 ) -> None:
     schema, user = citus_cluster.schemas[1], user_in(on_citus, 1)
     async with citus_cluster.connected() as connection:
-        await connection.execute(f"DROP FUNCTION {schema}.{GATE}")
+        await connection.execute(f"DROP FUNCTION {schema}.record_wave{citus.SUFFIX}")
+        await connection.execute(function_files()["reprice_v1"].create_sql(schema, replace=True))
+    async with SessionDatabase.buckets(citus_cluster.places) as db:
+        with pytest.raises(SchemaError, match="do not run on its node: record_wave_at_shards, reprice_v1: run"):
+            await db.check()
+    async with citus_cluster.connected() as connection:
         await connection.execute(f"ALTER FUNCTION {schema}.empty_sessions_v1 RENAME TO gone")
     async with SessionDatabase.buckets(citus_cluster.places) as db:
         with pytest.raises(SchemaError, match="empty_sessions_v1"):
@@ -327,16 +323,34 @@ async def test_a_database_without_citus_is_refused(session_database_url: str) ->
             await db.placement.move_to_node(0, "127.0.0.1:1")
 
 
-def test_the_copies_name_shards_and_nothing_else_differs() -> None:
-    shards = {"session_records": "b.session_records_7", "session_usage_events": "b.session_usage_events_8"}
-    made = citus.copies("b", shards, 7)
-    assert len(made) == len(citus.COPIED) + 1
-    text = "\n".join(made)
-    assert "{schema}" not in text
-    assert '"b".session_records ' not in text.split(GATE)[0]
-    assert '"b".record_plain_at_shards(' in text
-    assert f'"b".{GATE}(' in made[-1]
-    assert "s.shardid = 7" in made[-1]
+def test_the_copies_name_shards_and_number_rows() -> None:
+    """Citus plans nothing in them. A shard has no default that numbers its rows."""
+    numbered = {table.name for table in metadata.sorted_tables if any(one.identity for one in table.columns)}
+    shards = {table.name: f"b.{table.name}_7" for table in metadata.sorted_tables}
+    tables = "|".join(shards)
+    inserted = set()
+    for one in citus.copied().values():
+        _, _, body = citus.copy_of(one, shards).source.partition(BODY_TAG)
+        assert not re.search(rf"\{{schema\}}\.({tables})\b", body)
+        called = {name.removesuffix(citus.SUFFIX) for name in re.findall(r"\{schema\}\.(\w+_at_shards)\(", body)}
+        assert called == set(re.findall(r"\{schema\}\.(\w+)\(", one.source)[1:]) & citus.copied().keys()
+        for table, rest in re.findall(r"INSERT INTO b\.(\w+)_7\b([^;]*)", body):
+            if table in numbered:
+                assert re.match(r"(?: AS \w+)?\s+\((record_no|change_id), .*?\)\s+SELECT nextval\(", rest, re.DOTALL), (
+                    rest
+                )
+                inserted.add(table)
+    assert inserted == numbered
+
+
+def test_a_gate_stands_for_the_entry() -> None:
+    shards = {"session_records": "b.session_records_7"}
+    for one in citus.gates().values():
+        gate = citus.gate_of("b", one, shards, 7)
+        assert gate.signature == one.signature
+        assert f"{STANDS_FOR}{one.body_md5('b')}\n" in gate.source
+        assert ("s.shardid = 7" in gate.source) != ("RETURNS trigger" in gate.source)
+    assert not [one for one in function_files().values() if STANDS_FOR in one.source]
 
 
 async def test_roll_ups_are_made_divided_and_repaired(citus_cluster: CitusBuckets, on_citus: BucketDatabase) -> None:

@@ -15,13 +15,17 @@ WHERE d.schemaid = (SELECT oid FROM pg_catalog.pg_namespace WHERE nspname = $1)
 """The number of the group of tables that the schema `$1` is. No row where the schema is not distributed."""
 
 FUNCTIONS = """
-SELECT p.proname::text AS name, p.oid::regprocedure::text AS signature, d.colocationid AS group_id
+SELECT p.proname::text AS name, p.oid::regprocedure::text AS signature, d.colocationid AS group_id,
+    p.prosrc AS body, coalesce(p.proconfig && ARRAY['citus.allow_nested_distributed_execution=on'], false) AS is_nested
 FROM pg_catalog.pg_proc p
 LEFT JOIN pg_catalog.pg_dist_object d ON d.classid = 'pg_catalog.pg_proc'::regclass AND d.objid = p.oid
 WHERE p.pronamespace = (SELECT oid FROM pg_catalog.pg_namespace WHERE nspname = $1)
 ORDER BY p.oid
 """
-"""The functions of the schema `$1`, each after those that it calls, with the group of tables that it runs beside."""
+"""The functions of the schema `$1`, each after those that it calls.
+
+With the group of tables that it runs beside, its body, and whether `allow_nested` was called for it.
+"""
 
 SHARDS = """
 SELECT c.relname::text AS table_name, s.shardid AS shard_id, pg_catalog.shard_name(s.logicalrelid, s.shardid) AS shard

@@ -12,9 +12,6 @@ from session_lifecycle.statements.shared.clock import TIMESTAMPTZ
 from session_lifecycle.statements.shared.database_functions import database_function, json_parameter
 from session_lifecycle.statements.shared.kept import kept
 
-ENTRY = "record_v1"
-GATE = "record_at_shards_v1"
-"""What takes the place of `ENTRY` in a bucket on Citus: same arguments, same answer. See `buckets/citus.py`."""
 FUTURE = "future"
 """The outcome of an item whose time is too far ahead of the database's clock. The call wrote nothing then."""
 
@@ -31,7 +28,7 @@ class WriteResult(NamedTuple):
 
 
 @kept
-def record(schema: str, function: str = ENTRY) -> Select[tuple[int, str, object, int, int, object]]:
+def record(schema: str) -> Select[tuple[int, str, object, int, int, object]]:
     """One row per item of the bound `waves` and `activity`; or only the row of an item with the outcome `future`.
 
     `waves` and `activity` are JSON text: arrays of arrays of items. Where an item has several rows, the last one is its
@@ -41,7 +38,7 @@ def record(schema: str, function: str = ENTRY) -> Select[tuple[int, str, object,
     is_plain = bindparam("is_plain", type_=Boolean)
     waves, activity = (json_parameter(name) for name in ("waves", "activity"))
     latest_at = bindparam("latest_at", type_=TIMESTAMPTZ)
-    receipts = database_function(schema, function, waves, activity, latest_at, is_plain).table_valued(
+    receipts = database_function(schema, "record_v1", waves, activity, latest_at, is_plain).table_valued(
         column("item_position", Integer),
         column("outcome", Text),
         column("event_cost_usd", Numeric),
