@@ -36,6 +36,9 @@ SERVER_SETTINGS = {
     "extra_float_digits": "1",
     # Postgres overestimates the cost of a page, and would compile it for longer than the page takes.
     "jit": "off",
+    # Citus hides its shards from everybody else, table by table. Without that, what the driver asks of a new connection
+    # about types takes 0.06 s in place of 1.9. No other server reads the setting.
+    "citus.show_shards_for_app_name_prefixes": "*",
 }
 """What a connection of ours asks of the server when it starts, and so without a round trip."""
 OTHER_LOOP = (
