@@ -244,7 +244,10 @@ def value_at(source: Any, *path: str) -> Any:
     for name in path:
         if source is None:
             return None
-        source = source.get(name) if isinstance(source, Mapping) else getattr(source, name, None)
+        if type(source) is dict or isinstance(source, Mapping):  # to ask a class for `Mapping` is slow
+            source = source.get(name)
+        else:
+            source = getattr(source, name, None)
     return source
 
 
@@ -253,9 +256,9 @@ def _list(value: Any) -> Iterable[Any]:
 
 
 def _google(usage: Any, name: str) -> Any:
-    """The value by its name in Python, or by its name in JSON."""
+    """The value by its name in Python, or by its name in JSON. Only JSON has the latter, and an object is not asked."""
     value = value_at(usage, name)
-    if value is None:
+    if value is None and isinstance(usage, Mapping):
         first, *others = name.split("_")
         value = value_at(usage, first + "".join(map(str.capitalize, others)))
     return value

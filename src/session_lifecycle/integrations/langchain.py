@@ -238,7 +238,6 @@ class SessionCallbackHandler(Adapter, BaseCallbackHandler):
         agent_name = node.name if node.is_graph else None
         if node.parent is None:
             trace = self.session_of(node.session_id, node.run_id, agent_name=agent_name)
-            trace.begin(at=node.started_at)
             node.run = trace.run(node.name, run_id=node.run_id, agent_name=agent_name)
         else:
             above = node.parent
