@@ -59,8 +59,10 @@ class Spent(NamedTuple):
     """The time until the answer."""
     thread: float
     """The CPU time of the caller's thread until the answer."""
-    process: float
-    """The CPU time of the whole process until all is written."""
+    in_a_row: float
+    """The CPU time of the whole process until all is written, of a call in a row."""
+    alone: float
+    """The same of a call alone."""
 
 
 def _serve(told: Connection) -> None:
@@ -223,14 +225,32 @@ def litellm_calls(recorder: Any, openai_url: str) -> Side:
     return Side("LiteLLM", call, call, GLOBAL_LOGGING_WORKER.flush, before)
 
 
-def claude_agent_sdk(recorder: Any) -> Side:
-    """The Claude Agent SDK. A transport speaks in place of its program, which takes seconds."""
-    from claude_agent_sdk import ClaudeAgentOptions, Transport, query
+def claude_lines(data: str, number: int) -> list[dict[str, Any] | None]:
+    """What the program of the Claude Agent SDK says to a line: to a prompt one answer of a model, and then the end."""
+    told = json.loads(data)
+    if told["type"] == "control_request":
+        response = {"subtype": "success", "request_id": told["request_id"], "response": {}}
+        return [{"type": "control_response", "response": response}]
+    model = "claude-sonnet-4-6"
+    said = {"session_id": f"claude-{number}", "uuid": f"run-{number}"}
+    usage = {"input_tokens": 1200, "output_tokens": 80}
+    answer: dict[str, Any] = {"id": f"message-{number}", "model": model, "role": "assistant", "usage": usage}
+    answer["content"] = [{"type": "text", "text": "It is 7."}]
+    totals = {model: {"inputTokens": 1200, "outputTokens": 80}}
+    ended = {"subtype": "success", "is_error": False, "duration_ms": 1, "duration_api_ms": 1, "num_turns": 1}
+    return [
+        {"type": "system", "subtype": "init", "model": model, **said},
+        {"type": "assistant", "message": answer, "parent_tool_use_id": None, **said},
+        {"type": "result", "modelUsage": totals, **ended, **said},
+        None,
+    ]
 
-    from session_lifecycle.integrations.claude_agent_sdk import SessionSdk
 
-    model, numbers = "claude-sonnet-4-6", count()
-    options = ClaudeAgentOptions(env={"CLAUDE_CONFIG_DIR": "/nowhere"})  # there are no transcripts to be read
+def scripted_transport() -> type[Any]:
+    """A transport that speaks in place of the program of the Claude Agent SDK, which takes seconds."""
+    from claude_agent_sdk import Transport
+
+    numbers = count()
 
     class Scripted(Transport):  # type: ignore[misc]  # the SDK is not followed by mypy
         def __init__(self) -> None:
@@ -240,22 +260,8 @@ def claude_agent_sdk(recorder: Any) -> Side:
             """There is nothing to connect to."""
 
         async def write(self, data: str) -> None:
-            told = json.loads(data)
-            if told["type"] == "control_request":
-                response = {"subtype": "success", "request_id": told["request_id"], "response": {}}
-                self.lines.put_nowait({"type": "control_response", "response": response})
-                return
-            number = next(numbers)
-            said = {"session_id": f"claude-{number}", "uuid": f"run-{number}"}
-            usage = {"input_tokens": 1200, "output_tokens": 80}
-            answer = {"id": f"message-{number}", "model": model, "role": "assistant", "usage": usage}
-            answer["content"] = [{"type": "text", "text": "It is 7."}]
-            totals = {model: {"inputTokens": 1200, "outputTokens": 80}}
-            ended = {"subtype": "success", "is_error": False, "duration_ms": 1, "duration_api_ms": 1, "num_turns": 1}
-            self.lines.put_nowait({"type": "system", "subtype": "init", "model": model, **said})
-            self.lines.put_nowait({"type": "assistant", "message": answer, "parent_tool_use_id": None, **said})
-            self.lines.put_nowait({"type": "result", "modelUsage": totals, **ended, **said})
-            self.lines.put_nowait(None)
+            for line in claude_lines(data, next(numbers)):
+                self.lines.put_nowait(line)
 
         async def read_messages(self) -> AsyncIterator[dict[str, Any]]:
             while (line := await self.lines.get()) is not None:
@@ -270,8 +276,20 @@ def claude_agent_sdk(recorder: Any) -> Side:
         async def end_input(self) -> None:
             """The script has an end of its own."""
 
+    return Scripted
+
+
+def claude_agent_sdk(recorder: Any) -> Side:
+    """The Claude Agent SDK."""
+    from claude_agent_sdk import ClaudeAgentOptions, query
+
+    from session_lifecycle.integrations.claude_agent_sdk import SessionSdk
+
+    options = ClaudeAgentOptions(env={"CLAUDE_CONFIG_DIR": "/nowhere"})  # there are no transcripts to be read
+    transport = scripted_transport()
+
     async def call(asks: Any) -> None:
-        async for _ in asks(prompt=PROMPT, options=options, transport=Scripted()):
+        async for _ in asks(prompt=PROMPT, options=options, transport=transport()):
             pass
 
     sdk = SessionSdk(recorder, user_id=USER)
@@ -313,23 +331,25 @@ async def sides(recorder: Any, url: str, openai_url: str) -> AsyncGenerator[list
 
 
 async def spent(side: Side, with_it: bool, calls: int, finish: Call) -> Spent:
-    """What a call takes: the medians of its way to the answer, and its part of all that the calls cost."""
+    """What a call takes: medians of the calls alone, and a mean of the calls in a row."""
     call = side.recorded if with_it else side.bare
     await side.before(with_it)
-    ways: list[tuple[float, float]] = []
+    alone: list[tuple[float, float, float]] = []
     for _ in range(calls):
-        began = time.perf_counter(), time.thread_time()
+        began = time.perf_counter(), time.thread_time(), time.process_time()
         await call()
-        ways.append((time.perf_counter() - began[0], time.thread_time() - began[1]))
+        wall, thread = time.perf_counter() - began[0], time.thread_time() - began[1]
         await side.after()
         await finish()
-    began_together = time.process_time()
+        alone.append((wall, thread, time.process_time() - began[2]))
+    began_row = time.process_time()
     for _ in range(calls):
         await call()
     await side.after()
     await finish()
-    process = (time.process_time() - began_together) / calls
-    return Spent(*(1e3 * one for one in (median(way[0] for way in ways), median(way[1] for way in ways), process)))
+    in_a_row = (time.process_time() - began_row) / calls
+    wall, thread, process = (median(figures) for figures in zip(*alone, strict=True))
+    return Spent(*(1e3 * one for one in (wall, thread, in_a_row, process)))
 
 
 async def compare(side: Side, turns: int, calls: int, finish: Call) -> tuple[Spent, Spent]:
@@ -342,7 +362,9 @@ async def compare(side: Side, turns: int, calls: int, finish: Call) -> tuple[Spe
         both = {with_it: await spent(side, with_it, calls, finish) for with_it in (first, not first)}
         bare.append(both[False])
         more.append(Spent(*(one - other for one, other in zip(both[True], both[False], strict=True))))
-    return Spent(*map(median, zip(*bare[WARM_UP:], strict=True))), Spent(*map(median, zip(*more[WARM_UP:], strict=True)))
+    return Spent(*map(median, zip(*bare[WARM_UP:], strict=True))), Spent(
+        *map(median, zip(*more[WARM_UP:], strict=True))
+    )
 
 
 async def measure(
@@ -374,10 +396,17 @@ async def main(turns: int, calls: int, only: list[str]) -> None:
         lines: list[list[str]] = []
         with stand_in() as addresses:
             async for name, bare, more in measure(db, addresses, turns, calls, only):
-                lines.append([name, *(f"{figure:.2f}" for both in zip(bare, more, strict=True) for figure in both)])
-        head = ["runtime"]
-        for figure in ("wall", "caller's CPU", "process CPU"):
-            head += [f"bare {figure}", f"added {figure}"]
+                figures = (bare.wall, bare.thread, *more)
+                lines.append([name, *(f"{figure:.2f}" for figure in figures)])
+        head = [
+            "runtime",
+            "bare: wall",
+            "caller's CPU",
+            "added: wall",
+            "caller's CPU",
+            "process, in a row",
+            "process, alone",
+        ]
         print(table("", head, lines))
         print(f"\nload {os.getloadavg()[0]:.1f}")
 

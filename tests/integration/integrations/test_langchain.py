@@ -29,7 +29,7 @@ from session_lifecycle.errors import BudgetExceededError
 from session_lifecycle.integrations.budget_check import BudgetCheck
 from session_lifecycle.integrations.langchain import SessionCallbackHandler
 from session_lifecycle.writing.recorder import SessionRecorder
-from support.books import open_parts
+from support.books import items_needed, open_parts
 from support.budget_checks import assert_checked, assert_settled
 from support.budgets import limit, used
 from support.eventually import eventually
@@ -220,6 +220,7 @@ async def test_a_plain_call_and_a_stream(
     provider = "anthropic" if kind == "anthropic" else "openai"
     assert named == {("s1", provider, first.served_model, "standard", True)}
     assert set((await runs(session_database)).values()) == {"completed"}
+    assert recorder.snapshot().items == await items_needed(session_database)
 
 
 @KINDS

@@ -26,6 +26,7 @@ from opentelemetry.trace import (
 from session_lifecycle import SessionDatabase, SessionLifecycleError, SessionRecorder
 from session_lifecycle.integrations.opentelemetry import SessionSpanExporter, SessionSpanProcessor
 from session_lifecycle.integrations.span_reader import INPUT_WITHOUT_CACHE
+from support.books import items_needed
 from support.transcripts import SHARED, events, everything, rows, runs, steps, totals
 from support.usage import A
 
@@ -661,6 +662,24 @@ async def test_calls_inside_calls_are_one_attempt_and_one_event(session_database
         "never": (0, 0, 1, 0),
     }
     assert "resp-left" in await events(session_database)
+
+
+@pytest.mark.parametrize("begins", [{}, {"gen_ai.agent.name": "guide"}])
+async def test_an_agent_that_is_named_when_its_span_begins_or_ends(
+    session_database: SessionDatabase, begins: dict[str, Any]
+) -> None:
+    async with session_database.recorder() as recorder:
+        with processed(recorder) as tracer:
+            attributes = {"gen_ai.operation.name": "invoke_agent", **begins}
+            with tracer.start_as_current_span("agent", attributes=attributes) as agent:
+                call(tracer, "resp-1")
+                agent.set_attributes(AGENT)
+        await recorder.flush()
+        is_named_later = not begins
+        assert recorder.snapshot().items == await items_needed(session_database) + is_named_later
+    assert await runs(session_database, "status, agent_name") == {
+        f"{agent.get_span_context().trace_id:032x}": ("completed", "guide")
+    }
 
 
 async def test_calls_in_a_run_of_the_host_are_in_that_run(session_database: SessionDatabase) -> None:
