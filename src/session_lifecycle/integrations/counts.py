@@ -256,9 +256,10 @@ def _list(value: Any) -> Iterable[Any]:
 
 
 def _google(usage: Any, name: str) -> Any:
-    """The value by its name in Python, or by its name in JSON. Only JSON has the latter, and an object is not asked."""
+    """The value by its name in Python, or by its name in JSON."""
     value = value_at(usage, name)
-    if value is None and isinstance(usage, Mapping):
+    # Objects of Google's client have all names of Python, mostly with None. They raise for a name that they lack.
+    if value is None and name not in getattr(usage, "__dict__", ()):
         first, *others = name.split("_")
         value = value_at(usage, first + "".join(map(str.capitalize, others)))
     return value
