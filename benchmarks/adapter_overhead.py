@@ -2,11 +2,15 @@
 
 import argparse
 import asyncio
+import json
 import os
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from importlib import import_module
+from itertools import count
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -14,7 +18,6 @@ from uuid import UUID
 
 import support
 from session_lifecycle import SessionDatabase
-from session_lifecycle.writing.synchronous import SynchronousRecorder
 from support.databases import database, machine, scalar
 from support.tables import table
 
@@ -27,29 +30,60 @@ WARM_UP = 2
 Call = Callable[[], Awaitable[object]]
 
 
+async def nothing() -> None:
+    """Waits for nothing."""
+
+
+async def no_change(_: bool) -> None:
+    """Changes nothing."""
+
+
 class Side(NamedTuple):
     """A runtime's call without its adapter, and with it."""
 
     name: str
     bare: Call
     recorded: Call
+    after: Call = nothing
+    """Waits for what the runtime does after its answer."""
+    before: Callable[[bool], Awaitable[object]] = no_change
+    """Makes the runtime ready for calls with the adapter, or without."""
 
 
 class Spent(NamedTuple):
     """What a call takes, in milliseconds."""
 
     wall: float
+    """The time until the answer."""
     thread: float
-    """The CPU time of the thread that makes the call."""
-    process: float
-    """The CPU time of all threads."""
+    """The CPU time of the caller's thread until the answer."""
+    in_a_row: float
+    """The CPU time of the whole process until all is written, of a call in a row."""
+    alone: float
+    """The same of a call alone."""
 
 
-def stand_in() -> Any:
-    """The stand-in of the model APIs; it serves in a thread of its own."""
-    # It is that of the tests, whose folder `support` has the name of the one here.
+def _serve(told: Connection) -> None:
+    # The stand-in is that of the tests, whose folder `support` has the name of the one here.
     support.__path__.append(str(Path(__file__).parents[1] / "tests/support"))
-    return import_module("support.model_server").ModelServer()
+    with import_module("support.model_server").ModelServer() as server:
+        told.send((server.url, server.openai))
+        told.recv()
+
+
+@contextmanager
+def stand_in() -> Generator[tuple[str, str]]:
+    """The addresses of the stand-in of the model APIs. It has a process of its own, so its work is in no figure."""
+    context = get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=_serve, args=(there,))
+    process.start()
+    there.close()  # else nobody would know that the process has ended
+    try:
+        yield here.recv()
+    finally:
+        here.send(None)
+        process.join()
 
 
 async def clients(recorder: Any, url: str, openai_url: str, stack: AsyncExitStack) -> list[Side]:
@@ -114,7 +148,9 @@ async def runtimes(recorder: Any, openai_url: str, stack: AsyncExitStack) -> lis
         Side("Pydantic AI", lambda: bare.run(PROMPT), lambda: recorded.run(PROMPT)),
         Side("LangChain", lambda: chat.ainvoke(PROMPT), lambda: chat.ainvoke(PROMPT, config={"callbacks": [handler]})),
         await adk(recorder, stack),
-        await litellm_calls(recorder, openai_url),
+        litellm_calls(recorder, openai_url),
+        claude_agent_sdk(recorder),
+        opentelemetry(recorder),
     ]
 
 
@@ -158,8 +194,8 @@ async def adk(recorder: Any, stack: AsyncExitStack) -> Side:
     return Side("Google ADK", await call_of([]), await call_of([SessionPlugin(recorder, user_id=USER)]))
 
 
-async def litellm_calls(recorder: Any, openai_url: str) -> Side:
-    """LiteLLM. It calls its callbacks some time after the answer. Both sides wait for the callbacks."""
+def litellm_calls(recorder: Any, openai_url: str) -> Side:
+    """LiteLLM, which calls its callbacks some time after the answer."""
     import litellm
     from litellm.litellm_core_utils.logging_worker import GLOBAL_LOGGING_WORKER
 
@@ -168,95 +204,203 @@ async def litellm_calls(recorder: Any, openai_url: str) -> Side:
     logger = SessionLogger(recorder, user_id=USER)
     asked: dict[str, Any] = {"model": "openai/gpt-5", "messages": [{"role": "user", "content": PROMPT}]}
     asked |= {"api_base": openai_url, "api_key": "none"}
-    lists = ("callbacks", "success_callback", "failure_callback", "_async_success_callback", "_async_failure_callback")
+    lists = ("success_callback", "failure_callback", "_async_success_callback", "_async_failure_callback")
 
-    now_called = [False]
+    async def before(with_it: bool) -> None:
+        await asyncio.sleep(0.2)  # callbacks of earlier calls may still run
+        # LiteLLM copies its callbacks into other lists with the first call, and looks there from then on.
+        for name in (*lists, "input_callback", "_async_input_callback"):
+            setattr(litellm, name, [])
+        litellm.callbacks = [logger] if with_it else []
 
-    async def call(callbacks: list[Any]) -> None:
-        if now_called[0] != bool(callbacks):
-            await asyncio.sleep(0.2)  # callbacks of earlier calls may still run
-            # LiteLLM copies its callbacks into other lists with the first call, and looks there from then on.
-            for name in (*lists, "input_callback", "_async_input_callback"):
-                setattr(litellm, name, [])
-            litellm.callbacks, now_called[0] = callbacks, bool(callbacks)
+    async def call() -> None:
         await litellm.acompletion(**asked)
-        await GLOBAL_LOGGING_WORKER.flush()
 
-    return Side("LiteLLM", lambda: call([]), lambda: call([logger]))
+    return Side("LiteLLM", call, call, GLOBAL_LOGGING_WORKER.flush, before)
+
+
+def claude_lines(data: str, number: int) -> list[dict[str, Any] | None]:
+    """What the program of the Claude Agent SDK says to a line: to a prompt one answer of a model, and then the end."""
+    told = json.loads(data)
+    if told["type"] == "control_request":
+        response = {"subtype": "success", "request_id": told["request_id"], "response": {}}
+        return [{"type": "control_response", "response": response}]
+    model = "claude-sonnet-4-6"
+    said = {"session_id": f"claude-{number}", "uuid": f"run-{number}"}
+    usage = {"input_tokens": 1200, "output_tokens": 80}
+    answer: dict[str, Any] = {"id": f"message-{number}", "model": model, "role": "assistant", "usage": usage}
+    answer["content"] = [{"type": "text", "text": "It is 7."}]
+    totals = {model: {"inputTokens": 1200, "outputTokens": 80}}
+    ended = {"subtype": "success", "is_error": False, "duration_ms": 1, "duration_api_ms": 1, "num_turns": 1}
+    return [
+        {"type": "system", "subtype": "init", "model": model, **said},
+        {"type": "assistant", "message": answer, "parent_tool_use_id": None, **said},
+        {"type": "result", "modelUsage": totals, **ended, **said},
+        None,
+    ]
+
+
+def scripted_transport() -> type[Any]:
+    """A transport that speaks in place of the program of the Claude Agent SDK, which takes seconds."""
+    from claude_agent_sdk import Transport
+
+    numbers = count()
+
+    class Scripted(Transport):  # type: ignore[misc]  # the SDK is not followed by mypy
+        def __init__(self) -> None:
+            self.lines: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
+
+        async def connect(self) -> None:
+            """There is nothing to connect to."""
+
+        async def write(self, data: str) -> None:
+            for line in claude_lines(data, next(numbers)):
+                self.lines.put_nowait(line)
+
+        async def read_messages(self) -> AsyncIterator[dict[str, Any]]:
+            while (line := await self.lines.get()) is not None:
+                yield line
+
+        async def close(self) -> None:
+            """There is nothing to close."""
+
+        def is_ready(self) -> bool:
+            return True
+
+        async def end_input(self) -> None:
+            """The script has an end of its own."""
+
+    return Scripted
+
+
+def claude_agent_sdk(recorder: Any) -> Side:
+    """The Claude Agent SDK."""
+    from claude_agent_sdk import ClaudeAgentOptions, query
+
+    from session_lifecycle.integrations.claude_agent_sdk import SessionSdk
+
+    options = ClaudeAgentOptions(env={"CLAUDE_CONFIG_DIR": "/nowhere"})  # there are no transcripts to be read
+    transport = scripted_transport()
+
+    async def call(asks: Any) -> None:
+        async for _ in asks(prompt=PROMPT, options=options, transport=transport()):
+            pass
+
+    sdk = SessionSdk(recorder, user_id=USER)
+    return Side("Claude Agent SDK", lambda: call(query), lambda: call(sdk.query))
+
+
+def opentelemetry(recorder: Any) -> Side:
+    """OpenTelemetry. A call is the span of an agent with the span of one call of a model in it."""
+    from opentelemetry.sdk.trace import TracerProvider
+
+    from session_lifecycle.integrations.opentelemetry import SessionSpanProcessor
+
+    agent = {"gen_ai.operation.name": "invoke_agent", "gen_ai.agent.name": "main"}
+    asked = {"gen_ai.operation.name": "chat", "gen_ai.provider.name": "openai", "gen_ai.request.model": "gpt-5"}
+    used = {"gen_ai.usage.input_tokens": 1200, "gen_ai.usage.output_tokens": 80}
+
+    def call_of(provider: TracerProvider) -> Call:
+        tracer = provider.get_tracer("benchmark")
+
+        async def call() -> None:
+            with (
+                tracer.start_as_current_span("agent", attributes=agent),
+                tracer.start_as_current_span("chat", attributes=asked) as span,
+            ):
+                span.set_attributes(used)
+
+        return call
+
+    provider = TracerProvider()
+    provider.add_span_processor(SessionSpanProcessor(recorder, user_id=USER))
+    return Side("OpenTelemetry", call_of(TracerProvider()), call_of(provider))
 
 
 @asynccontextmanager
-async def sides(recorder: Any, server: Any) -> AsyncGenerator[list[Side]]:
+async def sides(recorder: Any, url: str, openai_url: str) -> AsyncGenerator[list[Side]]:
     """All sides, whose adapters share the recorder."""
     async with AsyncExitStack() as stack:
-        yield [
-            *await clients(recorder, server.url, server.openai, stack),
-            *await runtimes(recorder, server.openai, stack),
-        ]
+        yield [*await clients(recorder, url, openai_url, stack), *await runtimes(recorder, openai_url, stack)]
 
 
-async def spent(call: Call, calls: int, finish: Call) -> Spent:
-    """What each of so many calls takes. What the recorder does for them is part of it."""
-    began = time.perf_counter(), time.thread_time(), time.process_time()
+async def spent(side: Side, with_it: bool, calls: int, finish: Call) -> Spent:
+    """What a call takes: medians of the calls alone, and a mean of the calls in a row."""
+    call = side.recorded if with_it else side.bare
+    await side.before(with_it)
+    alone: list[tuple[float, float, float]] = []
+    for _ in range(calls):
+        began = time.perf_counter(), time.thread_time(), time.process_time()
+        await call()
+        wall, thread = time.perf_counter() - began[0], time.thread_time() - began[1]
+        await side.after()
+        await finish()
+        alone.append((wall, thread, time.process_time() - began[2]))
+    began_row = time.process_time()
     for _ in range(calls):
         await call()
+    await side.after()
     await finish()
-    ended = time.perf_counter(), time.thread_time(), time.process_time()
-    return Spent(*((end - begin) * 1e3 / calls for begin, end in zip(began, ended, strict=True)))
+    in_a_row = (time.process_time() - began_row) / calls
+    wall, thread, process = (median(figures) for figures in zip(*alone, strict=True))
+    return Spent(*(1e3 * one for one in (wall, thread, in_a_row, process)))
 
 
 async def compare(side: Side, turns: int, calls: int, finish: Call) -> tuple[Spent, Spent]:
     """The medians of a bare call, and of the difference within a turn."""
-    times: list[tuple[Spent, Spent]] = []
+    bare: list[Spent] = []
+    more: list[Spent] = []
     for number in range(WARM_UP + turns):
         # Which one goes first changes from turn to turn.
-        if number % 2:
-            with_it = await spent(side.recorded, calls, finish)
-            without = await spent(side.bare, calls, finish)
-        else:
-            without = await spent(side.bare, calls, finish)
-            with_it = await spent(side.recorded, calls, finish)
-        times.append((without, with_it))
-    kept = times[WARM_UP:]
-    bare = Spent(*(median(without[place] for without, _ in kept) for place in range(3)))
-    return bare, Spent(*(median(both[1][place] - both[0][place] for both in kept) for place in range(3)))
+        first = bool(number % 2)
+        both = {with_it: await spent(side, with_it, calls, finish) for with_it in (first, not first)}
+        bare.append(both[False])
+        more.append(Spent(*(one - other for one, other in zip(both[True], both[False], strict=True))))
+    return Spent(*map(median, zip(*bare[WARM_UP:], strict=True))), Spent(
+        *map(median, zip(*more[WARM_UP:], strict=True))
+    )
 
 
 async def measure(
-    db: SessionDatabase, models: Any, recorder: Any, finish: Call, turns: int, calls: int, only: list[str]
-) -> dict[str, tuple[Spent, Spent]]:
-    """The figures of each side by its name, through this recorder."""
-    before = await scalar(db, "SELECT count(*) FROM session_lifecycle.session_usage_events")
-    async with sides(recorder, models) as all_sides:
-        chosen = [side for side in all_sides if not only or side.name in only]
-        found = {side.name: await compare(side, turns, calls, finish) for side in chosen}
-        await asyncio.sleep(0.3)  # the callbacks of the last call
-        await asyncio.to_thread(recorder.flush) if isinstance(recorder, SynchronousRecorder) else await recorder.flush()
-    failures = recorder.snapshot().failures
-    events = await scalar(db, "SELECT count(*) FROM session_lifecycle.session_usage_events") - before
-    expected = len(chosen) * (WARM_UP + turns) * calls
-    if (events, failures) != (expected, 0):
-        raise SystemExit(f"{events} events and {failures} failures, expected {expected} and 0")
-    return found
+    db: SessionDatabase, addresses: tuple[str, str], turns: int, calls: int, only: list[str]
+) -> AsyncGenerator[tuple[str, Spent, Spent]]:
+    """The figures of each side."""
+    async with db.recorder() as recorder, sides(recorder, *addresses) as all_sides:
+        for side in all_sides:
+            if only and side.name not in only:
+                continue
+            before = await events_of(db)
+            yield side.name, *await compare(side, turns, calls, recorder.flush)
+            await asyncio.sleep(0.3)  # the callbacks of the last call
+            await recorder.flush()
+            events, failures = await events_of(db) - before, recorder.snapshot().failures
+            expected = (WARM_UP + turns) * calls * 2
+            if (events, failures) != (expected, 0):
+                raise SystemExit(f"{side.name}: {events} events and {failures} failures, expected {expected} and 0")
 
 
-async def nothing() -> None:
-    """Waits for nothing."""
+async def events_of(db: SessionDatabase) -> int:
+    """How many usage events the database has."""
+    return int(await scalar(db, "SELECT count(*) FROM session_lifecycle.session_usage_events"))
 
 
 async def main(turns: int, calls: int, only: list[str]) -> None:
     async with database() as (server, db):
         print(f"{machine(server)}, load {os.getloadavg()[0]:.1f}", end="\n\n")
-        with stand_in() as models:
-            with db.synchronous_recorder() as apart:
-                alone = await measure(db, models, apart, nothing, turns * calls, 1, only)
-            async with db.recorder() as recorder:
-                together = await measure(db, models, recorder, recorder.flush, turns, calls, only)
         lines: list[list[str]] = []
-        for name, (bare, more) in alone.items():
-            figures = (bare.thread, more.thread, more.wall, together[name][1].process)
-            lines.append([name, *(f"{one:.2f}" for one in figures)])
-        head = ["runtime", "bare call, caller's thread", "caller's thread", "wall", "process"]
+        with stand_in() as addresses:
+            async for name, bare, more in measure(db, addresses, turns, calls, only):
+                figures = (bare.wall, bare.thread, *more)
+                lines.append([name, *(f"{figure:.2f}" for figure in figures)])
+        head = [
+            "runtime",
+            "bare: wall",
+            "caller's CPU",
+            "added: wall",
+            "caller's CPU",
+            "process, in a row",
+            "process, alone",
+        ]
         print(table("", head, lines))
         print(f"\nload {os.getloadavg()[0]:.1f}")
 
@@ -264,7 +408,7 @@ async def main(turns: int, calls: int, only: list[str]) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--turns", type=int, default=20, help="turns of each side")
-    parser.add_argument("--calls", type=int, default=20, help="calls of a turn")
+    parser.add_argument("--calls", type=int, default=20, help="calls of a turn, once alone and once in a row")
     parser.add_argument("--only", action="append", default=[], help="a runtime, by its name in the table")
     given = parser.parse_args()
     asyncio.run(main(given.turns, given.calls, given.only))

@@ -83,6 +83,20 @@ async def messages(db: SessionDatabase) -> list[tuple[str | None, str, Any]]:
     return [(run, role, content) for run, role, content in await rows(db, sql)]
 
 
+async def items_needed(db: SessionDatabase) -> int:
+    """How many items the books need at least: the beginning and the end of each run and step, an item for all else."""
+    [[needed]] = await rows(
+        db,
+        """
+        SELECT 2 * (SELECT count(*) FROM session_lifecycle.session_runs)
+            + 2 * (SELECT count(*) FROM session_lifecycle.session_steps)
+            + (SELECT count(*) FROM session_lifecycle.session_messages)
+            + (SELECT count(*) FROM session_lifecycle.session_usage_events)
+        """,
+    )
+    return int(needed)
+
+
 async def texts(db: SessionDatabase) -> str:
     """All that the tables say, as one text: a test looks for what must not stand there."""
     names = ("session_records", "session_runs", "session_steps", "session_messages", "session_usage_events")

@@ -244,7 +244,10 @@ def value_at(source: Any, *path: str) -> Any:
     for name in path:
         if source is None:
             return None
-        source = source.get(name) if isinstance(source, Mapping) else getattr(source, name, None)
+        if type(source) is dict or isinstance(source, Mapping):  # to ask a class for `Mapping` is slow
+            source = source.get(name)
+        else:
+            source = getattr(source, name, None)
     return source
 
 
@@ -255,7 +258,8 @@ def _list(value: Any) -> Iterable[Any]:
 def _google(usage: Any, name: str) -> Any:
     """The value by its name in Python, or by its name in JSON."""
     value = value_at(usage, name)
-    if value is None:
+    # Objects of Google's client have all names of Python, mostly with None. They raise for a name that they lack.
+    if value is None and name not in getattr(usage, "__dict__", ()):
         first, *others = name.split("_")
         value = value_at(usage, first + "".join(map(str.capitalize, others)))
     return value

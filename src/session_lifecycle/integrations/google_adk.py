@@ -159,7 +159,6 @@ class SessionPlugin(Adapter, BasePlugin):
             run = caller.run.run(agent, run_id=invocation_id, agent_name=agent, parent_tool_call_id=tool_call_id)
         else:
             trace = self.session_of(text_or_none(value_at(context, "session", "id")), invocation_id, agent_name=agent)
-            trace.begin()
             run = trace.run(agent, run_id=invocation_id, agent_name=agent)
         run.begin()
         self._quiet.opened(run)

@@ -41,7 +41,7 @@ except ImportError as error:
 
 _SESSION_KEYS = ("thread_id", "session_id", "conversation_id")
 """The keys of `metadata` that name a session: LangGraph's, and those of LangSmith."""
-_TIERS = ("priority", "flex")
+_PREFIXES = ("", "priority_", "flex_")
 Arguments = ParamSpec("Arguments")
 
 
@@ -238,7 +238,6 @@ class SessionCallbackHandler(Adapter, BaseCallbackHandler):
         agent_name = node.name if node.is_graph else None
         if node.parent is None:
             trace = self.session_of(node.session_id, node.run_id, agent_name=agent_name)
-            trace.begin(at=node.started_at)
             node.run = trace.run(node.name, run_id=node.run_id, agent_name=agent_name)
         else:
             above = node.parent
@@ -553,18 +552,19 @@ def _counts(response: Any, answer: Any) -> Counts:
         if value_at(answer, "message") is None:  # a model that completes text
             counts = openai_chat_counts(value_at(response, "llm_output", "token_usage"))
     else:
-        written_1h = number(value_at(usage, "input_token_details", "ephemeral_1h_input_tokens"))
-        by_time = number(value_at(usage, "input_token_details", "ephemeral_5m_input_tokens")) + written_1h
+        put_in, put_out = (value_at(usage, name) for name in ("input_token_details", "output_token_details"))
+        written_1h = number(value_at(put_in, "ephemeral_1h_input_tokens"))
+        by_time = number(value_at(put_in, "ephemeral_5m_input_tokens")) + written_1h
         counts = fitted(
             tokens_in=value_at(usage, "input_tokens"),
             tokens_out=value_at(usage, "output_tokens"),
-            cache_read_tokens=_part(usage, "input_token_details", "cache_read"),
+            cache_read_tokens=_part(put_in, "cache_read"),
             # Anthropic's writes are told as a sum, or by how long they last, as the stream or the whole answer has it.
-            cache_write_tokens=max(_part(usage, "input_token_details", "cache_creation"), by_time),
+            cache_write_tokens=max(_part(put_in, "cache_creation"), by_time),
             cache_write_1h_tokens=written_1h,
-            audio_tokens_in=_part(usage, "input_token_details", "audio"),
-            reasoning_tokens=_part(usage, "output_token_details", "reasoning"),
-            audio_tokens_out=_part(usage, "output_token_details", "audio"),
+            audio_tokens_in=_part(put_in, "audio"),
+            reasoning_tokens=_part(put_out, "reasoning"),
+            audio_tokens_out=_part(put_out, "audio"),
             web_searches=value_at(metadata, "usage", "server_tool_use", "web_search_requests"),
         )
     for place in (("service_tier",), ("usage", "service_tier")):
@@ -574,9 +574,9 @@ def _counts(response: Any, answer: Any) -> Counts:
     return counts
 
 
-def _part(usage: Any, details: str, name: str) -> int:
+def _part(details: Any, name: str) -> int:
     """A part of the input or output. langchain-openai puts the service tier before its name."""
-    return max(number(value_at(usage, details, prefix + name)) for prefix in ("", *(f"{tier}_" for tier in _TIERS)))
+    return max(number(value_at(details, prefix + name)) for prefix in _PREFIXES)
 
 
 def _new_prompts(messages: Iterable[Any]) -> list[Any]:

@@ -355,7 +355,7 @@ class SessionHooks(Adapter, RunHooks[Any], TracingProcessor):
         if family.session is None:
             family.is_refused = True
             named = self._find_session(value_at(context, "context")) if self._find_session is not None else None
-            family.session = self.session_of(named or family.group_id, outermost_id, agent_name=agent_name).begin()
+            family.session = self.session_of(named or family.group_id, outermost_id, agent_name=agent_name)
             family.is_refused = False
         if place.run_id is None:
             if family.block is None:

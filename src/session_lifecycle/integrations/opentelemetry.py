@@ -286,9 +286,11 @@ class SessionSpanProcessor(_SpanAdapter, SpanProcessor):
 
     def _end_agent(self, node: _Live, span: Span) -> None:
         run = self._own_run(node)
-        # An instrumentation may name the agent after the run has begun.
-        fields = {"run_id": run.run_id, "user_id": run.user_id, "session_id": run.session_id}
-        self._write([(Run, {**fields, "started_at": span.started_at, "agent_name": agent_of(span.attributes)})])
+        agent_name = agent_of(span.attributes)
+        if agent_name is not None and agent_name != run.agent_name:
+            # An instrumentation may name the agent after the run has begun.
+            fields = {"run_id": run.run_id, "user_id": run.user_id, "session_id": run.session_id}
+            self._write([(Run, {**fields, "started_at": span.started_at, "agent_name": agent_name})])
 
     def force_flush(self, timeout_millis: int = 30000) -> bool:
         """Does nothing: every span has been handed over."""

@@ -143,7 +143,7 @@ class SessionCapability(Adapter, AbstractCapability[Any]):
                 fields["parent_tool_call_id"] = place.tool_call_id
             block = outer.run(agent_name, **fields)
         else:
-            block = self._session(ctx, run_id, agent_name, around).begin().run(agent_name, **fields)
+            block = self._session(ctx, run_id, agent_name, around).run(agent_name, **fields)
         run = self._runs.put(run_id, _OpenRun(block.begin()))
         if prompt is not None:
             block.message("user", prompt, message_id=f"{run_id}:prompt")

@@ -9,7 +9,7 @@ import heapq
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from itertools import count
@@ -42,6 +42,11 @@ class Scope(NamedTuple):
 def now() -> datetime:
     """The time by the clock of this process."""
     return datetime.now(UTC)
+
+
+def given(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that are not None: of an item, None says the same as no value, and each value costs a validation."""
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def ends_as_cancelled(error: BaseException) -> bool:

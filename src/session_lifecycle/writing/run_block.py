@@ -4,13 +4,13 @@ import sys
 from contextvars import ContextVar
 from datetime import datetime
 from decimal import Decimal
-from typing import Any, ClassVar, Literal, Self, Unpack
+from typing import Any, ClassVar, Literal, Self, Unpack, cast
 from uuid import uuid4
 
 from session_lifecycle.errors import SessionLifecycleError
 from session_lifecycle.models import Message, MessageRole, Run, RunStatus
 from session_lifecycle.models.usage import UsageOptions
-from session_lifecycle.writing.attempt import OpensAttempts, Scope, ends_as_cancelled, now
+from session_lifecycle.writing.attempt import OpensAttempts, Scope, ends_as_cancelled, given, now
 from session_lifecycle.writing.code_block import CodeBlock
 from session_lifecycle.writing.step_block import StepBlock, error_fields
 
@@ -50,6 +50,11 @@ class RunBlock(CodeBlock, OpensAttempts):
         self._is_finished = False
         self._is_cancelled = False
 
+    @property
+    def agent_name(self) -> str | None:
+        """Its agent; without one, that of its session."""
+        return cast("str | None", self._fields["agent_name"])
+
     def begin(self, *, at: datetime | None = None) -> Self:
         """Records that the run began. The first call decides the time.
 
@@ -61,7 +66,7 @@ class RunBlock(CodeBlock, OpensAttempts):
             if self._fields["parent_run_id"] is None and outer is not None and self._is_in_session_of(outer):
                 self._fields["parent_run_id"] = outer.run_id
             self._fields["started_at"] = at or now()
-            self._scope.quiet.write(Run, **self._fields)
+            self._scope.quiet.write(Run, **given(self._fields))
         return self
 
     def finish(
@@ -111,7 +116,7 @@ class RunBlock(CodeBlock, OpensAttempts):
         if metadata is not None:
             fields["metadata"] = {**(fields["metadata"] or {}), **metadata}
         self._is_finished, self._is_cancelled = True, False
-        self._scope.quiet.write(Run, **fields)
+        self._scope.quiet.write(Run, **given(fields))
 
     def cancel(self) -> None:
         """Records that nobody waits for the end of the run any more: it is cancelled. A later `finish` replaces that.

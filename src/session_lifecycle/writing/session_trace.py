@@ -8,7 +8,7 @@ from uuid import UUID
 
 from session_lifecycle.errors import ConfigurationError
 from session_lifecycle.models import End, MessageRole, SessionStatus, Touch
-from session_lifecycle.writing.attempt import DEFAULT_ATTEMPT_TIMEOUT, OpensAttempts, Scope
+from session_lifecycle.writing.attempt import DEFAULT_ATTEMPT_TIMEOUT, OpensAttempts, Scope, given
 from session_lifecycle.writing.quiet import QuietWriter
 from session_lifecycle.writing.run_block import RunBlock, write_message
 
@@ -84,8 +84,8 @@ class SessionTrace(OpensAttempts):
         at: datetime | None = None,
     ) -> Self:
         """Records a touch, which creates the session where it is new. May be called again. Arguments: see `Touch`."""
-        more = {"title": title, "metadata": metadata or {}, "tags": tags or {}, "waiting": waiting, "at": at}
-        self._scope.quiet.write(Touch, **self._touch_fields, **more)
+        more = {"title": title, "metadata": metadata, "tags": tags, "waiting": waiting, "at": at}
+        self._scope.quiet.write(Touch, **given({**self._touch_fields, **more}))
         return self
 
     def finish(

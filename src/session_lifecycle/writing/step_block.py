@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Self
 from uuid import uuid4
 
 from session_lifecycle.models import Step
-from session_lifecycle.writing.attempt import Scope, ends_as_cancelled, now
+from session_lifecycle.writing.attempt import Scope, ends_as_cancelled, given, now
 from session_lifecycle.writing.code_block import CodeBlock
 
 
@@ -43,7 +43,7 @@ class StepBlock(CodeBlock):
             if self._fields["parent_step_id"] is None and outer is not None and outer.run_id == self.run_id:
                 self._fields["parent_step_id"] = outer.step_id
             self._fields["started_at"] = at or now()
-            self._scope.quiet.write(Step, **self._fields)
+            self._scope.quiet.write(Step, **given(self._fields))
         return self
 
     def finish(
@@ -75,7 +75,7 @@ class StepBlock(CodeBlock):
             fields["errors"] = [error_fields(error)]
         if metadata is not None:
             fields["metadata"] = {**(fields["metadata"] or {}), **metadata}
-        self._scope.quiet.write(Step, **fields)
+        self._scope.quiet.write(Step, **given(fields))
 
 
 def error_fields(error: BaseException | str) -> dict[str, Any]:

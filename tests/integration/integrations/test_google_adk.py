@@ -28,7 +28,7 @@ from session_lifecycle import SessionDatabase
 from session_lifecycle.integrations.budget_check import BudgetCheck
 from session_lifecycle.integrations.google_adk import BUDGET_EXCEEDED, SessionPlugin
 from session_lifecycle.writing.recorder import SessionRecorder
-from support.books import open_parts
+from support.books import items_needed, open_parts
 from support.broken import Broken
 from support.budget_checks import assert_checked, assert_settled
 from support.budgets import limit
@@ -251,6 +251,7 @@ async def test_calls_with_tools(
         session_database, "SELECT role, content FROM session_lifecycle.session_messages ORDER BY created_at"
     )
     assert said == [("user", "[[tools:get_weather]]"), ("assistant", server.answer)]
+    assert recorder.snapshot().items == await items_needed(session_database)
 
 
 async def test_an_answer_without_usage_is_unmeasured(

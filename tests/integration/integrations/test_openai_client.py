@@ -103,6 +103,7 @@ async def test_plain_calls(session_database: SessionDatabase) -> None:
             " max(parts->>'image_tokens_out') FROM session_lifecycle.session_usage_events",
         )
         assert (kind, images_in, images_out) == ("embedding", "40", "1056")
+        assert made.recorder.snapshot().items == await books.items_needed(made.db)
 
 
 async def test_tools_in_several_turns_and_no_step_is_made_up(session_database: SessionDatabase) -> None:

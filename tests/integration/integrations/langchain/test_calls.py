@@ -13,6 +13,7 @@ from langchain_core.outputs import Generation, LLMResult
 from session_lifecycle import SessionDatabase
 from session_lifecycle.integrations.langchain import SessionCallbackHandler
 from session_lifecycle.writing.recorder import SessionRecorder
+from support.books import items_needed
 from support.eventually import eventually
 from support.model_server import ModelServer
 from support.runtimes.langchain import COUNTS, KINDS, NO_COUNTS, Fields, answered, books, counts_of, model_of, run_chain
@@ -41,6 +42,7 @@ async def test_a_plain_call_and_a_stream(
     provider = "anthropic" if kind == "anthropic" else "openai"
     assert named == {("s1", provider, first.served_model, "standard", True)}
     assert set((await runs(session_database)).values()) == {"completed"}
+    assert recorder.snapshot().items == await items_needed(session_database)
 
 
 @KINDS

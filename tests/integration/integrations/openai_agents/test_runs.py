@@ -66,6 +66,7 @@ async def test_a_plain_run_and_one_with_tools(
     calls = [call for one in server.served for call in one.tool_calls]
     assert await books.steps(session_database) == {(second, call_id): (name, "completed") for call_id, name in calls}
     assert {one.run for one in (await books.events(session_database)).values()} == {first, second}
+    assert recorder.snapshot().items == await books.items_needed(session_database)
 
 
 @pytest.mark.parametrize("with_hooks", [True, False])

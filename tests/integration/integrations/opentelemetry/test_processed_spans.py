@@ -9,6 +9,7 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, Trace
 
 from session_lifecycle import SessionDatabase
 from session_lifecycle.integrations.opentelemetry import SessionSpanProcessor
+from support.books import items_needed
 from support.runtimes.spans import AGENT, CHAT, NAMES, TOOL, TRACE_ID, USAGE, call, made_span, processed
 from support.transcripts import events, rows, runs, steps, totals
 from support.usage import A
@@ -167,6 +168,24 @@ async def test_calls_inside_calls_are_one_attempt_and_one_event(session_database
         "never": (0, 0, 1, 0),
     }
     assert "resp-left" in await events(session_database)
+
+
+@pytest.mark.parametrize("begins", [{}, {"gen_ai.agent.name": "guide"}])
+async def test_an_agent_that_is_named_when_its_span_begins_or_ends(
+    session_database: SessionDatabase, begins: dict[str, Any]
+) -> None:
+    async with session_database.recorder() as recorder:
+        with processed(recorder) as tracer:
+            attributes = {"gen_ai.operation.name": "invoke_agent", **begins}
+            with tracer.start_as_current_span("agent", attributes=attributes) as agent:
+                call(tracer, "resp-1")
+                agent.set_attributes(AGENT)
+        await recorder.flush()
+        is_named_later = not begins
+        assert recorder.snapshot().items == await items_needed(session_database) + is_named_later
+    assert await runs(session_database, "status, agent_name") == {
+        f"{agent.get_span_context().trace_id:032x}": ("completed", "guide")
+    }
 
 
 async def test_calls_in_a_run_of_the_host_are_in_that_run(session_database: SessionDatabase) -> None:

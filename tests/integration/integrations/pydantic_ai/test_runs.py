@@ -41,6 +41,7 @@ async def test_a_plain_run_and_one_with_tools(
         (with_tools.run_id, call_id): (name, "completed") for call_id, name in calls
     }
     assert [name for _, name in calls] == ["get_weather", "get_time"]
+    assert recorder.snapshot().items == await books.items_needed(session_database)
     assert {one.agent for one in (await books.events(session_database)).values()} == {"main"}
 
 
