@@ -14,7 +14,7 @@ from session_lifecycle.pricing.catalogue import PriceCatalogue
 from session_lifecycle.statements.budgets import budgets, reservations
 from session_lifecycle.statements.shared.visibility import shape_of_viewer
 from session_lifecycle.writing.payload_policy import PayloadPolicy
-from session_lifecycle.writing.prepared import event_id_of, needs_price, prepare
+from session_lifecycle.writing.prepared import cost_fields, event_id_of, needs_price
 from session_lifecycle.writing.protocol import SessionReserver
 
 _MICROSECOND = timedelta(microseconds=1)
@@ -189,7 +189,7 @@ class SqlAlchemySessionBudgetsDb(SessionBudgetsDb):
         )
         event = asked.event
         parameters = asked.parameters | {
-            "event_id": event_id_of(event),
+            "event_id": UUID(event_id_of(event)),
             "key_scope": event.key_scope,
             "lease_us": given.lease // _MICROSECOND,
         }
@@ -219,7 +219,7 @@ class SqlAlchemySessionBudgetsDb(SessionBudgetsDb):
         asked = Releasing.of_call(
             session_id=session_id, user_id=user_id, idempotency_key=idempotency_key, key_scope=key_scope
         )
-        event_id = event_id_of(UsageEvent(**asked.model_dump()))
+        event_id = UUID(event_id_of(UsageEvent(**asked.model_dump())))
         statement = reservations.release(asked.user_id, asked.session_id, event_id)
         return bool(await self._execution.fetch(statement, writes=True))
 
@@ -236,7 +236,7 @@ class SqlAlchemySessionBudgetsDb(SessionBudgetsDb):
         if event.billing == "plan":
             usd = Decimal(0)
         elif event.has_use or event.cost_usd is not None:
-            usd = (prepare(event, self._prices).fields or {}).get("cost_usd")
+            usd = cost_fields(event, self._prices).get("cost_usd")
         # Every call of a model takes tokens, so none means that the caller does not know.
         tokens = event.tokens_in + event.tokens_out or None
         parameters = {

@@ -9,6 +9,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from pydantic_core import from_json
 from sqlalchemy import ClauseElement
 from sqlalchemy.dialects.postgresql import asyncpg
 
@@ -304,7 +305,8 @@ async def written(*items: Any) -> tuple[dict[str, set[str]], dict[str, set[str]]
     await prices.load()
     for item in items:
         prepared = prepare(item, prices)
-        for found, into in ((prepared.fields, waves), (prepared.activity, activity)):
+        change = from_json(prepared.change) if prepared.change else None
+        for found, into in ((change, waves), (prepared.activity, activity)):
             if found is not None:
                 into.setdefault(found["kind"], {"position"}).update(found)
     return waves, activity

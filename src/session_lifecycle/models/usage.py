@@ -155,13 +155,15 @@ class UsageEvent(Value):
     @property
     def rare_parts(self) -> dict[str, int]:
         """The counts of the classes of use that are rare, by name, without zeros."""
+        if not self.details and _RARE_CLASSES.isdisjoint(self.model_fields_set):
+            return {}
         given = vars(self)
         return {name: count for name in RARE_CLASSES if (count := given[name])}
 
     @property
     def is_nothing(self) -> bool:
         """Whether there is nothing to record (rule R03)."""
-        return not (self.is_measurement or self.errored or self.model)
+        return not (self.model or self.errored or self.is_measurement)
 
     @property
     def is_measurement(self) -> bool:

@@ -141,13 +141,10 @@ def checked_item(item: Any, name: str = "item") -> Item:
     Raises:
         InvalidValueError: The value is not an item, or a field is refused.
     """
-    # Most items are of these classes themselves, and not of a subclass.
-    kind: type[Item] | None = type(item)
-    if kind not in _KINDS:
-        kind = next((kind for kind in _KINDS if isinstance(item, kind)), None)
-    if kind is None:
-        raise InvalidValueError(name, item, "a Touch, UsageEvent, End, Run, Step or Message")
-    return kind.checked(item, name)
+    for kind in _KINDS:
+        if isinstance(item, kind):
+            return kind.checked(item, name)
+    raise InvalidValueError(name, item, "a Touch, UsageEvent, End, Run, Step or Message")
 
 
 def receipt_of(item: WritableItem, written: WriteResult) -> Receipt | ReopenOutcome:

@@ -16,6 +16,7 @@ Redact = Callable[[Item], Item]
 
 # The fields that identify an item. A redaction must not change them.
 _IDENTITY = ("user_id", "session_id", "run_id", "step_id", "message_id", "idempotency_key", "key_scope", "revision")
+_WITH_PAYLOADS = (Run, Step, Message)
 # The payloads that are text; the others are JSON.
 _TEXTS = ("error", "content")
 
@@ -45,7 +46,7 @@ class PayloadPolicy:
         # An end without a reason has no content.
         if self.redact is not None and not (isinstance(item, End) and item.reason is None):
             item = _redact(item, self.redact)
-        if isinstance(item, Run | Step | Message):
+        if isinstance(item, _WITH_PAYLOADS):
             changes = self._truncations(item)
             return item.model_copy(update=changes) if changes else item
         return item

@@ -418,7 +418,10 @@ class SessionRecorder(CallsAsItems):
         if len(items) > self._max_pending:
             raise InvalidValueError("items", f"{len(items)} items", f"at most {self._max_pending} (max_pending)")
         loop = self._enter()
-        await self._room_for(len(items))
+        if self._waits_when_full and self._room.must_wait(len(items)):
+            await self._wait_for_room(len(items))
+        else:
+            self._reserve(len(items))
         try:
             prepared = self._pipeline.prepare_now(items)
         except Exception:
@@ -519,14 +522,11 @@ class SessionRecorder(CallsAsItems):
             else:
                 self._take(call)
 
-    async def _room_for(self, count: int) -> None:
+    async def _wait_for_room(self, count: int) -> None:
         """Reserves room for `count` items. Calls wait in line, so those of a session keep their order."""
-        if self._waits_when_full and self._room.must_wait(count):
-            self._open_loop()
-            self._is_due.set()
-            await self._room.wait(count)
-        else:
-            self._reserve(count)
+        self._open_loop()
+        self._is_due.set()
+        await self._room.wait(count)
 
     def _reserve(self, count: int) -> None:
         self._open_loop()

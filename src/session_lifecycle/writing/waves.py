@@ -6,10 +6,10 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from pydantic_core import to_json
+from pydantic_core import from_json, to_json
 
 from session_lifecycle.errors import InvalidValueError
-from session_lifecycle.writing.prepared import PreparedItem
+from session_lifecycle.writing.prepared import DependsOn, PreparedItem
 
 PART_BYTES = 16_000_000
 """The JSON that one statement takes, unless a single item is larger. Postgres holds 256 MB in one JSON value."""
@@ -33,38 +33,25 @@ def parts(prepared: Sequence[PreparedItem]) -> Iterator[tuple[int, dict[str, Any
     part = _Part()
     size = 0
     for one in prepared:
-        fields = _json(one, part)
-        weight = sum(map(len, fields))
+        activity = b"" if one.activity is None else to_json(one.activity)
+        weight = len(one.change) + len(activity)
         size += weight
         if size > MOST_BYTES:
             raise InvalidValueError("items", f"more than {MOST_BYTES:,} bytes", f"at most {MOST_BYTES:,} bytes as JSON")
         if part.items and part.weight + weight > PART_BYTES:
             yield len(part.items), part.parameters()
             part = _Part()
-            fields = _json(one, part)
-        part.add(one, *fields)
+        part.add(one, activity, weight)
     yield len(part.items), part.parameters()
-
-
-def _json(one: PreparedItem, part: "_Part") -> tuple[bytes, bytes]:
-    """What the item does to its session, and its activity, as JSON for the next place in the part; empty where none."""
-    written = []
-    for fields in (one.fields, one.activity):
-        if fields is not None:
-            fields["position"] = len(part.items)
-        written.append(b"" if fields is None else to_json(fields))
-    return written[0], written[1]
 
 
 def lock_parameters(prepared: Sequence[PreparedItem]) -> dict[str, Any]:
     """The parameters of the statement `statements.writing.lock_items`, for all items together."""
+    changes = (from_json(one.change) for one in prepared if one.change)
+    activities = (one.activity for one in prepared if one.activity is not None)
     waves, activity = (
-        [
-            {name: value for name, value in fields.items() if name not in _CONTENT}
-            for fields in given
-            if fields is not None
-        ]
-        for given in ((one.fields for one in prepared), (one.activity for one in prepared))
+        [{name: value for name, value in fields.items() if name not in _CONTENT} for fields in given]
+        for given in (changes, activities)
     )
     return {
         "waves": to_json([waves]).decode(),
@@ -89,7 +76,7 @@ class _Part:
         self._of_key: dict[Hashable, int] = {}
         self._of_user: dict[UUID, WavesOfUser] = defaultdict(WavesOfUser)
 
-    def add(self, one: PreparedItem, fields: bytes, activity: bytes) -> None:
+    def add(self, one: PreparedItem, activity: bytes, weight: int) -> None:
         """Adds an item to the first wave that comes after all it may depend on."""
         not_before = 0 if one.key is None else self._of_key.get(one.key, -1) + 1
         wave = self._of_user[one.item.user_id].next_wave(one, not_before)
@@ -98,12 +85,13 @@ class _Part:
         while wave >= len(self._waves):
             self._waves.append([])
             self._activity.append([])
-        if fields:
-            self._waves[wave].append(fields)
+        position = len(self.items)
+        if one.change:
+            self._waves[wave].append(_placed(position, one.change))
         if activity:
-            self._activity[wave].append(activity)
+            self._activity[wave].append(_placed(position, activity))
         self.items.append(one)
-        self.weight += len(fields) + len(activity)
+        self.weight += weight
 
     def parameters(self) -> dict[str, Any]:
         """The parameters of the statement `statements.writing.record`."""
@@ -113,6 +101,11 @@ class _Part:
             "latest_at": latest_at(self.items),
             "is_plain": len(self._waves) == 1 and all(one.is_plain for one in self.items),
         }
+
+
+def _placed(position: int, fields: bytes) -> bytes:
+    """The JSON object with the place of its item in the part."""
+    return b'{"position":%d,%b' % (position, fields[1:])
 
 
 def _json_array(members: Iterable[bytes]) -> bytes:
@@ -136,28 +129,27 @@ class WavesOfUser:
 
     def next_wave(self, one: PreparedItem, not_before: int) -> int:
         """Returns the wave of the next item, `not_before` or later: `not_before` is the first wave without its key."""
-        if one.fields is None:
+        session_id = one.session_id
+        if session_id is None:
             # Its session is not known here, so it may depend on any end or reopening of the user, and on nothing else.
             wave = max(self._first, not_before, self._last_alone + 1)
             self._last_anywhere = max(self._last_anywhere, wave)
             self._last = max(self._last, wave)
             return wave
-        session_id = one.fields["session_id"]
+        is_alone = one.depends_on is DependsOn.SESSION_ALONE
         wave, follows_alone = self._of_session.get(session_id, (0, False))
-        if follows_alone or (one.is_alone and session_id in self._of_session):
+        if follows_alone or (is_alone and session_id in self._of_session):
             wave += 1
         wave = max(wave, self._first, not_before)
-        if "key_scope" in one.fields:
-            # A key of the user's scope: the first event with this key may belong to any session of the user.
+        if one.depends_on is DependsOn.USER:
             wave = max(wave, self._last, self._last_alone + 1)
             self._first = self._last_anywhere = wave
-        elif "run_id" in one.fields:
-            # The event counts for the session of its run, which may be another session than the one it names.
+        elif one.depends_on is DependsOn.RUN:
             wave = max(wave, self._last_alone + 1)
             self._last_anywhere = max(self._last_anywhere, wave)
-        elif one.is_alone:
+        elif is_alone:
             wave = max(wave, self._last_anywhere + 1)
             self._last_alone = max(self._last_alone, wave)
         self._last = max(self._last, wave)
-        self._of_session[session_id] = (wave, one.is_alone)
+        self._of_session[session_id] = (wave, is_alone)
         return wave
