@@ -53,6 +53,7 @@ from session_lifecycle.reports import SessionReportsDb
 from session_lifecycle.repository import SessionLifecycleDb
 from session_lifecycle.roles import SessionRoles
 from session_lifecycle.settings import Settings, check_schema_name
+from session_lifecycle.statements.shared.few import KnownSize
 from session_lifecycle.writing.losses import OnLost
 from session_lifecycle.writing.payload_policy import PayloadPolicy, Redact
 from session_lifecycle.writing.pipeline import WritePipeline
@@ -116,6 +117,8 @@ class SessionDatabase:
         """Use `connect`, `embedded` or `from_engine` instead."""
         self._settings = settings
         self._prices = PriceCatalogue(prices)
+        # Of this database, also for the roles in a host's transaction: a large one is not asked twice in each.
+        self._size = KnownSize()
         self._payloads = PayloadPolicy(settings.payload_limit_bytes, settings.payload_when_larger, redact)
         self._sign = viewer_signer(settings)
         self._start_server = start_server
@@ -433,7 +436,7 @@ class SessionDatabase:
         )
 
     def _roles_with(self, primary: Execution, reading: Execution) -> SessionRoles:
-        return SessionRoles(primary, reading, self._prices, self._payloads, self._settings)
+        return SessionRoles(primary, reading, self._prices, self._payloads, self._settings, self._size)
 
     def _roles(self) -> SessionRoles:
         if self._read_engines is None:
