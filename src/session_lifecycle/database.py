@@ -34,7 +34,7 @@ from session_lifecycle.postgres.notes import Notes, listening
 from session_lifecycle.postgres.server import Server
 from session_lifecycle.pricing.catalogue import PriceCatalogue
 from session_lifecycle.reports import SessionReportsDb
-from session_lifecycle.repository import SessionLifecycleDb
+from session_lifecycle.repository import KnownSize, SessionLifecycleDb
 from session_lifecycle.roles import SessionRoles
 from session_lifecycle.settings import Settings, settings_of
 from session_lifecycle.writing.losses import OnLost
@@ -89,6 +89,8 @@ class SessionDatabase:
         self._payloads = payloads
         # How a bucket runs its statements, wherever it is.
         self._execution_of_bucket = execution
+        # Of this database, also for the roles in a host's transaction: a large one is not asked twice in each.
+        self._size = KnownSize()
         self._on_primary: SessionRoles | None = None
         self._with_replica: SessionRoles | None = None
         self._background: WeakSet[SessionRecorder | SynchronousRecorder | BackgroundRollUp] = WeakSet()
@@ -289,7 +291,7 @@ class SessionDatabase:
         return self._home.pool_execution() if self._execution_of_bucket is None else self._execution_of_bucket
 
     def _roles_with(self, primary: Execution, reading: Execution) -> SessionRoles:
-        return SessionRoles(primary, reading, self._prices, self._payloads, self._settings)
+        return SessionRoles(primary, reading, self._prices, self._payloads, self._settings, self._size)
 
     def _roles(self) -> SessionRoles:
         if self._with_replica is None:

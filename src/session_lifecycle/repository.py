@@ -4,7 +4,8 @@ A call makes values of `models` from its arguments, builds a statement of `state
 statement with `postgres.execution`.
 """
 
-from collections.abc import Collection
+import time
+from collections.abc import Callable, Collection, Sequence
 from datetime import datetime, timedelta
 from decimal import ROUND_HALF_EVEN, Context, Decimal, InvalidOperation
 from typing import Any, Protocol, Unpack
@@ -37,10 +38,12 @@ from session_lifecycle.statements.reports import costs
 from session_lifecycle.statements.roll_ups import session_stats
 from session_lifecycle.statements.sessions import annotations, descendants, listing, records
 from session_lifecycle.statements.sessions.changes import annotate_session, update_session
+from session_lifecycle.statements.shared.few import Bound, bound, few_parameters
 from session_lifecycle.statements.shared.further_totals import FURTHER_TOTALS, parsed
+from session_lifecycle.statements.shared.kept import KeptStatement
 from session_lifecycle.statements.shared.paging import Position
-from session_lifecycle.statements.shared.visibility import scopes, shape_of_viewer
-from session_lifecycle.statements.shared.window import ends_of
+from session_lifecycle.statements.shared.visibility import ScopeKinds, ViewerShape, scopes, shape_of_viewer
+from session_lifecycle.statements.shared.window import Ends, ends_of
 from session_lifecycle.writing.calls import CallsAsItems
 from session_lifecycle.writing.payload_policy import PayloadPolicy
 from session_lifecycle.writing.pipeline import WritePipeline
@@ -48,13 +51,19 @@ from session_lifecycle.writing.protocol import SessionWriter
 
 AVERAGE_DECIMALS = Decimal("1e-10")
 
+LOOK_AGAIN_SECONDS = 60.0
+"""For how long a database that was too large for a statement for few sessions is not asked one."""
+
+Asked = tuple[KeptStatement, dict[str, Any]]
+"""A kept statement, and the values of its parameters."""
+
 
 class SessionLifecycleDb(SessionWriter, Protocol):
     """Writes sessions, and has the reads that every host needs.
 
-    Each call below is one statement, and so one snapshot. `get_session_row`, `list_annotations`, `update_session` and
-    `annotate_session` use the primary; the other reads may read a replica, which lags behind. A session that the viewer
-    may not see is answered like one that does not exist.
+    The answer of each call below comes from one statement, and so from one snapshot. `get_session_row`,
+    `list_annotations`, `update_session` and `annotate_session` use the primary; the other reads may read a replica,
+    which lags behind. A session that the viewer may not see is answered like one that does not exist.
 
     `update_session` and `annotate_session` are idempotent. A call that fails for a passing reason is retried, except
     inside a host's transaction. Every call raises:
@@ -258,6 +267,28 @@ class SessionLifecycleDb(SessionWriter, Protocol):
         ...
 
 
+class KnownSize:
+    """What the last statements for few sessions said about the size of a database."""
+
+    def __init__(self) -> None:
+        self._exceeded = {False: 0, True: 0}
+        self._until = 0.0
+
+    def may_be_within(self, bound: Bound) -> bool:
+        """Whether a statement with this bound may give rows."""
+        return bound.most_bytes > self._exceeded[bound.reads_all] or time.monotonic() >= self._until
+
+    def exceeds(self, bound: Bound) -> None:
+        """Keeps for a while that a statement with this bound gave no row."""
+        now = time.monotonic()
+        if now >= self._until:
+            self._exceeded = {False: 0, True: 0}
+        # What exceeds the higher bound exceeds the other one, too.
+        for reads_all in (False, bound.reads_all):
+            self._exceeded[reads_all] = max(self._exceeded[reads_all], bound.most_bytes)
+        self._until = now + LOOK_AGAIN_SECONDS
+
+
 class SqlAlchemySessionLifecycleDb(WritePipeline, CallsAsItems, SessionLifecycleDb):
     """`SessionLifecycleDb` on Postgres. Made by `SessionDatabase`; not constructed by hosts."""
 
@@ -268,11 +299,13 @@ class SqlAlchemySessionLifecycleDb(WritePipeline, CallsAsItems, SessionLifecycle
         prices: PriceCatalogue,
         payloads: PayloadPolicy,
         abandon_after: timedelta,
+        size: KnownSize,
     ) -> None:
         super().__init__(primary, prices, payloads)
         self._primary = primary
         self._reading = reading
         self._abandon_after = abandon_after
+        self._size = size
         self._update_session = update_session(primary.schema)
         self._annotate_session = annotate_session(primary.schema)
 
@@ -382,8 +415,13 @@ class SqlAlchemySessionLifecycleDb(WritePipeline, CallsAsItems, SessionLifecycle
 
     async def session_rows(self, filters: SessionListFilters, position: Position | None) -> PageRows:
         """The rows of `list_session_rows` after the position."""
-        asked = listing.list_sessions(filters, position, self._abandon_after)
-        return page_rows(await self._reading.fetch(*asked, viewer=filters.asker))
+        rows = await self._of_few_or_many(
+            listing.bound_of_few(filters),
+            lambda: listing.list_few_sessions(filters, position, self._abandon_after),
+            lambda: listing.list_sessions(filters, position, self._abandon_after),
+            filters.asker,
+        )
+        return page_rows(rows)
 
     async def aggregate_stats(
         self,
@@ -398,10 +436,9 @@ class SqlAlchemySessionLifecycleDb(WritePipeline, CallsAsItems, SessionLifecycle
 
     async def stats_figures(self, viewer: Viewer, window: Window) -> dict[str, Any]:
         """The figures of `aggregate_stats` that can be added up, by name, and `agent_time_us`."""
-        seen = scopes(viewer)
-        parameters = {**seen.parameters(), **window.model_dump(), "abandon_after": self._abandon_after, "as_of": None}
-        rows = await self._reading.fetch(
-            session_stats.aggregate_stats(seen.kinds, ends_of(window.since, window.until)), parameters, viewer=viewer
+        asked = {**window.model_dump(), "abandon_after": self._abandon_after, "as_of": None}
+        rows = await self._figures_of_few_or_many(
+            viewer, window, asked, session_stats.few_stats, session_stats.aggregate_stats
         )
         figures = rows[0]._asdict()
         whole = {name: int(figures[name]) for name in ("agent_time_us", "tokens_in", "tokens_out")}
@@ -418,12 +455,52 @@ class SqlAlchemySessionLifecycleDb(WritePipeline, CallsAsItems, SessionLifecycle
     ) -> list[CostByModelRow]:
         window = Window.of_call(since=since, until=until)
         asker = Viewer.of_caller(viewer, permitted_dataset_ids)
-        seen = scopes(asker)
-        parameters = {**seen.parameters(), **window.model_dump(), "row_limit": MOST_ROWS + 1}
-        statement = costs.cost_by_model(seen.kinds, ends_of(window.since, window.until))
-        rows = await self._reading.fetch(statement, parameters, viewer=asker)
+        asked = {**window.model_dump(), "row_limit": MOST_ROWS + 1}
+        found = await self._figures_of_few_or_many(asker, window, asked, costs.few_costs_by_model, costs.cost_by_model)
+        rows = [row for row in found if row.model is not None]
         narrower = "a shorter window, or fewer sessions to see"
         return [_cost_row(row) for row in whole_answer(rows, "until", window.until, narrower, MOST_ROWS)]
+
+    async def _figures_of_few_or_many(
+        self,
+        viewer: Viewer,
+        window: Window,
+        asked: dict[str, Any],
+        of_few: Callable[[ViewerShape, Ends], KeptStatement],
+        of_many: Callable[[ScopeKinds, Ends], KeptStatement],
+    ) -> Sequence[Any]:
+        seen, ends = scopes(viewer), ends_of(window.since, window.until)
+
+        def few() -> Asked:
+            shape, parameters = shape_of_viewer(viewer)
+            return of_few(shape, ends), parameters | asked
+
+        def many() -> Asked:
+            return of_many(seen.kinds, ends), seen.parameters() | asked
+
+        return await self._of_few_or_many(
+            bound(seen.number, is_wide=any(ends), reads_all=not any(ends)), few, many, viewer
+        )
+
+    async def _of_few_or_many(
+        self, bound: Bound | None, few: Callable[[], Asked], many: Callable[[], Asked], viewer: Viewer
+    ) -> Sequence[Any]:
+        """The rows of a statement for few sessions; those of the statement for many where there are not few.
+
+        Args:
+            bound: Up to where the statement for few sessions is asked; None: nowhere.
+            few: This statement, and its parameters.
+            many: The statement for any number of sessions, and its parameters.
+            viewer: Who is asking.
+        """
+        if bound is not None and self._size.may_be_within(bound):
+            statement, parameters = few()
+            parameters |= few_parameters(self._reading.schema, bound)
+            rows = await self._reading.fetch(statement, parameters, viewer=viewer)
+            if rows:
+                return rows
+            self._size.exceeds(bound)
+        return await self._reading.fetch(*many(), viewer=viewer)
 
 
 def stats_of(figures: dict[str, Any]) -> SessionStats:

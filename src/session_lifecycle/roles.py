@@ -6,7 +6,7 @@ from session_lifecycle.maintenance.role import SessionMaintenanceDb, SqlAlchemyS
 from session_lifecycle.postgres.execution import Execution
 from session_lifecycle.pricing.catalogue import PriceCatalogue
 from session_lifecycle.reports import SessionReportsDb, SqlAlchemySessionReportsDb
-from session_lifecycle.repository import SessionLifecycleDb, SqlAlchemySessionLifecycleDb
+from session_lifecycle.repository import KnownSize, SessionLifecycleDb, SqlAlchemySessionLifecycleDb
 from session_lifecycle.settings import Settings
 from session_lifecycle.writing.payload_policy import PayloadPolicy
 
@@ -32,10 +32,11 @@ class SessionRoles:
         prices: PriceCatalogue,
         payloads: PayloadPolicy,
         settings: Settings,
+        size: KnownSize,
     ) -> None:
         abandon_after = settings.abandon_after
         self.lifecycle: SessionLifecycleDb = SqlAlchemySessionLifecycleDb(
-            primary, reading, prices, payloads, abandon_after
+            primary, reading, prices, payloads, abandon_after, size
         )
         self.activity: SessionActivityDb = SqlAlchemySessionActivityDb(primary, reading, abandon_after)
         self.reports: SessionReportsDb = SqlAlchemySessionReportsDb(reading, abandon_after)

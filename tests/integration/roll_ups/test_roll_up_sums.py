@@ -21,6 +21,7 @@ from session_lifecycle.statements.maintenance import roll_up
 from session_lifecycle.testing import SessionClock
 from support.recount import Stored
 from support.stored_rows import ask, keep_buckets, table
+from support.ways_of_reading import WAYS, reading
 
 USERS = [UUID(int=number) for number in (1, 2, 3)]
 DATASETS = [UUID(int=number) for number in (11, 12)]
@@ -329,19 +330,32 @@ class History:
     async def _compare(
         self, stored: Stored, viewer: Viewer, since: Edge, until: Edge, number: int, chosen: Mapping[str, Any]
     ) -> None:
-        db, abandon_after, window = self.dbs[number], THRESHOLDS[number], (self._moment(since), self._moment(until))
+        db, window = self.dbs[number], (self._moment(since), self._moment(until))
         if window[0] is not None and window[1] is not None:
             window = (min(window[0], window[1]), max(window[0], window[1]))
-        stats = await db.lifecycle.aggregate_stats(viewer, (), window[0], until=window[1])
-        assert stats == stored.stats(viewer, *window, abandon_after)
-        costs = await db.lifecycle.cost_by_model(viewer, (), window[0], until=window[1])
-        assert costs == stored.cost_by_model(viewer, *window)
+        for way in WAYS:
+            with reading(way):
+                await self._compare_sessions(stored, viewer, window, number, chosen)
         assert await db.reports.cost_by_agent(viewer, since=window[0], until=window[1]) == stored.cost_by_agent(
             viewer, *window
         )
         assert await db.reports.cost_by_user(viewer, since=window[0], until=window[1]) == stored.cost_by_user(
             viewer, *window
         )
+
+    async def _compare_sessions(
+        self,
+        stored: Stored,
+        viewer: Viewer,
+        window: tuple[datetime | None, datetime | None],
+        number: int,
+        chosen: Mapping[str, Any],
+    ) -> None:
+        db, abandon_after = self.dbs[number], THRESHOLDS[number]
+        stats = await db.lifecycle.aggregate_stats(viewer, (), window[0], until=window[1])
+        assert stats == stored.stats(viewer, *window, abandon_after)
+        costs = await db.lifecycle.cost_by_model(viewer, (), window[0], until=window[1])
+        assert costs == stored.cost_by_model(viewer, *window)
         wanted = SessionListFilters(viewer=viewer, since=window[0], until=window[1], limit=500, **chosen)
         page = await db.lifecycle.list_session_rows(wanted)
         expected = stored.chosen(wanted, abandon_after)

@@ -50,6 +50,7 @@ READS: dict[str, Callable[[SessionDatabase, Viewer], Awaitable[Any]]] = {
 }
 
 
+@pytest.mark.usefixtures("each_way")
 @pytest.mark.parametrize("whose", ["datasets", "agents"])
 async def test_X35_every_read_takes_more_ids_than_a_statement_takes_parameters(
     session_database: SessionDatabase, whose: str

@@ -29,6 +29,8 @@ from session_lifecycle.models.session_filters import ALL_SESSION_ORDERS
 from session_lifecycle.testing import SessionClock
 from support.stored_rows import table
 
+pytestmark = pytest.mark.usefixtures("each_way")
+
 USERS = A, B, C, D = [UUID(int=number) for number in (1, 2, 3, 2**127)]
 DATASETS = [UUID(int=number) for number in (11, 12, 13)]
 AGENTS = ["planner", "coder"]

@@ -21,9 +21,14 @@ from sqlalchemy import text
 from session_lifecycle import SessionDatabase, SessionListFilters, SummaryFilters, Viewer
 from session_lifecycle.models import EffectiveStatus, RunFilters, UsageEventFilters, UsageFilters
 from session_lifecycle.models.session_filters import SESSION_ORDERS
+from session_lifecycle.statements.shared import few
 from session_lifecycle.testing import TemplateServer
 from support.statements import in_sql, noted
 from support.stored_rows import keep_buckets
+from support.ways_of_reading import reading
+
+# So many sessions are few for a window that cuts buckets.
+pytestmark = pytest.mark.usefixtures("as_of_many")
 
 ME = UUID(int=1)
 SOMEBODY = UUID(int=(1 << 64) + 1)
@@ -196,8 +201,8 @@ EXECUTIONS = 6
 """After five plans for the values at hand, Postgres decides whether it keeps one for all values."""
 
 
-async def plan_of(url: str, ask: Ask, mode: str = GENERIC) -> Plan:
-    """The executed plan of the last statement of a call.
+async def plan_of(url: str, ask: Ask, mode: str = GENERIC, *, with_text: str = "") -> Plan:
+    """The executed plan of the last statement of a call, of those with this text.
 
     It is the plan for all values, or with CHOSEN the one that Postgres chooses after it ran the statement a few times.
     """
@@ -205,7 +210,7 @@ async def plan_of(url: str, ask: Ask, mode: str = GENERIC) -> Plan:
         await db.check()
         async with noted(db) as sent:
             await ask(db)
-        statement, values = sent[-1]
+        statement, values = [one for one in sent if with_text in one[0]][-1]
         async with db.engine.connect() as connection:
             await connection.exec_driver_sql(f"SET LOCAL plan_cache_mode = {mode}")
             await connection.exec_driver_sql(f"PREPARE asked AS {statement}")
@@ -563,6 +568,56 @@ async def test_a_total_of_a_status_reads_buckets_of_that_status(urls: dict[str, 
     counted = await plan_of(urls[ROLLED_UP], page(**asked, total="exact"))
     assert "pk_session_roll_ups" in counted.indexes
     assert counted.rows_read - without.rows_read < SESSIONS / 10
+
+
+@pytest.mark.parametrize("mode", [GENERIC, CHOSEN])
+@pytest.mark.parametrize("viewer", [VIEWER, Viewer(ME), Viewer.auditor()], ids=["shared", "own", "auditor"])
+async def test_a_statement_for_few_sessions_reads_each_at_most_once(
+    urls: dict[str, str], viewer: Viewer, mode: str
+) -> None:
+    """It reads no row of the roll-ups, and looks up the records of a page."""
+    since, until = BEGIN + timedelta(days=40, minutes=3), BEGIN + timedelta(days=160, minutes=3)
+    records, usage, of_page = "session_records", "session_model_usage", LIMIT + 1
+    every = Counter({records: SESSIONS})
+    # Usage of a model that is named unknown is looked for once.
+    with_usage = every + Counter({usage: 2 * SESSIONS})
+    asks: list[tuple[Ask, Counter[str]]] = [
+        (page(viewer=viewer), every + Counter({records: of_page})),
+        (page(viewer=viewer, order_by="cost_usd"), every + Counter({records: of_page})),
+        (page(viewer=viewer, offset=SESSIONS // 5), every + Counter({records: of_page})),
+        (page(viewer=viewer, total="exact"), every + every + Counter({records: of_page})),
+        (page(viewer=viewer, total="exact", since=since, until=until), every + every + Counter({records: of_page})),
+        (lambda db: db.lifecycle.aggregate_stats(viewer), every),
+        (lambda db: db.lifecycle.aggregate_stats(viewer, (), since, until=until), every),
+        (lambda db: db.lifecycle.cost_by_model(viewer), with_usage),
+        (lambda db: db.lifecycle.cost_by_model(viewer, (), since, until=until), with_usage),
+    ]
+    for state in (ROLLED_UP, NEVER):
+        for ask, most in asks:
+            with reading("few"):
+                plan = await plan_of(urls[state], ask, mode)
+            # The rows of a bitmap are counted without the name of their table, too.
+            del plan.rows_of[""]
+            assert plan.rows_of <= most
+
+
+@pytest.mark.parametrize("mode", [GENERIC, CHOSEN])
+async def test_a_statement_for_few_sessions_reads_nothing_where_there_are_many(
+    urls: dict[str, str], mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However stale the statistics, and whatever the last look said: it looks at the size itself."""
+    asks: list[Ask] = [
+        page(total="exact"),
+        page(order_by="cost_usd"),
+        lambda db: db.lifecycle.aggregate_stats(VIEWER),
+        lambda db: db.lifecycle.cost_by_model(VIEWER),
+    ]
+    for ask in asks:
+        with reading("few"):
+            monkeypatch.setattr(few, "PAGES_OF_A_STATEMENT", 1)
+            monkeypatch.setattr(few, "PAGES_OF_A_SCOPE", 0)
+            plan = await plan_of(urls[ROLLED_UP], ask, mode, with_text="pg_relation_size")
+        assert (plan.rows_read, plan.buffers) == (0, 0)
 
 
 async def test_the_usual_questions_are_short(urls: dict[str, str]) -> None:

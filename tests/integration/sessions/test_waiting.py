@@ -189,6 +189,7 @@ async def every_kind(db: SessionDatabase) -> dict[str, list[str]]:
     return {one: [name for name in names if name.startswith(one)] for one in EffectiveStatus}
 
 
+@pytest.mark.usefixtures("each_way")
 @pytest.mark.parametrize("rolled_up", [False, True])
 async def test_X26_every_read_agrees_who_waits(db: SessionDatabase, rolled_up: bool) -> None:
     names = await every_kind(db)

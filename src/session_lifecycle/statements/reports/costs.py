@@ -2,11 +2,27 @@
 
 from typing import Any
 
-from sqlalchemy import BigInteger, ColumnElement, Numeric, Select, Text, bindparam, case, func, null, select
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    FromClause,
+    Integer,
+    Numeric,
+    Select,
+    Text,
+    bindparam,
+    case,
+    func,
+    literal,
+    null,
+    select,
+    true,
+)
 
 from session_lifecycle.models.sessions import CODING_AGENTS
 from session_lifecycle.statements import tables
-from session_lifecycle.statements.roll_ups.totals import MODEL_FIGURES, model_figures
+from session_lifecycle.statements.roll_ups.totals import MODEL_FIGURES, model_figures, model_figures_of_all_rows
+from session_lifecycle.statements.shared.few import are_few, looked_at
 from session_lifecycle.statements.shared.further_totals import FURTHER_TOTALS, as_text
 from session_lifecycle.statements.shared.kept import LIMIT, kept
 from session_lifecycle.statements.shared.ledger import TOKEN_COLUMNS, UNKNOWN_AGENT
@@ -21,10 +37,30 @@ def cost_by_model(kinds: ScopeKinds, ends: Ends) -> Select[*tuple[Any, ...]]:
     Binds the ends that are given, `row_limit` and the parameters of the scopes.
     """
     figures = model_figures(kinds, StatusWindow(None, *window(ends))).subquery("figures")
+    return _most_expensive(figures, select(*_cost_columns(figures)))
+
+
+@kept
+def few_costs_by_model(viewer: ViewerShape, ends: Ends) -> Select[*tuple[Any, ...]]:
+    """The rows of `cost_by_model`, by a statement for few sessions. Where there is none, one row of nulls.
+
+    Binds the ends that are given, `row_limit`, and the parameters of the viewer and of `are_few`.
+    """
+    figures = model_figures_of_all_rows(looked_at(viewer), ends).subquery("figures")
+    row = select(literal(1, Integer)).subquery("row")
+    rows = select(*_cost_columns(figures)).select_from(row.outerjoin(figures, true()))
+    return _most_expensive(figures, rows.where(are_few(tables.sessions, tables.model_usage)))
+
+
+def _cost_columns(figures: FromClause) -> list[ColumnElement[Any]]:
     labels = {"key": "model", "sessions": "session_count"}
     columns = [figures.c[name].label(labels.get(name, name)) for name in ("key", *MODEL_FIGURES[:-1])]
-    rows = select(*columns, as_text(figures.c[FURTHER_TOTALS])).order_by(figures.c.cost_usd.desc(), figures.c.key)
-    return rows.limit(bindparam("row_limit", type_=BigInteger))
+    return [*columns, as_text(figures.c[FURTHER_TOTALS])]
+
+
+def _most_expensive(figures: FromClause, rows: Select[*tuple[Any, ...]]) -> Select[*tuple[Any, ...]]:
+    ordered = rows.order_by(figures.c.cost_usd.desc(), figures.c.key)
+    return ordered.limit(bindparam("row_limit", type_=BigInteger))
 
 
 # Each of the reports below binds the viewer, the ends that are given, and `limit`.

@@ -18,15 +18,17 @@ from session_lifecycle.statements import tables
 from session_lifecycle.statements.roll_ups.totals import (
     SESSION_FIGURES,
     duration_us,
+    figures_of_all_rows,
     in_window,
     session_figures,
     sessions_ever,
 )
 from session_lifecycle.statements.shared.durations import durations_of, listed_durations
+from session_lifecycle.statements.shared.few import are_few, looked_at
 from session_lifecycle.statements.shared.further_totals import FURTHER_TOTALS, as_text
 from session_lifecycle.statements.shared.kept import kept
 from session_lifecycle.statements.shared.status import status_windows, stored_statuses, waits
-from session_lifecycle.statements.shared.visibility import ScopeKinds
+from session_lifecycle.statements.shared.visibility import ScopeKinds, ViewerShape, visible
 from session_lifecycle.statements.shared.window import Ends, StatusWindow, window
 
 
@@ -36,7 +38,22 @@ def aggregate_stats(kinds: ScopeKinds, ends: Ends) -> Select[*tuple[Any, ...]]:
 
     Binds the parameters of `status_windows` and of the scopes.
     """
-    found = session_figures(kinds, ends, status_windows(ends)).subquery("found")
+    return _stats_of(session_figures(kinds, ends, status_windows(ends)))
+
+
+@kept
+def few_stats(viewer: ViewerShape, ends: Ends) -> Select[*tuple[Any, ...]]:
+    """The row of `aggregate_stats`, by a statement for few sessions.
+
+    Binds the parameters of `status_windows`, of the viewer and of `are_few`.
+    """
+    windows = status_windows(ends)
+    figures = figures_of_all_rows(visible(looked_at(viewer)), ends, windows)
+    return _stats_of(figures).where(are_few(tables.sessions))
+
+
+def _stats_of(figures_of_sessions: Select[*tuple[Any, ...]]) -> Select[*tuple[Any, ...]]:
+    found = figures_of_sessions.subquery("found")
     labels = {"cost_usd": "total_spend_usd", "duration_us": "agent_time_us"}
     figures = [found.c[name].label(labels.get(name, name)) for name in SESSION_FIGURES if name != FURTHER_TOTALS]
     # A session that waits is running, and is counted apart too.

@@ -6,7 +6,7 @@ an owner has few sessions no short buckets are kept, so the edges are wide there
 one snapshot. The figures are the same whether, when and how often a job rolled up.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -15,6 +15,7 @@ from sqlalchemy import (
     BigInteger,
     ColumnClause,
     ColumnElement,
+    CompoundSelect,
     FromClause,
     Function,
     Integer,
@@ -36,6 +37,7 @@ from sqlalchemy import (
     or_,
     select,
     true,
+    tuple_,
     union_all,
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
@@ -50,7 +52,14 @@ from session_lifecycle.statements.shared.further_totals import FURTHER_TOTALS, s
 from session_lifecycle.statements.shared.keys import same_session
 from session_lifecycle.statements.shared.ledger import UNKNOWN_MODEL
 from session_lifecycle.statements.shared.status import initial, is_waiting
-from session_lifecycle.statements.shared.visibility import ONE_USER, ScopeKinds, of_everybody
+from session_lifecycle.statements.shared.visibility import (
+    ONE_USER,
+    ScopeKinds,
+    ViewerShape,
+    is_one_of,
+    of_everybody,
+    visible,
+)
 from session_lifecycle.statements.shared.window import Ends, StatusWindow, window
 
 SESSION_FIGURES = (
@@ -125,7 +134,7 @@ def session_figures(
         has_agent_name: Whether to count the sessions of the bound `agent_name` only. The roll-ups have no agents, so
             Postgres then reads every session.
     """
-    together = StatusWindow(None, *window(ends)) if len(windows) > 1 else next(iter(windows.values()))
+    together = _all_of(ends) if len(windows) > 1 else next(iter(windows.values()))
     # The sessions that are not rolled up, in one scan; Postgres chooses the shortest way to them. Where no job rolls
     # up, they are the whole table.
     scoped = (kinds.in_any(tables.sessions), of_everybody(tables.sessions))
@@ -142,8 +151,26 @@ def session_figures(
         parts += _figures_of_rolled_up(kinds, windows, together, names)
         if len(windows) > 1:
             parts.append(_still_running(kinds, windows, names))
-    part = union_all(*parts).subquery("part")
-    counts = [func.coalesce(func.sum(part.c[label]), 0).cast(BigInteger).label(label) for label in windows]
+    return _added_up_over(union_all(*parts), windows, names)
+
+
+def figures_of_all_rows(
+    is_seen: ColumnElement[bool], ends: Ends, windows: Mapping[str, StatusWindow]
+) -> Select[*tuple[Any, ...]]:
+    """The row of `session_figures`, from the rows of all sessions, rolled up or not."""
+    sums = _sums_of_rows(tables.sessions, windows, SESSION_FIGURES, is_seen, _is_in(tables.sessions, _all_of(ends)))
+    return _added_up_over(sums, windows, SESSION_FIGURES)
+
+
+def _all_of(ends: Ends) -> StatusWindow:
+    return StatusWindow(None, *window(ends))
+
+
+def _added_up_over(
+    parts: CompoundSelect[*tuple[Any, ...]] | Select[*tuple[Any, ...]], labels: Iterable[str], names: Sequence[str]
+) -> Select[*tuple[Any, ...]]:
+    part = parts.subquery("part")
+    counts = [func.coalesce(func.sum(part.c[label]), 0).cast(BigInteger).label(label) for label in labels]
     return select(*counts, *_again(part, names))
 
 
@@ -155,7 +182,15 @@ def _figures_of_rows(
     *conditions: ColumnElement[bool],
 ) -> Select[*tuple[Any, ...]]:
     """The figures over the chosen sessions of the table, from their rows."""
-    chosen = (*conditions, *in_window(table, together))
+    return _sums_of_rows(table, windows, names, *conditions, *in_window(table, together))
+
+
+def _sums_of_rows(
+    table: type[tables.sessions | tables.rolled_up_sessions],
+    windows: Mapping[str, StatusWindow],
+    names: Sequence[str],
+    *chosen: ColumnElement[bool],
+) -> Select[*tuple[Any, ...]]:
     counts = {label: func.count().filter(_is_in(table, one)) for label, one in windows.items()}
     sums = counts | _sums_of_sessions(table, names)
     if FURTHER_TOTALS in sums:
@@ -327,25 +362,59 @@ def model_figures(kinds: ScopeKinds, status_window: StatusWindow) -> Select[*tup
         }
         source = join(tables.rolled_up_sessions, share, true())
         parts.append(_sums_per_row(edge, share.c[MODEL_KEYS["model"]], sums, *is_in, source=source))
-    model = case((tables.model_usage.model == "", literal(UNKNOWN_MODEL)), else_=tables.model_usage.model).label("key")
-    # Usage without a model and usage of a model named "unknown" are both reported as unknown. A session with both is
-    # one session, so the row without a model does not count where the session also has the named one.
+    of_session = same_session(tables.sessions, tables.model_usage)
+    live = (kinds.in_any(tables.sessions), *in_window(tables.sessions, status_window))
     named = aliased(tables.model_usage, name="named")
-    has_both = exists().where(
-        same_session(named, tables.model_usage), named.model_key == literal(UNKNOWN_MODEL), _has_any(named)
+    has_named = exists().where(same_session(named, tables.model_usage), *_is_unknown(named))
+    used = _usage_by_model(has_named).join_from(tables.sessions, tables.model_usage, of_session).where(*live)
+    return _by_name([*parts, used])
+
+
+def model_figures_of_all_rows(viewer: ViewerShape, ends: Ends) -> Select[*tuple[Any, ...]]:
+    """The rows of `model_figures`, from the rows of all sessions, rolled up or not."""
+    usage = tables.model_usage
+    named = aliased(usage, name="named")
+    has_named = tuple_(usage.user_id, usage.session_id).in_(
+        select(named.user_id, named.session_id).where(*_is_unknown(named))
     )
+    return _by_name([_usage_by_model(has_named).where(*_is_seen(usage, viewer, ends))])
+
+
+def _is_seen(usage: type[tables.model_usage], viewer: ViewerShape, ends: Ends) -> list[ColumnElement[bool]]:
+    """Conditions on usage: the viewer sees its session, which was last active in the window."""
+
+    def in_session_of(seen: ViewerShape) -> ColumnElement[bool]:
+        key, in_window = (tables.sessions.user_id, tables.sessions.session_id), _is_in(tables.sessions, _all_of(ends))
+        return tuple_(usage.user_id, usage.session_id).in_(select(*key).where(visible(seen), in_window))
+
+    # Without a window all usage of an owner counts, and no session of theirs need be looked up.
+    is_own = is_one_of(usage.user_id, viewer.owner_ids) if viewer.owner_ids else false()
+    if viewer.owner_ids and not viewer.permitted_dataset_ids and not viewer.sees_all:
+        return [is_own, in_session_of(viewer)] if any(ends) else [is_own]
+    first, looked_up = (false(), viewer) if any(ends) else (is_own, viewer._replace(owners=0))
+    # Postgres would make a join of the second condition alone. It expects few rows of that join, and would sort them.
+    return [first.op("OR")(in_session_of(looked_up))]
+
+
+def _usage_by_model(has_named: ColumnElement[bool]) -> Select[*tuple[Any, ...]]:
+    """The sums of `model_usage` by model, as a statement that says of which sessions is still to be made of.
+
+    Args:
+        has_named: Whether the session of a row also has usage of a model named "unknown". Usage without a model is
+            reported under this name, too, and a session with both is one session.
+    """
+    model = case((tables.model_usage.model == "", literal(UNKNOWN_MODEL)), else_=tables.model_usage.model).label("key")
     # Postgres looks for a row with the name only for rows without a model.
-    sessions = func.count().filter(or_(tables.model_usage.model != "", ~has_both)).label("sessions")
+    sessions = func.count().filter(or_(tables.model_usage.model != "", ~has_named)).label("sessions")
     sums_of_model = (_total(getattr(tables.model_usage, name), name).label(name) for name in MODEL_FIGURES[1:])
-    used = select(model, sessions, *sums_of_model).join_from(
-        tables.sessions, tables.model_usage, same_session(tables.sessions, tables.model_usage)
-    )
-    live = (
-        kinds.in_any(tables.sessions),
-        *in_window(tables.sessions, status_window),
-        _has_any(tables.model_usage),
-    )
-    parts.append(used.where(*live).group_by(model))
+    return select(model, sessions, *sums_of_model).where(_has_any(tables.model_usage)).group_by(model)
+
+
+def _is_unknown(usage: type[tables.model_usage]) -> Sequence[ColumnElement[bool]]:
+    return usage.model_key == literal(UNKNOWN_MODEL), _has_any(usage)
+
+
+def _by_name(parts: Sequence[Select[*tuple[Any, ...]]]) -> Select[*tuple[Any, ...]]:
     # Names that differ in case only are one model. It is shown in one of the spellings that sessions have: a bucket
     # stays with zeros after all of its sessions were taken out of the roll-ups.
     spelt = _added_up(parts, MODEL_FIGURES).subquery("spelt")

@@ -20,6 +20,7 @@ from sqlalchemy import (
 
 from session_lifecycle.models import SessionListFilters
 from session_lifecycle.models.pages import Total
+from session_lifecycle.models.session_filters import DEFAULT_SESSION_ORDER
 from session_lifecycle.statements import tables
 from session_lifecycle.statements.roll_ups.session_stats import count_sessions
 from session_lifecycle.statements.sessions.index_scans import bounded_count, first_keys
@@ -31,6 +32,7 @@ from session_lifecycle.statements.sessions.row_filters import (
     shape_of_session_filters,
 )
 from session_lifecycle.statements.shared.clock import clock
+from session_lifecycle.statements.shared.few import Bound, are_few, bound, looked_at
 from session_lifecycle.statements.shared.kept import OFFSET, KeptStatement, kept
 from session_lifecycle.statements.shared.keys import equal_where_given
 from session_lifecycle.statements.shared.paging import (
@@ -45,8 +47,11 @@ from session_lifecycle.statements.shared.paging import (
     total,
 )
 from session_lifecycle.statements.shared.status import effective_status, has_status
-from session_lifecycle.statements.shared.visibility import visible
+from session_lifecycle.statements.shared.visibility import scopes, visible
 from session_lifecycle.statements.shared.window import Ends, active_within
+
+FAR_OFFSET = 500
+"""Behind so many rows, the scans of all scopes read much more than one scan of all sessions."""
 
 
 def chosen_sessions(shape: SessionFiltersShape) -> Select[*tuple[Any, ...]]:
@@ -90,6 +95,31 @@ def _list_by_rows(
     rows = page_by_rows(chosen, ORDERS[order_by], of_page, shape.abandon_after)
     how = of_page.total
     return beside_total(rows, total(chosen, how) if counted is None else listing_total(counted, how))
+
+
+def bound_of_few(filters: SessionListFilters) -> Bound | None:
+    """Up to where `list_few_sessions` is the shorter way; None where `list_sessions` reads every session as well."""
+    if filters.reads_rows:
+        return None
+    looked_in = scopes(filters.asker, filters.owner_id, filters.dataset_id).number
+    has_index = filters.order_column == DEFAULT_SESSION_ORDER or filters.wanted_status is not None
+    return bound(looked_in, is_wide=filters.offset >= FAR_OFFSET, reads_all=not has_index)
+
+
+def list_few_sessions(
+    filters: SessionListFilters, position: Position | None, abandon_after: timedelta
+) -> tuple[KeptStatement, dict[str, Any]]:
+    """The same, by a statement for few sessions."""
+    shape, parameters = shape_of_session_filters(filters, abandon_after)
+    of_page, more = shape_of_page(filters, position)
+    return _list_few(shape, filters.order_column, of_page), parameters | more
+
+
+@kept
+def _list_few(shape: SessionFiltersShape, order_by: str, of_page: PageShape) -> Select[*tuple[Any, ...]]:
+    chosen = chosen_sessions(shape._replace(viewer=looked_at(shape.viewer)))
+    rows = page_by_rows(chosen, ORDERS[order_by], of_page, shape.abandon_after)
+    return beside_total(rows, total(chosen, of_page.total)).where(are_few(tables.sessions))
 
 
 @kept

@@ -151,6 +151,13 @@ class Scopes(NamedTuple):
         )
 
     @property
+    def number(self) -> int:
+        """How many scopes there are."""
+        if self.only_both:
+            return len(self.users) * len(self.datasets)
+        return len(self.users) + len(self.datasets) + self.everybody
+
+    @property
     def pairs(self) -> Sequence[tuple[UUID, UUID]]:
         """Each user with each dataset."""
         return tuple(product(self.users, self.datasets))

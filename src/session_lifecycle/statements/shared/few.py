@@ -1,0 +1,75 @@
+"""Statements for few sessions, which read all sessions at once.
+
+To look up one scope after another, in one index or bucket after another, takes longer than to read a few pages as a
+whole. Such a statement first looks at the size of its tables, and gives no row where they are larger than a bound. So
+it never reads much, however fast the tables grow. The caller asks the statement for any number of sessions then.
+"""
+
+from typing import Any, NamedTuple
+
+from sqlalchemy import BigInteger, ColumnElement, Text, bindparam, case, func, literal, select
+
+from session_lifecycle.entities import quoted
+from session_lifecycle.statements import tables
+from session_lifecycle.statements.shared.visibility import MOST_IDS_IN_ARRAY, ViewerShape
+
+PAGE_BYTES = 8192
+PAGES_OF_A_STATEMENT, PAGES_OF_A_SCOPE = 30, 4
+"""As many pages are read in the time that the statement for any number of sessions takes, and takes for one more scope.
+"""
+TIMES_IF_WIDE, TIMES_IF_NEVER = 4, 16
+
+SizedTable = type[tables.sessions | tables.model_usage | tables.rolled_up_sessions]
+
+
+class Bound(NamedTuple):
+    """Up to which size of its tables a statement for few sessions is the shorter way."""
+
+    most_bytes: int
+    reads_all: bool
+    """Whether the other statement reads as much where no session is rolled up. The bound is higher there."""
+
+
+def bound(scopes: int, *, is_wide: bool, reads_all: bool) -> Bound:
+    """The bound for a question.
+
+    Args:
+        scopes: The number of the scopes in which the other statement would look.
+        is_wide: Whether it would read many rows of each: at the ends of a window, or up to a page far behind.
+        reads_all: See `Bound`.
+    """
+    pages = PAGES_OF_A_STATEMENT + PAGES_OF_A_SCOPE * scopes
+    return Bound(pages * PAGE_BYTES * (TIMES_IF_WIDE if is_wide else 1), reads_all)
+
+
+def are_few(*read: SizedTable) -> ColumnElement[bool]:
+    """Whether each of the tables that a statement reads is within the bound. Binds `few_parameters`.
+
+    On Citus it is false: Citus keeps the rows in other tables, and the table of this name is empty.
+    """
+    largest = func.greatest(*map(_size, read), type_=BigInteger)
+    never = _size(tables.rolled_up_sessions) == literal(0, BigInteger)
+    most, most_if_never = (bindparam(name, type_=BigInteger) for name in ("most_bytes", "most_bytes_if_never"))
+    is_within = largest.between(literal(1, BigInteger), case((never, most_if_never), else_=most))
+    # A subquery, so that Postgres asks before it reads anything.
+    return select(is_within).scalar_subquery()
+
+
+def _size(table: SizedTable) -> ColumnElement[int]:
+    name = bindparam("quoted_schema", type_=Text) + literal(f".{table.__tablename__}", Text)
+    return func.pg_relation_size(func.to_regclass(name), type_=BigInteger)
+
+
+def few_parameters(schema: str, bound: Bound) -> dict[str, Any]:
+    """The parameters that `are_few` binds."""
+    times = TIMES_IF_NEVER if bound.reads_all else 1
+    return {
+        "quoted_schema": quoted(schema),
+        "most_bytes": bound.most_bytes,
+        "most_bytes_if_never": times * bound.most_bytes,
+    }
+
+
+def looked_at(viewer: ViewerShape) -> ViewerShape:
+    """The shape of a viewer for a condition on every session: Postgres hashes the ids, however many there are."""
+    return viewer._replace(permitted=viewer.permitted and MOST_IDS_IN_ARRAY + 1)

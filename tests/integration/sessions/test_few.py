@@ -1,0 +1,180 @@
+"""Statements for few sessions: what they read, and when they are asked."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import pytest
+import pytest_asyncio
+from sqlalchemy import text
+
+from session_lifecycle import SessionDatabase, SessionListFilters, Viewer, repository
+from session_lifecycle.models.session_filters import SESSION_ORDERS
+from session_lifecycle.statements.shared import few
+from support.statements import noted
+from support.stored_rows import ask
+
+ME = UUID(int=1)
+DATASETS = [UUID(int=100 + number) for number in range(20)]
+VIEWERS = {"shared": Viewer(ME, DATASETS), "own": Viewer(ME), "auditor": Viewer.auditor()}
+SESSIONS = 300
+NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
+DAY = timedelta(days=1)
+SEED = """
+    WITH fleet AS (
+        SELECT n, lpad(to_hex(1 + n % 3), 32, '0')::uuid AS user_id, 's' || n AS session_id,
+               lpad(to_hex(100 + n % 23), 32, '0')::uuid AS dataset_id,
+               CAST(:noon AS timestamptz) - n * interval '1 hour' AS at
+        FROM generate_series(1, :sessions) n
+    ),
+    used AS (
+        INSERT INTO session_lifecycle.session_model_usage (user_id, session_id, model, tokens_in, events)
+        SELECT user_id, session_id, 'm' || n % 3, n, 1 FROM fleet
+    )
+    INSERT INTO session_lifecycle.session_records
+        (user_id, session_id, dataset_id, status, started_at, last_activity_at, ended_at, tokens_in)
+    SELECT user_id, session_id, dataset_id, 'completed', at, at, at, n FROM fleet
+"""
+
+Ask = Callable[[SessionDatabase], Awaitable[Any]]
+
+
+def page(viewer: Viewer, **asked: Any) -> Ask:
+    filters = SessionListFilters(viewer=viewer, limit=10, **asked)
+    return lambda db: db.lifecycle.list_session_rows(filters)
+
+
+def asks(viewer: Viewer) -> dict[str, Ask]:
+    """Every read that has a statement for few sessions."""
+    since, until = NOON - 9 * DAY, NOON - 2 * DAY
+    return {
+        **{f"by {order}": page(viewer, order_by=order) for order in SESSION_ORDERS},
+        "far": page(viewer, offset=150, total="none"),
+        "of a status": page(viewer, status_filter="completed"),
+        "of a window": page(viewer, since=since, until=until),
+        "of an owner": page(viewer, owner_id=UUID(int=2)),
+        "stats": lambda db: db.lifecycle.aggregate_stats(viewer),
+        "stats of a window": lambda db: db.lifecycle.aggregate_stats(viewer, (), since, until=until),
+        "cost by model": lambda db: db.lifecycle.cost_by_model(viewer),
+        "cost by model of a window": lambda db: db.lifecycle.cost_by_model(viewer, (), since, until=until),
+    }
+
+
+async def store(db: SessionDatabase) -> None:
+    async with db.engine.begin() as connection:
+        await connection.execute(text(SEED), {"noon": NOON, "sessions": SESSIONS})
+    async with db.engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
+        await connection.execute(text("VACUUM ANALYZE session_lifecycle.session_records"))
+        await connection.execute(text("VACUUM ANALYZE session_lifecycle.session_model_usage"))
+
+
+@pytest_asyncio.fixture
+async def db(session_database: SessionDatabase) -> AsyncIterator[SessionDatabase]:
+    """A database with few sessions."""
+    await store(session_database)
+    yield session_database
+
+
+async def read(db: SessionDatabase, one: Ask) -> list[str]:
+    """The statements of a read. The first read of a database also asks for its schema."""
+    async with noted(db) as sent:
+        await one(db)
+    return [statement for statement, _ in sent if "session_records" in statement]
+
+
+async def ways(db: SessionDatabase, one: Ask) -> list[str]:
+    """Which statements a read asks, in their order."""
+    return ["few" if "pg_relation_size" in statement else "many" for statement in await read(db, one)]
+
+
+@pytest.mark.parametrize("rolled_up", [False, True])
+@pytest.mark.parametrize("viewer", VIEWERS.values(), ids=VIEWERS)
+async def test_every_read_of_few_sessions_is_one_short_statement(
+    db: SessionDatabase, viewer: Viewer, rolled_up: bool
+) -> None:
+    if rolled_up:
+        await db.maintenance.roll_up()
+    for name, one in asks(viewer).items():
+        [statement] = await read(db, one)
+        # No table but those of the sessions themselves, and no lookup for each scope.
+        assert "pg_relation_size" in statement, name
+        for absent in ("roll_ups", "changes", "FROM session_lifecycle.rolled_up_sessions"):
+            assert absent not in statement, name
+        assert len(statement) < 10_000, name
+
+
+async def pages_of(db: SessionDatabase, name: str) -> int:
+    [(pages,)] = await ask(db, f"SELECT pg_relation_size('{name}') / 8192")
+    return int(pages)
+
+
+def set_bound(monkeypatch: pytest.MonkeyPatch, pages: int, *, times_if_never: int = 1) -> None:
+    """Sets the bound for every question."""
+    monkeypatch.setattr(few, "PAGES_OF_A_STATEMENT", pages)
+    monkeypatch.setattr(few, "PAGES_OF_A_SCOPE", 0)
+    monkeypatch.setattr(few, "TIMES_IF_WIDE", 1)
+    monkeypatch.setattr(few, "TIMES_IF_NEVER", times_if_never)
+
+
+@pytest.mark.parametrize("name", asks(Viewer(ME)))
+async def test_the_size_of_the_tables_decides(db: SessionDatabase, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    one = asks(Viewer(ME))[name]
+    await db.maintenance.roll_up()
+    set_bound(monkeypatch, await pages_of(db, "session_records"))
+    assert await ways(db, one) == ["few"]
+    # The rows of other models make a table larger that only the costs read.
+    other_models = "SELECT user_id, session_id, repeat('m', 400) FROM session_records"
+    await ask(db, f"INSERT INTO session_model_usage (user_id, session_id, model) {other_models}")
+    assert await ways(db, one) == (["few", "many"] if "cost by model" in name else ["few"])
+    as_many = "SELECT user_id, session_id || ' again' FROM session_records"
+    await ask(db, f"INSERT INTO session_records (user_id, session_id) {as_many}")
+    assert (await ways(db, one))[-1] == "many"
+
+
+async def test_a_database_with_many_sessions_is_asked_once_for_a_while(
+    db: SessionDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stats = asks(Viewer(ME))["stats"]
+    set_bound(monkeypatch, await pages_of(db, "session_records") - 1)
+    assert await ways(db, stats) == ["few", "many"]
+    assert await ways(db, stats) == ["many"]
+    async with db.engine.connect() as connection:
+        bound = db.bind(connection).lifecycle
+        assert await ways(db, lambda _: bound.aggregate_stats(ME)) == ["many"]
+    # With so many data sets, other statements take longer, and the bound is higher.
+    monkeypatch.setattr(few, "PAGES_OF_A_SCOPE", 10)
+    assert await ways(db, asks(Viewer(ME, DATASETS))["stats"]) == ["few"]
+    assert await ways(db, page(Viewer(ME, DATASETS))) == ["few"]
+    monkeypatch.setattr(few, "PAGES_OF_A_SCOPE", 0)
+    monkeypatch.setattr(repository, "LOOK_AGAIN_SECONDS", 0)
+    db = SessionDatabase.from_engine(db.engine)
+    assert await ways(db, stats) == ["few", "many"]
+    assert await ways(db, stats) == ["few", "many"]
+
+
+async def test_where_nothing_is_rolled_up_more_sessions_are_few(
+    db: SessionDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other statement would read as much. It is not so for a page that indexes find, or for a window."""
+    asked = asks(Viewer(ME))
+    reads_all = ["by cost_usd", "stats", "cost by model"]
+    set_bound(monkeypatch, await pages_of(db, "session_records") - 1, times_if_never=2)
+    for name in ("by last_activity_at", "stats of a window", "cost by model of a window"):
+        assert (await ways(db, asked[name]))[-1] == "many"
+    for name in reads_all:
+        assert await ways(db, asked[name]) == ["few"]
+    await db.maintenance.roll_up()
+    for name in reads_all:
+        assert (await ways(db, asked[name]))[-1] == "many"
+
+
+async def test_an_empty_database_and_one_without_usage_are_answered(session_database: SessionDatabase) -> None:
+    assert (await session_database.lifecycle.aggregate_stats(ME)).sessions == 0
+    assert await session_database.lifecycle.cost_by_model(ME) == []
+    await store(session_database)
+    await ask(session_database, "UPDATE session_model_usage SET tokens_in = 0, events = 0")
+    assert await ways(session_database, asks(Viewer(ME))["stats"]) == ["many"]  # it was empty
+    db = SessionDatabase.from_engine(session_database.engine)
+    assert await ways(db, asks(Viewer(ME))["cost by model"]) == ["few"]
+    assert await db.lifecycle.cost_by_model(ME) == []
