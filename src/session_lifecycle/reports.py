@@ -29,8 +29,7 @@ from session_lifecycle.models import (
     Viewer,
 )
 from session_lifecycle.models.pages import MOST_ROWS
-from session_lifecycle.models.report_questions import MOST_POINTS, Dimension, Series, UsageQuestion
-from session_lifecycle.models.reports import FIGURES
+from session_lifecycle.models.reports import FIGURES, MOST_POINTS, Dimension, Series, UsageQuestion
 from session_lifecycle.models.run_filters import RunChoice
 from session_lifecycle.models.run_telemetry import TelemetryFilters
 from session_lifecycle.models.session_filters import Window

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from session_lifecycle.buckets import activity, merging, places
 from session_lifecycle.models import CostByModelRow, TelemetryKey
 from session_lifecycle.models.fields import exact_sum, model_key
-from session_lifecycle.models.report_questions import UsageQuestion
+from session_lifecycle.models.reports import UsageQuestion
 from session_lifecycle.pages import PageRows
 from session_lifecycle.statements.sessions.records import ORDERS
 from session_lifecycle.statements.shared.paging import Position

@@ -35,7 +35,7 @@ from session_lifecycle.models.budgets import BudgetList, OneBudget, Releasing, R
 from session_lifecycle.models.fields import Value
 from session_lifecycle.models.maintenance import Erasing, OwnedSession, Pruning, Reconciling, Repricing
 from session_lifecycle.models.refusals import CONTENT, UNFORESEEN, refusal
-from session_lifecycle.models.report_questions import Series, UsageQuestion
+from session_lifecycle.models.reports import Series, UsageQuestion
 from session_lifecycle.models.run_filters import ModelPrefix, ToolCall
 from session_lifecycle.models.run_telemetry import TelemetryFilters
 from session_lifecycle.models.session_details import ChatHistory, OneDetail, RecentlyOfSession, ThreadsOfSession

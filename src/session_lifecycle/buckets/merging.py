@@ -11,8 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from session_lifecycle.models import SessionRowWithStatus, TelemetryKey, Viewer
 from session_lifecycle.models.fields import Value, exact_sum, model_key
-from session_lifecycle.models.report_questions import UsageQuestion
-from session_lifecycle.models.reports import FIGURES
+from session_lifecycle.models.reports import FIGURES, UsageQuestion
 from session_lifecycle.pages import PageOrder, PageRows
 from session_lifecycle.statements.reports.usage import MODEL_KEY, SPELLING, key_columns
 from session_lifecycle.statements.shared.durations import PERCENTILES

@@ -31,7 +31,7 @@ from session_lifecycle.models import (
     Viewer,
 )
 from session_lifecycle.models.pages import MOST_ROWS
-from session_lifecycle.models.report_questions import UsageQuestion
+from session_lifecycle.models.reports import UsageQuestion
 from session_lifecycle.models.run_telemetry import TelemetryFilters
 from session_lifecycle.models.session_filters import Window
 from session_lifecycle.reports import NO_DURATIONS, UsageReports, durations_fields, percentile_fields, whole_report

@@ -31,7 +31,7 @@ from session_lifecycle.models import (
 )
 from session_lifecycle.models.fields import exact_sum
 from session_lifecycle.models.pages import Page
-from session_lifecycle.models.report_questions import OF_TAG
+from session_lifecycle.models.reports import OF_TAG
 
 STYLES = {
     EffectiveStatus.RUNNING: "green",

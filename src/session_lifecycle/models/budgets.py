@@ -21,7 +21,7 @@ from session_lifecycle.models.fields import (
     Value,
 )
 from session_lifecycle.models.refusals import inconsistent, refused
-from session_lifecycle.models.report_questions import time_zone
+from session_lifecycle.models.reports import time_zone
 
 MOST_BUDGETS = 1_000
 """The most budgets of one list."""

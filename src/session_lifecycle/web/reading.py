@@ -31,7 +31,7 @@ from session_lifecycle.models import (
     UsageReport,
 )
 from session_lifecycle.models.pages import Page
-from session_lifecycle.models.report_questions import MOST_ROWS, OwnDimension
+from session_lifecycle.models.reports import MOST_ROWS, OwnDimension
 from session_lifecycle.models.session_details import MOST_MESSAGES
 from session_lifecycle.models.sessions import SessionRecord
 from session_lifecycle.web.answers import NOT_MODIFIED, SESSION, answer, documented, list_of, page_of

@@ -11,7 +11,7 @@ from sqlalchemy import text
 
 from session_lifecycle import BudgetExceededError, InvalidValueError, SessionDatabase, Touch, UsageEvent, Viewer
 from session_lifecycle.models import Budget, Item, PriceOverride, budgets
-from session_lifecycle.models.report_questions import Series
+from session_lifecycle.models.reports import Series
 from session_lifecycle.testing import SessionClock
 from support.budgets import AUDITOR, limit, reserved, spent, used
 from support.usage import A, receipt_of, usage

@@ -16,7 +16,7 @@ from session_lifecycle.cli.commands import exports, reports, transfer
 from session_lifecycle.maintenance.role import DEFAULT_BATCH, DEFAULT_PRUNE_BATCH
 from session_lifecycle.models import EffectiveStatus
 from session_lifecycle.models.pages import Total
-from session_lifecycle.models.report_questions import BUCKETS
+from session_lifecycle.models.reports import BUCKETS
 from session_lifecycle.models.session_filters import ALL_SESSION_ORDERS
 from session_lifecycle.models.summaries import SUMMARY_ORDERS
 from session_lifecycle.models.transfer import ExportFormat

@@ -8,7 +8,7 @@ from uuid import UUID
 import pytest
 
 from session_lifecycle import InvalidValueError, Run, SessionDatabase, UsageEvent, Viewer
-from session_lifecycle.models.report_questions import Series
+from session_lifecycle.models.reports import Series
 from support.world import World
 
 A = UUID(int=1)

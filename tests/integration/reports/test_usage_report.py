@@ -16,8 +16,7 @@ import pytest_asyncio
 from session_lifecycle import InvalidValueError, SessionDatabase, UsageEvent, Viewer
 from session_lifecycle.models import UsageEventFilters, UsageFigures, UsageFilters, UsageReport, UsageRow
 from session_lifecycle.models.fields import exact_sum
-from session_lifecycle.models.report_questions import BUCKETS, OwnDimension
-from session_lifecycle.models.reports import FIGURES
+from session_lifecycle.models.reports import BUCKETS, FIGURES, OwnDimension
 from session_lifecycle.models.usage import RARE_CLASSES
 from support.ledger import D1, HOUR, NOON, VIEWERS, A, B, C, Row, fill_ledger, model_key, seen_by, stored_events
 from support.world import World

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from session_lifecycle import InvalidValueError, SessionDatabase, SessionStatus, Touch, UsageEvent, Viewer
 from session_lifecycle.models import UsagePoint
-from session_lifecycle.models.report_questions import Series
+from session_lifecycle.models.reports import Series
 
 A, B = UUID(int=1), UUID(int=2)
 SHARED = UUID(int=11)

@@ -21,7 +21,7 @@ from session_lifecycle import (
     UsageEvent,
     Viewer,
 )
-from session_lifecycle.models.report_questions import UsageQuestion
+from session_lifecycle.models.reports import UsageQuestion
 from session_lifecycle.models.session_filters import ALL_SESSION_ORDERS
 from session_lifecycle.models.summaries import SUMMARY_ORDERS
 from session_lifecycle.models.usage_filters import UsageEventFilters, UsageFilters

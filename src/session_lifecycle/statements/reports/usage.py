@@ -26,8 +26,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY
 
 from session_lifecycle.models import Viewer
-from session_lifecycle.models.report_questions import OF_TAG, UsageQuestion
-from session_lifecycle.models.reports import FIGURES
+from session_lifecycle.models.reports import FIGURES, OF_TAG, UsageQuestion
 from session_lifecycle.models.usage import RARE_CLASSES
 from session_lifecycle.statements import tables
 from session_lifecycle.statements.activity.run_figures import CLIENT

@@ -13,7 +13,7 @@ from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 from session_lifecycle.models import EffectiveStatus, TelemetrySummary, UsageFilters, UsageReport, UsageRow
-from session_lifecycle.models.report_questions import Bucket, Series
+from session_lifecycle.models.reports import Bucket, Series
 from session_lifecycle.web.filters import AskedPeriod, Period, asked_usage
 from session_lifecycle.web.framework import APIRouter, Depends, Query, Response
 from session_lifecycle.web.pages.problems import PageRoute

@@ -20,7 +20,7 @@ from session_lifecycle._version import __version__
 from session_lifecycle.database import SessionDatabase
 from session_lifecycle.errors import InvalidValueError
 from session_lifecycle.models import Viewer
-from session_lifecycle.models.report_questions import time_zone
+from session_lifecycle.models.reports import time_zone
 from session_lifecycle.web.dependencies import Asker, Database
 from session_lifecycle.web.framework import Depends, Request, Response
 from session_lifecycle.web.pages.address import Address
