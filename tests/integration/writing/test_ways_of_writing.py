@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
-from uuid import UUID
+from uuid import RFC_4122, UUID
 
 import asyncpg
 import pytest
@@ -14,7 +14,7 @@ from session_lifecycle import End, SessionDatabase, Touch, UsageEvent
 from session_lifecycle.entities import metadata
 from session_lifecycle.pricing.catalogue import PriceCatalogue
 from session_lifecycle.testing import SessionClock
-from session_lifecycle.writing.prepared import prepare
+from session_lifecycle.writing.prepared import event_id_of, prepare
 from session_lifecycle.writing.waves import parts
 
 AT, DATASET = datetime(2026, 1, 1, tzinfo=UTC), UUID(int=11)
@@ -183,3 +183,31 @@ async def test_a_short_way_that_does_not_fit_goes_the_long_one(
         found.append((sorted(rows), usage))
     assert found[0] == found[1]
     assert [row[1] for row in found[0][0]] == ["applied", "created", "terminal"][:count]
+
+
+async def test_the_database_derives_the_id_of_a_key_as_the_library_does(
+    session_database: SessionDatabase, session_database_url: str
+) -> None:
+    """Each of the sixteen digits that the variant takes the place of is met, and text that is not ASCII."""
+    del session_database  # migrated
+    sessions = [*("s" * length for length in range(1, 60)), "Gespräch \N{SNOWMAN}"]
+    connection = await asyncpg.connect(session_database_url)
+    try:
+        for scope in ("session", "user"):
+            for session_id in sessions:
+                event = UsageEvent.model_validate(
+                    {
+                        "session_id": session_id,
+                        "user_id": UUID(int=7),
+                        "model": "m",
+                        "idempotency_key": f"key of {session_id}",
+                        "key_scope": scope,
+                    }
+                )
+                of_session = session_id if scope == "session" else ""
+                values = (event.user_id, of_session, event.idempotency_key)
+                derived = await connection.fetchval("SELECT session_lifecycle.keyed_event_id($1, $2, $3)", *values)
+                assert UUID(event_id_of(event)) == derived
+                assert (derived.version, derived.variant) == (8, RFC_4122)
+    finally:
+        await connection.close()
