@@ -340,7 +340,7 @@ class UsageQuestion(Value):
     since: AwareTime | None = None
     until: AwareTime | None = None
     timezone: TimeZone = ZoneInfo("UTC")
-    filters: UsageFilters = UsageFilters()
+    filters: UsageFilters = Field(default_factory=UsageFilters)
     order_by: Text = "cost_usd"
     limit: Annotated[int, Strict(), Field(ge=1, le=MOST_ROWS)] = 1000
     details: Annotated[tuple[Key, ...], Field(max_length=MOST_DETAILS)] = ()

@@ -218,6 +218,7 @@ async def test_a_cancelled_start_leaves_no_server(place: Path) -> None:
 
 async def test_starting_does_not_block_the_event_loop(place: Path) -> None:
     longest, before, starting = 0.0, time.monotonic(), True
+    began = before
 
     async def watch() -> None:
         nonlocal longest, before
@@ -227,9 +228,10 @@ async def test_starting_does_not_block_the_event_loop(place: Path) -> None:
 
     watching = asyncio.ensure_future(watch())
     async with await EmbeddedPostgres.start(place / "data", durable=False):
-        starting = False
+        took, starting = time.monotonic() - began, False
         await watching
-    assert longest < 0.25
+    # Who blocks the loop blocks it for the whole time.
+    assert longest < took / 2
 
 
 @pytest.mark.parametrize("name", ["it's here", 'a "b" $HOME `x` \\ %s', "a,b:c?d=e&f#g@h", "long/" * 30, "größer"])
