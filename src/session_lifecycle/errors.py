@@ -152,20 +152,10 @@ class SpoolFullError(SpoolError):
     """The items do not fit into the spool's `max_bytes`, or the disk is full. None of them was kept."""
 
 
-# By name: a hook that starts in milliseconds imports this module, and none of these.
-_AS_TEXT = {"datetime", "decimal", "uuid"}
-"""The modules whose values have a text that says all their repr does."""
-
-
 def shortened(value: Any, limit: int = 80) -> str:
-    """The value as a message shows it, in ASCII: times, amounts and UUIDs as people write them, all else as its repr.
-
-    Args:
-        value: Anything.
-        limit: After how many characters the text is cut.
-    """
+    """The value as a message shows it: its repr in ASCII, cut after `limit` characters."""
     try:
-        text = str(value) if type(value).__module__ in _AS_TEXT else ascii(value)
+        text = ascii(value)
     except Exception as error:  # noqa: BLE001 - a broken repr must not hide the refusal it is quoted in
         text = f"a {type(value).__name__} whose repr raises {type(error).__name__}"
     return text if len(text) <= limit else f"{text[:limit]}… ({len(text)} characters)"

@@ -1,9 +1,7 @@
 """How the errors show a value that was refused."""
 
-from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
-from uuid import UUID
 
 import pytest
 
@@ -20,15 +18,10 @@ class Broken:
 @pytest.mark.parametrize(
     ("value", "shown"),
     [
-        (datetime(2027, 1, 2, 3, tzinfo=UTC), "2027-01-02 03:00:00+00:00"),
-        (datetime(2027, 1, 2, tzinfo=UTC).replace(tzinfo=None), "2027-01-02 00:00:00"),
-        (timedelta(hours=-1), "-1 day, 23:00:00"),
-        (Decimal("1.50"), "1.50"),
-        (UUID(int=7), "00000000-0000-0000-0000-000000000007"),
+        (Decimal("1.50"), "Decimal('1.50')"),
         ("a text", "'a text'"),
         ("ä\n", r"'\xe4\n'"),
         (None, "None"),
-        ([Decimal(1)], "[Decimal('1')]"),
         ("a" * 100, f"'{'a' * 79}… (102 characters)"),
         (Broken(), "a Broken whose repr raises RuntimeError"),
     ],

@@ -106,7 +106,7 @@ async def users(db: SessionDatabase, table: str) -> list[UUID]:
 
 REFUSED = [
     ("sessions", {"tokens_in": -1}, "tokens_in: got -1, expected a whole number of at least 0"),
-    ("sessions", {"cost_usd": 1.5}, "cost_usd: got 1.5, expected an amount as decimal text"),
+    ("sessions", {"cost_usd": 1.5}, "cost_usd: got Decimal('1.5'), expected an amount as decimal text"),
     ("sessions", {"cost_usd": "NaN"}, "cost_usd: got 'NaN', expected an amount as decimal text"),
     ("sessions", {"status": "odd"}, "status: got 'odd', expected one of running, completed, failed"),
     ("sessions", {"status": "failed"}, "ended_at: got None, expected a time exactly where the session has ended"),

@@ -382,18 +382,14 @@ def model_figures_of_all_rows(viewer: ViewerShape, ends: Ends) -> Select[*tuple[
 
 def _is_seen(usage: type[tables.model_usage], viewer: ViewerShape, ends: Ends) -> list[ColumnElement[bool]]:
     """Conditions on usage: the viewer sees its session, which was last active in the window."""
-
-    def in_session_of(seen: ViewerShape) -> ColumnElement[bool]:
-        key, in_window = (tables.sessions.user_id, tables.sessions.session_id), _is_in(tables.sessions, _all_of(ends))
-        return tuple_(usage.user_id, usage.session_id).in_(select(*key).where(visible(seen), in_window))
-
-    # Without a window all usage of an owner counts, and no session of theirs need be looked up.
-    is_own = is_one_of(usage.user_id, viewer.owner_ids) if viewer.owner_ids else false()
+    sessions = select(tables.sessions.user_id, tables.sessions.session_id)
+    seen = sessions.where(visible(viewer), _is_in(tables.sessions, _all_of(ends)))
+    in_seen = tuple_(usage.user_id, usage.session_id).in_(seen)
     if viewer.owner_ids and not viewer.permitted_dataset_ids and not viewer.sees_all:
-        return [is_own, in_session_of(viewer)] if any(ends) else [is_own]
-    first, looked_up = (false(), viewer) if any(ends) else (is_own, viewer._replace(owners=0))
-    # Postgres would make a join of the second condition alone. It expects few rows of that join, and would sort them.
-    return [first.op("OR")(in_session_of(looked_up))]
+        # The first condition finds the owner's usage by its key.
+        return [is_one_of(usage.user_id, viewer.owner_ids), in_seen]
+    # Postgres would make a join of the condition alone. It expects few rows of that join, and would sort them.
+    return [false().op("OR")(in_seen)]
 
 
 def _usage_by_model(has_named: ColumnElement[bool]) -> Select[*tuple[Any, ...]]:
