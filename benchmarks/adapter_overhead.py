@@ -166,7 +166,7 @@ async def adk(recorder: Any, stack: AsyncExitStack) -> Side:
 
     from session_lifecycle.integrations.google_adk import SessionPlugin
 
-    class Answers(BaseLlm):  # type: ignore[misc]  # ADK is too large for mypy to follow
+    class Answers(BaseLlm):  # type: ignore[misc]  # mypy does not follow the runtimes, so the base class is Any
         async def generate_content_async(self, *_: Any, **__: Any) -> AsyncGenerator[Any]:
             usage = types.GenerateContentResponseUsageMetadata(
                 prompt_token_count=1200, candidates_token_count=80, total_token_count=1280
@@ -246,7 +246,7 @@ def scripted_transport() -> type[Any]:
 
     numbers = count()
 
-    class Scripted(Transport):  # type: ignore[misc]  # the SDK is not followed by mypy
+    class Scripted(Transport):  # type: ignore[misc]  # mypy does not follow the runtimes, so the base class is Any
         def __init__(self) -> None:
             self.lines: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
 

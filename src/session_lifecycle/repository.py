@@ -483,23 +483,23 @@ class SqlAlchemySessionLifecycleDb(WritePipeline, CallsAsItems, SessionLifecycle
         )
 
     async def _of_few_or_many(
-        self, bound: Bound | None, few: Callable[[], Asked], many: Callable[[], Asked], viewer: Viewer
+        self, within: Bound | None, few: Callable[[], Asked], many: Callable[[], Asked], viewer: Viewer
     ) -> Sequence[Any]:
         """The rows of a statement for few sessions; those of the statement for many where there are not few.
 
         Args:
-            bound: Up to where the statement for few sessions is asked; None: nowhere.
+            within: Up to where the statement for few sessions is asked; None: nowhere.
             few: This statement, and its parameters.
             many: The statement for any number of sessions, and its parameters.
             viewer: Who is asking.
         """
-        if bound is not None and self._size.may_be_within(bound):
+        if within is not None and self._size.may_be_within(within):
             statement, parameters = few()
-            parameters |= few_parameters(self._reading.schema, bound)
+            parameters |= few_parameters(self._reading.schema, within)
             rows = await self._reading.fetch(statement, parameters, viewer=viewer)
             if rows:
                 return rows
-            self._size.exceeds(bound)
+            self._size.exceeds(within)
         return await self._reading.fetch(*many(), viewer=viewer)
 
 

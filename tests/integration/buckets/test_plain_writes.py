@@ -14,7 +14,7 @@ from support.every_call import CALLS, PRICES, Caller
 
 PLACES = ["bucket_0", "bucket_1"]
 REFUSAL = r"schema 'bucket_0' is bucket 0 of 2, and a database of one schema does not know which users belong to it"
-# An operator erases the users of one bucket: what is left of them there is right, and says that they are gone.
+# An operator may erase a user in one bucket. The tombstone stays there.
 ERASES = {"maintenance.erase_user"}
 
 

@@ -1,4 +1,4 @@
-"""What holds for every command: which database it opens, what it refuses, how it tells an error."""
+"""Every command: the database that it opens, the arguments that it refuses, and the errors that it prints."""
 
 import asyncio
 import io

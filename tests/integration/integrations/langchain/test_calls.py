@@ -1,4 +1,4 @@
-"""What a call of a model by LangChain counts: streamed, tried again, failed, cancelled, cached, or told in part."""
+"""The usage of calls of models by LangChain: streams, retries, failures, cancellations, the cache, partial usage."""
 
 import asyncio
 import gc

@@ -1,4 +1,4 @@
-"""What goes wrong in the adapter of LangChain is told, and disturbs nobody."""
+"""Failures of the adapter of LangChain: they are counted and logged, and the agent goes on."""
 
 import importlib
 import sys

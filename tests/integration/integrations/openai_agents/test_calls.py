@@ -1,4 +1,4 @@
-"""What a call of a model by OpenAI Agents counts: tried again, failed, cancelled, or told in part."""
+"""The usage of OpenAI Agents' calls of models: retries, failures, cancellations, partial usage."""
 
 import asyncio
 from collections import Counter

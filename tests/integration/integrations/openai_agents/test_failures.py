@@ -1,4 +1,4 @@
-"""What goes wrong in the adapter of OpenAI Agents is told, and disturbs no agent."""
+"""Failures of the adapter of OpenAI Agents: they are counted and logged, and the agent goes on."""
 
 import asyncio
 from typing import Any, cast

@@ -58,7 +58,7 @@ async def test_a_plain_run_and_one_with_tools(
     if kind == "responses":
         assert await books.measured(session_database) == books.served(server)
     else:
-        # Chat tells no model that answered; the key is the response's id, or the request's where streaming.
+        # Chat does not name the model that answered. The key is the id of the response, or of a stream's request.
         ids = {(one.request_id, one.response_id)[0] for one in server.answered}
         assert set(await books.measured(session_database)) == ids
     first, second = await books.runs(session_database)

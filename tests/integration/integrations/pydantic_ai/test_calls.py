@@ -1,4 +1,4 @@
-"""What a call of a model by Pydantic AI counts: streamed, tried again, failed, cancelled, or told in part."""
+"""The usage of Pydantic AI's calls of models: streams, retries, failures, cancellations, partial usage."""
 
 import asyncio
 from typing import Any, cast

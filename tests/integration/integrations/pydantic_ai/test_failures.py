@@ -1,4 +1,4 @@
-"""What goes wrong in the adapter of Pydantic AI is told, and disturbs no agent."""
+"""Failures of the adapter of Pydantic AI: they are counted and logged, and the agent goes on."""
 
 import asyncio
 from types import SimpleNamespace
