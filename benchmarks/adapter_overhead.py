@@ -26,6 +26,8 @@ os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # else LiteLLM fe
 USER = UUID(int=1)
 PROMPT = "What is it?"
 WARM_UP = 2
+THINKING_SECONDS = 0.02
+"""How long the model takes for an answer. What is written while the agent waits for it costs the agent no time."""
 
 Call = Callable[[], Awaitable[object]]
 
@@ -66,7 +68,7 @@ class Spent(NamedTuple):
 def _serve(told: Connection) -> None:
     # The stand-in is that of the tests, whose folder `support` has the name of the one here.
     support.__path__.append(str(Path(__file__).parents[1] / "tests/support"))
-    with import_module("support.model_server").ModelServer() as server:
+    with import_module("support.model_server").ModelServer(thinking_seconds=THINKING_SECONDS) as server:
         told.send((server.url, server.openai))
         told.recv()
 
@@ -172,6 +174,7 @@ async def adk(recorder: Any, stack: AsyncExitStack) -> Side:
                 prompt_token_count=1200, candidates_token_count=80, total_token_count=1280
             )
             said = types.Content(role="model", parts=[types.Part(text="It is 7.")])
+            await asyncio.sleep(THINKING_SECONDS)
             yield LlmResponse(content=said, usage_metadata=usage, model_version="gemini-2.5-flash")
 
     numbers = iter(range(10**9))
@@ -259,6 +262,8 @@ def scripted_transport() -> type[Any]:
 
         async def read_messages(self) -> AsyncIterator[dict[str, Any]]:
             while (line := await self.lines.get()) is not None:
+                if line["type"] == "assistant":
+                    await asyncio.sleep(THINKING_SECONDS)
                 yield line
 
         async def close(self) -> None:
@@ -308,6 +313,7 @@ def opentelemetry(recorder: Any) -> Side:
                 tracer.start_as_current_span("agent", attributes=agent),
                 tracer.start_as_current_span("chat", attributes=asked) as span,
             ):
+                await asyncio.sleep(THINKING_SECONDS)
                 span.set_attributes(used)
 
         return call

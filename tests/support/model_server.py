@@ -53,15 +53,17 @@ class ModelServer:
     Attributes:
         served: The requests for answers, in the order in which they came.
         slow_seconds: How long an answer in the case `[[slow]]` takes.
+        thinking_seconds: How long every plain answer takes.
         answer: The text of every answer.
         fixed_id: The id of every response; None: ids count up.
         changed: Changes the body of plain answers before they are sent.
     """
 
-    def __init__(self, *, slow_seconds: float = 30, answer: str = ANSWER) -> None:
+    def __init__(self, *, slow_seconds: float = 30, thinking_seconds: float = 0, answer: str = ANSWER) -> None:
         """Does not listen yet."""
         self.served: list[Served] = []
         self.slow_seconds = slow_seconds
+        self.thinking_seconds = thinking_seconds
         self.answer = answer
         self.fixed_id: str | None = None
         self.changed: Callable[[Json], Json] = lambda body: body
@@ -215,6 +217,7 @@ class ModelServer:
         return await self._send_stream(out, dialect, served, words)
 
     async def _send_plain(self, out: "_Out", dialect: "Dialect", served: Served, words: Mapping[str, str]) -> bool:
+        await asyncio.sleep(self.thinking_seconds)
         if "slow" in words and not await self._wait(out):
             return False
         if "broken" in words:

@@ -19,8 +19,8 @@ from session_lifecycle.database import SessionDatabase
 from session_lifecycle.models import SessionListFilters, SessionRecord, SessionRowWithStatus
 
 MOST_EVENTS = 500
-MOST_EVENT_BYTES = 512 * 1024
-"""The events that a look keeps for streams that are behind."""
+MOST_EVENT_BYTES = 128 * 1024
+"""The events that a look keeps for streams that are behind. Of several events of a session it keeps the last one."""
 
 Key = tuple[UUID, str]
 EventName = Literal["session", "gone", "look_again"]
@@ -80,7 +80,8 @@ class Look:
         viewer = filters.asker
         self._concerned = None if viewer.sees_all else {*viewer.owner_ids, *viewer.permitted_dataset_ids}
         self._name = token_hex(6)
-        self._events: deque[FeedEvent] = deque()
+        self._events: deque[FeedEvent | None] = deque()
+        """The last events. In the place of one that a later event of its session has replaced, there is None."""
         self._last_of: dict[Key | None, int] = {}
         """The number of the last event of each session in `_events`."""
         self._bytes = 0
@@ -123,7 +124,7 @@ class Look:
             return self.count, self.look_again()
         for number in range(count + 1, self.count + 1):
             event = self._events[number - first]
-            if self._last_of[event.key] != number:
+            if event is None:
                 continue
             if event.name == "session" and (self._known is None or event.key not in self._known):
                 return self.count, self.look_again()
@@ -195,13 +196,19 @@ class Look:
         return self.id_after(self.count + 1)
 
     def _add(self, event: FeedEvent) -> None:
+        first = self.count - len(self._events) + 1
+        replaced = self._last_of.get(event.key)
+        if replaced is not None:
+            self._forget(self._events[replaced - first])
+            self._events[replaced - first] = None
         self.count += 1
         self._events.append(event)
         self._last_of[event.key] = self.count
         self._bytes += len(event.data)
         while len(self._events) > MOST_EVENTS or self._bytes > MOST_EVENT_BYTES:
-            number = self.count - len(self._events) + 1
-            dropped = self._events.popleft()
-            self._bytes -= len(dropped.data)
-            if self._last_of[dropped.key] == number:
-                del self._last_of[dropped.key]
+            self._forget(self._events.popleft())
+
+    def _forget(self, event: FeedEvent | None) -> None:
+        if event is not None:
+            self._bytes -= len(event.data)
+            del self._last_of[event.key]

@@ -1,6 +1,7 @@
 """Live: streams of what changes, on a real socket and a real database."""
 
 import asyncio
+import gc
 import json
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
@@ -20,6 +21,7 @@ from session_lifecycle.postgres.engines import asyncpg_url
 from session_lifecycle.web import feed as feed_module
 from session_lifecycle.web import look as look_module
 from session_lifecycle.web.feed import LiveFeed
+from session_lifecycle.web.look import FeedEvent
 from support.eventually import eventually
 from support.live import live_host
 from support.pgbouncer import pgbouncer
@@ -312,6 +314,33 @@ async def test_a_slow_stream_is_told_to_look_again_and_keeps_no_events(
         await touch(db, "large")
         while (event := await asyncio.wait_for(anext(fast), 10)) is None or event.name != "look_again":
             pass
+
+
+async def test_of_a_session_that_changes_often_a_feed_keeps_one_event(session_database: SessionDatabase) -> None:
+    def tokens_in(event: FeedEvent) -> int:
+        return int(json.loads(event.data)["tokens_in"])
+
+    def kept() -> int:
+        gc.collect()
+        return sum(isinstance(one, FeedEvent) and one.key == (A, "busy") for one in gc.get_objects())
+
+    db = session_database
+    await db.migrate(notes=True)
+    async with (
+        LiveFeed(db) as feed,
+        await feed.open(viewer=Viewer(A)) as fast,
+        await feed.open(viewer=Viewer(A)) as slow,
+    ):
+        for number in range(5):
+            await db.lifecycle.record([UsageEvent(session_id="busy", user_id=A, model="m", tokens_in=1)])
+            while (event := await asyncio.wait_for(anext(fast), 10)) is None or tokens_in(event) <= number:
+                pass
+        del event
+        assert kept() == 1
+        # The slow stream has missed nothing that is still so.
+        event = await anext(slow)
+        assert event is not None
+        assert tokens_in(event) == 5
 
 
 async def test_more_changes_than_a_look_reads_are_one_word(session_database: SessionDatabase) -> None:
