@@ -262,8 +262,6 @@ def scripted_transport() -> type[Any]:
 
         async def read_messages(self) -> AsyncIterator[dict[str, Any]]:
             while (line := await self.lines.get()) is not None:
-                if line["type"] == "assistant":
-                    await asyncio.sleep(THINKING_SECONDS)
                 yield line
 
         async def close(self) -> None:
@@ -289,7 +287,7 @@ def claude_agent_sdk(recorder: Any) -> Side:
 
     async def call(asks: Any) -> None:
         async for _ in asks(prompt=PROMPT, options=options, transport=transport()):
-            pass
+            await asyncio.sleep(THINKING_SECONDS)  # the program writes its lines one by one
 
     sdk = SessionSdk(recorder, user_id=USER)
     return Side("Claude Agent SDK", lambda: call(query), lambda: call(sdk.query))
