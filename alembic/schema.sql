@@ -410,6 +410,8 @@ CREATE INDEX ix_session_roll_up_changes_user_id_starts_at ON session_lifecycle.s
 
 CREATE INDEX ix_session_runs_client_user_id_session_id ON session_lifecycle.session_runs USING btree (client, user_id, session_id) WHERE (client IS NOT NULL);
 
+CREATE INDEX ix_session_runs_ended_at ON session_lifecycle.session_runs USING brin (ended_at) WITH (autosummarize='on');
+
 CREATE INDEX ix_session_runs_lower_model_user_id_session_id ON session_lifecycle.session_runs USING btree (lower(model), user_id, session_id) WHERE (model IS NOT NULL);
 
 CREATE INDEX ix_session_runs_user_id_parent_run_id ON session_lifecycle.session_runs USING btree (user_id, parent_run_id) WHERE (parent_run_id IS NOT NULL);

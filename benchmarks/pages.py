@@ -69,7 +69,7 @@ def items_of_run(run_id: str, at: datetime) -> list[Run | Step]:
 
 async def fill(db: SessionDatabase, sessions: int) -> None:
     """Adds the sessions and the long one, rolls them up, and settles."""
-    await seed(db, FIRST_USER, sessions, users=USERS, running_every=50)
+    await seed(db, FIRST_USER, sessions, users=USERS, running_every=50, newest=timedelta(hours=2))
     await run(db, *ACTIVITY)
     began = datetime.now(UTC) - RUNS * timedelta(minutes=2)
     for number in range(RUNS):

@@ -197,6 +197,18 @@ def create_index(table: str, *columns: str, where: str | None = None, unique: bo
     )
 
 
+def create_index_of_pages(table: str, column: str) -> None:
+    """Of ranges of pages: rows come in about the order of time, and an entry costs a writer hardly anything."""
+    op.create_index(
+        op.f(f"ix_{table}_{column}"),
+        table,
+        [column],
+        schema=schema(),
+        postgresql_using="brin",
+        postgresql_with={"autosummarize": "on"},
+    )
+
+
 def create_sessions() -> None:
     table = "session_records"
     counted = ("tokens_in", "tokens_out", "error_count", "cache_read_tokens", "cache_write_tokens", "reasoning_tokens")
@@ -345,15 +357,7 @@ def create_usage() -> None:
     )
     create_index(table, "user_id", "event_id", where="key_scope = 'user'", unique=True)
     create_index(table, "user_id", "run_id", where="key_scope = 'run'", unique=True)
-    # Of page ranges: the ledger is written in about the order of time, and an entry costs a writer hardly anything.
-    op.create_index(
-        op.f(f"ix_{table}_at"),
-        table,
-        ["at"],
-        schema=schema(),
-        postgresql_using="brin",
-        postgresql_with={"autosummarize": "on"},
-    )
+    create_index_of_pages(table, "at")
 
 
 def create_runs() -> None:
@@ -413,6 +417,7 @@ def create_runs() -> None:
     execute(f"CREATE STATISTICS {ours}.st_{table}_lower_model ON (lower(model)) FROM {ours}.{table}")
     create_index(table, "client", "user_id", "session_id", where="client IS NOT NULL")
     create_index(table, "user_id", "started_at", "record_no", where="started_at IS NOT NULL")
+    create_index_of_pages(table, "ended_at")
 
     table = "session_steps"
     create_table(

@@ -411,6 +411,8 @@ class SessionRunEntity(_Recording, Base):
         Index(None, "client", "user_id", "session_id", postgresql_where=text("client IS NOT NULL")),
         # A user's runs by time: run telemetry, and pages of runs.
         Index(None, "user_id", "started_at", "record_no", postgresql_where=text("started_at IS NOT NULL")),
+        # Reports by the end of the run, as those by the time of use.
+        Index(None, "ended_at", postgresql_using="brin", postgresql_with={"autosummarize": "on"}),
     )
 
 

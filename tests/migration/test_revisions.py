@@ -282,6 +282,7 @@ async def test_constraints_are_named_by_convention(empty_url: str, schema: str) 
                     "ix_session_runs_lower_model_user_id_session_id",
                     "ix_session_runs_client_user_id_session_id",
                     "ix_session_runs_user_id_started_at_record_no",
+                    "ix_session_runs_ended_at",
                 },
                 "session_annotations": {"pk_session_annotations"},
                 "session_steps": {"pk_session_steps", "ix_session_steps_user_id_tool_call_id_started_at"},

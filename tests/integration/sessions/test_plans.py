@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from itertools import product
 from typing import Any
 from uuid import UUID
 
@@ -656,6 +657,34 @@ async def test_reports_by_time_of_use_read_only_that_part_of_the_ledger(urls: di
         # Only the last one asks for what the runs have.
         reads_runs = any("session_runs" in name for name in plan.indexes | plan.sequential)
         assert reads_runs == (number == len(asks))
+
+
+# Two months of runs outside a session, written in the order of time. Every third one is of `ME`.
+RUNS = 60_000
+REPORTS_ON_RUNS = ("telemetry", "run_durations", "list_telemetry_keys")
+SEED_MANY_RUNS = f"""
+    INSERT INTO session_lifecycle.session_runs (user_id, run_id, started_at, ended_at)
+    SELECT ('00000000-0000-0000-0000-' || lpad((1 + n % 3)::text, 12, '0'))::uuid, n::text,
+           timestamptz '{BEGIN:%Y-%m-%d}' + n * interval '86 s', timestamptz '{BEGIN:%Y-%m-%d}' + n * interval '87 s'
+    FROM generate_series(1, {RUNS}) n
+"""
+
+
+async def test_reports_by_the_end_of_runs_read_only_that_part_of_the_runs(
+    session_template_server: TemplateServer,
+) -> None:
+    since, until = BEGIN + timedelta(days=30), BEGIN + timedelta(days=31)
+    async with seeded(session_template_server, "many_runs", SEED_MANY_RUNS, "VACUUM ANALYZE") as url:
+        for viewer, name in product((VIEWER, Viewer(ME), Viewer.auditor()), REPORTS_ON_RUNS):
+
+            async def ask(db: SessionDatabase, viewer: Viewer = viewer, name: str = name) -> None:
+                await getattr(db.reports, name)(viewer, since=since, until=until)
+
+            plan = await plan_of(url, ask)
+            assert "ix_session_runs_ended_at" in plan.indexes, name
+            assert "session_runs" not in plan.sequential, name
+            # A run ends every 86 s. One day, and the rest of the page ranges where that day begins and ends.
+            assert 0 < plan.rows_of["session_runs"] < RUNS / 4, name
 
 
 @pytest.mark.parametrize("viewer", [VIEWER, Viewer(ME), Viewer.auditor()], ids=["shared", "own", "auditor"])

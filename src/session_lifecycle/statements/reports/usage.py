@@ -246,6 +246,7 @@ def _total(name: str, events: FromClause) -> ColumnElement[Any]:
     if name in _COUNTS:
         return func.count().filter(events.c[name]).cast(BigInteger)
     if name in _DISTINCT:
-        pair = tuple_(events.c.user_id, events.c[name])
-        return func.count(distinct(pair)).filter(events.c[name].is_not(None)).cast(BigInteger)
+        # All ids of users are equally long, so the text stands for the pair. Rows take five times as long to sort.
+        pair = events.c[name].concat(cast(events.c.user_id, Text)).collate("C")
+        return func.count(distinct(pair)).cast(BigInteger)
     return func.coalesce(func.sum(events.c[name]), 0).cast(Numeric)

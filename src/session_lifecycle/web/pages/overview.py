@@ -2,7 +2,8 @@
 
 Spend and tokens are by the time of use, from the ledger. Sessions and how they ended are by their last activity; with a
 filter, which that report does not take, they are the sessions that used something. A page makes at most 19 reads, of
-which 3 at once: 6 reports, and one report on runs for each of 12 parts of the window.
+which 3 at once: 6 reports, and one report on runs for each of 12 parts of the window. Over all time usage by model is
+what the sessions' totals say, which is the same and needs no ledger, and runs are not counted: there are too many.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,15 @@ from decimal import Decimal
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
-from session_lifecycle.models import EffectiveStatus, TelemetrySummary, UsageFilters, UsageReport, UsageRow
+from session_lifecycle.models import (
+    EffectiveStatus,
+    SessionStats,
+    TelemetrySummary,
+    UsageFigures,
+    UsageFilters,
+    UsageReport,
+    UsageRow,
+)
 from session_lifecycle.models.reports import Bucket, Series
 from session_lifecycle.web.filters import AskedPeriod, Period, asked_usage
 from session_lifecycle.web.framework import APIRouter, Depends, Query, Response
@@ -31,6 +40,15 @@ _HOURLY, _DAILY, _WEEKLY = timedelta(days=2), timedelta(days=92), timedelta(days
 _ENDED = (EffectiveStatus.COMPLETED, EffectiveStatus.FAILED, EffectiveStatus.ABANDONED)
 _OF_RUNS = ("provider", "model", "client")
 """The filters that reports on runs take as well."""
+_OF_MODELS = (
+    "model", "cost_usd", "tokens_in", "tokens_out", "cache_read_tokens", "events", "unpriced_events", "partial_events",
+    "plan_events", "plan_cost_usd",
+)  # fmt: skip
+_OF_STATS = (
+    "tokens_in", "tokens_out", "unpriced_events", "unmeasured_events", "partial_events", "late_events", "late_cost_usd",
+    "plan_events", "plan_cost_usd",
+)  # fmt: skip
+"""The fields of `Use` that the costs by model, and the statistics, have under the same name."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +87,35 @@ class Latency:
     p95_s: float | None
 
 
+@dataclass(frozen=True)
+class Use:
+    """What was used, of one model or in all; by the names that a report on usage has for it."""
+
+    cost_usd: Decimal
+    tokens_in: int
+    tokens_out: int
+    events: int
+    unpriced_events: int
+    partial_events: int
+    plan_events: int
+    plan_cost_usd: Decimal
+    unmeasured_events: int = 0
+    late_events: int = 0
+    late_cost_usd: Decimal = Decimal(0)
+    cache_read_tokens: int = 0
+    sessions: int = 0
+    model: str | None = None
+
+
+@dataclass(frozen=True)
+class Groups:
+    """The most expensive groups, and all usage."""
+
+    rows: Sequence[UsageRow | Use]
+    total: UsageFigures | Use
+    has_more: bool
+
+
 @router.get("/")
 async def overview(
     visit: AskedVisit,
@@ -95,7 +142,9 @@ async def overview(
     endings, runs = endings_task.result(), runs_task.result()
     total = grouped.total
     bucket = _bucket(period)
-    names = await visit.names_of(row.user_id for row in grouped.rows if row.user_id is not None)
+    names = await visit.names_of(
+        row.user_id for row in grouped.rows if isinstance(row, UsageRow) and row.user_id is not None
+    )
     return visit.answer(
         "overview.html",
         period=period,
@@ -175,9 +224,34 @@ class _Reads:
         bucket = _bucket(period)
         return await self._usage(period, [bucket, "status"], bucket)
 
-    async def groups(self, period: Period, group_by: str) -> UsageReport:
+    async def groups(self, period: Period, group_by: str) -> Groups:
         """The most expensive groups."""
-        return await self._usage(period, [group_by], "cost_usd", MOST_GROUPS)
+        if period.range == "all" and group_by == "model" and not _given(self._filters):
+            return await self._models_of_all_time()
+        report = await self._usage(period, [group_by], "cost_usd", MOST_GROUPS)
+        return Groups(report.rows, report.total, report.has_more)
+
+    async def _models_of_all_time(self) -> Groups:
+        stats = await self._stats(None, None)
+        models = await self._turns.read(lambda: self._db.lifecycle.cost_by_model(self._viewer))
+        rows = [
+            Use(
+                **{name: getattr(row, name) for name in _OF_MODELS},
+                sessions=row.session_count,
+            )
+            for row in models[:MOST_GROUPS]
+        ]
+        total = Use(
+            **{name: getattr(stats, name) for name in _OF_STATS},
+            cost_usd=stats.total_spend_usd,
+            events=sum(row.events for row in models),
+        )
+        return Groups(rows, total, len(models) > MOST_GROUPS)
+
+    async def _stats(self, since: datetime | None, until: datetime | None) -> SessionStats:
+        return await self._turns.read(
+            lambda: self._db.lifecycle.aggregate_stats(self._viewer, since=since, until=until)
+        )
 
     async def endings(self, period: Period | None) -> Endings:
         """The sessions by status."""
@@ -186,17 +260,15 @@ class _Reads:
         if _given(self._filters):
             report = await self._usage(period, ["status"], "sessions")
             return Endings(report.total.sessions, {row.status: row.sessions for row in report.rows if row.status})
-        stats = await self._turns.read(
-            lambda: self._db.lifecycle.aggregate_stats(self._viewer, since=period.since, until=period.until)
-        )
+        stats = await self._stats(period.since, period.until)
         running = stats.running - stats.waiting
         counts = (running, stats.waiting, stats.completed, stats.failed, stats.abandoned)
         return Endings(stats.sessions, dict(zip(EffectiveStatus, counts, strict=True)))
 
     async def runs(self, period: Period | None) -> TelemetrySummary | None:
-        """Figures of the runs; None where the filters are none that runs have."""
+        """Figures of the runs; None over all time, and where the filters are none that runs have."""
         of_runs = _given(self._filters)
-        if period is None or of_runs.keys() - set(_OF_RUNS):
+        if period is None or period.since is None or of_runs.keys() - set(_OF_RUNS):
             return None
         return await self._turns.read(
             lambda: self._db.reports.telemetry(self._viewer, since=period.since, until=period.until, **of_runs)
@@ -273,19 +345,21 @@ _FILTERS = {"agent": "agent_name", "user": "owner_id", "dataset": "dataset_id", 
 """The filter that chooses one group, by the dimension; None: no filter does."""
 
 
-def _value(row: UsageRow, group_by: str) -> Any:
+def _value(row: UsageRow | Use, group_by: str) -> Any:
     tag = group_by.removeprefix("tag:")
-    return row.tags.get(tag) if tag != group_by else getattr(row, _FIELDS.get(group_by, group_by))
+    if isinstance(row, UsageRow) and tag != group_by:
+        return row.tags.get(tag)
+    return getattr(row, _FIELDS.get(group_by, group_by))
 
 
-def _name(row: UsageRow, group_by: str, names: Mapping[Any, str]) -> str:
+def _name(row: UsageRow | Use, group_by: str, names: Mapping[Any, str]) -> str:
     value = _value(row, group_by)
     if value is None:
         return "none"
     return names.get(value) or str(value)
 
 
-def _narrowed(visit: Visit, row: UsageRow, group_by: str) -> str | None:
+def _narrowed(visit: Visit, row: UsageRow | Use, group_by: str) -> str | None:
     """The address of this page for one group alone; None where no filter chooses it."""
     value = _value(row, group_by)
     tag = group_by.removeprefix("tag:")

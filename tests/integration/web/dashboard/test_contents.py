@@ -208,6 +208,33 @@ async def test_the_overview_compares_and_narrows(session_database: SessionDataba
     assert ("m-old" in all_time, "data-chart" in all_time) == (True, False)
 
 
+async def test_the_overview_of_all_time_says_what_the_ledger_says_and_does_not_read_it(
+    session_database: SessionDatabase, browser: Browser
+) -> None:
+    def words(page: str) -> list[str]:
+        """The tiles of spend and tokens, what the figures leave out, and the table of models."""
+        tiles = re.findall(r"<dt>(?:Spend|Tokens)</dt>\s*<dd>.*?</dd>", page, re.DOTALL)
+        beside = re.findall(r'<section class="notice".*?</section>', page, re.DOTALL)
+        groups = re.findall(r"<tbody>.*?</tbody>", page[page.index('id="groups"') :], re.DOTALL)
+        return [" ".join(re.sub(r"<[^>]*>", " ", one).split()) for one in (*tiles, *beside, *groups)]
+
+    await live_in(session_database, 40)
+    at, key = NOW - timedelta(days=400), {"session_id": "late", "user_id": A, "model": "gpt-4o"}
+    await session_database.lifecycle.record(
+        [UsageEvent(**key, tokens_in=9, cost_usd=7, billing="plan", at=at), UsageEvent(**key, measured=False, at=at),
+         UsageEvent(**key, tokens_in=1, cost_usd=1, partial=True, at=at)]
+    )  # fmt: skip
+    await session_database.lifecycle.end_session("late", A, "completed", at=NOW)
+    late = UsageEvent(**key, tokens_in=1, cost_usd=2, at=NOW + timedelta(microseconds=5))
+    await session_database.lifecycle.record([late])
+    from_the_ledger = words(await browser.page("/", since="2000-01-01T00:00:00Z"))
+    async with noted(session_database) as sent:
+        all_time = words(await browser.page("/", range="all"))
+    assert len(all_time) == 4
+    assert all_time == from_the_ledger
+    assert not any("session_usage_events" in statement or "session_runs" in statement for statement, _ in sent)
+
+
 async def test_without_a_feed_the_live_page_says_so(browser: Browser) -> None:
     page = await browser.page("/live")
     assert "This host sends no events" in page
