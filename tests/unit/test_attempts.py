@@ -3,6 +3,8 @@
 import threading
 from typing import Any
 
+import pytest
+
 from session_lifecycle.writing import attempt
 from session_lifecycle.writing.quiet import QuietWriter
 from session_lifecycle.writing.session_trace import SessionTrace
@@ -13,14 +15,18 @@ def trace(items: list[Any], **more: Any) -> SessionTrace:
     return SessionTrace(QuietWriter(items.append, lambda *_: None), "s", A, **more)
 
 
-def test_closed_attempts_are_not_remembered_until_their_deadlines() -> None:
+@pytest.mark.parametrize("left_open", [0, 1, 300])
+def test_closed_attempts_are_not_remembered_until_their_deadlines(left_open: int) -> None:
     session = trace([])
-    session.attempt("m").cancel()
-    entries: list[Any] = attempt._watch._entries  # noqa: SLF001 - what is remembered # pyright: ignore[reportPrivateUsage]
-    before = len(entries)
-    for _ in range(1000):
+    still_open = [session.attempt("open") for _ in range(left_open)]
+    most = 0
+    for _ in range(3000):
         session.attempt("m").usage("m", 1)
-    assert len(entries) <= before
+        entries: list[Any] = attempt._watch._entries  # noqa: SLF001 - what is remembered # pyright: ignore[reportPrivateUsage]
+        most = max(most, len(entries))
+    assert left_open < most <= max(attempt.FEW_ENTRIES, 2 * left_open)
+    for one in still_open:
+        one.discard()
 
 
 def test_a_shorter_deadline_comes_first_and_a_closed_one_changes_nothing() -> None:

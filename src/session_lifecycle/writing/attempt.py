@@ -25,6 +25,8 @@ from session_lifecycle.postgres.processes import forget_in_child
 from session_lifecycle.writing.quiet import QuietWriter
 
 DEFAULT_ATTEMPT_TIMEOUT = timedelta(minutes=15)
+FEW_ENTRIES = 256
+"""So many attempts the watch remembers before it looks which of them are still open."""
 
 
 class Scope(NamedTuple):
@@ -317,6 +319,7 @@ class _Watch:
 
     def _forget(self) -> None:
         self._entries: list[tuple[float, int, ref[Attempt]]] = []
+        self._most_entries = FEW_ENTRIES
         self._changed = threading.Condition()
         self._numbers = count()
         self._wakes_at = math.inf
@@ -332,9 +335,11 @@ class _Watch:
     def until(self, deadline: float, attempt: Attempt) -> None:
         """Closes the attempt at the deadline, by the monotonic clock, where it is still open."""
         with self._changed:
-            # Most attempts are closed long before their deadlines, in about the order in which they were opened.
-            while self._entries and ((first := self._entries[0][2]()) is None or not first.is_open):
-                heapq.heappop(self._entries)
+            # Most attempts are closed long before their deadlines. One that stays open must not keep those after it.
+            if len(self._entries) >= self._most_entries:
+                self._entries = [entry for entry in self._entries if (one := entry[2]()) is not None and one.is_open]
+                heapq.heapify(self._entries)
+                self._most_entries = max(FEW_ENTRIES, 2 * len(self._entries))
             heapq.heappush(self._entries, (deadline, next(self._numbers), ref(attempt)))
             if self._thread is None:
                 thread = threading.Thread(target=self._run, name="session-lifecycle attempts", daemon=True)
