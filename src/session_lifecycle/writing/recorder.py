@@ -1,46 +1,34 @@
-"""The recorder: many callers, few transactions.
-
-Calls that arrive during a transaction are written together by the next transaction (group commit). A lone call is
-written at once. Under load each transaction writes the calls that arrived during the one before. Each caller waits for
-the commit of its own items. Items that nobody waits for wait `GATHER_SECONDS` for others: an agent's hooks hand over
-several in a row, and a transaction costs the agent's process more than all that is done for one item.
-"""
+"""The recorder: many callers, few transactions. `group_commit.py` writes what the recorder accepts."""
 
 import asyncio
-import copy
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import timedelta
-from itertools import islice
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self, cast
 from uuid import UUID
 
 from session_lifecycle.errors import (
     ConfigurationError,
-    DatabaseUnavailableError,
     InvalidValueError,
     RecorderClosedError,
     RecorderFullError,
-    SchemaError,
     SessionLifecycleError,
-    TransactionConflictError,
 )
 from session_lifecycle.models import Item
 from session_lifecycle.postgres.engines import call_in
-from session_lifecycle.postgres.execution import with_jitter
 from session_lifecycle.postgres.processes import forget_in_child
 from session_lifecycle.statements.writing.record import WriteResult
 from session_lifecycle.writing.calls import CallsAsItems, checked_item
+from session_lifecycle.writing.group_commit import END_SECONDS, Call, GroupCommit
 from session_lifecycle.writing.losses import OnLost, tell_loss
 from session_lifecycle.writing.pipeline import WritePipeline
-from session_lifecycle.writing.prepared import PreparedItem, WritableItem
+from session_lifecycle.writing.prepared import WritableItem
 from session_lifecycle.writing.protocol import SessionReserver
 from session_lifecycle.writing.quiet import QuietWriter
 from session_lifecycle.writing.recorder_metrics import RecorderCounts, RecorderSnapshot, observe
-from session_lifecycle.writing.room import Room
 from session_lifecycle.writing.session_block import SessionBlock
 
 if TYPE_CHECKING:
@@ -51,30 +39,6 @@ DEFAULT_MAX_BATCH = 500
 DEFAULT_MAX_PENDING = 10_000
 DEFAULT_GIVE_UP_AFTER = timedelta(seconds=30)
 DEFAULT_DRAIN_WITHIN = timedelta(seconds=10)
-PAUSE_SECONDS = 0.25
-GATHER_SECONDS = 0.02
-"""How long an item that nobody waits for may wait for others, before a transaction begins that writes them."""
-END_SECONDS = 5.0
-"""How long closing waits for a write that it has cancelled."""
-
-
-class _Call:
-    """The items of one caller. They are written in one transaction or not at all."""
-
-    __slots__ = ("answer", "items", "prepared", "taken_at")
-
-    def __init__(
-        self,
-        items: Sequence[WritableItem],
-        prepared: Sequence[PreparedItem] = (),
-        answer: "asyncio.Future[list[WriteResult]] | None" = None,
-    ) -> None:
-        self.items = items
-        self.prepared = prepared
-        """Empty until the items are prepared."""
-        self.answer = answer
-        """None: no caller waits for the results, so a failure is logged."""
-        self.taken_at = time.monotonic()
 
 
 class SessionRecorder(CallsAsItems):
@@ -127,20 +91,26 @@ class SessionRecorder(CallsAsItems):
         """What session blocks ask before a model is called."""
         self._on_lost = on_lost
         self._on_start = on_start
-        self._max_batch = max_batch
-        self._max_delay = _seconds("max_delay", max_delay)
         self._max_pending = max_pending
         self._waits_when_full = on_full == "wait"
-        self._give_up_after = _seconds("give_up_after", give_up_after)
         self.drain_within = _seconds("drain_within", drain_within)
         """How many seconds `close` goes on writing."""
 
-        self._is_open = self._is_closing = self._is_closed = False
-        self.loop: asyncio.AbstractEventLoop | None = None
-        """The event loop to which the recorder belongs; None before its first use, and in a forked child."""
-        self._forget()
+        self._is_open = self._is_closed = False
         self.counts = RecorderCounts()
         """What it did, kept by whoever adds up recorders that are gone."""
+        self._commits = GroupCommit(
+            pipeline,
+            self.counts,
+            on_lost,
+            max_batch=max_batch,
+            max_pending=max_pending,
+            max_delay_seconds=_seconds("max_delay", max_delay),
+            give_up_after_seconds=_seconds("give_up_after", give_up_after),
+        )
+        # Calls of other threads, on their way to the queue.
+        self._handed_over: deque[Call] = deque()
+        self._is_collecting = False
         self.quiet = QuietWriter(self.submit, self.lose)
         self._delivery: SpoolDelivery | None = None
         if spool is not None:
@@ -157,26 +127,15 @@ class SessionRecorder(CallsAsItems):
             )
         forget_in_child(self)
 
-    def _forget(self) -> None:
-        self._queue: deque[_Call] = deque()
-        # Calls of other threads, on their way to the queue.
-        self._handed_over: deque[_Call] = deque()
-        self._in_flight: Sequence[_Call] = ()
-        # Whether the calls in flight may have reached the database.
-        self._was_sent = False
-        # For the items in the queue, in flight, and handed over.
-        self._room = Room(self._max_pending)
-        # Set while something in the queue is to be written now.
-        self._is_due = asyncio.Event()
-        self._due_later: asyncio.TimerHandle | None = None
-        self._is_collecting = False
-        self._task: asyncio.Task[None] | None = None
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop | None:
+        """The event loop to which the recorder belongs; None before its first use, and in a forked child."""
+        return self._commits.loop
 
     def forget_parent(self) -> object:
         """See `HasParents`: the parent writes what it has accepted."""
-        ours = (self.loop, self._task, self._queue, self._handed_over, self._in_flight, self._room, self._is_due)
-        self.loop = None
-        self._forget()
+        ours = (self._commits.forget_parent(), self._handed_over)
+        self._handed_over, self._is_collecting = deque(), False
         self.quiet.forget()
         return ours
 
@@ -217,7 +176,7 @@ class SessionRecorder(CallsAsItems):
         if is_spooled:
             return
         self._reserve(1)
-        self._take(_Call([item]))
+        self._commits.take(Call([item]))
 
     def submit_threadsafe(self, item: Item) -> None:
         """`submit` for other threads, such as synchronous hooks that run on a thread pool.
@@ -233,7 +192,7 @@ class SessionRecorder(CallsAsItems):
 
     def _hand_over(self, item: Item) -> None:
         loop = self._open_loop()
-        call = _Call([item])
+        call = Call([item])
         self._reserve(1)
         self._handed_over.append(call)
         if self._is_collecting and not loop.is_closed():
@@ -244,7 +203,7 @@ class SessionRecorder(CallsAsItems):
         except RuntimeError as error:  # the loop is closed
             if call in self._handed_over:
                 self._handed_over.remove(call)
-                self._room.release(1)
+                self._commits.room.release(1)
                 raise RecorderClosedError("the recorder's event loop is closed") from error
 
     def _is_spooled(self, item: Item) -> bool:
@@ -315,11 +274,10 @@ class SessionRecorder(CallsAsItems):
 
     def snapshot(self) -> RecorderSnapshot:
         """The recorder's metrics now. May be called from any thread."""
-        calls = (*self._in_flight[:1], *list(self._queue)[:1])
-        oldest = min((call.taken_at for call in calls), default=None)
+        oldest = self._commits.oldest
         return RecorderSnapshot(
-            pending=self._room.taken,
-            waiting=len(self._room.waiting),
+            pending=self._commits.room.taken,
+            waiting=len(self._commits.room.waiting),
             batches=self.counts.batches,
             items=self.counts.items,
             repeats=self.counts.repeats,
@@ -339,11 +297,11 @@ class SessionRecorder(CallsAsItems):
         if self._delivery is not None:
             await self._delivery.flush()
         self._collect()
-        if self._is_closed or not (self._queue or self._in_flight):
+        if self._is_closed or not self._commits.pending:
             return
         answer: asyncio.Future[list[WriteResult]] = loop.create_future()
         # A call without items: its turn comes after all calls before it.
-        self._take(_Call([], (), answer))
+        self._commits.take(Call([], (), answer))
         with suppress(SessionLifecycleError):
             await answer
 
@@ -359,45 +317,34 @@ class SessionRecorder(CallsAsItems):
             flight may have been written all the same; those with an `idempotency_key` can safely be recorded again.
         """
         self.quiet.cancel_open()
-        unwritten: list[_Call] = []
+        unwritten: list[Call] = []
 
         async def close_here() -> None:
             unwritten.extend(await self._close_here())
 
         here, owner = asyncio.get_running_loop(), self.loop
         if owner is not None and owner is not here and owner.is_running():
-            self._is_closing = True
+            self._commits.is_ending = True
             if not await call_in(owner, close_here, within_seconds=self.drain_within + END_SECONDS + 1):
-                unwritten += [*self._in_flight, *self._queue, *self._handed_over]  # its thread is blocked
+                unwritten += [*self._commits.pending, *self._handed_over]  # its thread is blocked
         else:
-            if owner is not here and self._room.taken:
+            if owner is not here and self._commits.room.taken:
                 self._move_to(here)
             await close_here()
         return [cast("Item", item) for call in unwritten for item in call.items]
 
-    async def _close_here(self) -> list[_Call]:
+    async def _close_here(self) -> list[Call]:
         deadline = time.monotonic() + self.drain_within
         if self._delivery is not None:
             await self._delivery.close(self.drain_within)
-        self._is_closing = True
-        self._room.refuse_waiting()
+        self._commits.is_ending = True
+        self._commits.room.refuse_waiting()
         self._collect()
-        while (remaining := deadline - time.monotonic()) > 0 and (self._room.taken or self._queue):
-            if self._task is None:  # it was cancelled
-                self._begin()
-            self._is_due.set()
-            await asyncio.wait([cast("asyncio.Task[None]", self._task)], timeout=remaining)
-        if (task := self._task) is not None:
-            self._is_due.set()
-            if self._room.taken or self._queue:
-                task.cancel()
-            await asyncio.wait([task], timeout=END_SECONDS)
+        unwritten = await self._commits.finish(deadline)
         self._is_closed = True
-        unwritten = [*self._in_flight, *self._queue, *self._handed_over]
-        self._in_flight = ()
-        self._queue.clear()
+        unwritten += self._handed_over
         self._handed_over.clear()
-        self._fail(unwritten, RecorderClosedError("the recorder was closed before this could be written"))
+        self._commits.fail(unwritten, RecorderClosedError("the recorder was closed before this could be written"))
         return unwritten
 
     # Accepting items
@@ -418,17 +365,17 @@ class SessionRecorder(CallsAsItems):
         if len(items) > self._max_pending:
             raise InvalidValueError("items", f"{len(items)} items", f"at most {self._max_pending} (max_pending)")
         loop = self._enter()
-        if self._waits_when_full and self._room.must_wait(len(items)):
+        if self._waits_when_full and self._commits.room.must_wait(len(items)):
             await self._wait_for_room(len(items))
         else:
             self._reserve(len(items))
         try:
             prepared = self._pipeline.prepare_now(items)
         except Exception:
-            self._room.release(len(items))
+            self._commits.room.release(len(items))
             raise
         answer: asyncio.Future[list[WriteResult]] = loop.create_future()
-        self._take(_Call(items, prepared, answer))
+        self._commits.take(Call(items, prepared, answer))
         # Cancelling the caller cancels this future only: the queued items are written all the same.
         return await answer
 
@@ -439,7 +386,7 @@ class SessionRecorder(CallsAsItems):
             RecorderClosedError: The recorder belongs to another event loop, which is open.
         """
         loop = asyncio.get_running_loop()
-        if loop is self.loop or self._is_closing:
+        if loop is self.loop or self._commits.is_ending:
             return loop
         if self._belongs_elsewhere(loop):
             raise RecorderClosedError(
@@ -459,58 +406,9 @@ class SessionRecorder(CallsAsItems):
         return self.loop is not None and self.loop is not loop and not self.loop.is_closed()
 
     def _move_to(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Takes what is pending to another event loop. The callers in the loop before are gone."""
-        for call in (*self._in_flight, *self._queue):
-            if call.answer is not None and self.loop is not None and self.loop.is_closed():
-                call.answer = None
-        self._room.waiting.clear()
-        self.loop, self._task, self._is_due, self._due_later = loop, None, asyncio.Event(), None
-        self._put_back()
+        """Takes what is pending to another event loop."""
+        self._commits.move_to(loop)
         self._collect()
-        if self._queue and self._task is None:
-            self._begin()
-
-    def _begin(self) -> None:
-        if self.loop is not None and not self.loop.is_closed():
-            if self._queue:
-                self._is_due.set()
-            self._task = self.loop.create_task(self._run(), name="session-lifecycle recorder")
-            self._task.add_done_callback(self._go_on)
-
-    def _go_on(self, task: "asyncio.Task[None]") -> None:
-        """Writes on after somebody else has cancelled the task, as a host that cancels all tasks does."""
-        if task is not self._task:
-            return
-        self._task = None
-        if not task.cancelled() and (error := task.exception()) is not None:
-            unforeseen = SessionLifecycleError(f"the recorder failed unexpectedly ({type(error).__name__})")
-            unforeseen.__cause__ = error
-            calls, self._in_flight = [*self._in_flight, *self._queue], ()
-            self._queue.clear()
-            self._fail(calls, unforeseen)
-        elif not self._is_closing:
-            self._put_back()
-            if self._queue:
-                self._begin()
-
-    def _put_back(self) -> None:
-        """Queues the calls in flight again; fails those that may have been written and may not be repeated."""
-        calls, self._in_flight = self._in_flight, ()
-        unknown: list[_Call] = []
-        if self._was_sent:
-            unknown = [call for call in calls if not all(one.is_repeatable for one in call.prepared)]
-        self._queue.extendleft(call for call in reversed(calls) if call not in unknown)
-        message = "the recorder's task was cancelled before the answer came"
-        self._fail(unknown, DatabaseUnavailableError(message, may_have_written=True))
-
-    def _take(self, call: _Call) -> None:
-        if self._task is None:
-            self._begin()
-        self._queue.append(call)
-        if call.answer is not None or self._is_closing or len(self._queue) >= self._max_batch:
-            self._is_due.set()
-        elif self._due_later is None and self.loop is not None:
-            self._due_later = self.loop.call_later(GATHER_SECONDS, self._is_due.set)
 
     def _collect(self) -> None:
         """Queues what other threads have handed over."""
@@ -518,155 +416,27 @@ class SessionRecorder(CallsAsItems):
         while self._handed_over:
             call = self._handed_over.popleft()
             if self._is_closed:
-                self._fail([call], RecorderClosedError("the recorder was closed before this could be written"))
+                self._commits.fail([call], RecorderClosedError("the recorder was closed before this could be written"))
             else:
-                self._take(call)
+                self._commits.take(call)
 
     async def _wait_for_room(self, count: int) -> None:
         """Reserves room for `count` items. Calls wait in line, so those of a session keep their order."""
         self._open_loop()
-        self._is_due.set()
-        await self._room.wait(count)
+        self._commits.hurry()
+        await self._commits.room.wait(count)
 
     def _reserve(self, count: int) -> None:
         self._open_loop()
-        self._room.reserve(count)
+        self._commits.room.reserve(count)
 
     def _open_loop(self) -> asyncio.AbstractEventLoop:
         """The event loop of this recorder; raises RecorderClosedError where the recorder is not open."""
-        if self._is_closing:
+        if self._commits.is_ending:
             raise RecorderClosedError("the recorder is closed")
         if self.loop is None:
             raise RecorderClosedError("the recorder is not open yet: enter it with `async with`")
         return self.loop
-
-    # Writing
-
-    async def _run(self) -> None:
-        """Writes one transaction after another until the recorder is closed and nothing is pending."""
-        calls: Sequence[_Call] = ()
-        while self._room.taken or self._queue or not self._is_closing:
-            if not self._queue:
-                self._is_due.clear()
-            if not self._is_due.is_set():
-                await self._is_due.wait()
-                continue
-            if self._max_delay and len(calls) > 1:
-                await asyncio.sleep(self._queue[0].taken_at + self._max_delay - time.monotonic())
-            calls = self._next_calls(just_written=sum(call.answer is not None for call in calls))
-            if not self._queue:
-                self._is_due.clear()
-                if self._due_later is not None:
-                    self._due_later.cancel()
-                    self._due_later = None
-            await self._deliver(calls)
-            self._in_flight = ()
-
-    def _next_calls(self, *, just_written: int) -> list[_Call]:
-        """Picks the next batch (1 to `max_batch` items).
-
-        Under load it takes half of the callers in the queue, so one half goes on while the other half is written. The
-        callers of the last batch count as queued, as they are about to call again. With `max_delay` it takes all, as
-        they have already waited for each other. Items that nobody waits for come along.
-        """
-        # No more than twice a batch: of more callers, half are more than a batch.
-        callers = sum(call.answer is not None for call in islice(self._queue, 2 * self._max_batch))
-        most = callers if self._max_delay else (callers + just_written + 1) // 2
-        calls: list[_Call] = []
-        room = self._max_batch
-        while self._queue and (not calls or len(self._queue[0].items) <= room):
-            if self._queue[0].answer is not None:
-                if most <= 0 and calls:
-                    break
-                most -= 1
-            calls.append(self._queue.popleft())
-            room -= len(calls[-1].items)
-        return calls
-
-    async def _deliver(self, calls: Sequence[_Call]) -> None:
-        """Writes the calls in one transaction. If one call is bad, bisects until only that call fails."""
-        while calls:
-            self._in_flight, self._was_sent = calls, False
-            try:
-                async with asyncio.timeout(self._give_up_after):
-                    for call in calls:
-                        call.prepared = call.prepared or await self._pipeline.prepare(call.items)
-                    prepared = [one for call in calls for one in call.prepared]
-                    written = await self._pipeline.send(prepared, on_sent=self._note_sent)
-            except (DatabaseUnavailableError, TransactionConflictError, TimeoutError) as error:
-                self._in_flight = calls = self._to_repeat(calls, error)
-                self.counts.repeats += bool(calls)
-                await asyncio.sleep(with_jitter(PAUSE_SECONDS))
-            except SessionLifecycleError as error:
-                # Permanent failure: either one call is bad (bisect) or the set-up is (fail all).
-                if len(calls) == 1 or isinstance(error, SchemaError | ConfigurationError):
-                    self._fail(calls, error)
-                    return
-                self.counts.repeats += 1
-                middle = len(calls) // 2
-                later = calls[middle:]
-                self._queue.extendleft(reversed(later))
-                self._is_due.set()
-                calls = calls[:middle]
-            except Exception as error:  # noqa: BLE001 - a bug in this library must not leave callers waiting for ever
-                # The text of an unforeseen error may quote content; its traceback is kept in the cause.
-                unforeseen = SessionLifecycleError(f"the recorder failed unexpectedly ({type(error).__name__})")
-                unforeseen.__cause__ = error
-                self._fail(calls, unforeseen)
-                return
-            else:
-                self._succeed(calls, written)
-                return
-
-    def _note_sent(self) -> None:
-        self._was_sent = True
-
-    def _to_repeat(self, calls: Sequence[_Call], error: SessionLifecycleError | TimeoutError) -> Sequence[_Call]:
-        """Returns the calls to send again, and fails the others: those that may not be repeated, or are too old.
-
-        Queued calls that are older than `give_up_after` fail as well.
-        """
-        if isinstance(error, TimeoutError):
-            message = f"the database did not answer within {self._give_up_after:g} s"
-            error = DatabaseUnavailableError(message, may_have_written=self._was_sent)
-        if isinstance(error, DatabaseUnavailableError) and error.may_have_written:
-            unknown = [call for call in calls if not all(one.is_repeatable for one in call.prepared)]
-            self._fail(unknown, error)
-            calls = [call for call in calls if call not in unknown]
-        since = time.monotonic() - self._give_up_after
-        self._fail([call for call in calls if call.taken_at <= since], error)
-        unsent: list[_Call] = []
-        while self._queue and self._queue[0].taken_at <= since:
-            unsent.append(self._queue.popleft())
-        self._fail(unsent, DatabaseUnavailableError(f"not sent: {error}"))
-        return [call for call in calls if call.taken_at > since]
-
-    def _succeed(self, calls: Sequence[_Call], written: list[WriteResult]) -> None:
-        self.counts.batches += bool(written)
-        self.counts.items += len(written)
-        position = 0
-        for call in calls:
-            following = position + len(call.items)
-            if call.answer is not None and not call.answer.done():
-                call.answer.set_result(written[position:following])
-            position = following
-        self._in_flight = ()
-        self._room.release(position)
-
-    def _fail(self, calls: Sequence[_Call], error: SessionLifecycleError) -> None:
-        lost: list[WritableItem] = []
-        for call in calls:
-            self.counts.failures += len(call.items)
-            if call.answer is None or call.answer.done():
-                lost += call.items
-            else:
-                # A copy for each caller, as a traceback grows wherever its error is raised.
-                own = copy.copy(error)
-                own.__cause__ = error.__cause__
-                call.answer.set_exception(own)
-            self._room.release(len(call.items))
-        if lost:
-            tell_loss(lost, error, self._on_lost)
 
 
 def _seconds(name: str, value: timedelta | float) -> float:

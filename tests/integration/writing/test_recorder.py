@@ -341,7 +341,7 @@ async def test_a_busy_recorder_waits_to_fill_a_batch(session_database: SessionDa
 
 @pytest.fixture
 def gathers_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("session_lifecycle.writing.recorder.GATHER_SECONDS", 3600)
+    monkeypatch.setattr("session_lifecycle.writing.group_commit.GATHER_SECONDS", 3600)
 
 
 def touch(number: int) -> Touch:

@@ -325,7 +325,7 @@ async def test_R27_an_item_of_another_thread_that_comes_too_late_is_lost_aloud(
         loop = asyncio.get_running_loop()
     # The thread had asked whether the recorder is open just before it was closed. No thread can be stopped between two
     # statements, so the test sets what it had seen.
-    recorder._is_closing = False  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - see above
+    recorder._commits.is_ending = False  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - see above
     await asyncio.to_thread(recorder.submit_threadsafe, usage())
     await asyncio.sleep(0.05)
     assert loop.is_running()
