@@ -292,9 +292,10 @@ SESSION_ROWS = """
 TOKENS_BY_MODEL = "SELECT model, sum(tokens_in), sum(tokens_out) FROM public.session_model_usage GROUP BY 1"
 LATE_TOKENS = "SELECT coalesce(sum(tokens_in), 0) FROM session_lifecycle.session_usage_events WHERE late"
 STORED = """
-    SELECT md5(string_agg(t::text, '' ORDER BY t::text)) FROM session_lifecycle.session_records t
-    UNION ALL SELECT md5(string_agg(t::text, '' ORDER BY t::text)) FROM session_lifecycle.session_usage_events t
-    UNION ALL SELECT md5(string_agg(t::text, '' ORDER BY t::text)) FROM session_lifecycle.session_model_usage t
+    SELECT 1, md5(string_agg(t::text, '' ORDER BY t::text)) FROM session_lifecycle.session_records t
+    UNION ALL SELECT 2, md5(string_agg(t::text, '' ORDER BY t::text)) FROM session_lifecycle.session_usage_events t
+    UNION ALL SELECT 3, md5(string_agg(t::text, '' ORDER BY t::text)) FROM session_lifecycle.session_model_usage t
+    ORDER BY 1
 """
 
 
