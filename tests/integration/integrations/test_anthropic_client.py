@@ -5,8 +5,9 @@ import json
 import struct
 import zlib
 from base64 import b64encode
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
+from functools import partial
 from typing import Any
 
 import httpx2
@@ -19,13 +20,14 @@ from anthropic import (
 )
 from anthropic.lib.bedrock import AsyncAnthropicBedrock
 
-from session_lifecycle import SessionDatabase, SessionRecorder
+from session_lifecycle import SessionDatabase
 from session_lifecycle.errors import BudgetExceededError
 from session_lifecycle.integrations.anthropic_client import recorded_anthropic
 from support import books
 from support.books import Event
 from support.budget_checks import assert_checked
 from support.model_server import ModelServer
+from support.recorded_clients import RecordedClient, recorded_client
 from support.scripts import refusal_without
 from support.transcripts import rows
 from support.usage import A
@@ -47,36 +49,13 @@ UNKNOWN = event((0, 0), NO_PARTS, measured=False)
 CUT = event((7120, 3), (5000, 2000, 500, 0), partial=True)
 
 
-class Books:
-    """A server, a recorder, and a client that is recorded."""
-
-    def __init__(self, db: SessionDatabase, recorder: SessionRecorder, server: ModelServer) -> None:
-        self.db, self.recorder, self.server = db, recorder, server
-        self.bare = AsyncAnthropic(base_url=server.url, api_key="none")
-        self.client = recorded_anthropic(self.bare, recorder, provider="anthropic")
-
-    async def events(self) -> list[Event]:
-        """The events, once the recorder has written them."""
-        await self.recorder.flush()
-        return list((await books.events(self.db)).values())
-
-    async def equal_what_was_served(self) -> None:
-        await self.recorder.flush()
-        assert await books.measured(self.db) == books.served(self.server)
-        assert self.recorder.snapshot().failures == 0
-
-
-@asynccontextmanager
-async def opened(db: SessionDatabase) -> AsyncGenerator[Books]:
-    """Inside run r1 of session s1."""
-    async with ModelServer() as server, db.recorder() as recorder:
-        made = Books(db, recorder, server)
-        try:
-            async with recorder.session("s1", A, quiet=True) as session:
-                with session.run(run_id="r1"):
-                    yield made
-        finally:
-            await made.bare.close()
+def opened(db: SessionDatabase) -> AbstractAsyncContextManager[RecordedClient[AsyncAnthropic]]:
+    return recorded_client(
+        db,
+        lambda server: AsyncAnthropic(base_url=server.url, api_key="none"),
+        partial(recorded_anthropic, provider="anthropic"),
+        AsyncAnthropic.close,
+    )
 
 
 async def test_plain_calls_streams_and_helpers(session_database: SessionDatabase) -> None:
@@ -303,7 +282,7 @@ async def test_a_call_that_a_budget_refuses_is_not_sent(session_database: Sessio
             return {"model": model, "max_tokens": 100, "messages": said("hello")}
 
         async def stream(budgets: Any, model: str) -> None:
-            client = recorded_anthropic(made.bare, made.recorder, provider="anthropic", budgets=budgets)
+            client = made.recorded(budgets=budgets)
             async with client.messages.stream(**asked(model)) as told:
                 await told.get_final_message()
 

@@ -1,20 +1,21 @@
 """Google's GenAI client, recorded, against a stand-in of its API: the books equal what the stand-in served."""
 
 import asyncio
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
+from functools import partial
 from typing import Any
 
 import pytest
 from google.genai import Client, errors, types
 
-from session_lifecycle import SessionDatabase, SessionRecorder
+from session_lifecycle import SessionDatabase
 from session_lifecycle.errors import BudgetExceededError
 from session_lifecycle.integrations.google_genai import recorded_genai
 from support import books
 from support.books import Event
 from support.budget_checks import assert_checked
 from support.model_server import ModelServer
+from support.recorded_clients import RecordedClient, recorded_client
 from support.scripts import refusal_without
 from support.usage import A
 
@@ -33,31 +34,13 @@ UNKNOWN = event((0, 0), NO_PARTS, measured=False)
 CUT = event((1500, 21), partial=True)
 
 
-class Books:
-    """A server, a recorder, and a client that is recorded."""
-
-    def __init__(self, db: SessionDatabase, recorder: SessionRecorder, server: ModelServer, **more: Any) -> None:
-        self.db, self.recorder, self.server = db, recorder, server
-        bare = Client(api_key="none", http_options=types.HttpOptions(base_url=server.url))
-        self.client = recorded_genai(bare, recorder, **more)
-        self.models = self.client.aio.models
-
-    async def events(self) -> list[Event]:
-        await self.recorder.flush()
-        return list((await books.events(self.db)).values())
-
-
-@asynccontextmanager
-async def opened(db: SessionDatabase, **more: Any) -> AsyncGenerator[Books]:
-    """Inside run r1 of session s1."""
-    async with ModelServer() as server, db.recorder() as recorder:
-        made = Books(db, recorder, server, **more)
-        try:
-            async with recorder.session("s1", A, quiet=True) as session:
-                with session.run(run_id="r1"):
-                    yield made
-        finally:
-            await made.client.aio.aclose()
+def opened(db: SessionDatabase, **more: Any) -> AbstractAsyncContextManager[RecordedClient[Client]]:
+    return recorded_client(
+        db,
+        lambda server: Client(api_key="none", http_options=types.HttpOptions(base_url=server.url)),
+        partial(recorded_genai, **more),
+        lambda client: client.aio.aclose(),
+    )
 
 
 async def test_plain_calls_streams_and_functions_that_the_client_runs(session_database: SessionDatabase) -> None:
@@ -66,10 +49,10 @@ async def test_plain_calls_streams_and_functions_that_the_client_runs(session_da
         return f"{city}: 7"
 
     async with opened(session_database) as made:
-        await made.models.generate_content(model=MODEL, contents="hello")
-        async for _ in await made.models.generate_content_stream(model=MODEL, contents="hello"):
+        await made.client.aio.models.generate_content(model=MODEL, contents="hello")
+        async for _ in await made.client.aio.models.generate_content_stream(model=MODEL, contents="hello"):
             pass
-        answer = await made.models.generate_content(
+        answer = await made.client.aio.models.generate_content(
             model=MODEL, contents="[[tools]] weather?", config=types.GenerateContentConfig(tools=[get_weather])
         )
         assert answer.text == made.server.answer
@@ -83,30 +66,30 @@ async def test_cut_cancelled_failed_and_unmeasured_calls(session_database: Sessi
     async with opened(session_database) as made:
 
         async def heard(words: str) -> None:
-            async for _ in await made.models.generate_content_stream(model=MODEL, contents=words):
+            async for _ in await made.client.aio.models.generate_content_stream(model=MODEL, contents=words):
                 pass
 
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(heard("[[slow]]"), 0.4)
         assert await made.events() == [CUT]
         with pytest.raises(TimeoutError):
-            await asyncio.wait_for(made.models.generate_content(model=MODEL, contents="[[slow]]"), 0.4)
+            await asyncio.wait_for(made.client.aio.models.generate_content(model=MODEL, contents="[[slow]]"), 0.4)
         with pytest.raises(errors.ServerError):
-            await made.models.generate_content(model=MODEL, contents="[[err500]]")
-        await made.models.generate_content(model=MODEL, contents="[[nousage]]")
+            await made.client.aio.models.generate_content(model=MODEL, contents="[[err500]]")
+        await made.client.aio.models.generate_content(model=MODEL, contents="[[nousage]]")
         assert sorted(await made.events()) == sorted([CUT, UNKNOWN, event((0, 0), NO_PARTS, errored=True), UNKNOWN])
 
 
 async def test_content_by_choice(session_database: SessionDatabase) -> None:
     async with opened(session_database) as made:
-        await made.models.generate_content(model=MODEL, contents="apricot")
+        await made.client.aio.models.generate_content(model=MODEL, contents="apricot")
         await made.recorder.flush()
         told = await books.texts(made.db)
         assert "apricot" not in told
         assert "Tartu" not in told
         recorded_genai(made.client, made.recorder, content=True)
-        await made.models.generate_content(model=MODEL, contents="apricot")
-        async for _ in await made.models.generate_content_stream(model=MODEL, contents="apricot"):
+        await made.client.aio.models.generate_content(model=MODEL, contents="apricot")
+        async for _ in await made.client.aio.models.generate_content_stream(model=MODEL, contents="apricot"):
             pass
         assert await made.events() == [event()] * 3, "hooked up again, and recorded once"
         pair = [("r1", "user", "apricot"), ("r1", "assistant", made.server.answer)]

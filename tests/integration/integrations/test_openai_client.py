@@ -1,8 +1,8 @@
 """OpenAI's client, recorded, against a stand-in of its API: the books equal what the stand-in served."""
 
 import asyncio
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -11,7 +11,7 @@ import pytest
 from openai import APIConnectionError, APIError, APIStatusError, AsyncAzureOpenAI, AsyncOpenAI, OpenAI
 from pydantic import BaseModel
 
-from session_lifecycle import SessionDatabase, SessionRecorder
+from session_lifecycle import SessionDatabase
 from session_lifecycle.errors import BudgetExceededError, ConfigurationError
 from session_lifecycle.integrations.budget_check import BudgetCheck
 from session_lifecycle.integrations.counts import value_at
@@ -22,6 +22,7 @@ from support.budget_checks import assert_checked, assert_settled
 from support.budgets import limit, used
 from support.eventually import eventually
 from support.model_server import ModelServer
+from support.recorded_clients import RecordedClient, recorded_client
 from support.scripts import refusal_without
 from support.transcripts import rows
 from support.usage import A
@@ -45,40 +46,13 @@ def event(counts: tuple[int, int] = (1200, 80), parts: Any = PARTS, model: str =
 UNKNOWN = event((0, 0), NO_PARTS, "gpt-5", measured=False)
 
 
-class Books:
-    """A server, a recorder, a run of a session, and clients that are recorded there."""
-
-    def __init__(self, db: SessionDatabase, recorder: SessionRecorder, server: ModelServer) -> None:
-        self.db, self.recorder, self.server = db, recorder, server
-        self.bare = AsyncOpenAI(base_url=server.openai, api_key="none")
-        self.client = self.recorded()
-
-    def recorded(self, **more: Any) -> AsyncOpenAI:
-        return recorded_openai(self.bare, self.recorder, **{"provider": "openai", **more})
-
-    async def events(self) -> list[Event]:
-        """The events, once the recorder has written them."""
-        await self.recorder.flush()
-        return list((await books.events(self.db)).values())
-
-    async def equal_what_was_served(self) -> None:
-        """Checks that each whole answer with usage is an event of its own, by its id, and nothing else has counts."""
-        await self.recorder.flush()
-        assert await books.measured(self.db) == books.served(self.server)
-        assert self.recorder.snapshot().failures == 0
-
-
-@asynccontextmanager
-async def opened(db: SessionDatabase) -> AsyncGenerator[Books]:
-    """Inside run r1 of session s1."""
-    async with ModelServer() as server, db.recorder() as recorder:
-        made = Books(db, recorder, server)
-        try:
-            async with recorder.session("s1", A, quiet=True) as session:
-                with session.run(run_id="r1"):
-                    yield made
-        finally:
-            await made.bare.close()
+def opened(db: SessionDatabase) -> AbstractAsyncContextManager[RecordedClient[AsyncOpenAI]]:
+    return recorded_client(
+        db,
+        lambda server: AsyncOpenAI(base_url=server.openai, api_key="none"),
+        partial(recorded_openai, provider="openai"),
+        AsyncOpenAI.close,
+    )
 
 
 async def test_plain_calls(session_database: SessionDatabase) -> None:
