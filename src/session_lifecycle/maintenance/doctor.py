@@ -240,16 +240,16 @@ class Doctor:
     async def _of_role(self, connection: AsyncConnection) -> Findings:
         if self._role is not None:
             report = await permissions.check_role(connection, self._schema, self._role)
-            for severity, what, rights in (
-                (ERROR, "lacks", report.missing),
-                (WARNING, "does not need", report.excess),
+            for severity, what, rights, do in (
+                (ERROR, "lacks", report.missing, f"session-lifecycle db roles --role {self._role}"),
+                (WARNING, "does not need", report.excess, permissions.revoke_advice(report, self._schema)),
             ):
                 if rights:
                     yield Finding(
                         check="permissions",
                         severity=severity,
                         says=f"role {report.role} as a {report.checked_as} {what}: {', '.join(rights)}",
-                        do=f"session-lifecycle db roles --role {self._role}",
+                        do=do,
                     )
         state = await row_level_security(connection, self._schema, names_viewers=self._settings.row_level_security)
         do = "session-lifecycle db rls enable"
