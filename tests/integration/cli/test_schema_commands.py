@@ -259,6 +259,12 @@ async def test_R11_row_level_security_is_enabled_checked_and_disabled(
             assert unnamed.returncode == 1
             assert f"problem: role {reader} sees no row, as the setting row_level_security is off\n" in unnamed.stdout
             assert "sees the rows of the viewer only" in succeed("db", "rls", "check", *as_reader, **on)
+            another_key = {**on, "SESSION_LIFECYCLE_ROW_LEVEL_SECURITY_KEY": "a key of another database: 1234567890"}
+            refusal = "the viewer is not signed with the key of this database: compare row_level_security_key\n"
+            for command in (("db", "rls", "check"), ("doctor",)):
+                refused = run(*command, *as_reader, **another_key)
+                assert refused.returncode == 1
+                assert refusal in refused.stdout
             assert json.loads(succeed("stats", "--json", *as_reader))["sessions"] == 0
             assert json.loads(succeed("stats", "--json", *as_reader, **on))["sessions"] == 1
             assert json.loads(succeed("stats", "--json", "--user", str(UUID(int=2)), *as_reader, **on))["sessions"] == 0
