@@ -77,6 +77,9 @@ async def test_X44_a_lost_column_is_for_a_backup(empty_url: str, schema: str) ->
             await db.check()
         with pytest.raises(SchemaError, match=r"session_runs\.output"):
             await db.lifecycle.ensure_and_touch_session("s", USER)
+        await execute(db, "DROP TABLE {schema}.session_budgets", schema)
+        with pytest.raises(SchemaError, match=r"lacks table session_budgets, .*: restore the data from a backup"):
+            await db.migrate()
 
 
 async def test_X44_a_renamed_schema(empty_url: str) -> None:

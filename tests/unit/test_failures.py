@@ -220,3 +220,17 @@ def test_what_a_coordinator_says_of_a_lost_node_may_have_been_written(fields: di
 def test_an_error_of_one_server_wrote_nothing(state: str) -> None:
     assert wrote_nothing(from_server(state, SECRET, V="ERROR", R="ProcessInterrupts"))
     assert is_transient(from_server(state, SECRET, V="ERROR", R="ProcessInterrupts")) == (state == "40001")
+
+
+@pytest.mark.parametrize(
+    ("sqlstate", "message"),
+    [
+        ("26000", 'prepared statement "__asyncpg_stmt_1__" does not exist'),
+        ("42P05", 'prepared statement "__asyncpg_stmt_1__" already exists'),
+    ],
+)
+def test_a_statement_of_another_connection_is_told_of_a_pooler(sqlstate: str, message: str) -> None:
+    ours = raised(from_server(sqlstate, message))
+    assert isinstance(ours, ConfigurationError)
+    assert "pgbouncer=True" in str(ours)
+    assert message in str(ours)

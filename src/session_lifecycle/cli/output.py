@@ -10,6 +10,7 @@ import json
 import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, nullcontext
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -97,8 +98,19 @@ def print_report(heading: str, report: "BaseModel", *, as_json: bool = False) ->
     if as_json:
         print_json(fields)
     else:
-        said = ", ".join(f"{name} {value}" for name, value in fields.items() if value is not None)
+        said = ", ".join(f"{name} {_in_words(value)}" for name, value in fields.items() if value is not None)
         print_line(f"{heading}: {said}")
+
+
+def utc(time: datetime) -> str:
+    """The time as tables and reports show it, in UTC to the second."""
+    return f"{time.astimezone(UTC):%Y-%m-%dT%H:%M:%S}Z"
+
+
+def _in_words(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return utc(value) if isinstance(value, datetime) else str(value)
 
 
 def print_counts(heading: str, report: dict[str, Any], *, as_json: bool, more: dict[str, Any] | None = None) -> None:

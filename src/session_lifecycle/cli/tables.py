@@ -4,7 +4,7 @@ Money is exact, in USD. Times are UTC.
 """
 
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
 from uuid import UUID
@@ -12,7 +12,7 @@ from uuid import UUID
 from rich.table import Table
 from rich.text import Text
 
-from session_lifecycle.cli.output import shown
+from session_lifecycle.cli.output import shown, utc
 from session_lifecycle.models import (
     Budget,
     BudgetUse,
@@ -68,7 +68,7 @@ def _in_words(value: object) -> str:
         case int():
             words = f"{value:,}"
         case datetime():
-            words = f"{value.astimezone(UTC):%Y-%m-%dT%H:%M:%S}Z"
+            words = utc(value)
         case Mapping():
             words = ", ".join(f"{name}={one}" for name, one in value.items())
         case tuple() | list():

@@ -118,8 +118,7 @@ class SchemaAdministration:
             await with_short_locks(engine, disable, on_progress)
 
     async def _report(self, connection: AsyncConnection) -> RowLevelSecurityReport:
-        names_viewers = self._settings.row_level_security
-        return await rls.row_level_security(connection, self._schema, names_viewers=names_viewers)
+        return await rls.row_level_security(connection, self._schema, self._settings)
 
     @asynccontextmanager
     async def _patient(self) -> AsyncGenerator[AsyncEngine]:

@@ -20,7 +20,7 @@ from session_lifecycle.models.doctor import DatabaseFigures, DoctorReport, Findi
 from session_lifecycle.postgres import permissions
 from session_lifecycle.postgres.execution import PoolExecution
 from session_lifecycle.postgres.migrations import is_direct
-from session_lifecycle.postgres.row_level_security import row_level_security
+from session_lifecycle.postgres.row_level_security import NOT_SIGNED, row_level_security
 from session_lifecycle.postgres.schema_check import (
     SEARCH_INDEX,
     UPGRADE_COMMAND,
@@ -240,23 +240,25 @@ class Doctor:
     async def _of_role(self, connection: AsyncConnection) -> Findings:
         if self._role is not None:
             report = await permissions.check_role(connection, self._schema, self._role)
-            for severity, what, rights in (
-                (ERROR, "lacks", report.missing),
-                (WARNING, "does not need", report.excess),
+            for severity, what, rights, do in (
+                (ERROR, "lacks", report.missing, f"session-lifecycle db roles --role {self._role}"),
+                (WARNING, "does not need", report.excess, permissions.revoke_advice(report, self._schema)),
             ):
                 if rights:
                     yield Finding(
                         check="permissions",
                         severity=severity,
                         says=f"role {report.role} as a {report.checked_as} {what}: {', '.join(rights)}",
-                        do=f"session-lifecycle db roles --role {self._role}",
+                        do=do,
                     )
-        state = await row_level_security(connection, self._schema, names_viewers=self._settings.row_level_security)
+        state = await row_level_security(connection, self._schema, self._settings)
         do = "session-lifecycle db rls enable"
         if state.is_walled_in and not self._settings.row_level_security:
             do = "set SESSION_LIFECYCLE_ROW_LEVEL_SECURITY=true and the key where this role reads"
         for problem in state.problems:
-            yield Finding(check="row_level_security", severity=ERROR, says=problem, do=do)
+            is_of_key = problem.startswith(NOT_SIGNED)
+            do_this = "set SESSION_LIFECYCLE_ROW_LEVEL_SECURITY_KEY to the key of `db rls enable`" if is_of_key else do
+            yield Finding(check="row_level_security", severity=ERROR, says=problem, do=do_this)
 
     async def _of_roll_up(self) -> Findings:
         self._figures = figures = await self.measure()

@@ -86,8 +86,10 @@ UNAVAILABLE = {
     "57": _UNREACHABLE,
     "58": _UNREACHABLE,
 }
+OF_OTHER_CONNECTION = {"26000", "42P05"}
+"""A prepared statement is missing, or is there already: a pooler gave the transaction another connection."""
 # The classes in which Postgres's message names objects of the database, and no values.
-CLASSES_WITHOUT_VALUES = {"08", "25", "28", "3D", "3F", "42", "53", "57", "58"}
+CLASSES_WITHOUT_VALUES = {"08", "25", "26", "28", "3D", "3F", "42", "53", "57", "58"}
 
 # SQLAlchemy adapts the driver's errors, and wraps the adapted error again only around its own statements.
 AdaptedError = AsyncAdapt_asyncpg_dbapi.Error
@@ -173,7 +175,7 @@ def raise_as_ours(error: BaseException, *, may_have_written: bool = False) -> No
         InvalidValueError: Postgres cannot store a value, the user was erased, or a session would descend from itself;
             or a budget is refused.
         SchemaError: A table, column or function is missing.
-        ConfigurationError: The database refuses the user or the access.
+        ConfigurationError: The database refuses the user or the access, or a pooler shares connections.
         SessionLifecycleError: Any other failure.
     """
     cause, state = driver_error(error), _sqlstate(error)
@@ -195,10 +197,8 @@ def raise_as_ours(error: BaseException, *, may_have_written: bool = False) -> No
         raise SchemaError(
             f"the schema does not fit this version of the library: run `{UPGRADE_COMMAND}`; {failure}"
         ) from error
-    if state is not None and state[:2] == "28":
-        raise ConfigurationError(f"the database refuses this user: {failure}") from error
-    if state in REFUSED_ACCESS:
-        raise ConfigurationError(f"the database refuses access: {failure}") from error
+    if (sentence := _misconfigured(state)) is not None:
+        raise ConfigurationError(f"{sentence}: {failure}") from error
     if state is not None and state[:2] == "22":  # asyncpg's own refusal of an argument as well
         raise InvalidValueError("value", failure, "a value whose totals the database can hold") from error
     raise SessionLifecycleError(f"Postgres rejected the statement: {failure}") from error
@@ -227,3 +227,15 @@ def _unavailable(cause: BaseException, state: str | None) -> str | None:
     if isinstance(cause, OSError | asyncpg.ClientConfigurationError | asyncpg.TargetServerAttributeNotMatched):
         return _UNREACHABLE
     return _LOST if isinstance(cause, asyncpg.InterfaceError | asyncpg.InternalClientError) else None
+
+
+def _misconfigured(state: str | None) -> str | None:
+    """The sentence for a set-up that the database refuses; None for other failures."""
+    if state in OF_OTHER_CONNECTION:
+        return (
+            "a pooler gave this transaction another connection than the one that prepared the statement: pass "
+            'pgbouncer=True, or connect_args={"statement_cache_size": 0} to an engine of your own'
+        )
+    if state in REFUSED_ACCESS:
+        return "the database refuses access"
+    return "the database refuses this user" if state is not None and state[:2] == "28" else None

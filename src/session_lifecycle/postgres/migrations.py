@@ -31,6 +31,7 @@ from session_lifecycle.postgres.schema_check import (
     Kind,
     SchemaObject,
     find_lack,
+    refuse_lost_data,
     refuse_unserved,
     take_inventory,
 )
@@ -221,7 +222,8 @@ async def upgrade(connection: AsyncConnection, schema: str, *, notes: bool | Non
     The caller commits, and sets the `lock_timeout`. A schema that is newer and serves this version is left as it is.
 
     Raises:
-        SchemaError: The schema is newer and does not serve this version, or has our tables without a revision.
+        SchemaError: The schema is newer and does not serve this version, has our tables without a revision, or lost a
+            table or a column.
     """
     indexes = await _upgrade_all_but_indexes(connection, schema)
     await connection.run_sync(create_objects, schema, indexes)
@@ -249,7 +251,9 @@ async def _upgrade_all_but_indexes(
         return []
     async with _alembic():
         await connection.run_sync(run, schema, "upgrade", "head")
-    lack = find_lack(await take_inventory(connection, schema), schema)
+    inventory = await take_inventory(connection, schema)
+    lack = find_lack(inventory, schema)
+    refuse_lost_data(schema, inventory, lack.missing)
     lacking = [*lack.missing, *lack.replaced, *lack.optional]
     indexes = [one for one in lacking if one.kind in INDEX_KINDS and one.name not in primary_keys()]
     await connection.run_sync(create_objects, schema, [one for one in lacking if one not in indexes])

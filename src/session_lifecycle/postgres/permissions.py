@@ -75,6 +75,7 @@ GRANTS = {
     DatabaseRole.READER: (Grant((SELECT,), (*TABLES, VERSION_TABLE)),),
 }
 """The rights on tables of each role but the one that migrates, which owns the tables."""
+_ATTRIBUTE = " (an attribute of the role)"
 NEEDS_SEQUENCE = {DatabaseRole.WORKER, DatabaseRole.OPERATOR}
 
 # A row for each right that the current role has: its kind, the object, the right.
@@ -181,6 +182,9 @@ async def check_role(connection: AsyncConnection, schema: str, role: DatabaseRol
         needed.add(("schema", "", "USAGE"))
         if role in NEEDS_SEQUENCE:
             needed.add(("sequence", RUNS_SEQUENCE, "USAGE"))
+    if ("attribute", "", "SUPERUSER") in held:
+        # A superuser has every right, so only the attributes say something.
+        held = needed | {one for one in held if one[0] == "attribute"}
     missing = [*sorted(needed - held), *(sorted(refused) if role is not DatabaseRole.MIGRATOR else ())]
     return RoleReport(
         role=current,
@@ -190,12 +194,31 @@ async def check_role(connection: AsyncConnection, schema: str, role: DatabaseRol
     )
 
 
+def revoke_advice(report: RoleReport, schema: str) -> str:
+    """What takes away the rights that the role does not need: SQL, or another role where it has them as an owner."""
+    of_owner = {f"CREATE on schema {schema}", *(f"{right} on session_records" for right in RIGHTS_OF_OWNERS)}
+    if of_owner <= set(report.excess) or any(one.endswith(_ATTRIBUTE) for one in report.excess):
+        return f"connect as a role of its own: session-lifecycle db roles --create --role {report.checked_as}"
+    rights: dict[str, list[str]] = {}
+    for one in report.excess:
+        right, _, what = one.partition(" on ")
+        rights.setdefault(_named(what, identifier(schema)), []).append(right)
+    to = identifier(report.role)
+    return "; ".join(f"REVOKE {', '.join(those)} ON {what} FROM {to}" for what, those in rights.items())
+
+
+def _named(what: str, place: str) -> str:
+    if what.startswith("schema "):
+        return f"SCHEMA {place}"
+    return f"SEQUENCE {place}.{what}" if what == RUNS_SEQUENCE else f"{place}.{what}"
+
+
 def _said(rights: Sequence[tuple[str, str, str]], schema: str) -> tuple[str, ...]:
     """The rights in words: `INSERT on session_runs`."""
 
     def said(kind: str, name: str, right: str) -> str:
         if kind == "attribute":
-            return f"{right} (an attribute of the role)"
+            return f"{right}{_ATTRIBUTE}"
         return f"{right} on {f'schema {schema}' if kind == 'schema' else name}"
 
     return tuple(said(*one) for one in rights)

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from sqlalchemy import text
+from sqlalchemy import exc, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from session_lifecycle.entities import KEY_TABLE, metadata, quoted
@@ -22,10 +22,13 @@ from session_lifecycle.errors import ConfigurationError
 from session_lifecycle.models import Viewer
 from session_lifecycle.models.schema import RowLevelSecurityReport
 from session_lifecycle.postgres.driver_statements import VIEWER_SETTING
+from session_lifecycle.postgres.failures import driver_error
+from session_lifecycle.postgres.schema_objects import as_text
 from session_lifecycle.settings import Settings
 
 TOKEN_SECONDS = 600
 """How long a signed viewer is good for: longer than any read, and than clocks differ."""
+NOT_SIGNED = "the viewer is not signed with the key of this database"
 POLICY = "session_lifecycle_viewer"
 POLICY_OF_TRUSTED = "session_lifecycle_trusted"
 FUNCTIONS = ("signed_viewer()", "viewer_ids(text)", "viewer_sees_all()")
@@ -165,6 +168,12 @@ WHERE n.nspname = :schema AND p.polname = :trusted
 ORDER BY 1
 """)
 
+# The viewer is named before the function is asked.
+_PROVE = """
+WITH named AS MATERIALIZED (SELECT pg_catalog.set_config('{setting}', :signed, true) AS viewer)
+SELECT {schema}.viewer_sees_all() FROM named WHERE named.viewer IS NOT NULL
+"""
+
 
 def viewer_signer(settings: Settings) -> Callable[[Viewer], str] | None:
     """Signs viewers with the key of the settings; None where `row_level_security` is off.
@@ -255,16 +264,15 @@ async def roles_that_write(connection: AsyncConnection, schema: str) -> list[str
     return list((await connection.execute(_WRITERS, {"schema": schema})).scalars())
 
 
-async def row_level_security(
-    connection: AsyncConnection, schema: str, *, names_viewers: bool
-) -> RowLevelSecurityReport:
+async def row_level_security(connection: AsyncConnection, schema: str, settings: Settings) -> RowLevelSecurityReport:
     """The state of row-level security, and what is wrong with it.
 
     Args:
         connection: The connection whose role is looked at.
         schema: The Postgres schema of the tables.
-        names_viewers: Whether the library names viewers: the setting `row_level_security`.
+        settings: The settings whose `row_level_security` says whether the library names viewers, and whose key signs.
     """
+    sign = viewer_signer(settings)
     asked = {"schema": schema, "policy": POLICY, "trusted": POLICY_OF_TRUSTED, "tables": list(TABLES)}
     tables = (await connection.execute(_STATE, asked)).all()
     trusted = list((await connection.execute(_TRUSTED, {"schema": schema, "trusted": POLICY_OF_TRUSTED})).scalars())
@@ -277,10 +285,12 @@ async def row_level_security(
         problems.append(f"tables without row-level security: {', '.join(sorted(set(TABLES) - walled))}")
     if walled and (shut_out := sorted(set(writers) - set(trusted))):
         problems.append(f"roles that write and are not trusted, so they fail: {', '.join(shut_out)}")
-    if is_walled_in and not names_viewers:
+    if is_walled_in and sign is None:
         problems.append(f"role {role} sees no row, as the setting row_level_security is off")
-    if names_viewers and not walled:
+    if sign is not None and not walled:
         problems.append("the setting row_level_security is on, and the database has no policies")
+    if is_walled_in and sign is not None:
+        problems += await _of_signature(connection, schema, sign(Viewer.auditor()))
     return RowLevelSecurityReport(
         role=role,
         is_enabled=bool(walled),
@@ -288,3 +298,19 @@ async def row_level_security(
         trusted_roles=tuple(trusted),
         problems=tuple(problems),
     )
+
+
+async def _of_signature(connection: AsyncConnection, schema: str, signed: str) -> list[str]:
+    """What the database says against a signed viewer: every read of a role that is walled in would be refused so.
+
+    After a refusal the transaction of the connection has failed, so nothing may be asked after it.
+    """
+    ask = text(_PROVE.format(schema=as_text(quoted(schema)), setting=VIEWER_SETTING))
+    try:
+        await connection.execute(ask, {"signed": signed})
+    except exc.DBAPIError as error:
+        refusal = driver_error(error)
+        if getattr(refusal, "sqlstate", None) != "42501":
+            raise
+        return [str(refusal.args[0])]
+    return []

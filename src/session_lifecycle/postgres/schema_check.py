@@ -235,6 +235,12 @@ def refuse_unserved(schema: str, inventory: Inventory) -> None:
         )
 
 
+def refuse_lost_data(schema: str, inventory: Inventory, missing: Sequence[SchemaObject]) -> None:
+    """Raises SchemaError where a table or a column of a migrated schema is gone: no migration brings its data back."""
+    lost = [one for one in missing if one.kind in {Kind.TABLE, Kind.COLUMN}]
+    _refuse_missing(schema, inventory, lost)
+
+
 def _refuse_missing(schema: str, inventory: Inventory, missing: Sequence[SchemaObject]) -> None:
     if missing:
         raise SchemaError(f"schema {schema!r} lacks {_named(missing)}: {_remedy(inventory, missing)}")

@@ -1,11 +1,13 @@
 """A database of one schema adds nothing to a bucket. A schema with users of other buckets becomes no bucket."""
 
+import asyncio
 from uuid import UUID, uuid4
 
 import pytest
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from session_lifecycle import ConfigurationError, SessionDatabase, SessionLifecycleError, UsageEvent
+from session_lifecycle.cli.commands.demo import record_fleet
 from session_lifecycle.entities import metadata
 from session_lifecycle.postgres.engines import asyncpg_url
 from session_lifecycle.statements.buckets import directory
@@ -47,6 +49,17 @@ async def outcomes(db: SessionDatabase, schema: str) -> tuple[set[str], set[str]
         {name for name, user in users.items() if user in stored} - ERASES,
         refused | {name for name, user in users.items() if user in caller.lost},
     )
+
+
+async def test_the_demo_is_refused_in_a_bucket_and_nothing_of_it_goes_on(session_database_url: str) -> None:
+    async with SessionDatabase.buckets(PLACES, url=session_database_url) as buckets:
+        await buckets.migrate()
+    async with SessionDatabase.connect(session_database_url, schema="bucket_0") as bucket:
+        before = asyncio.all_tasks()
+        with pytest.raises(ExceptionGroup) as refused:
+            await record_fleet(bucket, 1, as_json=True)
+        assert asyncio.all_tasks() == before
+    assert refused.group_contains(ConfigurationError, match=REFUSAL)
 
 
 async def test_no_call_of_one_schema_writes_into_a_bucket(session_database_url: str) -> None:

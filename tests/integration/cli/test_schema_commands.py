@@ -203,6 +203,13 @@ async def test_a_role_is_told_what_it_lacks_and_what_it_does_not_need(
             found = json.loads(run("db", "roles", "--check", role, "--json", *at).stdout)
             assert found["missing"] == ["SELECT on session_lifecycle_version"]
             assert found["excess"] == ["CREATE on schema session_lifecycle", "TRUNCATE on session_records"]
+            said = run("db", "roles", "--check", role, *at).stderr
+            [revoke] = re.findall(r"^to take away what is not needed: (.*)$", said, re.MULTILINE)
+            assert f"REVOKE TRUNCATE ON session_lifecycle.session_records FROM {name}" in revoke
+            async with SessionDatabase.connect(session_database_url) as owner, owner.engine.begin() as connection:
+                for statement in revoke.split("; "):
+                    await connection.exec_driver_sql(statement)
+            assert json.loads(run("db", "roles", "--check", role, "--json", *at).stdout)["excess"] == []
         finally:
             await ask(session_database_url, f"DROP OWNED BY {name}")
 
@@ -221,6 +228,11 @@ def test_a_superuser_has_more_than_a_worker_needs(session_database_url: str) -> 
     ran = run("db", "roles", "--check", "worker", "--database-url", session_database_url)
     assert ran.returncode == 1
     assert "not needed: SUPERUSER (an attribute of the role)\n" in ran.stdout
+    # A superuser has every right, which says nothing.
+    assert " on " not in ran.stdout
+    own_role = "connect as a role of its own: session-lifecycle db roles --create --role worker"
+    assert f"to take away what is not needed: {own_role}\n" in ran.stderr
+    assert f"do: {own_role}\n" in run("doctor", "--role", "worker", "--database-url", session_database_url).stdout
 
 
 async def test_R11_row_level_security_is_enabled_checked_and_disabled(
@@ -247,6 +259,12 @@ async def test_R11_row_level_security_is_enabled_checked_and_disabled(
             assert unnamed.returncode == 1
             assert f"problem: role {reader} sees no row, as the setting row_level_security is off\n" in unnamed.stdout
             assert "sees the rows of the viewer only" in succeed("db", "rls", "check", *as_reader, **on)
+            another_key = {**on, "SESSION_LIFECYCLE_ROW_LEVEL_SECURITY_KEY": "a key of another database: 1234567890"}
+            refusal = "the viewer is not signed with the key of this database: compare row_level_security_key\n"
+            for command in (("db", "rls", "check"), ("doctor",)):
+                refused = run(*command, *as_reader, **another_key)
+                assert refused.returncode == 1
+                assert refusal in refused.stdout
             assert json.loads(succeed("stats", "--json", *as_reader))["sessions"] == 0
             assert json.loads(succeed("stats", "--json", *as_reader, **on))["sessions"] == 1
             assert json.loads(succeed("stats", "--json", "--user", str(UUID(int=2)), *as_reader, **on))["sessions"] == 0

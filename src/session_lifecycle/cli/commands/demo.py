@@ -63,12 +63,11 @@ async def record_fleet(db: "SessionDatabase", seed: int, *, as_json: bool) -> No
         for owner in fleet.names
         for number in range(SESSIONS_PER_OWNER)
     ]
-    await asyncio.gather(
-        *(
-            _record_session(db, owner, dataset, number, random.Random(randomness.random()))
-            for owner, dataset, number in sessions
-        )
-    )
+    # When one fails, the others end before the database is closed.
+    async with asyncio.TaskGroup() as recording:
+        for owner, dataset, number in sessions:
+            chance = random.Random(randomness.random())
+            recording.create_task(_record_session(db, owner, dataset, number, chance))
 
     ann = Viewer(fleet.ann, [fleet.shared], [fleet.agent_of_ann])
     page = await db.primary.lifecycle.list_session_rows(SessionListFilters(viewer=ann, limit=50))

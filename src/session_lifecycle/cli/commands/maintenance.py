@@ -11,6 +11,7 @@ import typer
 from session_lifecycle.cli.choices import Window
 from session_lifecycle.cli.options import (
     FAILURE,
+    MISUSE,
     PRUNE_BATCH,
     REPRICE_BATCH,
     Agents,
@@ -27,6 +28,7 @@ from session_lifecycle.cli.options import (
     narrowing,
     older_than,
     on_database,
+    refuse,
 )
 from session_lifecycle.cli.output import at_work, print_json, print_line, print_note, print_progress, print_report
 
@@ -213,8 +215,8 @@ def roll_up(
 
     An interrupted command keeps what it has added up. Run it again to continue.
     """
-    if every is not None:
-        finite("--every", every)
+    if every is not None and finite("--every", every) <= 0:
+        refuse(f"--every: got {every}, expected a number of seconds above 0", code=MISUSE)
 
     async def work(db: "SessionDatabase") -> None:
         from session_lifecycle.maintenance.background import BackgroundRollUp

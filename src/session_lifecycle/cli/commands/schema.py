@@ -198,8 +198,14 @@ def roles(
                 print_line(f"not needed: {right}")
             if not report.missing and not report.excess:
                 print_line(f"Role {report.role} has what the role {report.checked_as!r} needs, and nothing more.")
-            else:
+            if report.missing:
                 print_note(f"`session-lifecycle db roles --role {report.checked_as}` prints the SQL of the rights.")
+            if report.excess:
+                from session_lifecycle.postgres.permissions import revoke_advice
+                from session_lifecycle.settings import Settings
+
+                schema = place.schema or Settings.load().database_schema
+                print_note(f"to take away what is not needed: {revoke_advice(report, schema)}")
         if report.missing or report.excess:
             raise typer.Exit(FAILURE)
 
