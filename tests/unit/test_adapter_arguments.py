@@ -4,9 +4,14 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from anthropic import AsyncAnthropic
+from openai import AsyncOpenAI
 
 from session_lifecycle import ConfigurationError, InvalidValueError, SessionDatabase
 from session_lifecycle.integrations.adapter import Adapter
+from session_lifecycle.integrations.anthropic_client import recorded_anthropic
+from session_lifecycle.integrations.google_genai import recorded_genai
+from session_lifecycle.integrations.openai_client import recorded_openai
 
 
 @pytest.fixture
@@ -33,3 +38,25 @@ def test_a_user_id_that_is_none_is_refused(db: SessionDatabase, user_id: Any) ->
 @pytest.mark.parametrize("user_id", [None, uuid4(), str(uuid4()), uuid4])
 def test_an_owner_and_a_function_that_finds_one_are_taken(db: SessionDatabase, user_id: Any) -> None:
     Adapter(db.recorder(), user_id=user_id)
+
+
+@pytest.mark.parametrize(
+    ("hook_up", "client", "message"),
+    [
+        (
+            recorded_openai,
+            AsyncAnthropic(api_key="none"),
+            "client: got a AsyncAnthropic, expected OpenAI, AsyncOpenAI, or a client of Azure's",
+        ),
+        (
+            recorded_anthropic,
+            AsyncOpenAI(api_key="none"),
+            "client: got a AsyncOpenAI, expected Anthropic, AsyncAnthropic, or a client of Bedrock or Vertex",
+        ),
+        (recorded_genai, "gemini-2.5-flash", "client: got a str, expected a google.genai.Client"),
+    ],
+)
+def test_a_client_of_another_provider_is_refused(db: SessionDatabase, hook_up: Any, client: Any, message: str) -> None:
+    with pytest.raises(ConfigurationError) as refused:
+        hook_up(client, db.recorder(), user_id=uuid4())
+    assert str(refused.value) == message
