@@ -108,7 +108,7 @@ async def test_the_python_of_a_page_runs(
     # The block reads on a replica, which follows the primary with a delay.
     urls = {"url": session_database_url, "read_url": session_database_url}
     names: dict[str, Any] = {"db": session_database, **urls, "user_id": uuid4()}
-    fixtures = {"session_database": session_database, "session_clock": session_clock, "user_id": names["user_id"]}
+    fixtures = {"session_database": session_database, "session_clock": session_clock}
     for block in blocks(page):
         await run_block(page, block, names)
     for name, value in list(names.items()):

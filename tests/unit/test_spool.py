@@ -201,6 +201,14 @@ def test_one_wrong_item_keeps_the_others_out(spool: Spool, bad: Any) -> None:
     assert spool.status().items == 0
 
 
+def test_a_value_that_json_cannot_hold_is_named_by_its_field_and_type(spool: Spool) -> None:
+    item = {"kind": "touch", "session_id": "s", "user_id": UUID(int=1)}
+    expected = "items.0.user_id: got 'UUID', expected what JSON can hold, as `model_dump(mode=\"json\")` makes it"
+    with pytest.raises(InvalidValueError) as refused:
+        spool.append([item])
+    assert str(refused.value) == expected
+
+
 def test_a_spool_has_a_bound_and_room_again_after_delivery(tmp_path: Path) -> None:
     spool = Spool(tmp_path / "spool", max_bytes=200_000)
     kept = append_until_full(spool, [usage(model="x" * 400)] * 10)

@@ -13,7 +13,12 @@ from functools import wraps
 from typing import Any, Generic, ParamSpec, Protocol, TypedDict, TypeVar, cast
 from uuid import UUID
 
-from session_lifecycle.errors import BudgetExceededError, ConfigurationError, SessionLifecycleError
+from session_lifecycle.errors import (
+    BudgetExceededError,
+    ConfigurationError,
+    InvalidValueError,
+    SessionLifecycleError,
+)
 from session_lifecycle.integrations.budget_check import BudgetCheck
 from session_lifecycle.integrations.counts import value_at
 from session_lifecycle.writing.attempt import Attempt, ends_as_cancelled
@@ -86,10 +91,19 @@ class Adapter:
             content: Whether content is recorded.
             attempt_timeout: How long a model call may be open.
             budgets: What is asked before a model is called.
+
+        Raises:
+            ConfigurationError: This is no recorder.
+            InvalidValueError: This is no user id.
         """
+        quiet = getattr(recorder, "quiet", None)
+        if not isinstance(quiet, QuietWriter):
+            raise ConfigurationError(
+                f"recorder: got a {type(recorder).__name__}, expected db.recorder() or db.synchronous_recorder()"
+            )
         self.content = content
-        self._quiet = recorder.quiet
-        self._user_id = user_id
+        self._quiet = quiet
+        self._user_id = _owner_or_finder(user_id)
         self._session_id = session_id
         self._attempt_timeout = attempt_timeout
         self._check = BudgetCheck.of(budgets)
@@ -188,6 +202,18 @@ class Adapter:
             failure = SessionLifecycleError(f"{type(self).__name__} failed ({type(error).__name__})")
             failure.__cause__ = error
         self._quiet.fail(failure)
+
+
+def _owner_or_finder(
+    user_id: UUID | str | Callable[[], UUID | str | None] | None,
+) -> UUID | str | Callable[[], UUID | str | None] | None:
+    """The argument, where it can be an owner. Otherwise each run would be lost, one by one."""
+    if user_id is None or isinstance(user_id, UUID) or callable(user_id):
+        return user_id
+    try:
+        return UUID(user_id)
+    except (ValueError, TypeError, AttributeError):
+        raise InvalidValueError("user_id", user_id, "a UUID, its text, or a function that finds it") from None
 
 
 def recorded(callback: Callable[Arguments, Result]) -> Callable[Arguments, Result]:

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from session_lifecycle.integrations.adapter import TakesQuietly, text_of
 from session_lifecycle.integrations.counts import anthropic_counts, value_at
 from session_lifecycle.integrations.generated_clients import Api, Operation, recorded_client
-from session_lifecycle.integrations.model_calls import Answer, CallOptions, ModelCalls, last_prompt
+from session_lifecycle.integrations.model_calls import Answer, CallOptions, ModelCalls, check_client, last_prompt
 
 try:
     from anthropic import Anthropic, AsyncAnthropic
@@ -52,6 +52,7 @@ def recorded_anthropic(
         **options: See `CallOptions`. A `provider` of None is `anthropic`, `aws` or `google` by the client's kind and
             address, and else unknown.
     """
+    check_client(client, "anthropic", "Anthropic, AsyncAnthropic, or a client of Bedrock or Vertex")
     options["provider"] = options.get("provider") or _provider(client)
     calls = ModelCalls(recorder, **options)
     return recorded_client(client, Api(_operation, _pending, re.compile("(?!)")), calls)

@@ -92,11 +92,15 @@ class _Hooks:
         response = _http_response(result)
         if response is None:
             self.read(operation, call, result)
-        elif response.is_closed:
-            self.read(operation, call, json.loads(response.content))
-        else:
-            response.session_lifecycle_listener = _Listener(self.calls, operation, call, response.headers)
+            return
+        listener = _Listener(self.calls, operation, call, response.headers)
+        if not response.is_closed:
+            response.session_lifecycle_listener = listener
             response.__class__ = _heard(cast(Any, type(response)))
+        elif listener.hears_events:  # somebody has read the whole stream, as an event hook of the HTTP client does
+            listener.hear_all(response.content)
+        else:
+            self.read(operation, call, json.loads(response.content))
 
     def read(self, operation: Operation, call: ModelCall, body: Any) -> None:
         pending = self.api.pending(body)
@@ -290,6 +294,16 @@ class _Listener:
         elif "eventstream" in kind:
             self._take = self._take_frames
 
+    @property
+    def hears_events(self) -> bool:
+        """Whether the response is a stream of events."""
+        return self._take != self._take_body
+
+    def hear_all(self, content: bytes) -> None:
+        """Hears a response that was read before."""
+        self._hear(content)
+        self._end(None)
+
     def listened(self, inner: Iterator[bytes]) -> Generator[bytes, None, None]:
         """The bytes as they are, heard on their way."""
         error: BaseException | None = None
@@ -351,7 +365,7 @@ class _Listener:
         if self._is_told:
             return
         try:
-            if self._take == self._take_body and self._heard and error is None:
+            if not self.hears_events and self._heard and error is None:
                 self._operation.read(self._answer, json.loads(self._heard))
                 self._answer.is_whole = True
         except Exception as failure:  # noqa: BLE001 - a failure of the adapter must not end the host's work

@@ -17,7 +17,7 @@ from typing import Any, TypeVar, Unpack
 
 from session_lifecycle.integrations.adapter import TakesQuietly, text_of
 from session_lifecycle.integrations.counts import google_counts, value_at
-from session_lifecycle.integrations.model_calls import Answer, CallOptions, ModelCall, ModelCalls
+from session_lifecycle.integrations.model_calls import Answer, CallOptions, ModelCall, ModelCalls, check_client
 
 try:
     from google.genai import Client as GenaiClient
@@ -51,6 +51,7 @@ def recorded_genai(
         recorder: Takes the items: `db.recorder()` or `db.synchronous_recorder()`.
         **options: See `CallOptions`. The `provider` is `google` where none is given.
     """
+    check_client(client, "google.genai", "a google.genai.Client")
     options.setdefault("provider", "google")
     calls = ModelCalls(recorder, **options)
     # The client has no public name for it. Every version since 1.0 has it under this one. Without it, streams and

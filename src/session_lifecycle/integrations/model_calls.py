@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Unpack
 from uuid import uuid4
 
+from session_lifecycle.errors import ConfigurationError
 from session_lifecycle.integrations.adapter import Adapter, AdapterOptions, TakesQuietly, recorded, text_of
 from session_lifecycle.integrations.counts import Counts, value_at
 from session_lifecycle.models import RunStatus
@@ -64,6 +65,16 @@ class ModelCall:
         """The time limit, or the end of the recorder, closed the attempt."""
         if not self.is_over and self.own_run is not None:
             self.own_run.finish(status=RunStatus.CANCELLED)
+
+
+def check_client(client: Any, package: str, expected: str) -> None:
+    """Refuses what is no client of a package: of a client of another one, nothing would be recorded.
+
+    Raises:
+        ConfigurationError: No class of the client is of the package.
+    """
+    if not any(kind.__module__.startswith(package) for kind in client.__class__.__mro__):
+        raise ConfigurationError(f"client: got a {type(client).__name__}, expected {expected}")
 
 
 class ModelCalls(Adapter):

@@ -23,7 +23,7 @@ from session_lifecycle.integrations.counts import (
     value_at,
 )
 from session_lifecycle.integrations.generated_clients import Api, Operation, recorded_client
-from session_lifecycle.integrations.model_calls import Answer, CallOptions, ModelCalls, last_prompt
+from session_lifecycle.integrations.model_calls import Answer, CallOptions, ModelCalls, check_client, last_prompt
 
 try:
     from openai import AsyncOpenAI, OpenAI
@@ -57,6 +57,7 @@ def recorded_openai(
         **options: See `CallOptions`. A `provider` of None is `openai` or `azure` by the client's address, and else
             unknown.
     """
+    check_client(client, "openai", "OpenAI, AsyncOpenAI, or a client of Azure's")
     options["provider"] = options.get("provider") or _provider(client)
     calls = ModelCalls(recorder, **options)
     change = _with_usage if include_usage else None

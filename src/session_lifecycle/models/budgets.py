@@ -44,9 +44,9 @@ def _window(value: Any) -> Any:
         try:
             value = _DURATION.validate_python(value)
         except ValidationError:
-            raise refused("budget_window", limit=LONGEST_WINDOW) from None
+            raise refused("budget_window", limit=LONGEST_WINDOW.days) from None
     if not isinstance(value, timedelta) or not timedelta(0) < value <= LONGEST_WINDOW:
-        raise refused("budget_window", limit=LONGEST_WINDOW)
+        raise refused("budget_window", limit=LONGEST_WINDOW.days)
     return value
 
 

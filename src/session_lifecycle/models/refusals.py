@@ -21,7 +21,7 @@ CONTENT = {
 
 _EXPECTED: dict[str, LiteralString] = {
     "bool_parsing": "true or false",
-    "budget_window": "total, hour, day, week or month, or a timedelta above 0 and of at most {limit}",
+    "budget_window": "total, hour, day, week or month, or a timedelta above 0 and of at most {limit} days",
     "bool_type": "true or false",
     "date_from_datetime_parsing": "a date",
     "datetime_naive": "a datetime with a time zone, or its ISO 8601 text",

@@ -11,7 +11,7 @@ from typing import Any, NoReturn, Protocol, cast, overload
 from weakref import WeakKeyDictionary, WeakSet
 
 import asyncpg
-from sqlalchemy import Engine, Executable, TextClause, text
+from sqlalchemy import Engine, Executable, TextClause, exc, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 from sqlalchemy.util import await_only, greenlet_spawn
 
@@ -593,9 +593,16 @@ class BoundExecution:
     async def _connection(self) -> AsyncConnection:
         try:
             connection = await self._host.connection() if isinstance(self._host, AsyncSession) else self._host
+            driver = driver_connection(connection)
         except RuntimeError as error:  # its connections belong to another event loop
             raise ConfigurationError(OTHER_LOOP) from error
-        if _is_elsewhere(driver_connection(connection)):
+        except exc.ResourceClosedError as error:
+            raise ConfigurationError(
+                "the host's connection is closed: call what `bind` gives while the connection is open"
+            ) from error
+        except DRIVER_FAILURES as error:
+            raise_as_ours(error)
+        if _is_elsewhere(driver):
             raise ConfigurationError(OTHER_LOOP)
         return connection
 

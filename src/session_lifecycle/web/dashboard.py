@@ -13,7 +13,8 @@ from session_lifecycle.models import Viewer
 from session_lifecycle.web.dependencies import bring
 from session_lifecycle.web.framework import AnyHTTPException, Depends, FastAPI, StaticFiles
 from session_lifecycle.web.pages import budgets, changes, live, overview, session, sessions
-from session_lifecycle.web.pages.problems import problem_page_handler
+from session_lifecycle.web.pages.guest import GuestApp
+from session_lifecycle.web.pages.problems import broken_page_handler, problem_page_handler
 from session_lifecycle.web.pages.visit import Dashboard, environment
 from session_lifecycle.web.reading import UserEmails
 
@@ -35,8 +36,9 @@ def dashboard_app(
 
     Args:
         db: The database. The host opens and closes it.
-        viewer: The host's dependency that gives the `Viewer` of a request, or raises the host's own error: 401, or 303
-            with a `Location` where the user signs in. Every page asks it first.
+        viewer: The host's dependency that gives the `Viewer` of a request, or raises the host's own error: 401, 303
+            with a `Location` where the user signs in, or one that the host has an exception handler for. Every page
+            asks it first. Its `request.app` is the app of the host.
         api_path: Where the host has our routes, from the root of the host's app. The event stream is below it.
         feed: The feed that the host's event stream sends; None: the page `live` is loaded again in place of it.
         writable: Whether pages have forms that end, reopen, edit and annotate sessions: those of the viewer and of the
@@ -49,8 +51,7 @@ def dashboard_app(
     Example:
         app.mount("/dashboard", dashboard_app(db, viewer=current_viewer))
     """
-    app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
-    app.state.dashboard = Dashboard(
+    dashboard = Dashboard(
         api_path=api_path,
         has_feed=feed is not None,
         writable=writable,
@@ -58,6 +59,7 @@ def dashboard_app(
         user_emails=user_emails,
         templates=environment(None if templates is None else Path(templates)),
     )
+    app = GuestApp(dashboard, openapi_url=None, docs_url=None, redoc_url=None)
     asked_first = [Depends(bring(db, viewer))]
     for page in (overview, sessions, session, live, budgets):
         app.include_router(page.router, dependencies=asked_first)
@@ -66,5 +68,5 @@ def dashboard_app(
         app.include_router(changes.router, dependencies=asked_first)
     app.mount("/static", StaticFiles(directory=STATIC))
     app.add_exception_handler(AnyHTTPException, problem_page_handler)
-    app.add_exception_handler(Exception, problem_page_handler)
+    app.add_exception_handler(Exception, broken_page_handler)
     return app

@@ -27,22 +27,25 @@ def tell_loss(items: Sequence[WritableItem], error: SessionLifecycleError, on_lo
         error: Why.
         on_lost: The host's function.
     """
-    # A refused value may be content.
-    reason = f"{error.field}: expected {error.expected}" if isinstance(error, InvalidValueError) else error
+    reason = reason_of(error)
     sessions = _named(getattr(item, "session_id", None) for item in items)
-    _logger.error(
-        "%d items could not be written: %s; sessions: %s; keys: %s",
-        len(items) or 1,
-        reason,
-        sessions,
-        _named(map(_key, items)),
-    )
+    if items:
+        keys = _named(map(_key, items))
+        _logger.error("%d items could not be written: %s; sessions: %s; keys: %s", len(items), reason, sessions, keys)
+    else:
+        _logger.error("an item could not be made: %s", reason)
     if on_lost is None:
         return
     try:
         on_lost([item for item in items if not isinstance(item, Reopen)], error)
     except Exception:
         _logger.exception("on_lost failed for %d items of the sessions %s", len(items), sessions)
+
+
+def reason_of(error: SessionLifecycleError) -> str:
+    """What the log says of an error: no refused value, as that may be content, and which item it was of."""
+    reason = f"{error.field}: expected {error.expected}" if isinstance(error, InvalidValueError) else str(error)
+    return "; ".join([reason, *getattr(error, "__notes__", ())])
 
 
 def _key(item: WritableItem) -> str | None:

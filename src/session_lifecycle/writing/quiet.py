@@ -5,10 +5,13 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from session_lifecycle.errors import SessionLifecycleError
+from session_lifecycle.errors import InvalidValueError, SessionLifecycleError
 from session_lifecycle.models import Item
 
 _logger = logging.getLogger(__name__)
+
+
+_IDS = ("session_id", "run_id", "step_id", "message_id", "idempotency_key")
 
 
 class Abandonable(Protocol):
@@ -55,6 +58,9 @@ class QuietWriter:
             failure.__cause__ = error
         else:
             return None
+        if not items:
+            refused = failure.field if isinstance(failure, InvalidValueError) else None
+            failure.add_note(_named(kind, {name: text for name, text in fields.items() if name != refused}))
         self.fail(failure, items)
         return failure
 
@@ -84,3 +90,9 @@ class QuietWriter:
         """In a forked child: the open attempts are the parent's."""
         self.open = set()
         self._changing = threading.Lock()
+
+
+def _named(kind: type[Item], fields: dict[str, Any]) -> str:
+    """Which item could not be made: its kind and its ids, and no content."""
+    ids = [f"{name} {fields[name]!a}" for name in _IDS if isinstance(fields.get(name), str)]
+    return ", ".join([kind.__name__, *ids])

@@ -578,5 +578,16 @@ def _as_json(item: Any, now: str, position: int) -> str:
     try:
         return json.dumps(fields, separators=(",", ":"))
     except (TypeError, ValueError, RecursionError) as error:
-        message = f"a mapping that JSON can hold ({type(error).__name__})"
-        raise InvalidValueError(f"items.{position}", fields["kind"], message) from error
+        name = next((name for name, value in fields.items() if not _fits_json(name, value)), "kind")
+        # The value may be content, so its type is named.
+        found = type(fields[name]).__name__
+        expected = 'what JSON can hold, as `model_dump(mode="json")` makes it'
+        raise InvalidValueError(f"items.{position}.{name}", found, expected) from error
+
+
+def _fits_json(name: Any, value: Any) -> bool:
+    try:
+        json.dumps({name: value})
+    except (TypeError, ValueError, RecursionError):
+        return False
+    return True

@@ -7,8 +7,9 @@ from types import TracebackType
 from typing import Literal, Self
 from uuid import UUID
 
-from session_lifecycle.errors import InvalidValueError, SessionLifecycleError
+from session_lifecycle.errors import SessionLifecycleError
 from session_lifecycle.models import Item, SessionStatus
+from session_lifecycle.writing.losses import reason_of
 from session_lifecycle.writing.quiet import QuietWriter
 from session_lifecycle.writing.session_trace import SessionTrace
 from session_lifecycle.writing.spool import Spool
@@ -112,9 +113,7 @@ class SpoolSession(SessionTrace):
         self.__exit__(kind, error, traceback)
 
     def _lose(self, items: Sequence[Item], error: SessionLifecycleError) -> None:
-        # A refused value may be content.
-        reason = f"{error.field}: expected {error.expected}" if isinstance(error, InvalidValueError) else error
-        _logger.error("%d items could not be put into the spool: %s", len(items) or 1, reason)
+        _logger.error("%d items could not be put into the spool: %s", len(items) or 1, reason_of(error))
         if self._on_lost is None:
             return
         try:

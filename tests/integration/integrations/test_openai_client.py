@@ -7,6 +7,7 @@ from typing import Any
 from uuid import UUID
 
 import httpx
+import httpx2
 import pytest
 from openai import APIConnectionError, APIError, APIStatusError, AsyncAzureOpenAI, AsyncOpenAI, OpenAI
 from pydantic import BaseModel
@@ -117,6 +118,21 @@ async def test_streams_to_their_end(session_database: SessionDatabase) -> None:
             assert (await chunks.get_final_completion()).usage is not None
         await made.equal_what_was_served()
         assert await made.events() == [event()] * 4
+
+
+async def test_streams_that_an_event_hook_has_read(session_database: SessionDatabase) -> None:
+    async def read(response: httpx2.Response) -> None:
+        await response.aread()
+
+    async with opened(session_database) as made, httpx2.AsyncClient(event_hooks={"response": [read]}) as http_client:
+        client = made.recorded().with_options(http_client=http_client)
+        chat = await client.chat.completions.create(
+            model="gpt-5", messages=said("hello"), stream=True, stream_options={"include_usage": True}
+        )
+        assert [chunk async for chunk in chat]
+        assert [one async for one in await client.responses.create(model="gpt-5", input="hello", stream=True)]
+        assert await made.events() == [event(), event()]
+        await made.equal_what_was_served()
 
 
 async def test_a_chat_stream_is_asked_for_no_usage_unless_the_host_wants_it(session_database: SessionDatabase) -> None:

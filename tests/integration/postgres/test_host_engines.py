@@ -258,3 +258,19 @@ async def test_X36_a_race_is_repeated_also_without_a_key(
     await connection.close()
     assert (await session_database.lifecycle.accumulate_usage("s", A, "m", 1)).outcome == "applied"
     assert (await session_database.lifecycle.aggregate_stats(A)).tokens_in == 1
+
+
+async def test_a_call_after_the_hosts_connection_was_closed_says_so(
+    session_database: SessionDatabase, session_database_url: str
+) -> None:
+    engine = create_async_engine(asyncpg_url(session_database_url))
+    async with engine.begin() as connection:
+        late = session_database.bind(connection)
+    calls: list[Any] = [
+        lambda: late.lifecycle.ensure_and_touch_session("s", A),
+        lambda: late.lifecycle.aggregate_stats(A),
+    ]
+    for call in calls:
+        with pytest.raises(ConfigurationError, match=r"^the host's connection is closed: "):
+            await call()
+    await engine.dispose()

@@ -391,6 +391,27 @@ async def test_values_that_are_refused_are_told_and_never_raised(session_databas
     assert await sessions(session_database) == [("s", "completed")]
 
 
+async def test_the_log_names_the_item_that_a_refused_value_was_of(
+    session_database: SessionDatabase, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    named = "tokens_in: expected a whole number from 0 to 1,000,000,000,000; UsageEvent, session_id 's', run_id 'r1'"
+    spool = Spool(tmp_path / "spool")
+    async with session_database.recorder() as recorder:
+        for session in (recorder.session("s", A, quiet=True), spool.session("s", A)):
+            caplog.clear()
+            async with session, session.run("r", run_id="r1") as run:
+                run.usage("m", tokens_in=-5, idempotency_key="k")
+                run.message("nobody", "secret")
+            await recorder.flush()
+            assert f"{named}, idempotency_key 'k'" in caplog.text
+            assert (
+                "role: expected one of user, assistant, system, tool, thought; Message, session_id 's'" in caplog.text
+            )
+            assert "-5" not in caplog.text
+            assert "secret" not in caplog.text
+    spool.close()
+
+
 @pytest_asyncio.fixture
 async def away(session_database_url: str) -> AsyncIterator[SessionDatabase]:
     """A database that cannot be reached."""

@@ -8,6 +8,7 @@ from urllib.parse import parse_qsl, urlencode
 
 from session_lifecycle.errors import InvalidValueError, SessionLifecycleError
 from session_lifecycle.web.framework import AnyHTTPException, Request, RequestValidationError, Response
+from session_lifecycle.web.pages.guest import Unsent, host_answers
 from session_lifecycle.web.pages.visit import visit_of
 from session_lifecycle.web.problems import RequestRefusedError, problem_of, title
 from session_lifecycle.web.routes import SessionRoute
@@ -57,8 +58,13 @@ def problem_page(request: Request, error: Exception) -> Response:
 
 
 async def problem_page_handler(request: Request, error: Exception) -> Response:
-    """The exception handler of the app: for paths without a page, for the host's refusals, and for what is broken."""
+    """The exception handler of the app for paths without a page, and for the host's refusals."""
     return problem_page(request, error)
+
+
+async def broken_page_handler(request: Request, error: Exception) -> Response:
+    """The exception handler of the app for every other error. The host answers one that it has a handler for."""
+    return Unsent() if host_answers(request, error) else problem_page(request, error)
 
 
 def _page(request: Request, problem: dict[str, Any], headers: dict[str, str]) -> Response:

@@ -24,6 +24,7 @@ from session_lifecycle.models.reports import time_zone
 from session_lifecycle.web.dependencies import Asker, Database
 from session_lifecycle.web.framework import Depends, Request, Response
 from session_lifecycle.web.pages.address import Address
+from session_lifecycle.web.pages.guest import dashboard_of
 from session_lifecycle.web.pages.wording import Wording, marks_of
 from session_lifecycle.web.reading import UserEmails
 
@@ -199,7 +200,7 @@ async def _visit(request: Request, _db: Database, _asker: Asker) -> Visit:
 
 def visit_of(request: Request) -> Visit:
     """The visit that a request is, also one that the host refuses."""
-    return Visit(request, request.app.state.dashboard)
+    return Visit(request, dashboard_of(request))
 
 
 AskedVisit = Annotated[Visit, Depends(_visit)]

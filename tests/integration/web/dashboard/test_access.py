@@ -4,9 +4,10 @@ from typing import Any
 from urllib.parse import urlencode
 
 import httpx
-from fastapi import HTTPException
+from fastapi import FastAPI, HTTPException, Request
+from fastapi.responses import PlainTextResponse
 
-from session_lifecycle import SessionDatabase, Settings, Touch
+from session_lifecycle import SessionDatabase, Settings, Touch, Viewer
 from session_lifecycle.web.dashboard import dashboard_app
 from support.dashboard import CHANGES, LISTS, NOW, Browser, pages_of, record, session_page
 from support.web import AGENT, B
@@ -62,6 +63,31 @@ async def test_a_host_can_refuse_with_any_status(session_database: SessionDataba
     app = dashboard_app(session_database, viewer=refuse)
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://host") as client:
         assert (await client.get("/")).status_code == 499
+
+
+async def test_a_dependency_of_the_host_is_asked_in_the_host(session_database: SessionDatabase) -> None:
+    class NotSignedInError(Exception):
+        pass
+
+    def by_state(request: Request, user: str | None = None) -> Viewer:
+        if user is None:
+            raise NotSignedInError
+        users: dict[str, Viewer] = request.app.state.users
+        return users[user]
+
+    async def say(request: Request, _error: Exception) -> PlainTextResponse:
+        return PlainTextResponse(f"said by {request.app.title}", 401)
+
+    host = FastAPI(title="the host")
+    host.state.users = {"b": Viewer(B)}
+    host.add_exception_handler(NotSignedInError, say)
+    host.mount("/pages", dashboard_app(session_database, viewer=by_state))
+    await session_database.lifecycle.record([Touch(session_id="of-ben", user_id=B, at=NOW)])
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=host), base_url="http://host/pages") as client:
+        nobody = await client.get("/sessions")
+        ben = await client.get("/sessions", params={"user": "b"})
+    assert (nobody.status_code, nobody.text) == (401, "said by the host")
+    assert (ben.status_code, "of-ben" in ben.text) == (200, True)
 
 
 WRONG = (
