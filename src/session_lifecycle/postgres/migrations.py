@@ -31,6 +31,7 @@ from session_lifecycle.postgres.schema_check import (
     Kind,
     SchemaObject,
     find_lack,
+    refuse_left,
     refuse_lost_data,
     refuse_unserved,
     take_inventory,
@@ -222,8 +223,8 @@ async def upgrade(connection: AsyncConnection, schema: str, *, notes: bool | Non
     The caller commits, and sets the `lock_timeout`. A schema that is newer and serves this version is left as it is.
 
     Raises:
-        SchemaError: The schema is newer and does not serve this version, has our tables without a revision, or lost a
-            table or a column.
+        SchemaError: The schema is newer and does not serve this version, has our tables without a revision, lost a
+            table or a column, or a bucket has left it.
     """
     indexes = await _upgrade_all_but_indexes(connection, schema)
     await connection.run_sync(create_objects, schema, indexes)
@@ -241,6 +242,7 @@ async def _upgrade_all_but_indexes(
         # After the lock of migrations: another process may need longer for its migration.
         await connection.exec_driver_sql(f"SET LOCAL lock_timeout = {round(lock_timeout_seconds * 1000)}")
     inventory = await take_inventory(connection, schema)
+    refuse_left(schema, inventory)
     if inventory.revision is None and SchemaObject(Kind.TABLE, "session_records") in inventory.objects:
         raise SchemaError(
             f"schema {schema!r} has our tables and no revision, as before 0.1.0: drop it, or name another one; or, if "

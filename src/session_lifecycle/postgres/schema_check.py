@@ -224,6 +224,7 @@ def find_lack(inventory: Inventory, schema: str) -> Lack:
 
 def refuse_unserved(schema: str, inventory: Inventory) -> None:
     """Raises SchemaError for a schema that is not migrated, or that is newer and does not serve this version."""
+    refuse_left(schema, inventory)
     if inventory.revision is None:
         raise SchemaError(f"schema {schema!r} is not migrated: run `{UPGRADE_COMMAND}`")
     if inventory.is_newer and not inventory.serves_this_version:
@@ -232,6 +233,16 @@ def refuse_unserved(schema: str, inventory: Inventory) -> None:
         raise SchemaError(
             f"schema {schema!r} is at revision {inventory.revision}, which {which}; this is session-lifecycle "
             f"{__version__}: run `{LIBRARY_COMMAND}`"
+        )
+
+
+def refuse_left(schema: str, inventory: Inventory) -> None:
+    """Raises SchemaError for a schema that a bucket has left: a row that says where the bucket is, and no more."""
+    tables = {one.name for one in inventory.objects if one.kind is Kind.TABLE}
+    if inventory.revision is None and "session_buckets" in tables and "session_records" not in tables:
+        raise SchemaError(
+            f"schema {schema!r} is where a bucket was that has moved: reach it by all places of its buckets, with "
+            "`SessionDatabase.buckets` or `--place`"
         )
 
 

@@ -234,6 +234,10 @@ async def test_an_operator_lists_and_moves_buckets(four_buckets: BucketServers) 
         assert after[1].partition("#")[0] == after[3].partition("#")[0]
         assert (await db.lifecycle.aggregate_stats(user)).sessions == 1
         assert all("@" not in place for place in after)
+        # Who knows the old place alone is not told to migrate it.
+        for words in (["db", "upgrade"], ["db", "check"], ["stats"]):
+            left = run(*words, "--database-url", str(places[1].url), "--schema", str(places[1].schema))
+            assert (left.returncode, "a bucket was that has moved" in left.stderr) == (1, True), left.stderr
         again = succeed("db", "buckets", "move", "1", "--to", str(places[-1].url), "--yes", *named)
         assert again == "Bucket 1 is there already.\n"
         for command in ("migrate", "list"):
