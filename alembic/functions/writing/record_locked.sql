@@ -30,6 +30,9 @@ DECLARE
     receipts jsonb;
     last_wave int := jsonb_array_length(waves) - 1;
     differences jsonb;
+    -- The users whose sessions the next wave ends or reopens; null after the last wave. And their runs.
+    ending uuid[];
+    settled record;
 BEGIN
     locked := {schema}.lock_sessions(waves, activity, others);
     IF NOT (has_runs OR {schema}.replaces_run_events(waves)) THEN
@@ -72,15 +75,30 @@ BEGIN
         RETURN QUERY
         SELECT a.item_position, a.outcome, NULL::numeric, 0::bigint, 0::bigint, 0::numeric
         FROM {schema}.record_activity(activity -> wave) a;
-        -- Runs are settled before sessions end, and after the last wave.
-        CONTINUE WHEN wave < last_wave AND NOT waves -> (wave + 1) @? '$[*] ? (@.kind == "end" || @.kind == "reopen")';
+        -- Runs are settled after the last wave, and before sessions end: those of the users whose sessions do, so nobody's
+        -- receipts depend on what else is in the batch.
+        IF wave < last_wave THEN
+            SELECT array_agg(DISTINCT e.user_id) INTO ending
+            FROM jsonb_to_recordset(waves -> (wave + 1)) e (user_id uuid, kind text)
+            WHERE e.kind IN ('end', 'reopen');
+            CONTINUE WHEN ending IS NULL;
+            SELECT array_agg(n.user_id) AS users, array_agg(n.run_id) AS runs, array_agg(n.is_linked) AS linked,
+                   array_agg(n.session_id) AS sessions
+            INTO settled
+            FROM unnest(named.users, named.runs, named.linked, named.sessions) n (user_id, run_id, is_linked, session_id)
+            WHERE n.user_id = ANY (ending);
+            CONTINUE WHEN settled.users IS NULL;
+        ELSE
+            ending := NULL;
+            settled := named;
+        END IF;
 
         SELECT jsonb_agg(jsonb_build_object(
                    'user_id', d.user_id, 'session_id', d.session_id, 'difference_usd', d.difference_usd
                ))
         INTO differences
         FROM {schema}.settle_runs(
-            named.users, named.runs, named.linked, named.sessions, locked.users, locked.sessions, now_at
+            settled.users, settled.runs, settled.linked, settled.sessions, locked.users, locked.sessions, now_at
         ) d;
         receipts := to_jsonb(of_waves);
         -- Settling changed the cost of sessions: what a run reports beyond its events shrinks when events arrive.
@@ -99,8 +117,16 @@ BEGIN
         ) i ON i.position = w.item_position
         LEFT JOIN jsonb_to_recordset(differences) d (user_id uuid, session_id text, difference_usd numeric)
             ON d.user_id = i.user_id AND d.session_id = i.session_id
-        WHERE i.answers IS NOT false;
-        of_waves := '{}';
+        WHERE i.answers IS NOT false AND (i.user_id = ANY (ending)) IS NOT false;
+        EXIT WHEN ending IS NULL;
+        -- The receipts of the other users wait until their runs are settled.
+        SELECT ARRAY[coalesce(jsonb_agg(w.receipt), '[]')] INTO of_waves
+        FROM jsonb_array_elements(receipts) of_wave, jsonb_array_elements(of_wave) w (receipt)
+        JOIN (
+            SELECT i.position, i.user_id
+            FROM jsonb_array_elements(waves) wave, jsonb_to_recordset(wave) i (position int, user_id uuid)
+        ) i ON i.position = (w.receipt ->> 'item_position')::int
+        WHERE i.user_id <> ALL (ending);
     END LOOP;
     IF waves @? '$[*][*].parent_session_id' THEN
         PERFORM {schema}.refuse_parent_cycles(locked.users, locked.sessions);
