@@ -86,7 +86,7 @@ BEGIN
                    array_agg(n.session_id) AS sessions
             INTO settled
             FROM unnest(named.users, named.runs, named.linked, named.sessions) n (user_id, run_id, is_linked, session_id)
-            WHERE n.user_id = ANY (ending);
+            WHERE n.user_id IN (SELECT e.user_id FROM unnest((SELECT ending)) e (user_id));
             CONTINUE WHEN settled.users IS NULL;
         ELSE
             ending := NULL;
@@ -117,7 +117,8 @@ BEGIN
         ) i ON i.position = w.item_position
         LEFT JOIN jsonb_to_recordset(differences) d (user_id uuid, session_id text, difference_usd numeric)
             ON d.user_id = i.user_id AND d.session_id = i.session_id
-        WHERE i.answers IS NOT false AND (i.user_id = ANY (ending)) IS NOT false;
+        WHERE i.answers IS NOT false
+            AND (ending IS NULL OR i.user_id IN (SELECT e.user_id FROM unnest((SELECT ending)) e (user_id)));
         EXIT WHEN ending IS NULL;
         -- The receipts of the other users wait until their runs are settled.
         SELECT ARRAY[coalesce(jsonb_agg(w.receipt), '[]')] INTO of_waves
@@ -126,7 +127,7 @@ BEGIN
             SELECT i.position, i.user_id
             FROM jsonb_array_elements(waves) wave, jsonb_to_recordset(wave) i (position int, user_id uuid)
         ) i ON i.position = (w.receipt ->> 'item_position')::int
-        WHERE i.user_id <> ALL (ending);
+        WHERE i.user_id NOT IN (SELECT e.user_id FROM unnest((SELECT ending)) e (user_id));
     END LOOP;
     IF waves @? '$[*][*].parent_session_id' THEN
         PERFORM {schema}.refuse_parent_cycles(locked.users, locked.sessions);
