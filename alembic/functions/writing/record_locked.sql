@@ -127,7 +127,7 @@ BEGIN
             SELECT i.position, i.user_id
             FROM jsonb_array_elements(waves) wave, jsonb_to_recordset(wave) i (position int, user_id uuid)
         ) i ON i.position = (w.receipt ->> 'item_position')::int
-        WHERE i.user_id NOT IN (SELECT e.user_id FROM unnest((SELECT ending)) e (user_id));
+        WHERE NOT EXISTS (SELECT FROM unnest((SELECT ending)) e (user_id) WHERE e.user_id = i.user_id);
     END LOOP;
     IF waves @? '$[*][*].parent_session_id' THEN
         PERFORM {schema}.refuse_parent_cycles(locked.users, locked.sessions);
