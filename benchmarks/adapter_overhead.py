@@ -26,8 +26,11 @@ os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # else LiteLLM fe
 USER = UUID(int=1)
 PROMPT = "What is it?"
 WARM_UP = 2
-THINKING_SECONDS = 0.02
-"""How long the model takes for an answer. What is written while the agent waits for it costs the agent no time."""
+THINKING_SECONDS = 0.05
+"""How long the model takes for an answer: longer than the recorder waits for more items and then writes them.
+
+What is written while the agent waits for a model costs the agent no time.
+"""
 
 Call = Callable[[], Awaitable[object]]
 
