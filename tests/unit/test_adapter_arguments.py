@@ -12,6 +12,7 @@ from session_lifecycle.integrations.adapter import Adapter
 from session_lifecycle.integrations.anthropic_client import recorded_anthropic
 from session_lifecycle.integrations.google_genai import recorded_genai
 from session_lifecycle.integrations.openai_client import recorded_openai
+from support.usage import A
 
 
 @pytest.fixture
@@ -22,7 +23,7 @@ def db() -> SessionDatabase:
 def test_a_database_in_place_of_a_recorder_is_refused(db: SessionDatabase) -> None:
     no_recorder: Any = db
     with pytest.raises(ConfigurationError) as refused:
-        Adapter(no_recorder, user_id=uuid4())
+        Adapter(no_recorder, user_id=A)
     expected = "recorder: got a SessionDatabase, expected db.recorder() or db.synchronous_recorder()"
     assert str(refused.value) == expected
 
@@ -35,7 +36,7 @@ def test_a_user_id_that_is_none_is_refused(db: SessionDatabase, user_id: Any) ->
         Adapter(db.recorder(), user_id=user_id)
 
 
-@pytest.mark.parametrize("user_id", [None, uuid4(), str(uuid4()), uuid4])
+@pytest.mark.parametrize("user_id", [None, A, str(A), uuid4], ids=["none", "id", "text", "function"])
 def test_an_owner_and_a_function_that_finds_one_are_taken(db: SessionDatabase, user_id: Any) -> None:
     Adapter(db.recorder(), user_id=user_id)
 
@@ -58,5 +59,5 @@ def test_an_owner_and_a_function_that_finds_one_are_taken(db: SessionDatabase, u
 )
 def test_a_client_of_another_provider_is_refused(db: SessionDatabase, hook_up: Any, client: Any, message: str) -> None:
     with pytest.raises(ConfigurationError) as refused:
-        hook_up(client, db.recorder(), user_id=uuid4())
+        hook_up(client, db.recorder(), user_id=A)
     assert str(refused.value) == message
