@@ -190,7 +190,7 @@ EXECUTIONS = 6
 
 
 async def plan_of(url: str, ask: Ask, mode: str = GENERIC, *, with_text: str = "") -> Plan:
-    """The executed plan of the last statement of a call, of those with this text.
+    """The executed plan of one statement of a call: the last one that has this text.
 
     It is the plan for all values, or with CHOSEN the one that Postgres chooses after it ran the statement a few times.
     """

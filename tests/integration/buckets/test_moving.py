@@ -234,7 +234,7 @@ async def test_an_operator_lists_and_moves_buckets(four_buckets: BucketServers) 
         assert after[1].partition("#")[0] == after[3].partition("#")[0]
         assert (await db.lifecycle.aggregate_stats(user)).sessions == 1
         assert all("@" not in place for place in after)
-        # Who knows the old place alone is not told to migrate it.
+        # A command on the old place does not ask for a migration.
         for words in (["db", "upgrade"], ["db", "check"], ["stats"]):
             left = run(*words, "--database-url", str(places[1].url), "--schema", str(places[1].schema))
             assert (left.returncode, "a bucket was that has moved" in left.stderr) == (1, True), left.stderr

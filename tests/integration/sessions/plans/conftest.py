@@ -13,3 +13,8 @@ def urls(session_template_server: TemplateServer) -> Iterator[dict[str, str]]:
     """The URLs of two databases with the same sessions: one rolled up, one never rolled up."""
     with databases_of_many(session_template_server) as found:
         yield found
+
+
+@pytest.fixture(autouse=True)
+def reads_as_of_many(as_of_many: None) -> None:
+    """So many sessions are few for a window that cuts buckets."""

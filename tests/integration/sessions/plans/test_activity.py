@@ -30,9 +30,6 @@ from support.plans import (
     seeded,
 )
 
-# So many sessions are few for a window that cuts buckets.
-pytestmark = pytest.mark.usefixtures("as_of_many")
-
 
 @pytest.mark.parametrize("mode", [GENERIC, CHOSEN])
 async def test_X04_an_index_finds_the_runs_of_a_model_in_any_case(urls: dict[str, str], mode: str) -> None:

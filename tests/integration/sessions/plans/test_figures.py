@@ -31,9 +31,6 @@ from support.plans import (
 from support.statements import noted
 from support.ways_of_reading import reading
 
-# So many sessions are few for a window that cuts buckets.
-pytestmark = pytest.mark.usefixtures("as_of_many")
-
 
 @pytest.mark.parametrize("viewer", [VIEWER, Viewer(ME), Viewer.auditor()], ids=["shared", "own", "auditor"])
 @pytest.mark.parametrize("is_window", [False, True], ids=["ever", "window"])

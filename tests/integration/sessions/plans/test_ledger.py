@@ -10,9 +10,6 @@ from session_lifecycle.models import UsageEventFilters, UsageFilters
 from session_lifecycle.testing import TemplateServer
 from support.plans import BEGIN, EVENTS, LIMIT, ME, ROLLED_UP, SESSIONS, VIEWER, Ask, events, plan_of, seeded
 
-# So many sessions are few for a window that cuts buckets.
-pytestmark = pytest.mark.usefixtures("as_of_many")
-
 
 @pytest.mark.parametrize("viewer", [VIEWER, Viewer(ME), Viewer.auditor()], ids=["shared", "own", "auditor"])
 async def test_reports_by_time_of_use_read_only_that_part_of_the_ledger(urls: dict[str, str], viewer: Viewer) -> None:

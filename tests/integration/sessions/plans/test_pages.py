@@ -30,9 +30,6 @@ from support.plans import (
     rolled_up,
 )
 
-# So many sessions are few for a window that cuts buckets.
-pytestmark = pytest.mark.usefixtures("as_of_many")
-
 
 @pytest.mark.parametrize("which", [page, deep])
 @pytest.mark.parametrize("descending", [True, False], ids=["descending", "ascending"])

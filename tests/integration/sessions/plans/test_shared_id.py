@@ -12,9 +12,6 @@ from session_lifecycle import SessionDatabase, Viewer
 from session_lifecycle.testing import TemplateServer
 from support.plans import BEGIN, ME, plan_of
 
-# So many sessions are few for a window that cuts buckets.
-pytestmark = pytest.mark.usefixtures("as_of_many")
-
 SHARED_ID, SHARERS = "main", 20_000
 # Everybody has a session of one id. They were active one after another, a minute apart, each in one of 200 datasets.
 SEED_SHARED_ID = """
