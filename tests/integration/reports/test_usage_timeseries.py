@@ -163,6 +163,7 @@ def test_boundaries_in_every_time_zone(zone: str, bucket: Any, since: datetime, 
         return
     assert found[0] <= since < found[1]
     assert found[-2] < since + length <= found[-1]
-    shortest, longest = {"hour": (0.5, 1.5), "day": (22, 48), "week": (143, 192), "month": (670, 770)}[bucket]
+    # Antarctica/Casey has put its clocks on by three hours.
+    shortest, longest = {"hour": (0.5, 1.5), "day": (21, 48), "week": (143, 192), "month": (670, 770)}[bucket]
     hours = [(after - before) / HOUR for before, after in pairwise(found)]
     assert shortest <= min(hours) <= max(hours) <= longest
