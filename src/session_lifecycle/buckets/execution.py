@@ -17,10 +17,12 @@ from session_lifecycle.buckets.directory import Deployment, Trace, find_trace
 from session_lifecycle.entities import quoted
 from session_lifecycle.errors import ConfigurationError, DatabaseUnavailableError, SchemaError
 from session_lifecycle.models import Viewer
+from session_lifecycle.postgres.bound_execution import BoundExecution
 from session_lifecycle.postgres.driver_statements import KeptStatement
-from session_lifecycle.postgres.execution import BoundExecution, PoolExecution, Run, Stream
+from session_lifecycle.postgres.execution import Run, Stream
 from session_lifecycle.postgres.failures import DRIVER_FAILURES, raise_as_ours, was_cancelled
 from session_lifecycle.postgres.host_engines import driver_connection
+from session_lifecycle.postgres.pool_execution import PoolExecution
 
 MOST_MOVES = 8
 """How many moves of a bucket one call follows."""

@@ -8,13 +8,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from session_lifecycle.buckets import citus
 from session_lifecycle.buckets.homes import Homes, patient_connection, public_url
 from session_lifecycle.buckets.moving import Mover, arrive, claimed, clear_new_place
-from session_lifecycle.errors import ConfigurationError
+from session_lifecycle.errors import ConfigurationError, InvalidValueError
 from session_lifecycle.models.maintenance import MoveReport
-from session_lifecycle.postgres.execution import PoolExecution
 from session_lifecycle.postgres.failures import DRIVER_FAILURES, raise_as_ours
 from session_lifecycle.postgres.home import SchemaHome
 from session_lifecycle.postgres.host_engines import driver_connection
 from session_lifecycle.postgres.notes import sends_notes
+from session_lifecycle.postgres.pool_execution import PoolExecution
 from session_lifecycle.statements.buckets import moving
 from session_lifecycle.statements.buckets.moving import arriving_schema
 
@@ -51,7 +51,7 @@ class BucketPlacement:
         """The node of Citus that has a bucket, as host:port; None where Citus has not distributed it.
 
         Raises:
-            ConfigurationError: There is no such bucket.
+            InvalidValueError: There is no such bucket.
             DatabaseUnavailableError: The bucket was away.
         """
         self._check_number(number)
@@ -122,9 +122,10 @@ class BucketPlacement:
             on_progress: Called with a sentence after each step.
 
         Raises:
-            ConfigurationError: There is no such bucket, it has row-level security or is on a node of Citus, the schema
-                is there already at the new place, both places are one database, another move of the bucket is at work,
-                or the database refuses the user or the access.
+            InvalidValueError: There is no such bucket.
+            ConfigurationError: The bucket has row-level security or is on a node of Citus, the schema is there already
+                at the new place, both places are one database, another move of the bucket is at work, or the database
+                refuses the user or the access.
             TransactionConflictError: The writers never let the move have its lock. The bucket is where it was.
             DatabaseUnavailableError: A place cannot be reached or lost the connection.
         """
@@ -192,7 +193,8 @@ class BucketPlacement:
             node: The node, as host:port.
 
         Raises:
-            ConfigurationError: There is no such bucket or node, or Citus has not distributed the bucket.
+            InvalidValueError: There is no such bucket.
+            ConfigurationError: There is no such node, or Citus has not distributed the bucket.
             TransactionConflictError: Transactions of hosts ended the move again and again, or a transaction on the node
                 still uses what the last move left there. The bucket is where it was.
             DatabaseUnavailableError: The coordinator cannot be reached or lost the connection.
@@ -226,4 +228,4 @@ class BucketPlacement:
 
     def _check_number(self, number: int) -> None:
         if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < len(self._homes):
-            raise ConfigurationError(f"number: got {number!r}, expected a bucket from 0 to {len(self._homes) - 1}")
+            raise InvalidValueError("number", number, f"a bucket from 0 to {len(self._homes) - 1}")

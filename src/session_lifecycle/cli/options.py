@@ -115,8 +115,8 @@ def on_database(
 
     Raises:
         typer.Exit: After an error message. With code 1 if the library raises an error; with code 2 if it refuses a
-            value, if no database is named or two are, or if there is no terminal to confirm on; with code 143 after
-            SIGTERM.
+            value, the URL or a setting, if no database is named or two are, or if there is no terminal to confirm on;
+            with code 143 after SIGTERM.
         typer.Abort: The user does not confirm.
     """
     refuse_two_databases(place)
@@ -129,7 +129,7 @@ def on_database(
         async with db:
             await work(db)
 
-    with refusing_errors():
+    with refusing_errors(code=MISUSE):  # nothing is opened yet: what fails is a setting or an option
         settings = Settings.load()
         if url is None and settings.database_url is None and not is_embedded:
             refuse(
@@ -243,11 +243,14 @@ async def until_interrupted(work: Coroutine[Any, Any, None]) -> None:
 
 
 @contextmanager
-def refusing_errors() -> Generator[None]:
+def refusing_errors(*, code: int = FAILURE) -> Generator[None]:
     """Turns an error of the library into an error message.
 
+    Args:
+        code: The exit code of an error that refuses no value.
+
     Raises:
-        typer.Exit: After the message of the first error: with code 2 if it refuses a value, else with code 1.
+        typer.Exit: After the message of the first error: with code 2 if it refuses a value, else with `code`.
     """
     refusals: list[BaseException] = []
     try:
@@ -257,7 +260,7 @@ def refusing_errors() -> Generator[None]:
     if refusals:
         while isinstance(refusals[0], BaseExceptionGroup):
             refusals[0] = refusals[0].exceptions[0]
-        refuse(str(refusals[0]), code=MISUSE if isinstance(refusals[0], InvalidValueError) else FAILURE)
+        refuse(str(refusals[0]), code=MISUSE if isinstance(refusals[0], InvalidValueError) else code)
 
 
 def refuse(message: str, *, code: int) -> NoReturn:

@@ -46,6 +46,7 @@ class SchemaAdministration:
             on_progress: Called with a sentence each time that the locks are not free.
 
         Raises:
+            InvalidValueError: This version does not know the revision.
             SchemaError: The schema is not migrated or is newer, or the revision is not an earlier one.
         """
         async with self._patient() as engine:
@@ -58,7 +59,8 @@ class SchemaAdministration:
             revision: The revision; `base` notes none.
 
         Raises:
-            SchemaError: This version does not know the revision, or the schema lacks our tables.
+            InvalidValueError: This version does not know the revision.
+            SchemaError: The schema lacks our tables.
         """
         async with self._patient() as engine:
             await migrations.stamp_on(engine, self._schema, revision)

@@ -7,10 +7,11 @@ from typing import Self
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 
 from session_lifecycle.postgres import migrations
+from session_lifecycle.postgres.bound_execution import BoundExecution
 from session_lifecycle.postgres.engines import DEADLINE_MARGIN_SECONDS, Engines
-from session_lifecycle.postgres.execution import BoundExecution, PoolExecution
 from session_lifecycle.postgres.failures import DRIVER_FAILURES, raise_as_ours
 from session_lifecycle.postgres.host_engines import check_encoding
+from session_lifecycle.postgres.pool_execution import PoolExecution
 from session_lifecycle.postgres.row_level_security import viewer_signer
 from session_lifecycle.postgres.schema_check import check_everything
 from session_lifecycle.postgres.server import InLoop, Server

@@ -18,7 +18,7 @@ from sqlalchemy import Connection, func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from session_lifecycle.entities import quoted
-from session_lifecycle.errors import SchemaError
+from session_lifecycle.errors import InvalidValueError, SchemaError
 from session_lifecycle.models.schema import SchemaRevision, SchemaRevisions
 from session_lifecycle.postgres.execution import with_jitter
 from session_lifecycle.postgres.function_files import directory
@@ -135,9 +135,11 @@ async def downgrade_on(engine: AsyncEngine, schema: str, revision: str, on_progr
     """Migrates back to a revision, or to `base`, in one transaction. What later revisions added is dropped.
 
     Raises:
+        InvalidValueError: This version does not know the revision.
         SchemaError: The schema is not migrated or is newer, or the revision is not one before its own.
         TransactionConflictError: See `upgrade_on`.
     """
+    _check_revision(revision)
 
     async def migrate(connection: AsyncConnection) -> None:
         await connection.run_sync(lock_migrations, schema)
@@ -159,19 +161,24 @@ async def downgrade_on(engine: AsyncEngine, schema: str, revision: str, on_progr
     await with_short_locks(engine, migrate, on_progress)
 
 
+def _check_revision(revision: str) -> None:
+    known = ("base", *REVISIONS)
+    if revision not in known:
+        raise InvalidValueError("revision", revision, f"one of this version: {', '.join(known)}")
+
+
 async def stamp_on(engine: AsyncEngine, schema: str, revision: str) -> None:
     """Notes a revision as applied, and runs nothing. `base` notes none.
 
     Raises:
-        SchemaError: This version does not know the revision, or the schema lacks the tables of it.
+        InvalidValueError: This version does not know the revision.
+        SchemaError: The schema lacks the tables of it.
     """
+    _check_revision(revision)
 
     async def stamp(connection: AsyncConnection) -> None:
         await connection.run_sync(lock_migrations, schema)
         inventory = await take_inventory(connection, schema)
-        known = ("base", *REVISIONS)
-        if revision not in known:
-            raise SchemaError(f"revision {revision!r} is not one of this version: {', '.join(known)}")
         if revision != "base" and SchemaObject(Kind.TABLE, "session_records") not in inventory.objects:
             raise SchemaError(f"schema {schema!r} has no table session_records: run `{UPGRADE_COMMAND}` instead")
         async with _alembic():
@@ -313,11 +320,9 @@ async def offline_sql(schema: str, since: str = "base") -> str:
     """The SQL that migrates a database from a revision to the newest, for those who run it themselves.
 
     Raises:
-        SchemaError: This version does not know the revision.
+        InvalidValueError: This version does not know the revision.
     """
-    known = ("base", *REVISIONS)
-    if since not in known:
-        raise SchemaError(f"revision {since!r} is not one of this version: {', '.join(known)}")
+    _check_revision(since)
     async with _alembic():
         from alembic import command
 

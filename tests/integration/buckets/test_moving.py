@@ -19,6 +19,7 @@ from sqlalchemy.engine import make_url
 from session_lifecycle import (
     ConfigurationError,
     DatabaseUnavailableError,
+    InvalidValueError,
     Run,
     RunFilters,
     SchemaError,
@@ -218,7 +219,7 @@ async def test_a_move_that_is_interrupted_changes_nothing_and_begins_anew(
         assert (await db.lifecycle.aggregate_stats(user)).tokens_in == 6
         with pytest.raises(ConfigurationError, match="both places are the same database"):
             await db.placement.move(1, f"{places[0].url!s}?target_session_attrs=any")
-        with pytest.raises(ConfigurationError, match="expected a bucket from 0 to 3"):
+        with pytest.raises(InvalidValueError, match="expected a bucket from 0 to 3"):
             await db.placement.move(4, new)
 
 

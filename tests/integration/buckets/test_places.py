@@ -115,7 +115,7 @@ async def test_what_is_no_bucket_and_no_user_is_refused(on_one_server: BucketDat
     )
     for call in calls:
         for number in (-1, on_one_server.bucket_count, True, "0"):
-            with pytest.raises(ConfigurationError, match=f"number: got {number!r}, expected a bucket from 0 to 7"):
+            with pytest.raises(InvalidValueError, match=f"number: got {number!r}, expected a bucket from 0 to 7"):
                 await call(number)  # type: ignore[arg-type]  # what a caller without a type checker gives
 
 

@@ -29,14 +29,14 @@ def test_an_error_is_one_line_without_the_password(tmp_path: Path) -> None:
     file.write_text(f"{HEADER}\n0,s,1,2,3\n0,t,1,2,3\n")
     nowhere = ("--database-url", "postgresql://someone:secret@127.0.0.1:1/x")
     unreachable = "the database cannot be reached"
-    for command, message in (
-        (("db", "check", *nowhere), unreachable),
-        (("replay", str(file), *nowhere), unreachable),
-        (("db", "check", "--database-url", "mysql://someone:secret@h/x"), "expected postgresql://"),
-        (("db", "check", "--database-url", "someone:secret"), "the database URL cannot be read"),
+    for command, message, code in (
+        (("db", "check", *nowhere), unreachable, 1),
+        (("replay", str(file), *nowhere), unreachable, 1),
+        (("db", "check", "--database-url", "mysql://someone:secret@h/x"), "expected postgresql://", 2),
+        (("db", "check", "--database-url", "someone:secret"), "the database URL cannot be read", 2),
     ):
         failed = run(*command, SESSION_LIFECYCLE_RETRIES="0")
-        assert (failed.returncode, failed.stdout) == (1, "")
+        assert (failed.returncode, failed.stdout) == (code, "")
         assert failed.stderr.startswith("error: ")
         assert failed.stderr.count("\n") == 1
         assert message in failed.stderr
@@ -45,7 +45,7 @@ def test_an_error_is_one_line_without_the_password(tmp_path: Path) -> None:
     assert missing.returncode == 2
     assert "does not exist" in missing.stderr
     unknown = run("db", "check", *nowhere, SESSION_LIFECYCLE_POOL_SIZE="many")
-    assert unknown.returncode == 1
+    assert unknown.returncode == 2
     assert "setting pool_size" in unknown.stderr
 
 

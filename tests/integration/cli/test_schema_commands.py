@@ -90,7 +90,7 @@ async def test_a_lost_version_table_is_stamped(session_database_url: str) -> Non
     upgraded = run("db", "upgrade", *at)
     assert upgraded.returncode == 1
     assert "session-lifecycle db stamp" in upgraded.stderr
-    assert run("db", "stamp", "0009", "--yes", *at).returncode == 1
+    assert run("db", "stamp", "0009", "--yes", *at).returncode == 2
     assert succeed("db", "stamp", "0001", "--yes", *at).startswith("The schema is at revision 0001")
     assert succeed("db", "check", *at) == "The schema is up to date.\n"
     assert await ask(session_database_url, VERSIONS) == 1
@@ -110,8 +110,8 @@ def test_sql_begins_at_a_revision() -> None:
     assert "CREATE TABLE" not in rest
     refused = run("db", "sql", "--from", "0009")
     assert (refused.returncode, refused.stderr) == (
-        1,
-        "error: revision '0009' is not one of this version: base, 0001\n",
+        2,
+        "error: revision: got '0009', expected one of this version: base, 0001\n",
     )
 
 

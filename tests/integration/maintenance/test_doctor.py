@@ -277,6 +277,9 @@ async def test_a_wall_that_shows_nothing_is_found(
                 assert found(await owner.diagnose()) == {}
             async with SessionDatabase.connect(url_as(session_database_url, name)) as reader:
                 assert "sees no row" in found(await reader.diagnose())["row_level_security"].says
+            async with SessionDatabase.connect(url_as(session_database_url, name), settings=on) as reader:
+                noted = found(await reader.diagnose())["row_level_security"]
+                assert (noted.severity, noted.do) == (Severity.NOTE, "session-lifecycle doctor as a trusted role")
         finally:
             await execute(session_database_url, f"DROP OWNED BY {name}")
 

@@ -234,7 +234,7 @@ def _on_buckets(
         at, mark, schema = one.rpartition("#")
         where.append(Place(schema, at) if mark and "://" in at else one)
     of = None if of_name is None else unknown
-    with refusing_errors():
+    with refusing_errors(code=MISUSE):
         settings = Settings.load()
         if (more := connections - settings.pool_size) > settings.max_overflow:
             settings = Settings.load(max_overflow=more)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from session_lifecycle.cli.options import FAILURE, Json, Place, Schema, Yes, on_database, refusing_errors
+from session_lifecycle.cli.options import FAILURE, MISUSE, Json, Place, Schema, Yes, on_database, refusing_errors
 from session_lifecycle.cli.output import print_json, print_line, print_note
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def sql(schema: Schema = None, trusted: Trusted = None) -> None:
     from session_lifecycle.maintenance.administration import row_level_security_sql
     from session_lifecycle.settings import Settings, check_schema_name
 
-    with refusing_errors():
+    with refusing_errors(code=MISUSE):
         settings = Settings.load()
         name = check_schema_name(schema) if schema is not None else settings.database_schema
         sys.stdout.write(row_level_security_sql(name, settings, trusted or ()))

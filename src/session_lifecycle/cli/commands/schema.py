@@ -7,6 +7,7 @@ import typer
 
 from session_lifecycle.cli.options import (
     FAILURE,
+    MISUSE,
     Json,
     Place,
     Schema,
@@ -216,7 +217,7 @@ def _print_roles(schema: str | None, role: str | None, prefix: str, *, create: b
     from session_lifecycle.maintenance.administration import role_of, role_sql
     from session_lifecycle.settings import Settings, check_schema_name
 
-    with refusing_errors():
+    with refusing_errors(code=MISUSE):
         name = check_schema_name(schema) if schema is not None else Settings.load().database_schema
         parts = role_sql(name, prefix, None if role is None else role_of(role), create=create)
     sys.stdout.write("\n\n".join(parts) + "\n")
