@@ -1,8 +1,9 @@
 """The overview: what was spent and used in a window, how sessions ended, how long runs took, beside the window before.
 
 Spend and tokens are by the time of use, from the ledger. Sessions and how they ended are by their last activity; with a
-filter, which that report does not take, they are the sessions that used something. A page makes at most 19 reads, of
-which 3 at once: 6 reports, and one report on runs for each of 12 parts of the window. Over all time usage by model is
+filter, which that report does not take, they are the sessions that used something. A page makes 3 reads at once: 7
+reports, one on runs for each of 12 parts of the window, and one on sessions for each of up to 120 buckets. Roll-ups
+answer those, where else the session of each event would be looked up for its status. Over all time usage by model is
 what the sessions' totals say, which is the same and needs no ledger, and runs are not counted: there are too many.
 """
 
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from itertools import pairwise
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 from session_lifecycle.models import (
     EffectiveStatus,
@@ -22,7 +23,7 @@ from session_lifecycle.models import (
     UsageReport,
     UsageRow,
 )
-from session_lifecycle.models.reports import Bucket, Series
+from session_lifecycle.models.reports import Bucket, Series, UsagePoint
 from session_lifecycle.web.filters import AskedPeriod, Period, asked_usage
 from session_lifecycle.web.framework import APIRouter, Depends, Query, Response
 from session_lifecycle.web.pages.problems import PageRoute
@@ -32,12 +33,15 @@ from session_lifecycle.web.pages.visit import AskedVisit, Visit
 router = APIRouter(route_class=PageRoute)
 
 LATENCY_PARTS = 12
+MOST_BUCKETS = 120
+"""The most buckets whose sessions are counted one by one. In more of them, sessions are those that used something."""
 MOST_GROUPS = 20
 GROUPS = ("model", "agent", "user", "provider", "client", "dataset", "status")
 RANGES = ("24h", "7d", "30d", "all")
 DEFAULT_RANGE: Literal["24h"] = "24h"
 _HOURLY, _DAILY, _WEEKLY = timedelta(days=2), timedelta(days=92), timedelta(days=730)
 _ENDED = (EffectiveStatus.COMPLETED, EffectiveStatus.FAILED, EffectiveStatus.ABANDONED)
+_NOTHING = Decimal(0)
 _OF_RUNS = ("provider", "model", "client")
 """The filters that reports on runs take as well."""
 _OF_MODELS = (
@@ -49,6 +53,11 @@ _OF_STATS = (
     "plan_events", "plan_cost_usd",
 )  # fmt: skip
 """The fields of `Use` that the costs by model, and the statistics, have under the same name."""
+
+
+Used = Sequence[UsagePoint | UsageRow]
+"""Usage by bucket; of one bucket there may be several."""
+Row = TypeVar("Row", UsagePoint, UsageRow, UsagePoint | UsageRow)
 
 
 @dataclass(frozen=True)
@@ -78,6 +87,14 @@ class Point:
     endings: Endings
 
 
+class Sums(NamedTuple):
+    """What was used in a bucket or a window."""
+
+    cost_usd: Decimal
+    tokens_in: int
+    tokens_out: int
+
+
 @dataclass(frozen=True)
 class Latency:
     """How long the runs took that ended in one part of the window."""
@@ -101,7 +118,7 @@ class Use:
     plan_cost_usd: Decimal
     unmeasured_events: int = 0
     late_events: int = 0
-    late_cost_usd: Decimal = Decimal(0)
+    late_cost_usd: Decimal = _NOTHING
     cache_read_tokens: int = 0
     sessions: int = 0
     model: str | None = None
@@ -130,18 +147,16 @@ async def overview(
     before = None if period.since is None or period.until is None else _window_before(period.since, period.until)
     read = _Reads(visit, filters)
     async with at_once() as group:
-        now_task = group.create_task(read.series(period))
-        then_task = group.create_task(read.series(before))
+        now_task = group.create_task(read.over_time(period))
+        then_task = group.create_task(read.use(before))
         grouped_task = group.create_task(read.groups(period, group_by))
         endings_task = group.create_task(read.endings(period))
         endings_before_task = group.create_task(read.endings(before))
         runs_task = group.create_task(read.runs(period))
         runs_before_task = group.create_task(read.runs(before))
         latency_task = group.create_task(read.latency(period))
-    now, then, grouped = now_task.result(), then_task.result(), grouped_task.result()
-    endings, runs = endings_task.result(), runs_task.result()
+    grouped, endings, runs = grouped_task.result(), endings_task.result(), runs_task.result()
     total = grouped.total
-    bucket = _bucket(period)
     names = await visit.names_of(
         row.user_id for row in grouped.rows if isinstance(row, UsageRow) and row.user_id is not None
     )
@@ -152,10 +167,11 @@ async def overview(
         filters=_given(filters),
         groups=GROUPS,
         group_by=group_by,
-        bucket=bucket,
-        points=_points(period, bucket, now, then, visit),
+        bucket=_bucket(period),
+        points=_points(_boundaries(period, visit), *now_task.result(), _boundaries(before, visit), then_task.result()),
+        counts_use=read.counts_use(period),
         has_before=before is not None,
-        before=None if then is None else then.total,
+        before=None if before is None else _sum_of(then_task.result()),
         total=total,
         endings=endings,
         endings_before=endings_before_task.result(),
@@ -164,7 +180,7 @@ async def overview(
         latency=latency_task.result(),
         rows=[(_name(row, group_by, names), _narrowed(visit, row, group_by), row) for row in grouped.rows],
         has_more=grouped.has_more,
-        largest=max((row.cost_usd for row in grouped.rows), default=Decimal(0)),
+        largest=max((row.cost_usd for row in grouped.rows), default=_NOTHING),
         statuses=list(EffectiveStatus),
         is_empty=not (endings.sessions or total.events or total.late_events or (runs and runs.runs_count)),
     )
@@ -197,6 +213,7 @@ class _Reads:
     """The reads of one page."""
 
     def __init__(self, visit: Visit, filters: UsageFilters) -> None:
+        self._visit = visit
         self._db = visit.db
         self._viewer = visit.viewer
         self._zone = visit.zone.key
@@ -217,12 +234,41 @@ class _Reads:
             )
         )
 
-    async def series(self, period: Period | None) -> UsageReport | None:
-        """Usage in each bucket, by the status of the sessions; None for all time."""
-        if period is None or period.since is None:
-            return None
+    def counts_use(self, period: Period) -> bool:
+        """Whether the sessions of a bucket are those that used something in it."""
+        return bool(_given(self._filters)) or len(_boundaries(period, self._visit)) > MOST_BUCKETS
+
+    async def over_time(self, period: Period) -> tuple[Used, Mapping[datetime, Endings]]:
+        """Usage in each bucket, and its sessions by status, by its beginning; nothing for all time."""
+        if not self.counts_use(period):
+            async with at_once() as group:
+                used = group.create_task(self.use(period))
+                endings = group.create_task(self._endings_over_time(period))
+            return used.result(), endings.result()
         bucket = _bucket(period)
-        return await self._usage(period, [bucket, "status"], bucket)
+        report = await self._usage(period, [bucket, "status"], bucket)
+        return report.rows, {starts_at: _endings_of(rows) for starts_at, rows in _by_bucket(report.rows).items()}
+
+    async def use(self, period: Period | None) -> Used:
+        """Usage in each bucket; nothing for all time."""
+        if period is None or period.since is None or period.until is None:
+            return []
+        since, until, bucket = period.since, period.until, _bucket(period)
+        if _given(self._filters):
+            return (await self._usage(period, [bucket], bucket)).rows
+        return await self._turns.read(
+            lambda: self._db.reports.usage_timeseries(
+                self._viewer, since=since, until=until, bucket=bucket, timezone=self._zone
+            )
+        )
+
+    async def _endings_over_time(self, period: Period) -> Mapping[datetime, Endings]:
+        ends = _boundaries(period, self._visit)
+        # Outside of the window nothing is counted, as in all other figures.
+        within = [min(max(end, period.since or end), period.until or end) for end in ends]
+        async with at_once() as group:
+            tasks = [group.create_task(self.endings(Period(None, *part))) for part in pairwise(within)]
+        return {starts_at: task.result() for starts_at, task in zip(ends, tasks, strict=False)}
 
     async def groups(self, period: Period, group_by: str) -> Groups:
         """The most expensive groups."""
@@ -298,41 +344,49 @@ def _given(filters: UsageFilters) -> dict[str, Any]:
     return {name: value for name, value in filters if value not in (None, {})}
 
 
+def _boundaries(period: Period | None, visit: Visit) -> list[datetime]:
+    """Where the buckets of a window begin, and where the last of them ends; empty for all time."""
+    if period is None or period.since is None or period.until is None:
+        return []
+    return Series(since=period.since, until=period.until, bucket=_bucket(period), timezone=visit.zone).boundaries()
+
+
 def _points(
-    period: Period, bucket: Bucket, now: UsageReport | None, then: UsageReport | None, visit: Visit
+    ends: Sequence[datetime],
+    now: Used,
+    endings: Mapping[datetime, Endings],
+    ends_before: Sequence[datetime],
+    then: Used,
 ) -> list[Point]:
     """One point for each bucket of the window, also for those without usage."""
-    if now is None or period.since is None or period.until is None:
-        return []
-    buckets = _by_bucket(now.rows)
-    before = _by_bucket([] if then is None else then.rows)
-    length = period.until - period.since
-    ends = Series(since=period.since, until=period.until, bucket=bucket, timezone=visit.zone).boundaries()
-    ends_before = Series(
-        since=period.since - length, until=period.since, bucket=bucket, timezone=visit.zone
-    ).boundaries()
+    used, used_before = _by_bucket(now), _by_bucket(then)
     # The two windows are equally long, but one may touch one bucket more: the last buckets are those of one place.
-    starts, starts_before = ends[:-1], ends_before[:-1][-len(ends[:-1]) :]
+    starts = ends[:-1]
+    starts_before = ends_before[:-1][-len(starts) :]
     missing: list[datetime | None] = [None] * (len(starts) - len(starts_before))
-    return [
-        Point(
-            starts_at=starts_at,
-            cost_usd=sum((row.cost_usd for row in buckets.get(starts_at, [])), Decimal(0)),
-            cost_before_usd=sum((row.cost_usd for row in before.get(earlier, [])), Decimal(0)) if earlier else None,
-            tokens_in=sum(row.tokens_in for row in buckets.get(starts_at, [])),
-            tokens_out=sum(row.tokens_out for row in buckets.get(starts_at, [])),
-            endings=_endings_of(buckets.get(starts_at, [])),
-        )
-        for starts_at, earlier in zip(starts, [*missing, *starts_before], strict=True)
-    ]
+    points: list[Point] = []
+    for starts_at, earlier in zip(starts, [*missing, *starts_before], strict=True):
+        cost_usd, tokens_in, tokens_out = _sum_of(used.get(starts_at, []))
+        cost_before_usd = None if earlier is None else _sum_of(used_before.get(earlier, [])).cost_usd
+        found = endings.get(starts_at, Endings(0, {}))
+        points.append(Point(starts_at, cost_usd, cost_before_usd, tokens_in, tokens_out, found))
+    return points
 
 
-def _by_bucket(rows: Sequence[UsageRow]) -> dict[datetime, list[UsageRow]]:
-    found: dict[datetime, list[UsageRow]] = {}
+def _by_bucket(rows: Sequence[Row]) -> dict[datetime, list[Row]]:
+    found: dict[datetime, list[Row]] = {}
     for row in rows:
         if row.starts_at is not None:
             found.setdefault(row.starts_at, []).append(row)
     return found
+
+
+def _sum_of(rows: Used) -> Sums:
+    return Sums(
+        sum((row.cost_usd for row in rows), _NOTHING),
+        sum(row.tokens_in for row in rows),
+        sum(row.tokens_out for row in rows),
+    )
 
 
 def _endings_of(rows: Sequence[UsageRow]) -> Endings:

@@ -83,7 +83,7 @@ async def test_a_page_runs_nothing_but_the_scripts_of_its_host(session_database:
 async def test_a_page_takes_a_bounded_number_of_reads(session_database: SessionDatabase, browser: Browser) -> None:
     await live_in(session_database, 40)
     await browser.page("/")  # the first statements look at the schema as well
-    most = {"/": 19, "/sessions": 1, "/live": 2, "/budgets": 5, **dict.fromkeys(pages_of(SHOWN), 3)}
+    most = {"/": 44, "/sessions": 1, "/live": 2, "/budgets": 5, **dict.fromkeys(pages_of(SHOWN), 3)}
     most[session_page(SHOWN, view="usage")] = 5
     for page, reads in most.items():
         async with noted(session_database) as sent:
@@ -206,6 +206,31 @@ async def test_the_overview_compares_and_narrows(session_database: SessionDataba
     assert week.count('data-x="') >= 3 * 7
     all_time = await browser.page("/", range="all")
     assert ("m-old" in all_time, "data-chart" in all_time) == (True, False)
+
+
+async def test_the_chart_of_sessions_adds_up_to_the_tile(session_database: SessionDatabase, browser: Browser) -> None:
+    def charted(page: str, column: int) -> list[int]:
+        """A column of the chart of sessions."""
+        rows = page.split("Sessions over time</caption>")[1].split("</table>", maxsplit=1)[0].split("<tr>")[2:]
+        return [int(re.findall(r'data-y="(\d*)"', row)[column]) for row in rows]
+
+    day = timedelta(days=1)
+    used = UsageEvent(session_id="used", user_id=A, model="m", cost_usd=1, tokens_in=1, at=NOW - 5 * day)
+    touched = [Touch(session_id=name, user_id=A, agent_name="coder", at=NOW - ago * day)
+               for name, ago in (("used", 2), ("idle", 2), ("failed", 4))]  # fmt: skip
+    await session_database.lifecycle.record([used, *touched])
+    await session_database.lifecycle.end_session("failed", A, "failed", at=NOW - 3 * day)
+    for _ in range(2):  # never rolled up, then rolled up
+        page = await browser.page("/", range="7d")
+        assert "Last active" in page
+        assert [(at, count) for at, count in enumerate(charted(page, 0)[-5:]) if count] == [(0, 1), (2, 2)]
+        assert (sum(charted(page, 0)), sum(charted(page, 1)), sum(charted(page, 2))) == (3, 1, 2)
+        filtered = await browser.page("/", range="7d", agent_name="coder")
+        assert "With usage" in filtered
+        assert (charted(filtered, 0)[-6], sum(charted(filtered, 0))) == (1, 1)
+        await session_database.maintenance.roll_up()
+    centuries = await browser.page("/", since="2000-01-01T00:00:00Z")
+    assert ("With usage" in centuries, sum(charted(centuries, 0))) == (True, 1)
 
 
 async def test_the_overview_of_all_time_says_what_the_ledger_says_and_does_not_read_it(
