@@ -62,7 +62,7 @@ schema: setup  ## Write alembic/schema.sql from a migrated database.
 	$(BIN)/python tests/support/schema_file.py
 
 screenshots: setup tools  ## Write docs/images from the pages, shown to Chromium.
-	$(BIN)/python tests/support/screenshots.py
+	PYTHONPATH=tests $(BIN)/python tests/support/screenshots.py
 
 lint: setup  ## Check style, types, layers and the documentation's site.
 	$(BIN)/ruff check .

@@ -252,3 +252,15 @@ def test_the_lowest_version_of_each_runtime_is_among_those_that_were_tried() -> 
         # What tests install is what the extra installs.
         of_tests = [re.sub(r"\[.*\]", "", one) for one in group]
         assert f"{name}{bounds}" in of_tests or extra == "langchain"
+
+
+def test_the_scripts_of_make_find_what_they_import() -> None:
+    commands = re.findall(
+        r"^\t(?:(PYTHONPATH)=(\S+) )?\$\(BIN\)/python (tests/\S+)$", ROOT.joinpath("Makefile").read_text(), re.MULTILINE
+    )
+    assert len(commands) == 2
+    for name, value, script in commands:
+        # `run_path` puts the folder of a file nowhere, so it is put where Python has it.
+        folder = str(Path(script).parent)
+        load = f"import runpy, sys; sys.path[0] = {folder!r}; runpy.run_path({script!r}, run_name='loaded')"
+        run_program(load, **({name: value} if name else {}))
