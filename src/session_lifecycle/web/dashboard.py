@@ -48,6 +48,9 @@ def dashboard_app(
             page into the host's layout.
         frame_ancestors: The sites that may show the pages in a frame, as a content security policy names them.
 
+    Raises:
+        jinja2.TemplateSyntaxError: A template of the host that stands for one of ours is wrong.
+
     Example:
         app.mount("/dashboard", dashboard_app(db, viewer=current_viewer))
     """

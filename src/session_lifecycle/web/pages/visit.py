@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path as FilePath
 from typing import Annotated, Any
 from urllib.parse import unquote
@@ -64,11 +64,19 @@ class Dashboard:
         }
 
 
+@cache
 def environment(templates: FilePath | None) -> Environment:
-    """The templates: those of the host first, then ours. Every text in them is escaped."""
+    """The templates: those of the host first, then ours. Every text in them is escaped.
+
+    Raises:
+        jinja2.TemplateSyntaxError: A template of the host that stands for one of ours is wrong.
+    """
     ours = PackageLoader("session_lifecycle.web", "templates")
     loader = ours if templates is None else ChoiceLoader([FileSystemLoader(templates), ours])
-    return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    made = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    for name in ours.list_templates():
+        made.get_template(name)  # compiled now: the first visit would keep the event loop from others for 0.1 s
+    return made
 
 
 @dataclass(frozen=True)

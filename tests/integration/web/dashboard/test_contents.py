@@ -5,9 +5,12 @@ from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from html import unescape
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 from urllib.parse import urlencode
 from uuid import UUID
+
+import pytest
+from jinja2 import Environment
 
 from session_lifecycle import Message, Run, SessionDatabase, Step, Touch, UsageEvent
 from session_lifecycle.web.pages.session import MESSAGES_SHOWN, RUNS_SHOWN, STEPS_OF_RUN
@@ -90,6 +93,18 @@ async def test_a_page_takes_a_bounded_number_of_reads(session_database: SessionD
             await browser.page(page)
         selects = [text for text, _ in sent if text.lstrip().upper().startswith(("SELECT", "WITH"))]
         assert len(selects) == reads, page
+
+
+async def test_no_page_waits_for_a_template_to_be_compiled(
+    session_database: SessionDatabase, browser: Browser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> NoReturn:
+        raise AssertionError("compiled while a page is answered")
+
+    await live_in(session_database, 5)
+    monkeypatch.setattr(Environment, "compile", refuse)
+    for page in ("/", "/sessions", "/live", "/budgets", *pages_of(SHOWN)):
+        await browser.page(page)
 
 
 async def test_a_session_with_many_steps_has_small_pages(session_database: SessionDatabase, browser: Browser) -> None:
