@@ -1,6 +1,7 @@
-"""Rows of files: JSON Lines, a JSON document, or CSV whose first line names the columns; each may be compressed.
+"""Rows of files: JSON Lines, a JSON document, or CSV whose first line names the columns, each of which may be
+compressed; or Parquet.
 
-One row is held at a time, but for a JSON document.
+One row is held at a time, but for a JSON document, and the group of rows that Parquet has compressed together.
 """
 
 import csv
@@ -8,17 +9,20 @@ import gzip
 import json
 import zlib
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
-from session_lifecycle.errors import InvalidValueError
+from session_lifecycle.errors import ConfigurationError, InvalidValueError
 
-SUFFIXES = (".csv", ".json", ".jsonl", ".ndjson")
+PARQUET = ".parquet"
+SUFFIXES = (".csv", ".json", ".jsonl", ".ndjson", PARQUET)
 COMPRESSED = ".gz"
 """What follows the suffix of a file that gzip has compressed."""
 MOST_ARRAY_BYTES = 1_000_000_000
 """The largest JSON document that is read: an array is held as a whole."""
 _LONGEST_CELL = 64_000_000
+_ROWS_AT_ONCE = 1_000
 
 
 class FileRow(NamedTuple):
@@ -56,7 +60,11 @@ def rows_of_file(path: Path) -> Iterator[FileRow]:
 
     Raises:
         InvalidValueError: The file is too large for a JSON document, is no UTF-8, or cannot be decompressed.
+        ConfigurationError: The file is in Parquet, and pyarrow is not installed.
     """
+    if path.suffix.lower() == PARQUET:
+        yield from _parquet_rows(path)
+        return
     try:
         with _opened(path) as file:
             if _kind(path) == ".csv":
@@ -151,3 +159,48 @@ def _object_rows(where: str, row: Any) -> Iterator[FileRow]:
             yield from _object_rows(f"{where}, data {number}", one)
     else:
         yield FileRow(where, row)
+
+
+def _parquet_rows(path: Path) -> Iterator[FileRow]:
+    try:
+        from pyarrow import ArrowException, Table, parquet, schema, timestamp, types
+    except ImportError as error:
+        raise ConfigurationError(
+            "Parquet needs pyarrow, which is not installed: pip install 'session-lifecycle[parquet]'"
+        ) from error
+
+    def in_microseconds(column: Any) -> Any:
+        # Python has no nanoseconds.
+        is_finer = types.is_timestamp(column.type) and column.type.unit == "ns"
+        return column.with_type(timestamp("us", column.type.tz)) if is_finer else column
+
+    number = 0
+    try:
+        with parquet.ParquetFile(path) as file:
+            columns = schema([in_microseconds(column) for column in file.schema_arrow])
+            for batch in file.iter_batches(_ROWS_AT_ONCE):
+                for row in Table.from_batches([batch]).cast(columns, safe=False).to_pylist():
+                    number += 1
+                    yield FileRow(f"{path}:{number}", {name: _as_in_json(value) for name, value in row.items()})
+    except UnicodeDecodeError as error:
+        raise InvalidValueError(f"{path}:{number}", str(error), "texts in UTF-8") from None
+    except OSError as error:
+        raise InvalidValueError(str(path), error.strerror or str(error), "a file that can be read") from None
+    except ArrowException as error:
+        raise InvalidValueError(str(path), str(error), "a complete file of Parquet") from None
+
+
+def _as_in_json(value: Any) -> Any:
+    """The value as other files have it. ClickHouse writes texts as bytes; a map is a list of pairs."""
+    if isinstance(value, bytes):
+        return value.decode()
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if isinstance(value, dict):
+        return {name: _as_in_json(one) for name, one in value.items()}
+    if isinstance(value, list):
+        pairs = [one for one in value if isinstance(one, tuple)]
+        if pairs:
+            return {_as_in_json(name): _as_in_json(one) for name, one in pairs}
+        return [_as_in_json(one) for one in value]
+    return value

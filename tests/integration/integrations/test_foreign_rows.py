@@ -12,7 +12,9 @@ from typing import Any
 from uuid import UUID
 
 import asyncpg
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from session_lifecycle import InvalidValueError, SessionDatabase, SessionListFilters, Settings, UsageEvent, Viewer
 from session_lifecycle.integrations import langfuse_export
@@ -464,6 +466,62 @@ def test_the_folder_of_an_export_to_blob_storage_is_read_as_it_is(tmp_path: Path
     cut.write_bytes(gzip.compress(json.dumps(ENRICHED).encode())[:-9])
     with pytest.raises(InvalidValueError, match="expected a complete file of gzip"):
         list(rows_of_file(cut))
+
+
+@pytest.mark.parametrize(("unit", "zone"), [("ms", None), ("us", "UTC"), ("ns", "Europe/Zurich")])
+@pytest.mark.parametrize("text", [pa.string(), pa.binary()], ids=["string", "binary"])
+async def test_langfuse_is_imported_from_parquet(
+    session_database: SessionDatabase, tmp_path: Path, unit: str, zone: str | None, text: pa.DataType
+) -> None:
+    """ClickHouse writes texts as bytes, unless it is told otherwise, and maps as maps."""
+    moment = pa.timestamp(unit, zone)
+    maps = {
+        "usage_details": pa.map_(text, pa.uint64()),
+        "cost_details": pa.map_(text, pa.float64()),
+    }
+    types = {**maps, "start_time": moment, "end_time": moment, "total_cost": pa.decimal128(18, 12)}
+    columns: dict[str, pa.Array] = {}
+    for name in {name for row in ENRICHED for name in row}:
+        values: list[Any] = [row.get(name) for row in ENRICHED]
+        if name in ("start_time", "end_time"):
+            values = [one and datetime.fromisoformat(one).replace(tzinfo=UTC if zone else None) for one in values]
+        elif name in maps:
+            values = [one and list(one.items()) for one in values]
+        elif name == "total_cost":
+            values = [one and Decimal(str(one)) for one in values]
+        columns[name] = pa.array(values, types.get(name, text))
+    parquet.write_table(pa.table(columns), tmp_path / "2026-02-01T09-00-00.parquet", row_group_size=1)
+    rows = [row for path in files_in(tmp_path) for row in rows_of_file(path)]
+    for number in range(2):
+        job = await import_langfuse(session_database, [row.fields for row in rows])
+        assert (job.refused, job.report.new_events) == ([], 1 - number)
+    [event] = (await session_database.activity.list_usage_events(UsageEventFilters(viewer=Viewer(A)))).events
+    assert (event.session_id, event.idempotency_key, event.model, event.at) == (
+        "s", "g", "gpt-4o", START + timedelta(seconds=2)
+    )  # fmt: skip
+    assert (event.tokens_in, event.cache_read_tokens, event.tokens_out, event.cost_usd) == (
+        100,
+        60,
+        20,
+        Decimal("0.125"),
+    )
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "compressed", "other"])
+def test_a_file_that_is_no_parquet_is_refused(tmp_path: Path, damage: str) -> None:
+    whole = tmp_path / "whole.parquet"
+    parquet.write_table(pa.table({"id": ["a"] * 100}), whole)
+    content = whole.read_bytes()
+    damaged = {"empty": b"", "cut": content[:-20], "compressed": gzip.compress(content), "other": b"id,name\na,b\n"}
+    (tmp_path / "damaged.parquet").write_bytes(damaged[damage])
+    with pytest.raises(InvalidValueError, match="expected a complete file of Parquet"):
+        list(rows_of_file(tmp_path / "damaged.parquet"))
+
+
+def test_texts_of_parquet_are_utf8(tmp_path: Path) -> None:
+    parquet.write_table(pa.table({"id": [b"a", b"\xff"]}), tmp_path / "odd.parquet")
+    with pytest.raises(InvalidValueError, match=r"odd\.parquet:2"):
+        list(rows_of_file(tmp_path / "odd.parquet"))
 
 
 @pytest.mark.parametrize("indent", [None, 2])

@@ -51,7 +51,9 @@ def import_reference(
 def import_litellm_spend_logs(
     source: Annotated[
         str,
-        typer.Argument(metavar="SOURCE", help="A file or folder of JSON Lines, JSON or CSV, or a postgresql:// URL."),
+        typer.Argument(
+            metavar="SOURCE", help="A file or folder of JSON Lines, JSON, CSV or Parquet, or a postgresql:// URL."
+        ),
     ],
     place: Place,
     user: DefaultUser = None,
@@ -102,7 +104,9 @@ def _rows_of_files(path: Path, job: "ForeignImport") -> Generator[tuple[str, Any
 
 
 def import_langfuse(
-    path: Annotated[Path, typer.Argument(help="A file or folder of Langfuse's export, in JSON Lines, JSON or CSV.")],
+    path: Annotated[
+        Path, typer.Argument(help="A file or folder of Langfuse's export, in JSON Lines, JSON, CSV or Parquet.")
+    ],
     place: Place,
     user: DefaultUser = None,
     no_content: NoContent = False,
