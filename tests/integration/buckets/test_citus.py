@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
@@ -17,6 +18,7 @@ from session_lifecycle import (
     End,
     InvalidValueError,
     Run,
+    RunFilters,
     SchemaError,
     SessionDatabase,
     SessionListFilters,
@@ -27,13 +29,16 @@ from session_lifecycle import (
 )
 from session_lifecycle.buckets import citus
 from session_lifecycle.buckets.database import BucketDatabase
+from session_lifecycle.buckets.places import Place
 from session_lifecycle.entities import metadata
 from session_lifecycle.postgres.function_files import BODY_TAG, STANDS_FOR, function_files
+from session_lifecycle.postgres.permissions import DatabaseRole, role_sql
 from session_lifecycle.statements.buckets import citus as statements
 from support.buckets import user_in
 from support.citus import CitusBuckets
 from support.commands import run as run_command
 from support.commands import succeed
+from support.roles import url_as
 
 from .test_moving import BEGAN, event
 
@@ -390,3 +395,40 @@ async def test_roll_ups_are_made_divided_and_repaired(citus_cluster: CitusBucket
         await connection.execute(f"UPDATE {schema}.session_roll_ups SET sessions = sessions + 1 WHERE level = 'hour'")
     assert (await db.maintenance.reconcile(repair=True)).mismatch_count > 0
     assert (await db.maintenance.reconcile()).mismatch_count == 0
+
+
+async def test_roles_of_little_rights_work_on_a_distributed_bucket(
+    on_citus: BucketDatabase, citus_cluster: CitusBuckets
+) -> None:
+    """With what `db roles` says, and with what the page on buckets adds to it for sequences."""
+    roles = {role: f"citus_{role}_{os.getpid()}" for role in (DatabaseRole.WORKER, DatabaseRole.READER)}
+    worker, reader = roles.values()
+
+    def places_of(name: str) -> list[Place]:
+        return [Place(schema, url_as(citus_cluster.url, name)) for schema in citus_cluster.schemas]
+
+    async with citus_cluster.connected() as connection:
+        try:
+            for role, name in roles.items():
+                await connection.execute(f"CREATE ROLE {name} LOGIN PASSWORD 'x'")
+                for schema in citus_cluster.schemas:
+                    await connection.execute(role_sql(schema, role, name))
+            for schema in citus_cluster.schemas:
+                grant = f"GRANT USAGE ON ALL SEQUENCES IN SCHEMA {schema} TO {worker}"
+                await connection.fetch("SELECT run_command_on_workers($1)", grant)
+            users = [user_in(on_citus, number) for number in range(len(citus_cluster.schemas))]
+            runs = [Run(run_id="r", user_id=user, session_id="s", started_at=BEGAN) for user in users]
+            async with SessionDatabase.buckets(places_of(worker)) as db:
+                await db.lifecycle.record([*(event(user, 1) for user in users), *runs])
+            async with SessionDatabase.buckets(places_of(reader)) as db:
+                for user in users:
+                    assert (await db.lifecycle.aggregate_stats(user)).tokens_in == 1
+                    assert (
+                        len((await db.activity.list_runs(RunFilters(viewer=Viewer(user), include_open=True))).runs) == 1
+                    )
+                    with pytest.raises(ConfigurationError, match="permission denied"):
+                        await db.lifecycle.record([event(user, 2)])
+        finally:
+            for name in roles.values():
+                await connection.execute(f"DROP OWNED BY {name}")
+                await connection.execute(f"DROP ROLE IF EXISTS {name}")
