@@ -23,9 +23,10 @@ from session_lifecycle import (
     Viewer,
 )
 from session_lifecycle.models import SessionRecord
+from session_lifecycle.web.reading import session_router
 from support.statements import noted
 from support.usage import A
-from support.web import AGENT, D1, VIEWERS, B, C, Host, hosting, refuses
+from support.web import AGENT, D1, VIEWERS, B, C, Host, hosting, refuses, viewer
 
 NOW = datetime.now(UTC)
 AGO = {"hour": timedelta(hours=1), "days": timedelta(days=3), "weeks": timedelta(days=20), "old": timedelta(days=90)}
@@ -237,6 +238,19 @@ async def test_W11_any_id_is_found_below_a_mounted_app(host: Host, session_datab
             assert (answer.status_code, answer.json()["session_id"]) == (200, session_id)
         slash = await client.get("/deep/er/api/v1/sessions/", headers={"X-User": "a"})
         assert (slash.status_code, slash.headers["location"]) == (307, "http://host/deep/er/api/v1/sessions")
+
+
+@pytest.mark.parametrize("prefix", ["/münchen", "/my api", "/a+b/c:d", "/~user/(1)", "/v1.0/{tenant}"])
+async def test_W11_any_id_is_found_below_any_prefix(session_database: SessionDatabase, prefix: str) -> None:
+    app = FastAPI()
+    app.include_router(session_router(session_database, viewer=viewer), prefix=prefix)
+    for session_id in ("a/b ä?#%2F", "stats"):
+        await session_database.lifecycle.ensure_and_touch_session(session_id, A)
+    root = f"http://host{quote(prefix, safe='/+:~(){}')}".replace("{tenant}", "a%2Fc%20%25e")
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), headers={"X-User": "a"}) as client:
+        for sent, session_id in (("a%2Fb%20%C3%A4%3F%23%252F", "a/b ä?#%2F"), ("%73tats", "stats")):
+            answer = await client.get(f"{root}/sessions/{sent}")
+            assert (answer.status_code, answer.json().get("session_id")) == (200, session_id), answer.url
 
 
 async def test_W12_a_shared_session_shows_its_owner_s_content(host: Host, session_database: SessionDatabase) -> None:

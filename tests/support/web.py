@@ -1,6 +1,6 @@
 """A host with our routes: its users are named by a header, and what they may see and write by a table."""
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
 from uuid import UUID
@@ -39,7 +39,7 @@ async def emails(user_ids: Any) -> Mapping[UUID, str]:
     return {user_id: EMAILS[user_id] for user_id in user_ids if user_id in EMAILS}
 
 
-def host_app(db: SessionDatabase, **bounds: int) -> FastAPI:
+def host_app(db: SessionDatabase, viewer: Callable[..., Viewer] = viewer, **bounds: int) -> FastAPI:
     """The host's app, with all our routers under a prefix. A stream of events ends with what it begins with."""
     app = FastAPI()
     feed = LiveFeed(db, stream_seconds=0)

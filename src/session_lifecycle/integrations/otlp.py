@@ -9,6 +9,8 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, cast
 
+from pydantic_core import from_json
+
 from session_lifecycle.integrations.span_reader import Span, error_of, moment
 
 try:
@@ -54,11 +56,12 @@ def read_request(body: bytes, content_type: str) -> ExportTraceServiceRequest:
         else:
             # Receivers ignore names they do not know. Ids are hexadecimal in OTLP, not base64 as in other JSON of
             # protobuf.
-            told = _with_ids(json.loads(body))
+            # Python's JSON has NaN and lone surrogates, which end protobuf's reader in errors of its own.
+            told = _with_ids(from_json(body, allow_inf_nan=False))
             if not isinstance(told, dict):
                 raise TypeError(f"got {type(told).__name__}")  # noqa: TRY301 - it becomes one refusal with the others
             json_format.ParseDict(cast("dict[str, Any]", told), request, ignore_unknown_fields=True)
-    except (DecodeError, json_format.ParseError, RecursionError, TypeError, ValueError) as error:
+    except (DecodeError, json_format.ParseError, OverflowError, RecursionError, TypeError, ValueError) as error:
         raise MalformedRequestError(f"the body is no ExportTraceServiceRequest in {content_type}") from error
     return request
 

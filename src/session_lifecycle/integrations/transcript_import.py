@@ -408,7 +408,7 @@ def _meta(path: Path) -> Fields | None:
 def _parent(text: bytes) -> str | None:
     try:
         session = session_of(json.loads(text))
-    except (ValueError, AttributeError):
+    except (ValueError, RecursionError, AttributeError):
         return None
     return None if session is None else session[1]
 

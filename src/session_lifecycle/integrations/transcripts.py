@@ -69,7 +69,7 @@ def _is_complete(text: bytes) -> bool:
     """Whether the last line of a file, which has no line end, is a whole JSON object."""
     try:
         return isinstance(json.loads(text), dict)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
 
 

@@ -102,9 +102,18 @@ class _Csv(RowWriter):
         return str(value).lower() if isinstance(value, bool) else text_of(value)
 
     def _write_lines(self, lines: Sequence[Sequence[Any]]) -> None:
-        text = io.StringIO(newline="")
-        csv.writer(text, lineterminator="\n").writerows(lines)
-        self._file.write(text.getvalue().encode())
+        written = _Lines()
+        csv.writer(written, lineterminator=_Lines.END).writerows(lines)
+        self._file.write("".join(written).encode())
+
+
+class _Lines(list[str]):
+    """What a writer of CSV writes. It quotes a cell with a character of its own line end, and no other line break."""
+
+    END = "\r\n"
+
+    def write(self, line: str) -> None:
+        self.append(f"{line.removesuffix(self.END)}\n")
 
 
 class _JsonLines(RowWriter):

@@ -11,7 +11,7 @@ from typing import Any
 from session_lifecycle.database import SessionDatabase
 from session_lifecycle.models import Viewer
 from session_lifecycle.web.dependencies import bring
-from session_lifecycle.web.framework import AnyHTTPException, Depends, FastAPI, StaticFiles
+from session_lifecycle.web.framework import AnyHTTPException, FastAPI, StaticFiles
 from session_lifecycle.web.pages import budgets, changes, live, overview, session, sessions
 from session_lifecycle.web.pages.guest import GuestApp
 from session_lifecycle.web.pages.problems import broken_page_handler, problem_page_handler
@@ -63,7 +63,7 @@ def dashboard_app(
         templates=environment(None if templates is None else Path(templates)),
     )
     app = GuestApp(dashboard, openapi_url=None, docs_url=None, redoc_url=None)
-    asked_first = [Depends(bring(db, viewer))]
+    asked_first = bring(db, viewer)
     for page in (overview, sessions, session, live, budgets):
         app.include_router(page.router, dependencies=asked_first)
     app.include_router(changes.preferences, dependencies=asked_first)

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable
 from http import HTTPStatus
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 from uuid import UUID
 
 from session_lifecycle.database import SessionDatabase
 from session_lifecycle.errors import ConfigurationError
 from session_lifecycle.models import SessionRowWithStatus, Viewer
-from session_lifecycle.web.framework import Depends, Path, Query, Request
+from session_lifecycle.web.framework import APIRoute, Depends, Path, Query, Request
 from session_lifecycle.web.problems import RequestRefusedError
 
 NO_SESSION = "there is no session with this id"
@@ -16,13 +16,16 @@ Dependency = Callable[..., Any]
 """A dependency of the host, as FastAPI takes it: a function, a method or a class, with parameters of its own."""
 
 
-def bring(db: SessionDatabase, viewer: Dependency) -> Dependency:
-    """The dependency of a whole router. It asks the host first, so that a refusal of the host costs nothing more.
+def bring(db: SessionDatabase, viewer: Dependency) -> list[Any]:
+    """The dependencies of a whole router. They ask the host first, so that a refusal of the host costs nothing more.
 
     Args:
         db: The database that the router's routes use.
         viewer: The host's dependency that gives the `Viewer`, or raises the host's own error, such as 401.
     """
+
+    async def name_viewer(request: Request) -> None:
+        request.state.session_viewer_dependency = viewer
 
     async def bring_to_request(request: Request, asker: Annotated[Any, Depends(viewer)]) -> None:
         if not isinstance(asker, Viewer):
@@ -30,17 +33,33 @@ def bring(db: SessionDatabase, viewer: Dependency) -> Dependency:
         request.state.session_database = db
         request.state.session_viewer = Viewer.checked(asker, "viewer")
 
-    return bring_to_request
+    return [Depends(name_viewer), Depends(bring_to_request)]
 
 
 async def _database(request: Request) -> SessionDatabase:
-    db: SessionDatabase = request.state.session_database
-    return db
+    db: SessionDatabase | None = getattr(request.state, "session_database", None)
+    return await _refuse_parameters(request) if db is None else db
 
 
 async def _asker(request: Request) -> Viewer:
-    viewer: Viewer = request.state.session_viewer
-    return viewer
+    viewer: Viewer | None = getattr(request.state, "session_viewer", None)
+    return await _refuse_parameters(request) if viewer is None else viewer
+
+
+async def _refuse_parameters(request: Request) -> NoReturn:
+    """Raises FastAPI's refusal of a parameter of the host's dependency, such as a header that is missing.
+
+    FastAPI does not call that dependency then. It goes on to ours, which cannot go on without a viewer, and would name
+    the parameter at the end. So the host's dependency is solved alone.
+    """
+
+    async def nothing() -> None: ...
+
+    path = "".join(f"/{{{name}}}" for name in request.path_params) or "/"
+    asked_alone = [Depends(request.state.session_viewer_dependency)]
+    alone = APIRoute(path, nothing, dependencies=asked_alone, dependency_overrides_provider=request.app)
+    await alone.get_route_handler()(request)
+    raise ConfigurationError("viewer: the host's dependency was not called")
 
 
 Database = Annotated[SessionDatabase, Depends(_database)]

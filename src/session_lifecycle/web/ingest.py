@@ -102,7 +102,7 @@ def ingest_router(
         request.state.session_ingest_bounds = most_items, most_bytes
 
     router = APIRouter()
-    router.include_router(_INGEST, dependencies=[Depends(bring(db, writer)), Depends(bring_bounds)])
+    router.include_router(_INGEST, dependencies=[*bring(db, writer), Depends(bring_bounds)])
     return router
 
 

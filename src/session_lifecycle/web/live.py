@@ -83,7 +83,7 @@ def live_router(db: SessionDatabase, *, viewer: Dependency, feed: LiveFeed) -> A
         request.state.session_feed = feed
 
     router = APIRouter()
-    router.include_router(_LIVE, dependencies=[Depends(bring(db, viewer)), Depends(bring_feed)])
+    router.include_router(_LIVE, dependencies=[*bring(db, viewer), Depends(bring_feed)])
     return router
 
 

@@ -1,18 +1,13 @@
 """A receiver of OTLP over HTTP, as a router for FastAPI: programs in any language send their spans to the sessions."""
 
 import asyncio
+import json
 import zlib
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Annotated
 from uuid import UUID
 
-from session_lifecycle.errors import (
-    DatabaseUnavailableError,
-    InvalidValueError,
-    RecorderClosedError,
-    RecorderFullError,
-    TransactionConflictError,
-)
+from session_lifecycle.errors import InvalidValueError, SessionLifecycleError
 from session_lifecycle.integrations.otlp import (
     JSON,
     PROTOBUF,
@@ -26,14 +21,11 @@ from session_lifecycle.integrations.span_books import SpanBatches, item_of
 from session_lifecycle.integrations.span_reader import INPUT_WITHOUT_CACHE, Span
 from session_lifecycle.models import Item
 from session_lifecycle.web.framework import APIRouter, Depends, Request, Response
+from session_lifecycle.web.problems import problem_of
 from session_lifecycle.writing.protocol import SessionWriter
 
 MAX_BODY_BYTES = 8 * 1024 * 1024
 """How large a body may be: that of a request, and what it is when it is decompressed."""
-RETRY_AFTER_SECONDS = 5
-
-
-_AWAY = (DatabaseUnavailableError, TransactionConflictError, RecorderFullError, RecorderClosedError)
 
 
 class _TooLargeError(Exception):
@@ -59,7 +51,8 @@ def otlp_router(
     - 400: the body is no request of OTLP
     - 413: it is larger than `max_body_bytes`
     - 415: its content type or encoding is another one
-    - 503: the database is away; the sender tries again
+    - 500: something in the set-up does not work; the log says what
+    - 503: the database is away or not migrated, or too much is written at once; the sender tries again
 
     Args:
         writer: Writes the items: `db.lifecycle`.
@@ -95,10 +88,12 @@ def otlp_router(
         report = _Report(found.count(None))
         try:
             await _record(writer, batches, [span for span in found if span is not None], owner, report)
-        except _AWAY:
+        except SessionLifecycleError as error:
             # All of it may be sent again: what is recorded by now counts once.
-            refused = _refused(content_type, 503, "the database is away")
-            refused.headers["retry-after"] = str(RETRY_AFTER_SECONDS)
+            problem = problem_of(error)
+            refused = _refused(content_type, problem.status_code, json.loads(bytes(problem.body))["detail"])
+            if "retry-after" in problem.headers:
+                refused.headers["retry-after"] = problem.headers["retry-after"]
             return refused
         return Response(answer(content_type, report.rejected, report.message), media_type=content_type)
 

@@ -23,7 +23,7 @@ from session_lifecycle.errors import (
     SpoolFullError,
     TransactionConflictError,
 )
-from session_lifecycle.models.refusals import expectation, shown
+from session_lifecycle.models.refusals import Withheld, expectation, shown
 from session_lifecycle.web.framework import JSONResponse, Request, RequestValidationError
 
 MEDIA_TYPE = "application/problem+json"
@@ -88,7 +88,8 @@ def _of_parameters(error: RequestValidationError) -> InvalidValueError:
     first = error.errors()[0]
     _source, *path = first["loc"]
     field = ".".join(map(str, path))
-    return InvalidValueError(field, shown(field, first["input"]), expectation(first))
+    found = Withheld("nothing") if first["type"] == "missing" else shown(field, first["input"])
+    return InvalidValueError(field, found, expectation(first))
 
 
 def _problem(

@@ -137,7 +137,7 @@ def session_router(
         request.state.session_user_emails = user_emails
 
     router = APIRouter()
-    router.include_router(_READING, dependencies=[Depends(bring(db, viewer)), Depends(bring_emails)])
+    router.include_router(_READING, dependencies=[*bring(db, viewer), Depends(bring_emails)])
     router.include_router(health_router(db))
     if feed is not None:
         router.include_router(live_router(db, viewer=viewer, feed=feed))

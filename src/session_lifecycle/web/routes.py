@@ -1,12 +1,17 @@
 """`SessionRoute`: the class of our routes. Any session id fits into a path, and an error becomes a problem."""
 
+import re
 from collections.abc import Callable, Coroutine
+from string import ascii_letters, digits
 from typing import Any
 from urllib.parse import quote, unquote
 
 from session_lifecycle.errors import SessionLifecycleError
 from session_lifecycle.web.framework import APIRoute, Match, Request, RequestValidationError, Response, Scope
 from session_lifecycle.web.problems import RequestRefusedError, problem_of
+
+_KEPT_ENCODED = f"/%{ascii_letters}{digits}-._~{''.join(map(chr, range(32)))}\x7f"
+_KEPT = re.compile(f"%(?={'|'.join(f'{ord(one):02X}' for one in _KEPT_ENCODED)})", re.IGNORECASE)
 
 
 class SessionRoute(APIRoute):
@@ -20,7 +25,7 @@ class SessionRoute(APIRoute):
         """
         if scope["type"] != "http":
             return Match.NONE, {}
-        match, found = super().matches({**scope, "path": sent_path(scope), "root_path": ""})
+        match, found = super().matches({**scope, "path": _readable(sent_path(scope)), "root_path": ""})
         if match is not Match.NONE:
             decoded = {
                 name: unquote(value) if isinstance(value, str) else value
@@ -55,3 +60,11 @@ def sent_path(scope: Scope) -> str:
     if not root or unquote("/".join(segments[:below])) != root:
         return sent
     return "/".join(["", *segments[below:]])
+
+
+def _readable(sent: str) -> str:
+    """The path as a host writes it in a prefix: decoded, but for what no client must encode, slashes and percent signs.
+
+    So an id whose first letter is encoded is not the name of a route.
+    """
+    return unquote(_KEPT.sub("%25", sent))

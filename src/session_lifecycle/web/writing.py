@@ -123,7 +123,7 @@ def writing_router(db: SessionDatabase, *, writer: Dependency) -> APIRouter:
         app.include_router(writing_router(db, writer=current_viewer), prefix="/api/v1")
     """
     router = APIRouter()
-    router.include_router(_WRITING, dependencies=[Depends(bring(db, writer))])
+    router.include_router(_WRITING, dependencies=bring(db, writer))
     return router
 
 

@@ -139,7 +139,7 @@ def test_settings_that_are_new_or_a_link(tmp_path: Path) -> None:
     assert "hooks" in json.loads((tmp_path / "real.json").read_text())
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"hooks": []}', '{"hooks": {"Stop": {}}}'])
+@pytest.mark.parametrize("text", ["{", "[]", '{"hooks": []}', '{"hooks": {"Stop": {}}}', "[" * 100_000])
 def test_settings_that_are_not_understood_are_left_alone(tmp_path: Path, text: str) -> None:
     file = tmp_path / "settings.json"
     file.write_text(text)

@@ -101,6 +101,17 @@ async def test_bad_lines_are_counted_and_named_and_stop_nothing(
     assert set(await events(session_database)) == {"s1-m0", "s1-last"}
 
 
+@pytest.mark.parametrize("program", ["claude-code", "codex"])
+async def test_a_file_of_nothing_but_brackets_stops_nothing(
+    session_database: SessionDatabase, tmp_path: Path, program: str
+) -> None:
+    for name in ("brackets.jsonl", "agent-1.jsonl", "s1/subagents/agent-2.jsonl", "rollout-1.jsonl"):
+        for end in ("", "\n"):
+            write(tmp_path / f"folder{len(end)}" / name, ["[" * 100_000], end=end)
+    report = await bring(session_database, program, tmp_path, positions=tmp_path / "kept")
+    assert (report.lines, report.new_events) == (report.bad_lines, 0)
+
+
 async def test_a_count_that_is_none_counts_as_not_told_and_loses_nothing_else(
     session_database: SessionDatabase, tmp_path: Path
 ) -> None:

@@ -159,6 +159,20 @@ def test_arguments_are_refused_at_once(session_database: SessionDatabase, table:
 AMOUNTS = ("0", "0.10", "12345678.000000000000000000000000000001", "3E-20", "999999999.999999999999999999999999999999")
 
 
+@pytest.mark.parametrize("text", ["a\rb", "a\r\nb", "\r", "=1+1", '"', "a,b", " a ", "\t", "\x1f", "\x85", "null"])
+async def test_a_cell_of_csv_is_read_back_as_it_was(
+    session_database: SessionDatabase, tmp_path: Path, text: str
+) -> None:
+    db = session_database
+    before, after = (Touch(user_id=A, session_id=key, at=AT) for key in "az")
+    await db.lifecycle.record([before, Touch(user_id=A, session_id=f"k{text}", title=text, at=AT), after])
+    await export_to_folder(db.maintenance.export, tmp_path / "csv", "csv")
+    content = (tmp_path / "csv" / "sessions.csv").read_bytes()
+    assert content.count(b"\n") == 4 + 2 * text.count("\n")
+    read = list(csv.DictReader(io.StringIO(content.decode(), newline="")))
+    assert [(row["session_id"], row["title"]) for row in read] == [("a", ""), (f"k{text}", text), ("z", "")]
+
+
 async def test_amounts_ids_times_and_json_are_exact_in_every_format(
     session_database: SessionDatabase, tmp_path: Path
 ) -> None:
@@ -195,7 +209,8 @@ async def test_amounts_ids_times_and_json_are_exact_in_every_format(
         session["cost_usd"],
     )
     lines = (tmp_path / "jsonl" / "usage_events.jsonl").read_text().split("\n")[:-1]
-    table = list(csv.DictReader(io.StringIO((tmp_path / "csv" / "usage_events.csv").read_text())))
+    with (tmp_path / "csv" / "usage_events.csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
     columns = relation(f"SELECT * FROM '{tmp_path / 'parquet' / 'usage_events.parquet'}'")
     by_duckdb = [dict(zip(columns.columns, row, strict=True)) for row in columns.fetchall()]
     for rows in ([json.loads(line) for line in lines], table, by_duckdb):

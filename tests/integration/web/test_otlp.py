@@ -19,8 +19,10 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 )
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
+from sqlalchemy.engine import make_url
 
 from session_lifecycle import SessionDatabase, Settings
+from session_lifecycle.testing import TemplateServer
 from session_lifecycle.web.otlp import otlp_router
 from support.transcripts import events, everything, rows, runs, steps, totals
 from support.usage import A
@@ -289,6 +291,16 @@ GOOD = request_of(TREE).SerializeToString()
         (400, b'{"resourceSpans": [{"scopeSpans": [{"spans": [{"traceId": "zz"}]}]}]}', {"content-type": JSON}),
         (400, b"\xff\xfe", {"content-type": JSON}),
         (400, b"[" * 4_000, {"content-type": JSON}),
+        *(
+            (400, b'{"resourceSpans": [{"scopeSpans": [{"spans": [%b]}]}]}' % span, {"content-type": JSON})
+            for span in (
+                b'{"kind": Infinity}',
+                b'{"kind": 1e400}',
+                b'{"status": {"code": NaN}}',
+                b'{"kind": "\\ud800"}',
+                b'{"attributes": [{"key": "k", "value": {"\\ud800": 1}}]}',
+            )
+        ),
         (400, GOOD, {"content-encoding": "gzip"}),
         (400, gzip.compress(GOOD)[:-9], {"content-encoding": "gzip"}),
         (400, gzip.compress(GOOD) + b"more", {"content-encoding": "gzip"}),
@@ -332,9 +344,28 @@ async def test_while_the_database_is_away_the_sender_tries_again() -> None:
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
 
 
+@pytest.mark.parametrize("content_type", [PROTOBUF, JSON])
+async def test_whatever_keeps_the_database_from_recording_has_an_answer_of_the_protocol(
+    session_template_server: TemplateServer, content_type: str
+) -> None:
+    content = GOOD if content_type == PROTOBUF else in_json(request_of(TREE))
+    url = make_url(session_template_server.url)
+    nobody = url.set(username="nobody", database="postgres").render_as_string(hide_password=False)
+    for unusable, status, retry_after in (
+        (session_template_server.url_of("postgres"), 503, "5"),  # not migrated
+        (nobody, 500, None),
+    ):
+        async with SessionDatabase.connect(unusable) as db, receiver(db) as client:
+            answer = await client.post("/v1/traces", content=content, headers={"content-type": content_type})
+        assert (answer.status_code, answer.headers.get("retry-after")) == (status, retry_after)
+        assert answer.headers["content-type"] == content_type
+        assert b"the " in answer.content
+
+
 async def test_content_is_recorded_by_choice_only(session_database: SessionDatabase) -> None:
     told = {"gen_ai.prompt.0.role": "user", "gen_ai.prompt.0.content": "Where?"}
-    spans = [span(1, CHAT | USAGE | told), span(2, TOOL | {"gen_ai.tool.call.arguments": '{"city": "Bern"}'}, parent=1)]
+    arguments = {"gen_ai.tool.call.arguments": '{"city": "Bern"}', "gen_ai.tool.call.result": "[" * 10_000}
+    spans = [span(1, CHAT | USAGE | told), span(2, TOOL | arguments, parent=1)]
     async with receiver(session_database) as client:
         await send(client, spans)
     stored = str(await everything(session_database))

@@ -2,18 +2,21 @@
 
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
-from typing import Any
+from typing import Annotated, Any
 
+import httpx
 import pytest
 import pytest_asyncio
+from fastapi import Header
 from sqlalchemy import text
 
-from session_lifecycle import Message, Run, SessionDatabase, Step, Touch, UsageEvent
+from session_lifecycle import Message, Run, SessionDatabase, Step, Touch, UsageEvent, Viewer
 from session_lifecycle.entities import metadata
+from session_lifecycle.web.dashboard import dashboard_app
 from session_lifecycle.web.health import health_router
 from session_lifecycle.web.reading import session_router
 from support.usage import A
-from support.web import D1, PREFIX, Host, hosting, refuses, viewer
+from support.web import D1, PREFIX, Host, host_app, hosting, refuses, viewer
 
 SECRET = "hidden"
 NOW = datetime.now(UTC)
@@ -118,6 +121,34 @@ async def test_a_route_asks_the_host_first_and_shows_a_stranger_nothing(
             found = answer.json()
             assert found == fields if fields == [] else found == found | fields
     assert SECRET not in answer.text
+    assert await everything(session_database) == before
+
+
+async def test_a_parameter_that_the_hosts_dependency_needs_is_refused_by_name(
+    session_database: SessionDatabase,
+) -> None:
+    def needs(x_tenant: Annotated[int, Header()]) -> Viewer:
+        raise AssertionError(x_tenant)
+
+    app = host_app(session_database, needs)
+    app.mount("/pages", dashboard_app(session_database, viewer=needs, writable=True))
+    before = await everything(session_database)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://host") as client:
+        host = Host(app, client)
+        for headers, found in ({}, "nothing"), ({"X-Tenant": "x"}, "'x'"):
+            for route in STRANGERS:
+                method, path = route
+                more = {"json": BODIES[route]} if route in BODIES else {}
+                answer = await host.ask(method, path.format(session_id=SECRET), None, headers=headers, **more)
+                assert f"x-tenant: got {found}" in refuses(answer, 422, "x-tenant")["detail"], route
+            for method, path in (
+                ("GET", "/"),
+                ("GET", "/session?id=s"),
+                ("POST", "/session/end?id=s"),
+                ("POST", "/preferences"),
+            ):
+                page = await client.request(method, f"/pages{path}", headers=headers)
+                assert (page.status_code, "<code>x-tenant</code>" in page.text) == (422, True), path
     assert await everything(session_database) == before
 
 

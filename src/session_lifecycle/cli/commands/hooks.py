@@ -47,7 +47,7 @@ def claude_code(
     file = settings or Path(os.environ.get("CLAUDE_CONFIG_DIR") or Path.home() / ".claude") / "settings.json"
     try:
         backup = install_hooks(file, hooks)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         refuse(f"{file} was not changed: {error}", code=1)
     if backup is None:
         print_line(f"Up to date: {file}")
