@@ -41,7 +41,7 @@ from urllib.parse import parse_qs, urlsplit
 from support.model_apis.anthropic import Anthropic
 from support.model_apis.dialect import ANSWER, WORDS, Dialect, Json, Kept, Served
 from support.model_apis.google import Google
-from support.model_apis.openai import Chat, Embeddings, Images, Responses
+from support.model_apis.openai import Chat, Decisions, Embeddings, Images, Responses
 
 SERVED_MODELS = {"gpt-5": "gpt-5-2025-08-07", "gpt-4o": "gpt-4o-2024-08-06", "gpt-4o-mini": "gpt-4o-mini-2024-07-18"}
 """The name of the model that answers, where it is not the one that was asked for."""
@@ -158,13 +158,19 @@ class ModelServer:
         """Answers a request. Returns whether the connection may be used again."""
         place = urlsplit(target)
         path = place.path
-        if method == "GET" and path.rsplit("/", 1)[-1] in self._kept.made:
-            return await out.plain(200, self._kept.made[path.rsplit("/", 1)[-1]])
+        if method == "GET" and (made := self._kept.made.get(path.rsplit("/", 1)[-1])) is not None:
+            if parse_qs(place.query).get("stream") != ["true"]:
+                return await out.plain(200, made)
+            await out.begin_stream()
+            await out.event({"type": "response.completed", "sequence_number": 9, "response": made})
+            return await out.end_stream()
         google = re.search(r"/models/([^:]+):(generateContent|streamGenerateContent|countTokens)$", path)
         if method == "POST" and path.endswith("/chat/completions"):
             dialect: Dialect = Chat(self._kept, body, self.answer)
         elif method == "POST" and path.endswith("/responses"):
             dialect = Responses(self._kept, body, self.answer)
+        elif method == "POST" and path.endswith("/decisions"):
+            dialect = Decisions(self._kept, body, self.answer)
         elif method == "POST" and path.endswith("/v1/messages"):
             dialect = Anthropic(self._kept, body, self.answer)
         elif method == "POST" and path.endswith("/embeddings"):

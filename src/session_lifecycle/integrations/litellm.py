@@ -88,7 +88,7 @@ class _Ended(NamedTuple):
 
     asked_at: datetime | None
     """When the last of them asked the provider, as LiteLLM tells it with everything it says of the call."""
-    count: int
+    calls: int
 
 
 class SessionLogger(Adapter, CustomLogger):
@@ -250,7 +250,7 @@ class SessionLogger(Adapter, CustomLogger):
             model if isinstance(model, str) else value_at(kwargs, "model"),
             self._provider_of(kwargs),
             kind="embedding" if str(call_type).endswith("embedding") else "llm",
-            idempotency_key=call_id if before is None else f"{call_id}:{before.count + 1}",
+            idempotency_key=call_id if before is None else f"{call_id}:{before.calls + 1}",
             on_cancelled=lambda: self._cancelled(call_id),
         )
         with self._changing:
@@ -328,8 +328,8 @@ class SessionLogger(Adapter, CustomLogger):
     def _note_end(self, call_id: str, kwargs: Mapping[str, Any]) -> None:
         with self._changing:
             last = self.ended.get(call_id)
-            count = 1 if last is None else last.count + 1
-            self.ended.put(call_id, _Ended(kwargs.get("api_call_start_time"), count))
+            calls = 1 if last is None else last.calls + 1
+            self.ended.put(call_id, _Ended(kwargs.get("api_call_start_time"), calls))
 
     def _succeed(self, kwargs: Mapping[str, Any], response: Any) -> None:
         call = self._take(kwargs)
