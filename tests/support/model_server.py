@@ -1,6 +1,6 @@
 """A loopback stand-in of three model APIs, with a list of what it served.
 
-OpenAI (Chat Completions, Responses, embeddings, images), Anthropic (Messages), Google GenAI (generateContent), each
+OpenAI (Chat Completions, Responses, decisions, embeddings, images), Anthropic (Messages), Google GenAI (generateContent), each
 plain and as server-sent events. Paths are told apart by their ends, so the addresses of Azure and Vertex work too.
 
     with ModelServer() as server:  # or `async with`; the server has a thread of its own
@@ -45,6 +45,15 @@ from support.model_apis.openai import Chat, Decisions, Embeddings, Images, Respo
 
 SERVED_MODELS = {"gpt-5": "gpt-5-2025-08-07", "gpt-4o": "gpt-4o-2024-08-06", "gpt-4o-mini": "gpt-4o-mini-2024-07-18"}
 """The name of the model that answers, where it is not the one that was asked for."""
+
+_DIALECTS: dict[str, type[Dialect]] = {
+    "/chat/completions": Chat,
+    "/responses": Responses,
+    "/decisions": Decisions,
+    "/v1/messages": Anthropic,
+    "/embeddings": Embeddings,
+    "/images/generations": Images,
+}
 
 
 class ModelServer:
@@ -159,24 +168,11 @@ class ModelServer:
         place = urlsplit(target)
         path = place.path
         if method == "GET" and (made := self._kept.made.get(path.rsplit("/", 1)[-1])) is not None:
-            if parse_qs(place.query).get("stream") != ["true"]:
-                return await out.plain(200, made)
-            await out.begin_stream()
-            await out.event({"type": "response.completed", "sequence_number": 9, "response": made})
-            return await out.end_stream()
+            return await self._show(out, made, is_stream=parse_qs(place.query).get("stream") == ["true"])
         google = re.search(r"/models/([^:]+):(generateContent|streamGenerateContent|countTokens)$", path)
-        if method == "POST" and path.endswith("/chat/completions"):
-            dialect: Dialect = Chat(self._kept, body, self.answer)
-        elif method == "POST" and path.endswith("/responses"):
-            dialect = Responses(self._kept, body, self.answer)
-        elif method == "POST" and path.endswith("/decisions"):
-            dialect = Decisions(self._kept, body, self.answer)
-        elif method == "POST" and path.endswith("/v1/messages"):
-            dialect = Anthropic(self._kept, body, self.answer)
-        elif method == "POST" and path.endswith("/embeddings"):
-            dialect = Embeddings(self._kept, body, self.answer)
-        elif method == "POST" and path.endswith("/images/generations"):
-            dialect = Images(self._kept, body, self.answer)
+        kind = next((made for end, made in _DIALECTS.items() if method == "POST" and path.endswith(end)), None)
+        if kind is not None:
+            dialect: Dialect = kind(self._kept, body, self.answer)
         elif google and google[2] != "countTokens":
             is_stream = google[2] == "streamGenerateContent"
             if is_stream and parse_qs(place.query).get("alt") != ["sse"]:
@@ -187,6 +183,14 @@ class ModelServer:
         else:
             return await out.plain(200 if method == "HEAD" else 404, {"error": {"message": f"no such path: {path}"}})
         return await self._serve_model(out, dialect, headers)
+
+    async def _show(self, out: "_Out", made: Json, *, is_stream: bool) -> bool:
+        """Shows a response that was made in the background."""
+        if not is_stream:
+            return await out.plain(200, made)
+        await out.begin_stream()
+        await out.event({"type": "response.completed", "sequence_number": 9, "response": made})
+        return await out.end_stream()
 
     async def _serve_model(self, out: "_Out", dialect: "Dialect", headers: dict[str, str]) -> bool:
         self._number += 1

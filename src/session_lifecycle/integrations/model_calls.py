@@ -6,6 +6,7 @@ own, in the session that `Adapter.session_of` finds.
 
 import re
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from typing import Any, Literal, Unpack
 from uuid import uuid4
 
@@ -211,7 +212,7 @@ def has_error_status(error: BaseException) -> bool:
     The status of an error may be 200, where the client refuses an answer, which was billed.
     """
     told = (getattr(error, name, None) for name in ("status_code", "code"))
-    return any(isinstance(status, int) and status >= 400 for status in told)
+    return any(isinstance(status, int) and status >= HTTPStatus.BAD_REQUEST for status in told)
 
 
 def _was_never_sent(error: BaseException | None) -> bool:
