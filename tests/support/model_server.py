@@ -1,7 +1,8 @@
 """A loopback stand-in of three model APIs, with a list of what it served.
 
-OpenAI (Chat Completions, Responses, decisions, embeddings, images), Anthropic (Messages), Google GenAI (generateContent), each
-plain and as server-sent events. Paths are told apart by their ends, so the addresses of Azure and Vertex work too.
+OpenAI (Chat Completions, Responses, decisions, embeddings, images), Anthropic (Messages), Google GenAI
+(generateContent), each plain and as server-sent events. Paths are told apart by their ends, so the addresses of Azure
+and Vertex work too.
 
     with ModelServer() as server:  # or `async with`; the server has a thread of its own
         client = AsyncOpenAI(base_url=server.openai, api_key="none")
