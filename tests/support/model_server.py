@@ -170,7 +170,7 @@ class ModelServer:
         path = place.path
         if method == "GET" and (made := self._kept.made.get(path.rsplit("/", 1)[-1])) is not None:
             return await self._show(out, made, is_stream=parse_qs(place.query).get("stream") == ["true"])
-        google = re.search(r"/models/([^:]+):(generateContent|streamGenerateContent|countTokens)$", path)
+        google = re.search(r"/([^/:]+):(generateContent|streamGenerateContent|countTokens)$", path)
         kind = next((made for end, made in _DIALECTS.items() if method == "POST" and path.endswith(end)), None)
         if kind is not None:
             dialect: Dialect = kind(self._kept, body, self.answer)

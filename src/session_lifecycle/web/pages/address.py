@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 from session_lifecycle.web.framework import Request
 
@@ -11,12 +11,17 @@ OF_PLACE = frozenset({"cursor", "offset", "after", "before", "done"})
 """The parameters that say which part of a list a page shows. A change of what is listed begins at the first part."""
 
 
+def encoded(path: str) -> str:
+    """A path of the host as browsers send it, and as a header and the path of a cookie can have it."""
+    return quote(path, safe="/!$&'()*+,:=@")
+
+
 @dataclass(frozen=True)
 class Address:
     """The address of the page that a request asks for."""
 
     root: str
-    """The path that the dashboard is mounted at, behind every proxy."""
+    """The path that the dashboard is mounted at, behind every proxy; encoded, as a browser sends it."""
     path: str
     """The path below it."""
     query: tuple[tuple[str, str], ...]
@@ -24,7 +29,7 @@ class Address:
     @classmethod
     def of(cls, request: Request, path: str) -> "Address":
         """The address of a request, at one of our paths."""
-        return cls(request.scope.get("root_path", ""), path, tuple(request.query_params.multi_items()))
+        return cls(encoded(request.scope.get("root_path", "")), path, tuple(request.query_params.multi_items()))
 
     def to(self, path: str, **parameters: Any) -> str:
         """The address of another page. A parameter that is None is left out; a list is repeated."""

@@ -96,7 +96,8 @@ def _back(visit: Visit, own: SessionRowWithStatus, done: str, view: str | None =
 async def end(visit: AskedVisit, form: OwnForm, own: OwnSession) -> Response:
     """Ends the session."""
     status = Ending.of_call(status=form.get("status")).status
-    item = End(session_id=own.record.session_id, user_id=own.record.user_id, status=status, reason=form.get("reason"))
+    of_session = {"session_id": own.record.session_id, "user_id": own.record.user_id}
+    item = End.of_call(**of_session, status=status, reason=form.get("reason"))
     await visit.db.lifecycle.record([item])
     return _back(visit, own, "end")
 
@@ -158,8 +159,10 @@ async def prefer(visit: AskedVisit, form: Form) -> Response:
     if theme not in THEMES:
         raise InvalidValueError("theme", theme, f"one of {', '.join(THEMES)}")
     back = form.get("back", "")
-    # Only a path of this dashboard: another one would send the visitor to another site.
+    # Only a path of this dashboard: another one would send the visitor to another site. A browser leaves out tabs and
+    # line breaks, and a line break would begin another header.
     inside = back.startswith(f"{visit.address.root}/") and not back.startswith(("//", "/\\"))
+    inside = inside and back.isascii() and back.isprintable()
     answer = visit.redirect(back if inside else visit.address.to("/"))
     visit.set_cookie(answer, THEME_COOKIE, str(theme))
     return answer

@@ -14,6 +14,7 @@ from decimal import Decimal
 from itertools import pairwise
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
+from session_lifecycle.errors import InvalidValueError
 from session_lifecycle.models import (
     EffectiveStatus,
     SessionStats,
@@ -24,6 +25,7 @@ from session_lifecycle.models import (
     UsageRow,
 )
 from session_lifecycle.models.reports import Bucket, Series, UsagePoint
+from session_lifecycle.models.session_filters import Window
 from session_lifecycle.web.filters import AskedPeriod, Period, asked_usage
 from session_lifecycle.web.framework import APIRouter, Depends, Query, Response
 from session_lifecycle.web.pages.problems import PageRoute
@@ -37,10 +39,12 @@ MOST_BUCKETS = 120
 """The most buckets whose sessions are counted one by one. In more of them, sessions are those that used something."""
 MOST_GROUPS = 20
 GROUPS = ("model", "agent", "user", "provider", "client", "dataset", "status")
+_TAG = "tag:"
 RANGES = ("24h", "7d", "30d", "all")
 DEFAULT_RANGE: Literal["24h"] = "24h"
 _HOURLY, _DAILY, _WEEKLY = timedelta(days=2), timedelta(days=92), timedelta(days=730)
 _ENDED = (EffectiveStatus.COMPLETED, EffectiveStatus.FAILED, EffectiveStatus.ABANDONED)
+_FIRST_MOMENT = datetime.min.replace(tzinfo=UTC)
 _NOTHING = Decimal(0)
 _OF_RUNS = ("provider", "model", "client")
 """The filters that reports on runs take as well."""
@@ -139,12 +143,14 @@ async def overview(
     asked: AskedPeriod,
     filters: Annotated[UsageFilters, Depends(asked_usage)],
     group_by: Annotated[
-        str, Query(description=f"What the table is by: {', '.join(GROUPS)}, or `tag:` and the name of a tag.")
+        str, Query(description=f"What the table is by: {', '.join(GROUPS)}, or `{_TAG}` and the name of a tag.")
     ] = "model",
 ) -> Response:
     """Figures of the window over time, compared with the window before, and by one dimension."""
+    if group_by not in GROUPS and not group_by.startswith(_TAG):
+        raise InvalidValueError("group_by", group_by, f"one of {', '.join(GROUPS)}, or {_TAG} and the name of a tag")
     period = _period(visit, asked)
-    before = None if period.since is None or period.until is None else _window_before(period.since, period.until)
+    before = _window_before(period)
     read = _Reads(visit, filters)
     async with at_once() as group:
         now_task = group.create_task(read.over_time(period))
@@ -188,16 +194,20 @@ async def overview(
 
 def _period(visit: Visit, asked: Period) -> Period:
     """The window that the address names, with an end. Without one it is the last day: a page must open fast."""
-    if asked.range is None:
-        return Period(None, asked.since, asked.until or datetime.now(UTC))
     until = datetime.now(UTC)
+    if asked.range is None:
+        window = Window.of_call(since=asked.since, until=asked.until or until)
+        return Period(None, window.since, window.until)
     if "range" not in visit.request.query_params:
         return Period(DEFAULT_RANGE, until - timedelta(hours=24), until)
     return Period(asked.range, asked.since, until)
 
 
-def _window_before(since: datetime, until: datetime) -> Period:
-    return Period(None, since - (until - since), since)
+def _window_before(period: Period) -> Period | None:
+    """The window of the same length that ends where this one begins; None for all time, and before the year 1."""
+    if period.since is None or period.until is None or period.until - period.since > period.since - _FIRST_MOMENT:
+        return None
+    return Period(None, period.since - (period.until - period.since), period.since)
 
 
 def _bucket(period: Period) -> Bucket:
@@ -348,7 +358,9 @@ def _boundaries(period: Period | None, visit: Visit) -> list[datetime]:
     """Where the buckets of a window begin, and where the last of them ends; empty for all time."""
     if period is None or period.since is None or period.until is None:
         return []
-    return Series(since=period.since, until=period.until, bucket=_bucket(period), timezone=visit.zone).boundaries()
+    return Series.of_call(
+        since=period.since, until=period.until, bucket=_bucket(period), timezone=visit.zone
+    ).boundaries()
 
 
 def _points(
@@ -400,7 +412,7 @@ _FILTERS = {"agent": "agent_name", "user": "owner_id", "dataset": "dataset_id", 
 
 
 def _value(row: UsageRow | Use, group_by: str) -> Any:
-    tag = group_by.removeprefix("tag:")
+    tag = group_by.removeprefix(_TAG)
     if isinstance(row, UsageRow) and tag != group_by:
         return row.tags.get(tag)
     return getattr(row, _FIELDS.get(group_by, group_by))
@@ -416,7 +428,7 @@ def _name(row: UsageRow | Use, group_by: str, names: Mapping[Any, str]) -> str:
 def _narrowed(visit: Visit, row: UsageRow | Use, group_by: str) -> str | None:
     """The address of this page for one group alone; None where no filter chooses it."""
     value = _value(row, group_by)
-    tag = group_by.removeprefix("tag:")
+    tag = group_by.removeprefix(_TAG)
     if value is None:
         return None
     if tag != group_by:

@@ -31,6 +31,8 @@ ANNOTATIONS_SHOWN = 50
 STEPS_OF_RUN = 100
 MOST_CHARACTERS = 20_000
 """The most characters of one message or payload. A page that has more says so."""
+_MOMENT = timedelta(microseconds=1)
+_LAST_MOMENT = datetime.max.replace(tzinfo=UTC) - _MOMENT
 View = Literal["timeline", "transcript", "tools", "threads", "usage", "annotations"]
 VIEWS: dict[View, str] = {
     "timeline": "Timeline",
@@ -136,7 +138,7 @@ async def run_of_session(
             session_id=record.session_id,
             owner_id=record.user_id,
             since=start,
-            until=start + timedelta(microseconds=1),
+            until=min(start, _LAST_MOMENT) + _MOMENT,
             include_open=True,
             limit=500,
             total="none",
@@ -247,7 +249,7 @@ async def _threads(visit: Visit, found: SessionRowWithStatus, after: str | None,
 async def _usage(visit: Visit, found: SessionRowWithStatus, cursor: str | None) -> dict[str, Any]:
     record = found.record
     events = await visit.db.activity.list_usage_events(
-        UsageEventFilters(
+        UsageEventFilters.of_call(
             viewer=visit.viewer,
             session_id=record.session_id,
             owner_id=record.user_id,

@@ -23,7 +23,7 @@ from session_lifecycle.models import Viewer
 from session_lifecycle.models.reports import time_zone
 from session_lifecycle.web.dependencies import Asker, Database
 from session_lifecycle.web.framework import Depends, Request, Response
-from session_lifecycle.web.pages.address import Address
+from session_lifecycle.web.pages.address import Address, encoded
 from session_lifecycle.web.pages.guest import dashboard_of
 from session_lifecycle.web.pages.wording import Wording, marks_of
 from session_lifecycle.web.reading import UserEmails
@@ -199,7 +199,7 @@ class Visit:
             return None
         scope = self.request.scope
         root: str = scope.get("app_root_path", scope["root_path"])
-        return f"{root}{self.dashboard.api_path}/events"
+        return f"{encoded(root)}{self.dashboard.api_path}/events"
 
 
 async def _visit(request: Request, _db: Database, _asker: Asker) -> Visit:

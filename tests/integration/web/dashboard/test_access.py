@@ -98,7 +98,12 @@ WRONG = (
     ("/sessions?cursor=made-up", "cursor"),
     ("/sessions?tags=nothing", "tags"),
     ("/?range=90d", "range"),
-    ("/?group_by=colour", "group_by.0"),
+    ("/?group_by=colour", "group_by"),
+    *((f"/?group_by={dimension}", "group_by") for dimension in ("hour", "day", "week", "month", "session", "run")),
+    ("/?since=2999-01-01T00:00Z", "until"),
+    ("/?since=9999-12-31T23:59:59.999999Z", "until"),
+    ("/?since=0001-01-01T00:00Z", "bucket"),
+    ("/session?id=unseeable&view=usage&cursor=%00", "cursor"),
     ("/?tz=Mars/Olympus", "tz"),
     ("/session?id=s&view=colours", "view"),
     ("/session", "id"),
@@ -107,13 +112,24 @@ WRONG = (
 )
 
 
-async def test_a_wrong_filter_is_refused_by_a_page_that_names_it(browser: Browser) -> None:
+async def test_a_wrong_filter_is_refused_by_a_page_that_names_it(
+    session_database: SessionDatabase, browser: Browser
+) -> None:
+    await record(session_database)
     for path, field in WRONG:
         answer = await browser.get(path)
         assert answer.status_code == 422, path
         assert answer.headers["content-type"] == "text/html; charset=utf-8"
         assert f"<code>{field}</code>" in answer.text, (path, answer.text)
         assert "Expected" in answer.text
+
+
+async def test_the_first_and_the_last_moment_have_pages(session_database: SessionDatabase, browser: Browser) -> None:
+    await record(session_database)
+    assert "Window before" in await browser.page("/?since=2026-01-01T00:00Z")
+    assert "Window before" not in await browser.page("/?since=1500-01-01T00:00Z")
+    last = await browser.get("/session/run?id=unseeable&run=r&start=9999-12-31T23:59:59.999999Z")
+    assert last.status_code == 404
 
 
 async def test_a_field_that_nobody_filled_asks_for_nothing(session_database: SessionDatabase, browser: Browser) -> None:

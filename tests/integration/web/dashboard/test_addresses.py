@@ -6,6 +6,7 @@ from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import httpx
+import pytest
 from fastapi import FastAPI
 
 from session_lifecycle import SessionDatabase, Touch
@@ -97,3 +98,23 @@ async def test_pages_keep_their_place_behind_a_proxy(session_database: SessionDa
     assert 'data-events="/behind/api/v2/events"' in page
     links = Links.of(page).links
     assert all(link.startswith(("/behind/pages/", "#")) for link in links), links
+
+
+@pytest.mark.parametrize("mount", ["/日本 x", "/{tenant}", "/a+b;c"])
+async def test_pages_work_below_any_path(session_database: SessionDatabase, mount: str) -> None:
+    host = FastAPI()
+    host.mount(mount, dashboard_app(session_database, viewer=viewer_a, writable=True))
+    root = mount.replace("{tenant}", "é ü")
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=host), base_url="http://host") as client:
+        page = await client.get(f"{root}/sessions")
+        assert page.status_code == 200
+        # A browser sends its cookies to the path that it asks for.
+        sent = urlsplit(str(page.url)).path.removesuffix("/sessions").replace(";", "%3B")
+        assert f"Path={sent};" in page.headers["set-cookie"]
+        links = [one for one in Links.of(page.text).links if not one.startswith("#")]
+        assert links
+        for link in links:
+            assert link.isascii()
+            assert (await client.get(link)).status_code == 200, link
+        changed = await client.post(f"{root}/preferences", data={"theme": "dark"})
+        assert (await client.get(changed.headers["location"])).status_code == 200

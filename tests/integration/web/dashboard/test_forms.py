@@ -4,10 +4,13 @@ from html import unescape
 from typing import Any
 from urllib.parse import urlencode
 
+import httpx
+
 from session_lifecycle import SessionDatabase, Touch
+from session_lifecycle.web.dashboard import dashboard_app
 from support.dashboard import CHANGES, NOW, Browser, record, session_page
 from support.usage import A
-from support.web import D1
+from support.web import D1, viewer
 
 
 def change(path: str, session_id: str = "s") -> str:
@@ -103,6 +106,7 @@ WRONG_FIELDS: tuple[tuple[str, dict[str, str], str], ...] = (
     ("/session/annotate", {"name": "quality", "score": "nan"}, "score"),
     ("/session/annotate", {"score": "1"}, "name"),
     ("/session/edit", {"tags": "no colon"}, "tags"),
+    ("/session/end", {"status": "failed", "reason": "a\0b"}, "reason"),
 )
 
 
@@ -125,3 +129,25 @@ async def test_a_form_is_bounded(session_database: SessionDatabase) -> None:
         assert large.status_code == 413
         json = {"Origin": "http://host", "Content-Type": "application/json"}
         assert (await browser.post(change("/session/end"), headers=json, token=browser.token)).status_code == 415
+
+
+async def test_a_preference_leads_to_a_page_of_the_dashboard_and_nowhere_else(
+    session_database: SessionDatabase,
+) -> None:
+    app = dashboard_app(session_database, viewer=viewer)
+    transport = httpx.ASGITransport(app=app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://host", headers={"X-User": "a"}) as client:
+        for back, expected in (
+            ("/sessions?tags=%C3%A9", "/sessions?tags=%C3%A9"),
+            ("https://elsewhere", "/"),
+            ("//elsewhere", "/"),
+            ("/\\elsewhere", "/"),
+            # A browser leaves these out.
+            ("/\t/elsewhere", "/"),
+            ("/\r\n/elsewhere", "/"),
+            # Another header.
+            ("/sessions\r\nSet-Cookie: a=b", "/"),
+            ("/\N{RIGHT-TO-LEFT OVERRIDE}", "/"),
+        ):
+            answer = await client.post("/preferences", data={"theme": "dark", "back": back})
+            assert (answer.status_code, answer.headers["location"]) == (303, expected), back
