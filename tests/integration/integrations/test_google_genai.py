@@ -69,7 +69,7 @@ async def test_models_of_ones_own(session_database: SessionDatabase) -> None:
     async with opened(session_database) as made:
         endpoint = "projects/p/locations/europe-west4/endpoints/123"
         options = types.HttpOptions(base_url=made.server.url)
-        credentials = Credentials(token="none")  # type: ignore[no-untyped-call]
+        credentials = Credentials(token="none")
         vertex = Client(
             vertexai=True, project="p", location="europe-west4", credentials=credentials, http_options=options
         )
@@ -91,7 +91,7 @@ async def test_embeddings_of_vertex(session_database: SessionDatabase) -> None:
         return httpx.Response(200, json={"predictions": [{"embeddings": embeddings}] * 2})
 
     async with opened(session_database) as made:
-        credentials = Credentials(token="none")  # type: ignore[no-untyped-call]
+        credentials = Credentials(token="none")
         with httpx.Client(transport=httpx.MockTransport(answer)) as http_client:
             options = types.HttpOptions(httpx_client=http_client)
             vertex = Client(
