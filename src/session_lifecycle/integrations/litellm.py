@@ -48,6 +48,7 @@ except ImportError as error:
 
 _MODEL_CALLS = {
     *("completion", "acompletion", "text_completion", "atext_completion", "embedding", "aembedding"),
+    *("decisions", "adecisions", "compact_responses", "acompact_responses"),
     *("responses", "aresponses", "anthropic_messages", "generate_content", "agenerate_content"),
     *("generate_content_stream", "agenerate_content_stream", "image_generation", "aimage_generation"),
     *("image_edit", "aimage_edit", "transcription", "atranscription", "pass_through_endpoint"),

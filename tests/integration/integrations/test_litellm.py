@@ -370,6 +370,18 @@ async def test_an_answer_of_litellms_own_cache_is_not_counted(session_database: 
         assert await books.events(session_database) == {}
 
 
+@pytest.mark.parametrize("call_type", ["adecisions", "compact_responses", "acompact_responses"])
+async def test_a_call_of_a_kind_that_few_use(session_database: SessionDatabase, call_type: str) -> None:
+    async with session_database.recorder() as recorder:
+        logger = SessionLogger(recorder, user_id=A)
+        kwargs = {"litellm_call_id": "c1", "call_type": call_type, "model": "gpt-5"}
+        logger.log_pre_api_call("gpt-5", None, kwargs)
+        response = {"model": "gpt-5", "usage": {"input_tokens": 5, "output_tokens": 2}}
+        await logger.async_log_success_event(kwargs, response, NOW, NOW)
+        await recorder.flush()
+        assert [one.counts for one in (await books.events(session_database)).values()] == [(5, 2)]
+
+
 async def test_the_owner_by_the_metadata_as_on_the_proxy(session_database: SessionDatabase) -> None:
     """The proxy loads the callback by the path of a module and a name."""
     get_instance_fn = pytest.importorskip("litellm.proxy.types_utils.utils").get_instance_fn
