@@ -1,7 +1,8 @@
 """A loopback stand-in of three model APIs, with a list of what it served.
 
-OpenAI (Chat Completions, Responses, embeddings, images), Anthropic (Messages), Google GenAI (generateContent), each
-plain and as server-sent events. Paths are told apart by their ends, so the addresses of Azure and Vertex work too.
+OpenAI (Chat Completions, Responses, decisions, embeddings, images), Anthropic (Messages), Google GenAI
+(generateContent), each plain and as server-sent events. Paths are told apart by their ends, so the addresses of Azure
+and Vertex work too.
 
     with ModelServer() as server:  # or `async with`; the server has a thread of its own
         client = AsyncOpenAI(base_url=server.openai, api_key="none")
@@ -41,10 +42,19 @@ from urllib.parse import parse_qs, urlsplit
 from support.model_apis.anthropic import Anthropic
 from support.model_apis.dialect import ANSWER, WORDS, Dialect, Json, Kept, Served
 from support.model_apis.google import Google
-from support.model_apis.openai import Chat, Embeddings, Images, Responses
+from support.model_apis.openai import Chat, Decisions, Embeddings, Images, Responses
 
 SERVED_MODELS = {"gpt-5": "gpt-5-2025-08-07", "gpt-4o": "gpt-4o-2024-08-06", "gpt-4o-mini": "gpt-4o-mini-2024-07-18"}
 """The name of the model that answers, where it is not the one that was asked for."""
+
+_DIALECTS: dict[str, type[Dialect]] = {
+    "/chat/completions": Chat,
+    "/responses": Responses,
+    "/decisions": Decisions,
+    "/v1/messages": Anthropic,
+    "/embeddings": Embeddings,
+    "/images/generations": Images,
+}
 
 
 class ModelServer:
@@ -158,19 +168,12 @@ class ModelServer:
         """Answers a request. Returns whether the connection may be used again."""
         place = urlsplit(target)
         path = place.path
-        if method == "GET" and path.rsplit("/", 1)[-1] in self._kept.made:
-            return await out.plain(200, self._kept.made[path.rsplit("/", 1)[-1]])
-        google = re.search(r"/models/([^:]+):(generateContent|streamGenerateContent|countTokens)$", path)
-        if method == "POST" and path.endswith("/chat/completions"):
-            dialect: Dialect = Chat(self._kept, body, self.answer)
-        elif method == "POST" and path.endswith("/responses"):
-            dialect = Responses(self._kept, body, self.answer)
-        elif method == "POST" and path.endswith("/v1/messages"):
-            dialect = Anthropic(self._kept, body, self.answer)
-        elif method == "POST" and path.endswith("/embeddings"):
-            dialect = Embeddings(self._kept, body, self.answer)
-        elif method == "POST" and path.endswith("/images/generations"):
-            dialect = Images(self._kept, body, self.answer)
+        if method == "GET" and (made := self._kept.made.get(path.rsplit("/", 1)[-1])) is not None:
+            return await self._show(out, made, is_stream=parse_qs(place.query).get("stream") == ["true"])
+        google = re.search(r"/([^/:]+):(generateContent|streamGenerateContent|countTokens)$", path)
+        kind = next((made for end, made in _DIALECTS.items() if method == "POST" and path.endswith(end)), None)
+        if kind is not None:
+            dialect: Dialect = kind(self._kept, body, self.answer)
         elif google and google[2] != "countTokens":
             is_stream = google[2] == "streamGenerateContent"
             if is_stream and parse_qs(place.query).get("alt") != ["sse"]:
@@ -181,6 +184,14 @@ class ModelServer:
         else:
             return await out.plain(200 if method == "HEAD" else 404, {"error": {"message": f"no such path: {path}"}})
         return await self._serve_model(out, dialect, headers)
+
+    async def _show(self, out: "_Out", made: Json, *, is_stream: bool) -> bool:
+        """Shows a response that was made in the background."""
+        if not is_stream:
+            return await out.plain(200, made)
+        await out.begin_stream()
+        await out.event({"type": "response.completed", "sequence_number": 9, "response": made})
+        return await out.end_stream()
 
     async def _serve_model(self, out: "_Out", dialect: "Dialect", headers: dict[str, str]) -> bool:
         self._number += 1

@@ -93,7 +93,10 @@ def camel(value: Any) -> Any:
     return [camel(inner) for inner in value] if isinstance(value, list) else value
 
 
-@pytest.mark.parametrize("shape", [lambda value: value, as_objects], ids=["dict", "object"])
+SHAPES = pytest.mark.parametrize("shape", [lambda value: value, as_objects], ids=["dict", "object"])
+
+
+@SHAPES
 def test_every_provider_as_inclusive_counts(shape: Any) -> None:
     assert openai_chat_counts(shape(CHAT)) == {
         "tokens_in": 1200,
@@ -162,6 +165,18 @@ def test_images_and_transcriptions_of_openai() -> None:
 )
 def test_anthropics_writes_are_told_as_a_sum_by_time_or_both(writes: dict[str, Any]) -> None:
     assert anthropic_counts({**ANTHROPIC, **writes}) == ANTHROPIC_COUNTS
+
+
+@SHAPES
+def test_what_a_compaction_used_is_in_no_sum_of_anthropics(shape: Any) -> None:
+    """A message among the iterations is in the sums, and an advisor is another model."""
+    whole = {"input_tokens": 7, "output_tokens": 3, "cache_read_input_tokens": 5, "cache_creation_input_tokens": 0}
+    iterations = [{"type": kind, **whole} for kind in ("message", "compaction", "advisor_message", "compaction")]
+    plain = anthropic_counts(ANTHROPIC)
+    counts = anthropic_counts(shape({**ANTHROPIC, "iterations": iterations}))
+    grown = {name: counts[name] - plain[name] for name in ("tokens_in", "tokens_out", "cache_read_tokens")}
+    assert grown == {"tokens_in": 24, "tokens_out": 6, "cache_read_tokens": 10}
+    assert anthropic_counts({**ANTHROPIC, "iterations": "odd"}) == plain
 
 
 def test_anthropics_writes_without_the_split() -> None:

@@ -290,16 +290,27 @@ _NO_ANSWER = {
     "TimeoutError",
     "TransportError",  # httpx
 }
+_REFUSED_ANSWER = {
+    "APIResponseValidationError",  # OpenAI, Anthropic, LiteLLM
+    "ContentFilterFinishReasonError",  # OpenAI
+    "JSONDecodeError",
+    "LengthFinishReasonError",  # OpenAI
+    "OutputParserException",  # LangChain
+    "ValidationError",  # Pydantic
+    # A bug, in the client or in the host.
+    *("AssertionError", "AttributeError", "ImportError", "LookupError", "NameError", "TypeError"),
+}
 
 
 def is_answer(error: BaseException) -> bool:
     """Whether a model's error came from its provider, which bills nothing then.
 
-    A cancellation, a time that ran out and a connection that broke are no answer: what was used is unknown. The errors
-    of HTTP clients are told by the names of their classes, as no client is imported here.
+    A cancellation, a time that ran out and a connection that broke are no answer: what was used is unknown. It is
+    unknown too where the client could not use an answer, which was billed. The errors of clients are told by the names
+    of their classes, as no client is imported here.
     """
     names = {kind.__name__ for kind in type(error).__mro__}
-    return not ends_as_cancelled(error) and not names & _NO_ANSWER
+    return not ends_as_cancelled(error) and not names & (_NO_ANSWER | _REFUSED_ANSWER)
 
 
 def text_of(content: Any) -> str:

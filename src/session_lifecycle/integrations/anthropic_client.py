@@ -72,7 +72,7 @@ def _pending(body: Any) -> None:
 
 
 def _operation(path: str) -> Operation | None:
-    return _MESSAGES if _MESSAGES_PATH.fullmatch(path) else None
+    return _MESSAGES if path == "/v1/messages" else None
 
 
 def _read_message(answer: Answer, body: Any) -> None:
@@ -114,4 +114,3 @@ def _prompt(body: Mapping[str, Any]) -> str:
 
 
 _MESSAGES = Operation("messages", _read_message, _hear_message, _prompt)
-_MESSAGES_PATH = re.compile(r"/v1/messages(\?beta=true)?")

@@ -123,20 +123,28 @@ def openai_responses_counts(usage: Any, output: Any = None) -> Counts:
 def anthropic_counts(usage: Any) -> Counts:
     """The counts of `usage` of Anthropic's Messages, whose `input_tokens` are the input beside the cache.
 
-    The writes are told as a sum, by how long the cache keeps them, or both ways. The larger figure counts.
+    The writes are told as a sum, by how long the cache keeps them, or both ways. The larger figure counts. What the
+    server used to compact the conversation is billed, and is in no sum of the usage: it stands among its `iterations`
+    (`BetaUsage` of Anthropic's client 2.14, December 2026).
     """
-    by_time = [
-        number(value_at(usage, "cache_creation", name))
-        for name in ("ephemeral_5m_input_tokens", "ephemeral_1h_input_tokens")
-    ]
-    read = number(value_at(usage, "cache_read_input_tokens"))
-    written = max(number(value_at(usage, "cache_creation_input_tokens")), sum(by_time))
+    tokens_in = read = written = written_1h = tokens_out = 0
+    iterations = _list(value_at(usage, "iterations"))
+    for part in (usage, *(one for one in iterations if value_at(one, "type") == "compaction")):
+        by_time = [
+            number(value_at(part, "cache_creation", name))
+            for name in ("ephemeral_5m_input_tokens", "ephemeral_1h_input_tokens")
+        ]
+        read += number(value_at(part, "cache_read_input_tokens"))
+        written += max(number(value_at(part, "cache_creation_input_tokens")), sum(by_time))
+        written_1h += by_time[1]
+        tokens_in += number(value_at(part, "input_tokens"))
+        tokens_out += number(value_at(part, "output_tokens"))
     counts = fitted(
-        tokens_in=number(value_at(usage, "input_tokens")) + read + written,
-        tokens_out=value_at(usage, "output_tokens"),
+        tokens_in=tokens_in + read + written,
+        tokens_out=tokens_out,
         cache_read_tokens=read,
         cache_write_tokens=written,
-        cache_write_1h_tokens=by_time[1],
+        cache_write_1h_tokens=written_1h,
         reasoning_tokens=value_at(usage, "output_tokens_details", "thinking_tokens"),
         web_searches=value_at(usage, "server_tool_use", "web_search_requests"),
     )

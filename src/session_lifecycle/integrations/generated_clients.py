@@ -43,11 +43,11 @@ class Api(NamedTuple):
     """What differs from client to client."""
 
     operation: Callable[[str], Operation | None]
-    """The kind of call by the path of a POST; None: no model answers."""
+    """The kind of call by the path of a POST, without a query; None: no model answers."""
     pending: Callable[[Any], str | None]
     """The id of an answer that is still being made, in the background; None: it is made."""
     result_path: re.Pattern[str]
-    """The paths where the answer of a call in the background may be found."""
+    """The paths where the answer of a call in the background may be found. Its group is the answer's id."""
     change: Callable[[str, Mapping[str, Any]], Mapping[str, Any]] | None = None
     """Changes the body of a request, by its path; None: the request stays as the host made it."""
 
@@ -75,6 +75,10 @@ class _Hooks:
         self.calls = calls
         self.pending: OpenParts[str, ModelCall] = OpenParts(lambda call: call.attempt.cancel())
 
+    def operation(self, path: str) -> Operation | None:
+        """The kind of call by the path of a POST; None: no model answers."""
+        return self.api.operation(_bare(path))
+
     def begin(self, operation: Operation, body: Any) -> ModelCall | None:
         request: Mapping[str, Any] = body if isinstance(body, Mapping) else {}
         prompt = None
@@ -92,42 +96,59 @@ class _Hooks:
         response = _http_response(result)
         if response is None:
             self.read(operation, call, result)
-            return
-        listener = _Listener(self.calls, operation, call, response.headers)
+        else:
+            self._listen(operation, call, response)
+
+    def _listen(self, operation: Operation, call: ModelCall, response: Any, pending: str | None = None) -> None:
+        listener = _Listener(self, operation, call, response.headers, pending)
         if not response.is_closed:
             response.session_lifecycle_listener = listener
             response.__class__ = _heard(cast(Any, type(response)))
         elif listener.hears_events:  # somebody has read the whole stream, as an event hook of the HTTP client does
             listener.hear_all(response.content)
         else:
-            self.read(operation, call, json.loads(response.content))
+            self.read(operation, call, json.loads(response.content), pending)
 
-    def read(self, operation: Operation, call: ModelCall, body: Any) -> None:
-        pending = self.api.pending(body)
-        if pending is not None:
-            self.pending.put(pending, call)
+    def read(self, operation: Operation, call: ModelCall, body: Any, pending: str | None = None) -> None:
+        """Reads a whole body. It may say that the answer is still being made, as `pending` said before it."""
+        still_pending = self.api.pending(body)
+        if still_pending is not None:
+            self.pending.put(still_pending, call)
             return
+        if pending is not None and value_at(body, "id") != pending:
+            return  # an error, or nothing that we know
         answer = Answer()
         operation.read(answer, body)
+        self.finish(call, answer)
+
+    def finish(self, call: ModelCall, answer: Answer) -> None:
+        """Closes a call with its whole answer."""
+        if len(self.pending):
+            self.pending.take(str(answer.response_id))
         self.calls.finish(call, answer)
+
+    def cut(self, call: ModelCall, answer: Answer, error: BaseException | None) -> None:
+        """Closes a call whose stream ended before its answer did, unless that is still being made."""
+        if answer.pending is None:
+            self.calls.cut(call, answer, error)
+        else:
+            self.pending.put(answer.pending, call)
 
     def look(self, path: str, result: Any) -> None:
         """Looks whether this is the answer of a call in the background."""
         self._tried(lambda: self._look(path, result))
 
     def _look(self, path: str, result: Any) -> None:
+        found = self.api.result_path.fullmatch(_bare(path)) if len(self.pending) else None
+        call = None if found is None else self.pending.get(found[1])
         operation = self.api.operation("/responses")
-        if not len(self.pending) or operation is None or not self.api.result_path.fullmatch(path):
+        if found is None or call is None or operation is None:
             return
         response = _http_response(result)
-        if response is not None:
-            if not response.is_closed:
-                return
-            result = json.loads(response.content)
-        if self.api.pending(result) is None:
-            call = self.pending.take(str(value_at(result, "id")))
-            if call is not None:
-                self.read(operation, call, result)
+        if response is None:
+            self.read(operation, call, result, found[1])
+        else:
+            self._listen(operation, call, response, found[1])
 
     def changed(
         self, path: str, operation: Operation, call: ModelCall | None, arguments: dict[str, Any], noted: list[bool]
@@ -140,7 +161,7 @@ class _Hooks:
         body, options = arguments.get("body"), arguments.get("options")
         change = self.api.change
         if change is not None and isinstance(body, Mapping):
-            arguments = {**arguments, "body": change(path, body)}
+            arguments = {**arguments, "body": change(_bare(path), body)}
         parser = value_at(options, "post_parser")
         if call is None or not callable(parser) or not isinstance(options, Mapping):
             return arguments
@@ -181,7 +202,7 @@ def _recorded(kind: Any) -> Any:
 def _asynchronous(kind: Any) -> dict[str, Any]:
     async def post(self: Any, path: str, **arguments: Any) -> Any:
         hooks: _Hooks = self.session_lifecycle_hooks
-        operation = hooks.api.operation(path)
+        operation = hooks.operation(path)
         if operation is None:
             result = await kind.post(self, path, **arguments)
             hooks.look(path, result)
@@ -212,7 +233,7 @@ def _asynchronous(kind: Any) -> dict[str, Any]:
 def _synchronous(kind: Any) -> dict[str, Any]:
     def post(self: Any, path: str, **arguments: Any) -> Any:
         hooks: _Hooks = self.session_lifecycle_hooks
-        operation = hooks.api.operation(path)
+        operation = hooks.operation(path)
         if operation is None:
             result = kind.post(self, path, **arguments)
             hooks.look(path, result)
@@ -238,6 +259,11 @@ def _synchronous(kind: Any) -> dict[str, Any]:
         return result
 
     return {"post": post, "get": get}
+
+
+def _bare(path: str) -> str:
+    """The path without its query, which says that an API is a beta."""
+    return path.partition("?")[0]
 
 
 def _http_response(result: Any) -> Any:
@@ -280,11 +306,14 @@ def _heard(kind: Any) -> Any:
 class _Listener:
     """Hears what a response says while the host reads it, and closes the call when that ends."""
 
-    def __init__(self, calls: ModelCalls, operation: Operation, call: ModelCall, headers: Any) -> None:
-        self._calls = calls
+    def __init__(
+        self, hooks: _Hooks, operation: Operation, call: ModelCall, headers: Any, pending: str | None = None
+    ) -> None:
+        self._hooks = hooks
+        self._calls = hooks.calls
         self._operation = operation
         self._call = call
-        self._answer = Answer()
+        self._answer = Answer(pending=pending)
         self._heard = b""
         self._is_told = self._is_reading = False
         kind = str(headers.get("content-type", ""))
@@ -366,8 +395,9 @@ class _Listener:
             return
         try:
             if not self.hears_events and self._heard and error is None:
-                self._operation.read(self._answer, json.loads(self._heard))
-                self._answer.is_whole = True
+                self._is_told = True
+                self._hooks.read(self._operation, self._call, json.loads(self._heard), self._answer.pending)
+                return
         except Exception as failure:  # noqa: BLE001 - a failure of the adapter must not end the host's work
             self._give_up(failure)
             return
@@ -375,18 +405,18 @@ class _Listener:
             self._tell()
             return
         self._is_told = True
-        self._calls.cut(self._call, self._answer, error)
+        self._hooks.cut(self._call, self._answer, error)
 
     def _tell(self) -> None:
         self._is_told = True
         self._heard = b""
-        self._calls.finish(self._call, self._answer)
+        self._hooks.finish(self._call, self._answer)
 
     def _give_up(self, error: Exception) -> None:
         self._is_told = True
         self._heard = b""
         self._calls.fail(error)
-        self._calls.cut(self._call, Answer(), None)
+        self._hooks.cut(self._call, Answer(pending=self._answer.pending), None)
 
     def _take_body(self) -> None:
         """The body of a plain answer is read at its end."""

@@ -17,7 +17,14 @@ from typing import Any, TypeVar, Unpack
 
 from session_lifecycle.integrations.adapter import TakesQuietly, text_of
 from session_lifecycle.integrations.counts import google_counts, value_at
-from session_lifecycle.integrations.model_calls import Answer, CallOptions, ModelCall, ModelCalls, check_client
+from session_lifecycle.integrations.model_calls import (
+    Answer,
+    CallOptions,
+    ModelCall,
+    ModelCalls,
+    check_client,
+    has_error_status,
+)
 
 try:
     from google.genai import Client as GenaiClient
@@ -184,7 +191,7 @@ def _finish(calls: ModelCalls, call: ModelCall | None, response: Any) -> None:
 def _end(calls: ModelCalls, call: ModelCall | None, answer: Answer, error: BaseException | None) -> None:
     if answer.is_whole:
         calls.finish(call, answer)
-    elif error is not None and isinstance(getattr(error, "code", None), int) and not answer.counts:
+    elif error is not None and not answer.counts and has_error_status(error):
         calls.failed(call, error)
     else:
         calls.cut(call, answer, error)

@@ -402,8 +402,12 @@ class SessionCallbackHandler(Adapter, BaseCallbackHandler):
             return
         answer = _answer(response)
         counts = _counts(response, answer)
+        # OpenAI's client raises the answer that it could not parse, as it was cut at its limit of tokens.
+        unparsed = value_at(error, "completion")
         if counts.get("tokens_in") or counts.get("tokens_out"):
             call.attempt.usage(_served_model(response, answer), **counts, partial=True)
+        elif whole := openai_chat_counts(value_at(unparsed, "usage")):
+            call.attempt.usage(text_or_none(value_at(unparsed, "model")), **whole)
         elif is_answer(error):
             call.attempt.fail(error)
         else:

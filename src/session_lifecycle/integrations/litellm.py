@@ -7,7 +7,6 @@ about a call that was cancelled: that call is recorded without usage, at the lat
 """
 # ruff: noqa: ARG002 - LiteLLM decides what a callback is given
 
-import asyncio
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
@@ -47,10 +46,9 @@ except ImportError as error:
         "session_lifecycle.integrations.litellm needs litellm: pip install 'session-lifecycle[litellm]'"
     ) from error
 
-FALLBACK_SECONDS = 60.0
-"""How long a run whose call failed in a Router waits for a further call, before it is recorded as failed."""
 _MODEL_CALLS = {
     *("completion", "acompletion", "text_completion", "atext_completion", "embedding", "aembedding"),
+    *("decisions", "adecisions", "compact_responses", "acompact_responses"),
     *("responses", "aresponses", "anthropic_messages", "generate_content", "agenerate_content"),
     *("generate_content_stream", "agenerate_content_stream", "image_generation", "aimage_generation"),
     *("image_edit", "aimage_edit", "transcription", "atranscription", "pass_through_endpoint"),
@@ -79,12 +77,19 @@ class _Run:
         self.is_own = is_own
         """Whether this adapter began it."""
         self.open = 0
-        self.waiting: asyncio.TimerHandle | None = None
 
 
 class _Call(NamedTuple):
     attempt: Attempt
     run: _Run
+
+
+class _Ended(NamedTuple):
+    """What is known of the calls with one id that have ended: a retry or a fallback may have the id of the first."""
+
+    asked_at: datetime | None
+    """When the last of them asked the provider, as LiteLLM tells it with everything it says of the call."""
+    calls: int
 
 
 class SessionLogger(Adapter, CustomLogger):
@@ -123,7 +128,7 @@ class SessionLogger(Adapter, CustomLogger):
         self._provider = provider
         self._calls: OpenParts[str, _Call] = OpenParts(lambda call: call.attempt.cancel())
         self._runs: OpenParts[tuple[str, str, str], _Run] = OpenParts(lambda _: None)
-        self.ended: OpenParts[str, bool] = OpenParts(lambda _: None)
+        self.ended: OpenParts[str, _Ended] = OpenParts(lambda _: None)
         self._changing = threading.RLock()
 
     # What LiteLLM calls. It gives the arguments by these names.
@@ -151,7 +156,7 @@ class SessionLogger(Adapter, CustomLogger):
         call_id = value_at(kwargs, "litellm_call_id")
         if not isinstance(call_id, str) or not self._is_model_call(kwargs):
             return
-        if self._calls.get(call_id) is None and self.ended.get(call_id) is None:  # a retry tells it again
+        if self._calls.get(call_id) is None and not self._has_ended(call_id, kwargs):  # some tell it again
             self._begin(call_id, model, messages, kwargs)
 
     @recorded
@@ -203,11 +208,11 @@ class SessionLogger(Adapter, CustomLogger):
     @recorded
     def _begin_to_ask(self, kwargs: dict[str, Any]) -> "_Call | Literal[False] | None":
         """The call; False where no model is called, or it has begun; None where nothing can be recorded."""
-        details: Mapping[str, Any] = value_at(kwargs, "litellm_logging_obj", "model_call_details") or {}
-        call_id = value_at(kwargs, "litellm_call_id")
+        details = _details_of(kwargs)
+        call_id = _id_asked(kwargs)
         if not isinstance(call_id, str) or not self._is_model_call(details):
             return False
-        if self._calls.get(call_id) is not None or self.ended.get(call_id) is not None:
+        if self._calls.get(call_id) is not None:
             return False
         named = {name: kwargs[name] for name in _NAMES if kwargs.get(name)}
         model, provider, *_ = get_llm_provider(
@@ -222,16 +227,12 @@ class SessionLogger(Adapter, CustomLogger):
     @recorded
     def _refused(self, call: "_Call | None", kwargs: dict[str, Any], error: BudgetRefusedError) -> None:
         """Ends a call that is not made. LiteLLM tells its failure as well."""
-        call_id = value_at(kwargs, "litellm_call_id")
+        call_id = _id_asked(kwargs)
         if call is None or not isinstance(call_id, str):
             return
-        with self._changing:
-            self.ended.put(call_id, part=True)
+        self._note_end(call_id, _details_of(kwargs))
         self._calls.take(call_id)
-        if value_at(kwargs, "metadata", "model_group"):
-            self._end_later(call.run, self.shown_error(error))  # a Router may fall back on another model
-        else:
-            self._end(call.run, RunStatus.FAILED, self.shown_error(error))
+        self._end(call.run, RunStatus.FAILED, self.shown_error(error))
 
     # Runs and attempts
 
@@ -244,19 +245,17 @@ class SessionLogger(Adapter, CustomLogger):
 
     def _begin(self, call_id: str, model: Any, messages: Any, kwargs: Mapping[str, Any]) -> _Call:
         run = self._run_of(call_id, kwargs)
+        before = self.ended.get(call_id)
         call_type = value_at(kwargs, "call_type") or value_at(kwargs, "standard_logging_object", "call_type") or ""
         attempt = run.block.attempt(
             model if isinstance(model, str) else value_at(kwargs, "model"),
             self._provider_of(kwargs),
             kind="embedding" if str(call_type).endswith("embedding") else "llm",
-            idempotency_key=call_id,
+            idempotency_key=call_id if before is None else f"{call_id}:{before.calls + 1}",
             on_cancelled=lambda: self._cancelled(call_id),
         )
         with self._changing:
             run.open += 1
-            if run.waiting is not None:
-                run.waiting.cancel()
-                run.waiting = None
         if self.content and (prompt := last_prompt(messages or value_at(kwargs, "messages"))):
             run.block.message("user", prompt, message_id=f"{call_id}-prompt")
         return self._calls.put(call_id, _Call(attempt, run))
@@ -315,14 +314,23 @@ class SessionLogger(Adapter, CustomLogger):
                 self._end(begun.run, RunStatus.COMPLETED)
             return None
         with self._changing:
-            if self.ended.get(call_id) is not None:
+            if self._has_ended(call_id, kwargs):
                 return None
-            self.ended.put(call_id, part=True)
-        return self._calls.take(call_id) or self._begun_late(call_id, kwargs)
+            if self._calls.get(call_id) is None:
+                self._begin(call_id, value_at(kwargs, "model"), None, kwargs)
+            self._note_end(call_id, kwargs)
+            return self._calls.take(call_id)
 
-    def _begun_late(self, call_id: str, kwargs: Mapping[str, Any]) -> _Call | None:
-        self._begin(call_id, value_at(kwargs, "model"), None, kwargs)
-        return self._calls.take(call_id)
+    def _has_ended(self, call_id: str, kwargs: Mapping[str, Any]) -> bool:
+        """Whether the end of this very call is known: no later call with its id has asked the provider."""
+        last = self.ended.get(call_id)
+        return last is not None and last.asked_at == kwargs.get("api_call_start_time")
+
+    def _note_end(self, call_id: str, kwargs: Mapping[str, Any]) -> None:
+        with self._changing:
+            last = self.ended.get(call_id)
+            calls = 1 if last is None else last.calls + 1
+            self.ended.put(call_id, _Ended(kwargs.get("api_call_start_time"), calls))
 
     def _succeed(self, kwargs: Mapping[str, Any], response: Any) -> None:
         call = self._take(kwargs)
@@ -354,11 +362,7 @@ class SessionLogger(Adapter, CustomLogger):
             call.attempt.cancel()
         else:
             call.attempt.fail()
-        told = self.shown_error(error) if is_error else None
-        if value_at(kwargs, "standard_logging_object", "model_group"):
-            self._end_later(call.run, told)  # a Router may fall back on another model
-        else:
-            self._end(call.run, RunStatus.FAILED, told)
+        self._end(call.run, RunStatus.FAILED, self.shown_error(error) if is_error else None)
 
     def _cancelled(self, call_id: str) -> None:
         """The time limit, or the end of the recorder, closed the attempt."""
@@ -372,21 +376,21 @@ class SessionLogger(Adapter, CustomLogger):
         with self._changing:
             run.open -= 1
             is_over = run.is_own and run.open <= 0
-        if is_over:
+        if not is_over:
+            return
+        if status is RunStatus.FAILED:
+            run.block.give_up(error)  # a retry or a fallback may answer all the same
+        else:
             run.block.finish(error, status=status)
 
-    def _end_later(self, run: _Run, error: BaseException | str | None) -> None:
-        try:
-            loop = asyncio.get_running_loop()
-        except RuntimeError:
-            self._end(run, RunStatus.FAILED, error)
-            return
-        with self._changing:
-            run.open -= 1
-            if run.is_own and run.open <= 0:
-                run.waiting = loop.call_later(
-                    FALLBACK_SECONDS, lambda: run.block.finish(error, status=RunStatus.FAILED)
-                )
+
+def _details_of(kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
+    return value_at(kwargs, "litellm_logging_obj", "model_call_details") or {}
+
+
+def _id_asked(kwargs: Mapping[str, Any]) -> Any:
+    """The id of the call that is asked for: the one that is told later. A fallback's own id is never told."""
+    return _details_of(kwargs).get("litellm_call_id") or value_at(kwargs, "litellm_call_id")
 
 
 def counts_of(response: Any, logged: Any = None) -> Counts:

@@ -6,6 +6,7 @@ own, in the session that `Adapter.session_of` finds.
 
 import re
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from typing import Any, Literal, Unpack
 from uuid import uuid4
 
@@ -45,6 +46,8 @@ class Answer:
     usage: dict[str, Any] = field(default_factory=dict)
     """The provider's usage so far, where a stream tells it in pieces."""
     text: str = ""
+    pending: str | None = None
+    """The id under which the provider goes on to make the answer, also where nobody hears it."""
     is_whole: bool = False
     """Whether the answer has come to its end."""
     is_error: bool = False
@@ -64,7 +67,7 @@ class ModelCall:
     def _cancelled(self) -> None:
         """The time limit, or the end of the recorder, closed the attempt."""
         if not self.is_over and self.own_run is not None:
-            self.own_run.finish(status=RunStatus.CANCELLED)
+            self.own_run.cancel()  # the answer may come all the same
 
 
 def check_client(client: Any, package: str, expected: str) -> None:
@@ -166,8 +169,7 @@ class ModelCalls(Adapter):
         if call is None:
             return
         call.is_over = True
-        has_status = any(isinstance(getattr(error, name, None), int) for name in ("status_code", "code"))
-        if has_status or _was_never_sent(error):
+        if has_error_status(error) or _was_never_sent(error):
             call.attempt.fail(error)
         else:
             call.attempt.cancel()
@@ -202,6 +204,15 @@ class ModelCalls(Adapter):
 
 def _attempt_of(call: ModelCall | None) -> Attempt | None:
     return None if call is None else call.attempt
+
+
+def has_error_status(error: BaseException) -> bool:
+    """Whether the provider answered with a status of error.
+
+    The status of an error may be 200, where the client refuses an answer, which was billed.
+    """
+    told = (getattr(error, name, None) for name in ("status_code", "code"))
+    return any(isinstance(status, int) and status >= HTTPStatus.BAD_REQUEST for status in told)
 
 
 def _was_never_sent(error: BaseException | None) -> bool:

@@ -2,8 +2,9 @@
 
     client = recorded_openai(AsyncOpenAI(), recorder, user_id=user_id)
 
-Chat Completions, Responses (in the background too), the older completions, embeddings and images, of clients with and
-without `async`, Azure's included, with every helper of these. Needs the extra `openai`.
+Chat Completions, Responses (in the background too), the older completions, decisions, embeddings, images and
+transcriptions, of clients with and without `async`, Azure's included, with every helper of these. Needs the extra
+`openai`.
 
 A stream of Chat Completions tells its usage only where the request has `stream_options={"include_usage": True}`. The
 request stays as the host made it, unless `include_usage=True` is given; without usage the event is unmeasured.
@@ -138,6 +139,8 @@ def _hear_response(answer: Answer, event: dict[str, Any]) -> None:
         answer.is_error = True
     elif response is not None:
         _told(answer, response)
+        if value_at(response, "background") is True:
+            answer.pending = _pending(response)
 
 
 def _response_prompt(body: Mapping[str, Any]) -> str:
@@ -150,7 +153,7 @@ def _pending(body: Any) -> str | None:
     return None
 
 
-# Embeddings and images
+# Embeddings, images and transcriptions
 
 
 def _read_embeddings(answer: Answer, body: Any) -> None:
@@ -158,15 +161,15 @@ def _read_embeddings(answer: Answer, body: Any) -> None:
     answer.counts = openai_embedding_counts(value_at(body, "usage"))
 
 
-def _read_images(answer: Answer, body: Any) -> None:
+def _read_usage(answer: Answer, body: Any) -> None:
     answer.counts = openai_responses_counts(value_at(body, "usage"))
 
 
-def _hear_images(answer: Answer, event: dict[str, Any]) -> None:
+def _hear_usage(answer: Answer, event: dict[str, Any]) -> None:
     if event.get("error") or event.get("type") == "error":
         answer.is_error = True
     elif event.get("usage"):
-        _read_images(answer, event)
+        _read_usage(answer, event)
         answer.is_whole = True
 
 
@@ -175,7 +178,7 @@ def _image_prompt(body: Mapping[str, Any]) -> str:
 
 
 def _hear_nothing(answer: Answer, event: dict[str, Any]) -> None:
-    """Embeddings have no streams."""
+    """Embeddings and decisions have no streams."""
 
 
 def _no_prompt(_: Mapping[str, Any]) -> str:
@@ -184,15 +187,17 @@ def _no_prompt(_: Mapping[str, Any]) -> str:
 
 
 _RESPONSES = Operation("responses", _read_response, _hear_response, _response_prompt)
-_IMAGES = Operation("images", _read_images, _hear_images, _image_prompt)
+_IMAGES = Operation("images", _read_usage, _hear_usage, _image_prompt)
 _OPERATIONS = {
     "/chat/completions": Operation("chat.completions", _read_chat, _hear_chat, _chat_prompt),
     "/completions": Operation("completions", _read_chat, _hear_chat, _chat_prompt),
     "/responses": _RESPONSES,
     "/responses/compact": _RESPONSES,
+    "/decisions": Operation("decisions", _read_response, _hear_nothing, _response_prompt),
     "/embeddings": Operation("embeddings", _read_embeddings, _hear_nothing, _no_prompt, "embedding"),
     "/images/generations": _IMAGES,
     "/images/edits": _IMAGES,
+    "/audio/transcriptions": Operation("audio.transcriptions", _read_usage, _hear_usage, _no_prompt),
 }
 _operation = _OPERATIONS.get
-_RESULT_PATH = re.compile(r"/responses/[^/]+(/cancel)?")
+_RESULT_PATH = re.compile(r"/responses/([^/]+)(?:/cancel)?")

@@ -377,14 +377,13 @@ def _names_answer(kind: type[BaseException]) -> bool:
 
 def _close_attempt(attempt: Attempt, told: ModelRequestAttempt) -> None:
     """Closes an attempt as the runtime tells it."""
-    usage = told.usage
     kind = getattr(exceptions, (told.error or "").partition(":")[0], Exception)
-    if usage is not None:
-        attempt.usage(told.model_name, **_counts_of(usage))
-    elif told.outcome == "error" and isinstance(kind, type) and _names_answer(kind):
-        attempt.fail()
-    else:
-        attempt.cancel()
+    attempt.usage(
+        told.model_name,
+        provider=told.provider_name,
+        errored=told.usage is None and told.outcome == "error" and isinstance(kind, type) and _names_answer(kind),
+        **(Counts() if told.usage is None else _counts_of(told.usage)),
+    )
 
 
 def _counts_of(usage: RequestUsage) -> Counts:

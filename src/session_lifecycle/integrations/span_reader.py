@@ -312,6 +312,8 @@ def _whole(value: Any) -> Any:
 _EXCEPTION = re.compile(r"([A-Za-z_][\w.]*(?:Error|Exception|Exit|Interrupt|Timeout|Cancelled|Canceled))(?::|$)")
 _GIVEN_UP = ("cancel", "generatorexit", "keyboardinterrupt", "abort")
 _NO_ANSWER = ("timeout", "connect", "deadline", "incompleteread", "protocolerror")
+_REFUSED_ANSWER = ("validationerror", "jsondecodeerror", "finishreasonerror", "outputparser")
+"""The client could not use the answer, which was billed."""
 
 
 def error_of(
@@ -352,9 +354,11 @@ def is_given_up(error: str | None) -> bool:
 def is_answer(error: str) -> bool:
     """Whether the type of an error says, or may say, that the provider answered with an error, which bills nothing.
 
-    Of a call that was cancelled, timed out or lost its connection nobody knows what was billed.
+    Of a call that was cancelled, timed out or lost its connection, or whose answer the client could not use, nobody
+    knows what was billed.
     """
-    return not is_given_up(error) and not any(word in error.lower().replace("_", "") for word in _NO_ANSWER)
+    told = error.lower().replace("_", "")
+    return not is_given_up(error) and not any(word in told for word in (*_NO_ANSWER, *_REFUSED_ANSWER))
 
 
 # Content

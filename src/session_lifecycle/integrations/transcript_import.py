@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from stat import S_ISREG
 from typing import BinaryIO, Literal, NamedTuple, Protocol
 from uuid import UUID
 
@@ -101,9 +102,11 @@ def transcripts_in(places: Iterable[Path]) -> list[Path]:
     for place in places:
         for path in [place] if place.is_file() else place.rglob("*.jsonl"):
             try:
-                found[path.absolute()] = path.stat().st_mtime_ns
+                status = path.stat()
             except OSError:  # it was removed meanwhile
                 continue
+            if S_ISREG(status.st_mode):  # else to open it may wait for ever, as for a writer of a named pipe
+                found[path.absolute()] = status.st_mtime_ns
     return sorted(found, key=lambda path: (found[path], path))
 
 

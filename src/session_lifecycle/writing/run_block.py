@@ -48,7 +48,8 @@ class RunBlock(CodeBlock, OpensAttempts):
         if self._fields["agent_name"] is None:
             self._fields["agent_name"] = scope.agent_name
         self._is_finished = False
-        self._is_cancelled = False
+        self._is_for_now = False
+        """Whether a later `finish` replaces its end."""
 
     @property
     def agent_name(self) -> str | None:
@@ -82,7 +83,7 @@ class RunBlock(CodeBlock, OpensAttempts):
     ) -> None:
         """Records that the run ended, after it has closed the attempts that are open. The first call wins.
 
-        It takes the place of a `cancel`.
+        It takes the place of a `cancel`, and of a `give_up`.
 
         Args:
             error: What went wrong; None: nothing.
@@ -99,12 +100,12 @@ class RunBlock(CodeBlock, OpensAttempts):
             is_cancelled = isinstance(error, BaseException) and ends_as_cancelled(error)
             status = RunStatus.CANCELLED if is_cancelled else RunStatus.FAILED
         status = status or RunStatus.COMPLETED
-        if self._is_finished and not (self._is_cancelled and status != RunStatus.CANCELLED):
+        if self._is_finished and not (self._is_for_now and status != RunStatus.CANCELLED):
             return
         fields: dict[str, Any] = {
             **self._fields,
-            # `cancel` has recorded another end, with revision 0.
-            "revision": int(self._is_cancelled),
+            # `cancel` or `give_up` has recorded another end, with revision 0.
+            "revision": int(self._is_for_now),
             "status": status,
             "ended_at": at or now(),
             "output": self.output if output is None else output,
@@ -115,7 +116,7 @@ class RunBlock(CodeBlock, OpensAttempts):
             fields["error"] = ": ".join(told[name] for name in ("type", "message") if told.get(name))
         if metadata is not None:
             fields["metadata"] = {**(fields["metadata"] or {}), **metadata}
-        self._is_finished, self._is_cancelled = True, False
+        self._is_finished, self._is_for_now = True, False
         self._scope.quiet.write(Run, **given(fields))
 
     def cancel(self) -> None:
@@ -123,9 +124,22 @@ class RunBlock(CodeBlock, OpensAttempts):
 
         Does nothing where the run has ended.
         """
+        self._finish_for_now(None, RunStatus.CANCELLED)
+
+    def give_up(self, error: BaseException | str | None = None) -> None:
+        """Records that the run failed, as far as anybody knows. A later `finish` replaces that.
+
+        Does nothing where the run has ended.
+
+        Args:
+            error: What went wrong.
+        """
+        self._finish_for_now(error, RunStatus.FAILED)
+
+    def _finish_for_now(self, error: BaseException | str | None, status: RunStatus) -> None:
         if not self._is_finished:
-            self.finish(status=RunStatus.CANCELLED)
-            self._is_cancelled = True
+            self.finish(error, status=status)
+            self._is_for_now = True
 
     def run(
         self,

@@ -5,8 +5,10 @@ from contextlib import AbstractAsyncContextManager
 from functools import partial
 from typing import Any
 
+import httpx
 import pytest
 from google.genai import Client, errors, types
+from google.oauth2.credentials import Credentials
 
 from session_lifecycle import SessionDatabase
 from session_lifecycle.errors import BudgetExceededError
@@ -60,6 +62,47 @@ async def test_plain_calls_streams_and_functions_that_the_client_runs(session_da
         assert await books.measured(made.db) == books.served(made.server)
         assert [one.counts for one in await made.events()] == [(1500, 80), (1500, 80), (1500, 80), (1510, 81)]
         assert made.recorder.snapshot().failures == 0
+
+
+async def test_models_of_ones_own(session_database: SessionDatabase) -> None:
+    """Tuned models and the endpoints of Vertex have no `models/` before their names."""
+    async with opened(session_database) as made:
+        endpoint = "projects/p/locations/europe-west4/endpoints/123"
+        options = types.HttpOptions(base_url=made.server.url)
+        credentials = Credentials(token="none")
+        vertex = Client(
+            vertexai=True, project="p", location="europe-west4", credentials=credentials, http_options=options
+        )
+        recorded_genai(vertex, made.recorder)
+        await made.client.aio.models.generate_content(model="tunedModels/mine", contents="hello")
+        await vertex.aio.models.generate_content(model=endpoint, contents="hello")
+        async for _ in await vertex.aio.models.generate_content_stream(model=endpoint, contents="hello"):
+            pass
+        await vertex.aio.aclose()
+        await made.recorder.flush()
+        assert await books.measured(made.db) == books.served(made.server)
+        assert [one.model for one in await made.events()] == ["mine", "123", "123"]
+
+
+@pytest.mark.filterwarnings("ignore:The generate_images method is deprecated")
+async def test_embeddings_of_vertex(session_database: SessionDatabase) -> None:
+    def answer(_: httpx.Request) -> httpx.Response:
+        embeddings = {"values": [0.5], "statistics": {"token_count": 4, "truncated": False}}
+        return httpx.Response(200, json={"predictions": [{"embeddings": embeddings}] * 2})
+
+    async with opened(session_database) as made:
+        credentials = Credentials(token="none")
+        with httpx.Client(transport=httpx.MockTransport(answer)) as http_client:
+            options = types.HttpOptions(httpx_client=http_client)
+            vertex = Client(
+                vertexai=True, project="p", location="europe-west4", credentials=credentials, http_options=options
+            )
+            recorded_genai(vertex, made.recorder).models.embed_content(
+                model="text-embedding-005", contents=["hello", "there"]
+            )
+            vertex.models.generate_images(model="imagen-4.0", prompt="hello")
+        await made.recorder.flush()
+        assert await made.events() == [event((8, 0), NO_PARTS)._replace(model="text-embedding-005")]
 
 
 async def test_cut_cancelled_failed_and_unmeasured_calls(session_database: SessionDatabase) -> None:

@@ -261,6 +261,14 @@ async def test_use_under_a_plan_is_in_no_cost(session_database: SessionDatabase,
     assert found.record.cost_usd == 0
 
 
+def test_a_named_pipe_holds_up_nothing(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    (tmp_path / "directory.jsonl").mkdir()
+    (tmp_path / "nothing.jsonl").symlink_to(tmp_path / "left")
+    (tmp_path / "file.jsonl").touch()
+    assert transcripts_in([tmp_path]) == [tmp_path / "file.jsonl"]
+
+
 def test_the_longest_unchanged_file_comes_first(tmp_path: Path) -> None:
     files = [write(tmp_path / name / "x.jsonl", []) for name in "abc"]
     for place, file in enumerate([files[1], files[2], files[0]]):

@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncGenerator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
@@ -282,6 +282,60 @@ async def test_a_router_falls_back_in_one_run(session_database: SessionDatabase)
         assert [one.status for one in (await books.runs(session_database)).values()] == ["completed"]
 
 
+@pytest.mark.parametrize("way", ["fallback", "retry of a stream", "the caller's id again"])
+async def test_calls_with_one_id_are_an_event_each(session_database: SessionDatabase, way: str) -> None:
+    """LiteLLM's own fallbacks and retries keep the id of the first call, and so does a caller of the proxy."""
+    async with opened(session_database) as calls:
+        asked: Any = {"messages": [{"role": "user", "content": "[[once500:a]]"}], **calls.place(), **NAMED}
+        fall: Any = {**asked, "model": "openai/gpt-4o", "fallbacks": ["openai/gpt-5"], "max_retries": 0}
+        claude = {"model": "anthropic/claude-sonnet-4-5", "api_base": calls.server.url}
+        if way == "fallback":
+            await litellm.acompletion(**fall)
+        elif way == "retry of a stream":
+            async for _ in await litellm.acompletion(**{**asked, **claude}, num_retries=2, stream=True):
+                pass
+        else:
+            for _ in range(2):
+                await calls("hello", litellm_call_id="c1", **NAMED)
+
+        async def are_told() -> bool:
+            await calls.recorder.flush()
+            return len(await books.events(session_database)) == 2
+
+        await eventually(are_told, within_seconds=20)
+        told = sorted((one.model, one.counts) for one in (await books.events(session_database)).values())
+        answered = [(one.served_model, (one.tokens_in, one.tokens_out)) for one in calls.server.answered]
+        refused = [(one.model, (0, 0)) for one in calls.server.served if one.status != 200]
+        assert told == sorted(answered + refused)
+        assert await books.runs(session_database) == {"r1": RunRow("s1", "main", "completed")}
+        assert calls.recorder.snapshot().failures == 0
+
+
+async def test_a_retry_whose_answer_is_never_told_is_unmeasured(session_database: SessionDatabase) -> None:
+    """LiteLLM tells the first failure of such a call, and nothing of the answer after it."""
+    async with opened(session_database) as calls:
+        claude = {"model": "anthropic/claude-sonnet-4-5", "api_base": calls.server.url, "num_retries": 2}
+        await calls("[[once500:a]]", **claude, **NAMED)
+        await calls.told(1)
+        await asyncio.sleep(0.5)
+    found = sorted((one.errored, one.measured) for one in (await books.events(session_database)).values())
+    assert found == [(False, False), (True, True)]
+
+
+async def test_a_run_whose_last_call_failed_is_failed_at_once(session_database: SessionDatabase) -> None:
+    async with opened(session_database) as calls:
+        models = [
+            {"model_name": name, "litellm_params": {"model": f"openai/{model}", **calls.place()}}
+            for name, model in (("a", "gpt-5"), ("b", "gpt-4o"))
+        ]
+        router = Router(model_list=models, fallbacks=[{"a": ["b"]}], num_retries=0)
+        with pytest.raises(litellm.BadRequestError):
+            await router.acompletion(model="a", messages=[{"role": "user", "content": "[[err400]]"}])
+        await calls.told(2)
+        assert [one.errored for one in (await books.events(session_database)).values()] == [True, True]
+        assert [one.status for one in (await books.runs(session_database)).values()] == ["failed"]
+
+
 async def test_calls_in_a_run_block_belong_to_it(session_database: SessionDatabase) -> None:
     async with opened(session_database, user_id=None) as calls:
 
@@ -314,6 +368,18 @@ async def test_an_answer_of_litellms_own_cache_is_not_counted(session_database: 
         await logger.async_log_success_event(kwargs, response, NOW, NOW)
         await recorder.flush()
         assert await books.events(session_database) == {}
+
+
+@pytest.mark.parametrize("call_type", ["adecisions", "compact_responses", "acompact_responses"])
+async def test_a_call_of_a_kind_that_few_use(session_database: SessionDatabase, call_type: str) -> None:
+    async with session_database.recorder() as recorder:
+        logger = SessionLogger(recorder, user_id=A)
+        kwargs = {"litellm_call_id": "c1", "call_type": call_type, "model": "gpt-5"}
+        logger.log_pre_api_call("gpt-5", None, kwargs)
+        response = {"model": "gpt-5", "usage": {"input_tokens": 5, "output_tokens": 2}}
+        await logger.async_log_success_event(kwargs, response, NOW, NOW)
+        await recorder.flush()
+        assert [one.counts for one in (await books.events(session_database)).values()] == [(5, 2)]
 
 
 async def test_the_owner_by_the_metadata_as_on_the_proxy(session_database: SessionDatabase) -> None:
@@ -419,6 +485,28 @@ async def test_a_router_asks_for_each_model_and_a_cached_answer_reserves_nothing
 
         await eventually(is_free)
         assert len(await books.events(calls.db)) == 1
+
+
+async def test_a_fallback_with_the_id_of_the_call_that_failed_is_asked_for_too(
+    session_database: SessionDatabase,
+) -> None:
+    async with opened(session_database) as calls:
+        await limit(calls.db, limit_usd=1)
+
+        def needs(model: str | None, _request: Any) -> Any:
+            return {"cost_usd": "0.8" if model == "gpt-4o" else 2}
+
+        forget_callbacks()
+        calls.logger = SessionLogger(calls.recorder, user_id=A, budgets=BudgetCheck(calls.db.budgets, needs=needs))
+        litellm.callbacks = [calls.logger]
+        for words, error in (("hello", None), ("[[err500]]", "would be exceeded")):
+            with pytest.raises(Exception, match=error) if error else nullcontext():
+                await calls(words, model="openai/gpt-4o", fallbacks=["openai/gpt-5"], **NAMED)
+            await calls.told(len(calls.server.served))
+            await assert_settled(calls.db, calls.recorder)
+        assert [one.model for one in calls.server.served] == ["gpt-4o", "gpt-4o"]
+        events = (await books.events(session_database)).values()
+        assert sorted((one.counts, one.errored) for one in events) == [((0, 0), True), ((1200, 80), False)]
 
 
 def test_without_the_package_the_import_names_the_extra() -> None:

@@ -1,6 +1,8 @@
 """OpenAI's client, recorded, against a stand-in of its API: the books equal what the stand-in served."""
 
 import asyncio
+import json
+from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from functools import partial
 from typing import Any
@@ -9,7 +11,15 @@ from uuid import UUID
 import httpx
 import httpx2
 import pytest
-from openai import APIConnectionError, APIError, APIStatusError, AsyncAzureOpenAI, AsyncOpenAI, OpenAI
+from openai import (
+    APIConnectionError,
+    APIError,
+    APIResponseValidationError,
+    APIStatusError,
+    AsyncAzureOpenAI,
+    AsyncOpenAI,
+    OpenAI,
+)
 from pydantic import BaseModel
 
 from session_lifecycle import SessionDatabase
@@ -42,6 +52,12 @@ def said(words: str) -> Any:
 
 def event(counts: tuple[int, int] = (1200, 80), parts: Any = PARTS, model: str = SERVED, **more: Any) -> Event:
     return Event("s1", "r1", None, "openai", model, counts, parts, **more)
+
+
+async def aislice(stream: AsyncIterator[Any], count: int) -> AsyncIterator[Any]:
+    """The first pieces of a stream."""
+    for _ in range(count):
+        yield await anext(stream)
 
 
 UNKNOWN = event((0, 0), NO_PARTS, "gpt-5", measured=False)
@@ -315,6 +331,110 @@ async def test_a_response_that_is_made_in_the_background(session_database: Sessi
         assert (await made.client.responses.retrieve(response.id)).status == "completed"
         await made.client.responses.retrieve(response.id)
         assert await made.events() == [event()]
+
+
+@pytest.mark.parametrize("asked", ["plain", "raw", "streamed", "stream"])
+@pytest.mark.parametrize("looked", ["plain", "raw", "streamed", "stream", "beta"])
+async def test_the_background_in_every_way_to_ask_and_to_look(
+    session_database: SessionDatabase, asked: str, looked: str
+) -> None:
+    async with opened(session_database) as made:
+        responses = made.client.responses
+        wanted: Any = {"model": "gpt-5", "input": "hello", "background": True}
+        if asked == "raw":
+            found = (await responses.with_raw_response.create(**wanted)).parse().id
+        elif asked == "streamed":
+            async with responses.with_streaming_response.create(**wanted) as streamed:
+                found = (await streamed.parse()).id
+        elif asked == "stream":
+            async with await responses.create(**wanted, stream=True) as stream:
+                found = [one.response.id async for one in aislice(stream, 2)][-1]
+        else:
+            found = (await responses.create(**wanted)).id
+        assert await made.events() == []
+        if looked == "raw":
+            assert (await responses.with_raw_response.retrieve(found)).parse().usage is not None
+        elif looked == "streamed":
+            async with responses.with_streaming_response.retrieve(found) as streamed:
+                assert (await streamed.parse()).usage is not None
+        elif looked == "stream":
+            assert [one.type async for one in await responses.retrieve(found, stream=True)] == ["response.completed"]
+        elif looked == "beta":
+            assert (await made.client.beta.responses.retrieve(found)).usage is not None
+        else:
+            assert (await responses.retrieve(found)).usage is not None
+        await made.equal_what_was_served()
+        assert await made.events() == [event()]
+
+
+async def test_a_response_in_the_background_that_nobody_reads_waits_for_the_next_look(
+    session_database: SessionDatabase,
+) -> None:
+    async with opened(session_database) as made:
+        responses = made.client.responses
+        found = (await responses.create(model="gpt-5", input="hello", background=True)).id
+        async with responses.with_streaming_response.retrieve(found):
+            pass
+        with pytest.raises(APIStatusError):
+            await responses.retrieve("resp_unknown")
+        assert await made.events() == []
+        await responses.retrieve(found)
+        assert await made.events() == [event()]
+
+
+async def test_betas_and_decisions(session_database: SessionDatabase) -> None:
+    async with opened(session_database) as made:
+        await made.client.beta.responses.create(model="gpt-5", input="hello")
+        async for _ in await made.client.beta.responses.create(model="gpt-5", input="hello", stream=True):
+            pass
+        await made.equal_what_was_served()
+        await made.client.decisions.create(
+            model="gpt-5", input="hello", questions=[{"type": "predicate", "text": "Is it a greeting?"}]
+        )
+        assert await made.events() == [event()] * 3
+
+
+async def test_a_transcription(session_database: SessionDatabase) -> None:
+    usage = {"type": "tokens", "input_tokens": 30, "output_tokens": 9, "total_tokens": 39}
+    usage |= {"input_token_details": {"audio_tokens": 25, "text_tokens": 5}}
+    done = {"type": "transcript.text.done", "text": "seven", "usage": usage}
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        if b'name="stream"' in request.content:
+            headers = {"content-type": "text/event-stream"}
+            return httpx2.Response(200, headers=headers, content=f"data: {json.dumps(done)}\n\n")
+        if b"whisper-1" in request.content:
+            return httpx2.Response(200, json={"text": "seven", "usage": {"type": "duration", "seconds": 3}})
+        return httpx2.Response(200, json={"text": "seven", "usage": usage})
+
+    async with opened(session_database) as made:
+        transport = httpx2.MockTransport(answer)
+        made.bare = AsyncOpenAI(api_key="none", http_client=httpx2.AsyncClient(transport=transport))
+        transcriptions = made.recorded().audio.transcriptions
+        file = ("a.wav", b"RIFF")
+        await transcriptions.create(model="gpt-4o-transcribe", file=file)
+        async for _ in await transcriptions.create(model="gpt-4o-transcribe", file=file, stream=True):
+            pass
+        await transcriptions.create(model="whisper-1", file=file)
+        assert sorted((one.model, one.counts, one.measured) for one in await made.events()) == [
+            ("gpt-4o-transcribe", (30, 9), True),
+            ("gpt-4o-transcribe", (30, 9), True),
+            ("whisper-1", (0, 0), False),
+        ]
+
+
+async def test_an_answer_that_the_client_refuses_is_unmeasured_and_no_error_of_the_provider(
+    session_database: SessionDatabase,
+) -> None:
+    async with opened(session_database) as made:
+        transport = httpx2.MockTransport(lambda _: httpx2.Response(200, text="no JSON"))
+        http_client = httpx2.AsyncClient(transport=transport)
+        made.bare = AsyncOpenAI(api_key="none", http_client=http_client)
+        client = made.recorded()
+        vars(client)["_strict_response_validation"] = True
+        with pytest.raises(APIResponseValidationError):
+            await client.responses.create(model="gpt-5", input="hello")
+        assert await made.events() == [UNKNOWN]
 
 
 async def test_what_is_no_call_of_a_model_is_not_recorded(session_database: SessionDatabase) -> None:

@@ -130,7 +130,7 @@ class Responses(Dialect):
             "object": "response",
             "created_at": 1795000000,
             "status": status,
-            "background": False,
+            "background": bool(self.body.get("background")),
             "error": None,
             "incomplete_details": None,
             "instructions": None,
@@ -191,6 +191,8 @@ class Responses(Dialect):
 
     def events(self, served: Served) -> Iterator[Json | str]:
         numbers = iter(range(1000))
+        if self.body.get("background"):
+            self._kept.made[served.response_id] = self._response(served)
 
         def event(kind: str, **fields: Any) -> Json:
             return {"type": f"response.{kind}", "sequence_number": next(numbers), **fields}
@@ -217,6 +219,18 @@ class Responses(Dialect):
             yield event("content_part.done", **place, part=item["content"][0])
         yield event("output_item.done", output_index=0, item=item)
         yield event("completed", response=self._response(served))
+
+
+class Decisions(Responses):
+    api = "decisions"
+
+    def whole(self, served: Served) -> Json:
+        response = self._response(served)
+        return {
+            "answers": [{"type": "predicate", "probability": 0.5}],
+            "model": response["model"],
+            "usage": response["usage"],
+        }
 
 
 class Embeddings(Dialect):

@@ -9,6 +9,7 @@ import pytest
 from langchain_core.caches import InMemoryCache
 from langchain_core.messages import HumanMessage
 from langchain_core.outputs import Generation, LLMResult
+from pydantic import BaseModel
 
 from session_lifecycle import SessionDatabase
 from session_lifecycle.integrations.langchain import SessionCallbackHandler
@@ -19,6 +20,12 @@ from support.model_server import ModelServer
 from support.runtimes.langchain import COUNTS, KINDS, NO_COUNTS, Fields, answered, books, counts_of, model_of, run_chain
 from support.transcripts import events, rows, runs
 from support.usage import A
+
+
+class City(BaseModel):
+    """A city."""
+
+    name: str
 
 
 @KINDS
@@ -92,6 +99,34 @@ async def test_an_error_of_the_provider(
     # A connection that breaks says nothing about what was used.
     found = await books(session_database, recorder, f"measured, errored, {COUNTS}")
     assert found == [(True, True, *NO_COUNTS), (False, False, *NO_COUNTS)]
+    assert set((await runs(session_database)).values()) == {"failed"}
+
+
+async def test_an_answer_that_the_client_cannot_use_is_no_error_of_the_provider(
+    session_database: SessionDatabase, recorder: SessionRecorder, server: ModelServer
+) -> None:
+    """It was billed. Where the client gives it with its error, its usage is known."""
+
+    def cut(body: dict[str, Any]) -> dict[str, Any]:
+        body["choices"][0]["finish_reason"] = "length"
+        return body
+
+    def no_json(body: dict[str, Any]) -> dict[str, Any]:
+        body["choices"][0]["message"]["content"] = "no JSON"
+        return body
+
+    handler = SessionCallbackHandler(recorder, user_id=A, session_id="s1")
+    model = model_of("chat", server, max_retries=0).with_structured_output(City, method="json_schema")
+    for change, refusal in ((cut, "length limit"), (no_json, "validation error")):
+        server.changed = change
+        with pytest.raises(Exception, match=refusal):
+            await model.ainvoke("Where is it?", config={"callbacks": [handler]})
+    found = await books(session_database, recorder, f"model, measured, errored, partial, {COUNTS}")
+    served = server.served[0]
+    assert sorted(found) == [
+        (served.model, False, False, False, *NO_COUNTS),
+        (served.served_model, True, False, False, *counts_of(served)),
+    ]
     assert set((await runs(session_database)).values()) == {"failed"}
 
 

@@ -176,6 +176,9 @@ async def test_counts_that_are_refused_leave_an_unmeasured_event(session_databas
         ("openai.APITimeoutError", False, False, "failed"),
         ("DEADLINE_EXCEEDED", False, False, "failed"),
         ("APIConnectionError", False, False, "failed"),
+        ("pydantic_core._pydantic_core.ValidationError", False, False, "failed"),
+        ("openai.LengthFinishReasonError", False, False, "failed"),
+        ("botocore.errorfactory.ValidationException", True, True, "failed"),
     ],
 )
 async def test_H42_errors(

@@ -253,3 +253,5 @@ async def test_models_that_a_fallback_model_moved_on_from(
         "r3:1": failed,
         "r3:1:0": failed,
     }
+    # The name of a fallback model is that of all its models.
+    assert all(str(one.provider).partition(":")[0] != "fallback" for one in events.values() if one.errored)
