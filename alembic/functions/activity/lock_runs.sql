@@ -96,8 +96,8 @@ BEGIN
             FROM item i, LATERAL (VALUES (i.run_id), (i.parent_run_id), (i.root_run_id)) named (run_id)
             WHERE named.run_id IS NOT NULL
             UNION ALL
-            -- An event may take the place of the one that its key holds, which may be of a run.
-            SELECT i.user_id, coalesce(i.run_id, held.run_id) COLLATE "C", false
+            -- An event may take the place of the one that its key holds, which may be of another run.
+            SELECT i.user_id, named.run_id COLLATE "C", false
             FROM jsonb_to_recordset(written) i (user_id uuid, session_id text, event_id uuid, run_id text, key_scope text)
             LEFT JOIN LATERAL (
                 SELECT e.run_id FROM {schema}.session_usage_events e
@@ -107,7 +107,8 @@ BEGIN
                 SELECT e.run_id FROM {schema}.session_usage_events e
                 WHERE i.key_scope = 'user' AND e.key_scope = 'user' AND e.user_id = i.user_id AND e.event_id = i.event_id
             ) held ON true
-            WHERE coalesce(i.run_id, held.run_id) IS NOT NULL
+            CROSS JOIN LATERAL (VALUES (i.run_id), (held.run_id)) named (run_id)
+            WHERE named.run_id IS NOT NULL
         ) t
         GROUP BY t.user_id, t.run_id
     ) t

@@ -1,7 +1,7 @@
--- Takes all locks that the items need, then writes one wave after another. `others` are further sessions to lock, `has_runs`
--- says whether any item names a run, or has a key that may hold an event of a run in any session.
+-- Takes all locks that the items need, then writes one wave after another. `others` are further sessions and runs to lock,
+-- `has_runs` says whether any item names a run, or has a key that may hold an event of a run in any session.
 -- Answers a row for each item; where an item has several rows, the last one holds.
--- Raises `SL002` where further sessions have to be locked, with them as its detail: `record_v1` calls again. Lets through
+-- Raises `SL002` where further sessions or runs have to be locked, with them as its detail: `record_v1` calls again. Lets through
 -- `SL003` and `SL004` of `lock_sessions`, `SL002` of `settle_runs`, and `SL005` of `refuse_parent_cycles`.
 -- Locks: those of `lock_sessions`, then those of `lock_runs`, then that of `refuse_parent_cycles` (rule R10).
 CREATE FUNCTION {schema}.record_locked(
@@ -45,22 +45,39 @@ BEGIN
         RETURN;
     END IF;
 
-    named := {schema}.lock_runs(waves, activity);
+    named := {schema}.lock_runs(waves || others, activity);
     followed := {schema}.follow_runs(waves, activity);
     IF followed.waves IS NOT NULL THEN
         waves := followed.waves;
         activity := followed.activity;
         last_wave := jsonb_array_length(waves) - 1;
-        SELECT jsonb_agg(jsonb_build_object('user_id', t.user_id, 'session_id', t.session_id)) INTO missing
+        SELECT jsonb_agg(jsonb_build_object('user_id', t.user_id, 'session_id', t.session_id, 'run_id', t.run_id))
+        INTO missing
         FROM (
-            SELECT i.user_id, i.session_id COLLATE "C" AS session_id
-            FROM jsonb_array_elements(waves) wave, jsonb_to_recordset(wave) i (user_id uuid, session_id text)
-            EXCEPT
-            SELECT l.user_id, l.session_id
-            FROM unnest((SELECT locked.users), (SELECT locked.sessions)) l (user_id, session_id)
+            (
+                SELECT i.user_id, i.session_id COLLATE "C" AS session_id, NULL AS run_id
+                FROM jsonb_array_elements(waves) wave, jsonb_to_recordset(wave) i (user_id uuid, session_id text)
+                EXCEPT
+                SELECT l.user_id, l.session_id, NULL
+                FROM unnest((SELECT locked.users), (SELECT locked.sessions)) l (user_id, session_id)
+            )
+            UNION ALL
+            -- In the session that an event moved to, its key may hold an event of another run.
+            SELECT i.user_id, i.session_id, held.run_id
+            FROM jsonb_array_elements(waves) wave,
+                 jsonb_to_recordset(wave) i (user_id uuid, session_id text, event_id uuid)
+            JOIN LATERAL (
+                SELECT e.run_id FROM {schema}.session_usage_events e
+                WHERE e.user_id = i.user_id AND e.session_id = i.session_id AND e.event_id = i.event_id
+                LIMIT 1
+            ) held ON held.run_id IS NOT NULL
+            WHERE NOT EXISTS (
+                SELECT FROM unnest((SELECT named.users), (SELECT named.runs)) n (user_id, run_id)
+                WHERE n.user_id = i.user_id AND n.run_id = held.run_id
+            )
         ) t;
         IF missing IS NOT NULL THEN
-            RAISE EXCEPTION USING ERRCODE = 'SL002', MESSAGE = 'sessions have to be locked', DETAIL = missing::text;
+            RAISE EXCEPTION USING ERRCODE = 'SL002', MESSAGE = 'sessions or runs have to be locked', DETAIL = missing::text;
         END IF;
     END IF;
     FOR wave IN 0..last_wave LOOP

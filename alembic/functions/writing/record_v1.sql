@@ -211,7 +211,7 @@ BEGIN
             RETURN;
         EXCEPTION
             WHEN SQLSTATE 'SL002' THEN
-                -- The items concern further sessions.
+                -- The items concern further sessions or runs.
                 GET STACKED DIAGNOSTICS found_missing = PG_EXCEPTION_DETAIL;
                 others := others || jsonb_build_array(found_missing::jsonb);
             WHEN SQLSTATE 'SL003' THEN

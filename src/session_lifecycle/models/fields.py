@@ -112,7 +112,7 @@ def _label(most_bytes: int, characters: int | None = None) -> AfterValidator:
     return AfterValidator(lambda text: cut(text, most_bytes, characters))
 
 
-def _blank_as_none(value: Any) -> Any:
+def blank_as_none(value: Any) -> Any:
     return None if value == "" else value
 
 
@@ -213,15 +213,15 @@ SessionId = Annotated[
 ]
 Label = Annotated[Text, _label(LABEL_BYTES, LABEL_CHARACTERS)]
 RequiredLabel = Annotated[Text, Field(min_length=1), _label(LABEL_BYTES, LABEL_CHARACTERS)]
-OptionalName = Annotated[Label | None, BeforeValidator(_blank_as_none)]
+OptionalName = Annotated[Label | None, BeforeValidator(blank_as_none)]
 OptionalModel = Annotated[Annotated[Text, _label(MODEL_BYTES)] | None, BeforeValidator(_stripped)]
 OptionalTitle = Annotated[
-    Annotated[Text, _label(4 * LONG_LABEL_CHARACTERS, LONG_LABEL_CHARACTERS)] | None, BeforeValidator(_blank_as_none)
+    Annotated[Text, _label(4 * LONG_LABEL_CHARACTERS, LONG_LABEL_CHARACTERS)] | None, BeforeValidator(blank_as_none)
 ]
 Key = Annotated[str, Strict(), Field(min_length=1, max_length=512), AfterValidator(storable)]
 ExternalId = Annotated[Text, AfterValidator(_within_id_bytes)]
-OptionalExternalId = Annotated[ExternalId | None, BeforeValidator(_blank_as_none)]
-OptionalSessionId = Annotated[SessionId | None, BeforeValidator(_blank_as_none)]
+OptionalExternalId = Annotated[ExternalId | None, BeforeValidator(blank_as_none)]
+OptionalSessionId = Annotated[SessionId | None, BeforeValidator(blank_as_none)]
 FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
 Id = Annotated[UUID, BeforeValidator(_uuid), Strict()]
 Flag = Annotated[bool, Strict()]

@@ -7,7 +7,7 @@ from uuid import UUID
 
 from pydantic import Field, Strict
 
-from session_lifecycle.models.fields import Flag, Id, OptionalModel, SessionId, Text, Value
+from session_lifecycle.models.fields import Flag, Id, OptionalModel, RequiredLabel, SessionId, Value
 from session_lifecycle.models.session_filters import Window
 
 MOST_MISMATCHES = 100
@@ -44,7 +44,7 @@ class Narrowing(Value):
     """Which sessions a job looks at: those of all three lists. None: whatever the session has."""
 
     user_ids: tuple[Id, ...] | None = None
-    agent_names: tuple[Text, ...] | None = None
+    agent_names: tuple[RequiredLabel, ...] | None = None
     dataset_ids: tuple[Id, ...] | None = None
 
 

@@ -9,6 +9,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import BeforeValidator, Field, Strict, model_validator
 
+from session_lifecycle.errors import InvalidValueError
 from session_lifecycle.models.fields import AwareTime, Key, Text, Value, storable
 from session_lifecycle.models.refusals import inconsistent, refuse_empty_window, refused
 from session_lifecycle.models.sessions import MOST_TAGS, TAG_CHARACTERS, EffectiveStatus
@@ -182,12 +183,23 @@ class Series(Value):
 
         Hours, days, weeks (from Monday) and months begin by the clocks of the time zone. A day on which the clocks are
         changed by an hour has 23 or 25 hours.
+
+        Raises:
+            InvalidValueError: The first or the last bucket is not within the years that a datetime can have.
         """
         if self.since == self.until:
             return []
-        found = [self._begin(self.since)]
-        while found[-1] < self.until:
-            found.append(self._next(found[-1]))
+        found: list[datetime] = []
+        try:
+            found.append(self._begin(self.since))
+            while found[-1] < self.until:
+                found.append(self._next(found[-1]))
+        except OverflowError:
+            field = "until" if found else "since"
+            expected = (
+                f"a time whose whole {self.bucket} is between the years 1 and 9999, by the clocks of {self.timezone}"
+            )
+            raise InvalidValueError(field, getattr(self, field), expected) from None
         return found
 
     def _begin(self, moment: datetime) -> datetime:

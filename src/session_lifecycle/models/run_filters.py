@@ -14,6 +14,7 @@ from session_lifecycle.models.fields import (
     OptionalSessionId,
     Text,
     Value,
+    blank_as_none,
 )
 from session_lifecycle.models.pages import Offset, PageFilters, StepsLimit
 
@@ -25,7 +26,7 @@ def _blank_as_default_project(value: Any) -> Any:
     return DEFAULT_PROJECT if value == "" else value
 
 
-OptionalText = Annotated[Text | None, BeforeValidator(lambda value: None if value == "" else value)]
+OptionalText = Annotated[Text | None, BeforeValidator(blank_as_none)]
 OptionalProject = Annotated[Label | None, BeforeValidator(_blank_as_default_project)]
 
 

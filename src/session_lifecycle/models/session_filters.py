@@ -5,6 +5,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, Strict, model_validator
 
+from session_lifecycle.models.annotations import AnnotationName
 from session_lifecycle.models.fields import (
     AwareTime,
     Cost,
@@ -12,11 +13,13 @@ from session_lifecycle.models.fields import (
     Flag,
     Id,
     OptionalName,
+    RequiredLabel,
     SessionId,
     Text,
     Value,
+    blank_as_none,
 )
-from session_lifecycle.models.json_payloads import JsonObject
+from session_lifecycle.models.json_payloads import JsonObject, LongLabel
 from session_lifecycle.models.pages import Page, PageFilters
 from session_lifecycle.models.refusals import inconsistent, refuse_empty_window
 from session_lifecycle.models.sessions import EffectiveStatus, SessionRowWithStatus, StatusFilter, Tags
@@ -31,8 +34,7 @@ DEFAULT_SESSION_ORDER = SESSION_ORDERS[0]
 
 Count = Annotated[int, Strict(), Field(ge=0, le=2**63 - 1)]
 Seconds = Annotated[FiniteFloat, Field(ge=0, le=10**9)]
-Prefix = Annotated[Annotated[Text, Field(max_length=512)] | None, BeforeValidator(lambda value: value or None)]
-AgentName = Annotated[Text, Field(min_length=1, max_length=200)]
+Prefix = Annotated[Annotated[Text, Field(max_length=512)] | None, BeforeValidator(blank_as_none)]
 
 
 class SessionFilters(PageFilters):
@@ -52,7 +54,7 @@ class SessionFilters(PageFilters):
     """The beginning of the session's id."""
     excluded_session_id_prefix: Prefix = None
     """The beginning that the session's id does not have."""
-    agent_names: tuple[AgentName, ...] = ()
+    agent_names: tuple[RequiredLabel, ...] = ()
     """The session's agent is one of these; empty: any agent, or none."""
     without_dataset: Flag = False
     """Whether the session is in no dataset."""
@@ -71,9 +73,9 @@ class SessionFilters(PageFilters):
     """The session's metadata has these keys with these values; an object or a list has at least what is given."""
     tags: Tags = Field(default_factory=dict)
     """The session has these tags with these texts."""
-    tool: OptionalName = None
+    tool: Annotated[LongLabel | None, BeforeValidator(blank_as_none)] = None
     """A run of the session called a tool of this name."""
-    annotation: OptionalName = None
+    annotation: Annotated[AnnotationName | None, BeforeValidator(blank_as_none)] = None
     """The session has an annotation of this name. The next four fields speak of one annotation, too."""
     annotation_label: OptionalName = None
     annotator: OptionalName = None

@@ -17,8 +17,8 @@ from session_lifecycle.models import (
     SessionStatus,
     Viewer,
 )
-from session_lifecycle.models.annotations import OptionalComment
-from session_lifecycle.models.fields import AwareTime, FiniteFloat, Id, OptionalName, OptionalTitle, Text, Value
+from session_lifecycle.models.annotations import AnnotationName, OptionalComment
+from session_lifecycle.models.fields import AwareTime, FiniteFloat, Id, OptionalName, OptionalTitle, Value
 from session_lifecycle.models.json_payloads import JsonObject
 from session_lifecycle.models.sessions import EndStatus, Tags
 from session_lifecycle.web.answers import SESSION, documented, written
@@ -77,7 +77,7 @@ class ReopeningOfSession(Value):
 class AnnotationOfSession(Value):
     """What `POST /sessions/{session_id}/annotations` takes. The same name and annotator replaces."""
 
-    name: Annotated[Text, Field(min_length=1, max_length=200)]
+    name: AnnotationName
     score: FiniteFloat | None = None
     label: OptionalName = None
     comment: OptionalComment = None

@@ -10,6 +10,7 @@ import pytest
 from sqlalchemy import text
 
 from session_lifecycle import Run, SessionDatabase, UsageEvent, Viewer
+from session_lifecycle.models import LedgerEvent, UsageEventFilters
 from support.stored_rows import deadlocks
 
 A = UUID(int=1)
@@ -32,6 +33,10 @@ async def spent(db: SessionDatabase, viewer: Viewer = AUDITOR) -> Decimal:
     """What all sessions cost; every sum agrees with the ledger."""
     assert (await db.maintenance.reconcile()).mismatches == []
     return (await db.lifecycle.aggregate_stats(viewer)).total_spend_usd
+
+
+async def ledger(db: SessionDatabase) -> list[LedgerEvent]:
+    return (await db.activity.list_usage_events(UsageEventFilters(viewer=AUDITOR))).events
 
 
 async def split(db: SessionDatabase) -> None:
@@ -68,6 +73,31 @@ async def test_R29_X05_a_run_of_another_session_that_loses_events_reports_them_i
     assert stats.tokens_in == 0
     await db.lifecycle.record([run("s1")])
     assert await spent(db) == 10
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        pytest.param(used("s1", "k"), used("s1", "k", 2, "other", revision=1), id="in the session of the key"),
+        pytest.param(
+            used("s1", "k", key_scope="user"),
+            used("s2", "k", 2, "other", key_scope="user", revision=1),
+            id="by a key of the user's scope",
+        ),
+        # The event follows its run into s1, where its key holds an event of another run.
+        pytest.param(used("s1", "k"), used("s2", "k", 2, "in s1", revision=1), id="by following its run"),
+    ],
+)
+async def test_R04_R06_a_run_that_loses_an_event_to_another_run_reports_it_itself(
+    session_database: SessionDatabase, first: UsageEvent, second: UsageEvent
+) -> None:
+    db = session_database
+    await db.lifecycle.record([run("s1"), run("s1", "in s1", reported_cost_usd=None), first])
+    assert await spent(db) == 10
+    await db.lifecycle.record([second])
+    assert await spent(db) == 12
+    [adjustment] = [row for row in await ledger(db) if row.key_scope == "run"]
+    assert (adjustment.run_id, adjustment.cost_usd) == ("r", 10)
 
 
 async def idle_for_long(db: SessionDatabase, *sessions: str) -> None:

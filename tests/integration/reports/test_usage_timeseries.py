@@ -143,6 +143,31 @@ async def test_wrong_arguments_are_refused_by_name(
     assert refused.value.field == field
 
 
+FIRST, LAST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("window", "zone", "bucket", "field"),
+    [
+        ((FIRST, FIRST + 24 * HOUR), "America/New_York", "day", "since"),
+        ((LAST - 24 * HOUR, LAST), "UTC", "month", "until"),
+        ((LAST - 48 * HOUR, LAST - 24 * HOUR), "Pacific/Kiritimati", "day", "until"),
+        ((LAST - HOUR, LAST), "Pacific/Kiritimati", "hour", "since"),
+    ],
+)
+async def test_R19_a_bucket_beyond_the_years_of_a_datetime_is_refused(
+    session_database: SessionDatabase, window: tuple[datetime, datetime], zone: str, bucket: Any, field: str
+) -> None:
+    asked: dict[str, Any] = {"since": window[0], "until": window[1], "timezone": zone}
+    for call in (
+        session_database.reports.usage_timeseries(A, bucket=bucket, **asked),
+        session_database.reports.usage(A, group_by=(bucket,), **asked),
+    ):
+        with nullcontext() if field is None else pytest.raises(InvalidValueError) as refused:
+            await call
+        assert field is None or (refused is not None and refused.value.field == field)
+
+
 # Zones that crossed the date line have a week of six days.
 @example(zone="Pacific/Kwajalein", bucket="week", since=datetime(1993, 8, 16, tzinfo=UTC), length=timedelta(days=14))
 @example(zone="Pacific/Apia", bucket="day", since=datetime(2011, 12, 29, tzinfo=UTC), length=timedelta(days=3))
