@@ -15,7 +15,7 @@ import pytest
 
 from session_lifecycle import DatabaseUnavailableError, InvalidValueError, SessionDatabase
 from session_lifecycle.integrations.positions import Positions
-from session_lifecycle.integrations.transcript_import import BadLine, TranscriptImport, transcripts_in
+from session_lifecycle.integrations.transcript_import import BadLine, Program, TranscriptImport, transcripts_in
 from support.eventually import eventually
 from support.transcripts import answer, bring, events, everything, line, prompt, result, totals, write
 from support.usage import A
@@ -103,7 +103,7 @@ async def test_bad_lines_are_counted_and_named_and_stop_nothing(
 
 @pytest.mark.parametrize("program", ["claude-code", "codex"])
 async def test_a_file_of_nothing_but_brackets_stops_nothing(
-    session_database: SessionDatabase, tmp_path: Path, program: str
+    session_database: SessionDatabase, tmp_path: Path, program: Program
 ) -> None:
     for name in ("brackets.jsonl", "agent-1.jsonl", "s1/subagents/agent-2.jsonl", "rollout-1.jsonl"):
         for end in ("", "\n"):
