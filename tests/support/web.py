@@ -73,7 +73,7 @@ class Host:
 @asynccontextmanager
 async def hosting(db: SessionDatabase, **bounds: int) -> AsyncGenerator[Host]:
     """A host on the database, without a network."""
-    app = host_app(db, **bounds)
+    app = host_app(db, viewer, **bounds)
     transport = httpx.ASGITransport(app=app)
     async with httpx.AsyncClient(transport=transport, base_url="http://host") as client:
         yield Host(app, client)
