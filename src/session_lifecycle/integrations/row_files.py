@@ -7,6 +7,7 @@ One row is held at a time, but for a JSON document, and the group of rows that P
 import csv
 import gzip
 import json
+import os
 import zlib
 from collections.abc import Iterator
 from datetime import datetime
@@ -36,13 +37,22 @@ class FileRow(NamedTuple):
     """Why the line is no row; its fields are empty then."""
 
 
+def files_below(place: Path) -> Iterator[Path]:
+    """The file itself, or the files of a folder and below. What is not there or may not be read is left out."""
+    if os.path.isfile(place):  # noqa: PTH113 - `Path.is_file` raises where its folder may not be read
+        yield place
+    for folder, _, names in os.walk(place):
+        for name in names:
+            yield Path(folder, name)
+
+
 def files_in(path: Path) -> list[Path]:
     """The files at a path, in the order of their names: the file itself, or the files of a folder and below.
 
     Raises:
         InvalidValueError: There are none.
     """
-    found = [path] if path.is_file() else sorted(one for one in path.rglob("*") if _kind(one) in SUFFIXES)
+    found = sorted(one for one in files_below(path) if one == path or _kind(one) in SUFFIXES)
     if not found:
         expected = f"a file, or a folder with files named *{', *'.join(SUFFIXES)}, or so with {COMPRESSED} at the end"
         raise InvalidValueError("path", str(path), expected)

@@ -15,6 +15,7 @@ from session_lifecycle.errors import InvalidValueError
 from session_lifecycle.integrations.claude_code import ClaudeCodeReader
 from session_lifecycle.integrations.codex import CodexReader, Origin, origin_of, session_of
 from session_lifecycle.integrations.positions import Positions
+from session_lifecycle.integrations.row_files import files_below
 from session_lifecycle.integrations.transcripts import LONGEST_CALL, BadLineError, Fields, Line, parsed, whole_lines
 from session_lifecycle.models import Item, Touch, UsageOutcome, UsageReceipt
 from session_lifecycle.models.sessions import Reopen
@@ -100,7 +101,9 @@ def transcripts_in(places: Iterable[Path]) -> list[Path]:
     """The files at these places: a file itself, and `*.jsonl` below a directory. The longest unchanged come first."""
     found: dict[Path, int] = {}
     for place in places:
-        for path in [place] if place.is_file() else place.rglob("*.jsonl"):
+        for path in files_below(place):
+            if path != place and path.suffix != ".jsonl":
+                continue
             try:
                 status = path.stat()
             except OSError:  # it was removed meanwhile
@@ -330,7 +333,7 @@ class TranscriptImport:
         return self._origins[parent][1]
 
     def _files_by_session(self) -> dict[str, Path]:
-        beside = [place.parent for place in self._places if place.is_file()]
+        beside = [place.parent for place in self._places if next(files_below(place), None) == place]
         found: dict[str, Path] = {}
         for path in transcripts_in([*default_places("codex"), *beside, *self._places]):
             try:

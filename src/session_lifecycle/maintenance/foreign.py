@@ -12,7 +12,7 @@ from sqlalchemy.exc import DBAPIError
 from session_lifecycle.errors import ConfigurationError
 from session_lifecycle.postgres.engines import asyncpg_url, create_engine
 from session_lifecycle.postgres.failures import DRIVER_FAILURES, driver_error, raise_as_ours
-from session_lifecycle.settings import Settings
+from session_lifecycle.settings import Settings, settings_of
 from session_lifecycle.statements.maintenance.foreign import reference_sessions, spend_logs
 
 ROWS_AT_ONCE = 200
@@ -27,17 +27,19 @@ async def reference_rows(
     """Yields the sessions of the reference's database, each with the rows of its models.
 
     Raises:
-        ConfigurationError: The URL is wrong, or the database has no such tables.
+        ConfigurationError: The URL or the name of the schema is wrong, or the database has no such tables.
         DatabaseUnavailableError: The database cannot be reached.
     """
-    async with aclosing(_rows(url, reference_sessions(schema), settings)) as rows:
+    async with aclosing(
+        _rows(url, reference_sessions(settings_of(settings, schema).database_schema), settings)
+    ) as rows:
         async for session, models in rows:
             yield _json(session), [] if models is None else _json(models)
 
 
 async def spend_log_rows(url: str, schema: str, settings: Settings) -> AsyncGenerator[JsonRow]:
     """Yields the rows of LiteLLM's spend logs. It raises what `reference_rows` raises."""
-    async with aclosing(_rows(url, spend_logs(schema), settings)) as rows:
+    async with aclosing(_rows(url, spend_logs(settings_of(settings, schema).database_schema), settings)) as rows:
         async for (row,) in rows:
             yield _json(row)
 

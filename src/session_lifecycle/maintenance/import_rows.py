@@ -1,9 +1,11 @@
 """What a row of an export must be: read from a line of JSON, refused with its field, its value and what is expected."""
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
+from math import isfinite
 from typing import Any, Literal, NamedTuple, NoReturn
 from uuid import UUID
 
@@ -27,6 +29,9 @@ from session_lifecycle.statements.maintenance.export import (
 )
 
 _MOST_DIGITS = 1000
+# Postgres reads the line itself. So a text has a form that Python and Postgres read as the same value.
+_AMOUNT = re.compile(r"-?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?")
+_TIME = re.compile(r"[0-9]{4}(-[0-9]{2}){2}T[0-9]{2}(:[0-9]{2}){1,2}(\.[0-9]{1,6})?(Z|[+-][0-9]{2}:[0-9]{2})")
 _COUNTS = {
     *("tokens_in", "tokens_out", "cache_read_tokens", "cache_write_tokens", "reasoning_tokens", "error_count"),
     *("events", "unpriced_events", "unmeasured_events", "late_events", "revision", "record_no", "limit_tokens"),
@@ -131,7 +136,17 @@ def _no_constant(word: str) -> Any:
     raise ValueError(word)
 
 
-_DECODER = json.JSONDecoder(parse_float=Decimal, parse_constant=_no_constant)
+def _number(text: str) -> Decimal:
+    try:
+        read = Decimal(text)
+    except InvalidOperation:  # an exponent beyond all of Decimal's
+        raise ValueError(text) from None
+    if abs(read.adjusted()) >= _MOST_DIGITS:
+        raise ValueError(text)
+    return read
+
+
+_DECODER = json.JSONDecoder(parse_float=_number, parse_constant=_no_constant)
 
 
 def _is_utf_8(text: str) -> bool:
@@ -179,9 +194,10 @@ def _value(name: str, column: ExportColumn, value: Any) -> Any:
 
 def _uuid(value: Any) -> UUID | None:
     try:
-        return UUID(value) if isinstance(value, str) else None
+        read = UUID(value) if isinstance(value, str) else None
     except ValueError:
         return None
+    return read if str(read) == str(value).lower() else None
 
 
 def _integer(value: Any) -> int | None:
@@ -190,25 +206,30 @@ def _integer(value: Any) -> int | None:
 
 def _money(value: Any) -> Decimal | None:
     # As text only: a number of JSON was a float in some program before.
-    if not isinstance(value, str) or len(value) > _MOST_DIGITS:
+    if not isinstance(value, str) or len(value) > _MOST_DIGITS or not _AMOUNT.fullmatch(value):
         return None
     try:
-        read = Decimal(value)
-    except InvalidOperation:
+        return _number(value)
+    except ValueError:
         return None
-    return read if read.is_finite() and abs(read.adjusted()) < _MOST_DIGITS else None
 
 
 def _moment(value: Any) -> datetime | None:
     try:
-        read = datetime.fromisoformat(value) if isinstance(value, str) else None
-        return None if read is None or read.tzinfo is None else read.astimezone(UTC)
+        is_time = isinstance(value, str) and _TIME.fullmatch(value)
+        return datetime.fromisoformat(value).astimezone(UTC) if is_time else None
     except (ValueError, OverflowError):
         return None
 
 
 def _float(value: Any) -> float | None:
-    return None if isinstance(value, bool) or not isinstance(value, int | Decimal) else float(value)
+    if isinstance(value, bool) or not isinstance(value, int | Decimal):
+        return None
+    try:
+        read = float(value)
+    except OverflowError:
+        return None
+    return read if isfinite(read) and bool(read) is bool(value) else None
 
 
 _READERS: Mapping[Kind, Callable[[Any], Any]] = {

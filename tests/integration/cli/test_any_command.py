@@ -289,3 +289,46 @@ def test_a_missing_extra_is_named() -> None:
     ran = run(program=(sys.executable, "-c", WITHOUT_TYPER))
     assert ran.returncode == 1
     assert ran.stderr == "the command line needs an extra: pip install 'session-lifecycle[cli]'\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [
+        (("export", "sessions", "--output"), 1),
+        (("import", "claude-code"), 2),
+        (("import", "codex"), 2),
+        (("import", "litellm-spend-logs"), 2),
+        (("import", "langfuse"), 2),
+    ],
+    ids=lambda words: " ".join(words) if isinstance(words, tuple) else "",
+)
+def test_a_path_that_cannot_be_looked_at_is_no_crash(
+    session_database_url: str, command: tuple[str, ...], code: int
+) -> None:
+    refused = run(*command, "x" * 300, "--database-url", session_database_url)
+    assert (refused.returncode, refused.stdout) == (code, "")
+    assert refused.stderr.splitlines()[-1].startswith("error: ")
+
+
+@pytest.mark.parametrize("command", [("db", "roles"), ("db", "sql"), ("db", "rls", "sql")], ids=" ".join)
+@pytest.mark.parametrize("schema", ["", "pg_x", "x" * 64, "a\nb"], ids=ascii)
+def test_the_name_of_a_schema_is_refused_without_a_database(command: tuple[str, ...], schema: str) -> None:
+    key = {"SESSION_LIFECYCLE_ROW_LEVEL_SECURITY_KEY": "k" * 40}
+    refused = run(*command, f"--schema={schema}", **key)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert refused.stderr.startswith("error: schema: got ")
+
+
+def test_the_name_of_a_foreign_schema_is_refused(session_database_url: str) -> None:
+    for command in ("reference", "litellm-spend-logs"):
+        for schema in ("", "\udcff"):
+            refused = run(
+                "import",
+                command,
+                session_database_url,
+                f"--source-schema={schema}",
+                "--database-url",
+                session_database_url,
+            )
+            assert (refused.returncode, refused.stdout) == (1, ""), command
+            assert "error: schema: got " in refused.stderr

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import tracemalloc
 from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import UTC, datetime
@@ -108,6 +109,15 @@ REFUSED = [
     ("sessions", {"tokens_in": -1}, "tokens_in: got -1, expected a whole number of at least 0"),
     ("sessions", {"cost_usd": 1.5}, "cost_usd: got Decimal('1.5'), expected an amount as decimal text"),
     ("sessions", {"cost_usd": "NaN"}, "cost_usd: got 'NaN', expected an amount as decimal text"),
+    # Python reads these, and Postgres does not.
+    *(("sessions", {"cost_usd": amount}, "cost_usd: got ") for amount in ("1_0", "\uff11", " 1", "1e5000", "1.")),
+    *(
+        ("sessions", {"started_at": time}, "started_at: got ")
+        for time in ("2026-W01-1T00:00:00Z", "2026-01-01x00:00Z", "2026-01-01T00:00:00+00:00:30")
+    ),
+    ("sessions", {"dataset_id": "urn:uuid:00000000-0000-0000-0000-000000000001"}, "dataset_id: got "),
+    ("sessions", {"dataset_id": "0000000_-0000-0000-0000-00000000000\uff11"}, "dataset_id: got "),
+    ("annotations", {"score": 10**400}, "score: got 10"),
     ("sessions", {"status": "odd"}, "status: got 'odd', expected one of running, completed, failed"),
     ("sessions", {"status": "failed"}, "ended_at: got None, expected a time exactly where the session has ended"),
     ("sessions", {"started_at": "2026-02-01T00:00:00"}, "started_at: got '2026-02-01T00:00:00', expected the ISO 8601"),
@@ -142,6 +152,13 @@ async def test_a_row_that_breaks_a_rule_leaves_out_its_user_and_nobody_else(
     assert [(one.table, one.refused) for one in report.tables if one.table == "sessions"] == [("sessions", 1)]
 
 
+async def test_a_number_that_is_no_double_of_postgres_is_refused(folder: Path, target: SessionDatabase) -> None:
+    lines = (folder / "annotations.jsonl").read_text().splitlines()
+    write(folder, "annotations", [*lines[:-1], re.sub('"score": ?[^,]*', '"score":1e-400', lines[-1])])
+    _, refused = await imported(target, folder)
+    assert refused[0].startswith(f"annotations:{len(lines)}: score: got Decimal('1E-400'), expected a number")
+
+
 async def test_a_total_that_the_ledger_does_not_have_is_told(folder: Path, target: SessionDatabase) -> None:
     change(folder, "sessions", 1, tokens_in=11)
     report, refused = await imported(target, folder)
@@ -157,6 +174,13 @@ async def test_a_total_that_the_ledger_does_not_have_is_told(folder: Path, targe
         (
             lambda folder: change(folder, "sessions", 1, "no json"),
             "sessions:1: line: got '7 characters', expected a JSON object",
+        ),
+        *(
+            (
+                lambda folder, number=number: change(folder, "sessions", 1, f'{{"metadata": {{"n": {number}}}}}'),
+                "sessions:1: line: got '",
+            )
+            for number in ("1e200000", "-1.5e99999999999999999999", "1e-999999", "9" * 5_000)
         ),
         (lambda folder: change(folder, "sessions", 1, user_id="nobody"), "sessions:1: user_id: got 'nobody', expected"),
         (lambda folder: (folder / "messages.jsonl").write_text(""), "expected the SHA-256 "),

@@ -80,9 +80,8 @@ def _show(report: "RowLevelSecurityReport") -> None:
 def sql(schema: Schema = None, trusted: Trusted = None) -> None:
     """Print the SQL that enables row-level security. It needs the key and no database, and is as secret as the key."""
     from session_lifecycle.maintenance.administration import row_level_security_sql
-    from session_lifecycle.settings import Settings, check_schema_name
+    from session_lifecycle.settings import settings_of
 
     with refusing_errors(code=MISUSE):
-        settings = Settings.load()
-        name = check_schema_name(schema) if schema is not None else settings.database_schema
-        sys.stdout.write(row_level_security_sql(name, settings, trusted or ()))
+        settings = settings_of(None, schema)
+        sys.stdout.write(row_level_security_sql(settings.database_schema, settings, trusted or ()))

@@ -145,12 +145,16 @@ def sql(
     ] = "base",
 ) -> None:
     """Print the SQL that migrates a database, by default an empty one."""
+    from session_lifecycle.settings import settings_of
+
+    with refusing_errors(code=MISUSE):
+        settings = settings_of(None, schema)
 
     async def work() -> None:
         from session_lifecycle import SessionDatabase
 
         # This opens no connection: the URL only names the kind of database.
-        sys.stdout.write(await SessionDatabase.connect("postgresql://", schema=schema).migration_sql(since))
+        sys.stdout.write(await SessionDatabase.connect("postgresql://", settings=settings).migration_sql(since))
 
     run_until_done(work)
 
@@ -215,9 +219,9 @@ def roles(
 
 def _print_roles(schema: str | None, role: str | None, prefix: str, *, create: bool) -> None:
     from session_lifecycle.maintenance.administration import role_of, role_sql
-    from session_lifecycle.settings import Settings, check_schema_name
+    from session_lifecycle.settings import settings_of
 
     with refusing_errors(code=MISUSE):
-        name = check_schema_name(schema) if schema is not None else Settings.load().database_schema
+        name = settings_of(None, schema).database_schema
         parts = role_sql(name, prefix, None if role is None else role_of(role), create=create)
     sys.stdout.write("\n\n".join(parts) + "\n")

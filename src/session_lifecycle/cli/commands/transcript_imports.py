@@ -1,6 +1,7 @@
 """`import` of transcripts: records what coding agents have written into their own files."""
 
 import asyncio
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -68,7 +69,7 @@ def _import(program: "Program", reading: Reading, place: Place, *, as_json: bool
 
     content = not reading.no_content
     places = default_places(program) if reading.path is None else [reading.path]
-    if not any(place.exists() for place in places):
+    if not any(map(os.path.exists, places)):  # `Path.exists` raises where its folder may not be read
         refuse(f"there is nothing at {' or '.join(map(str, places))}: give a file or a directory", code=MISUSE)
     user_id = default_user() if reading.user is None else str(reading.user)
     console = Console(stderr=True)
