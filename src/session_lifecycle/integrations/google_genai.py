@@ -16,7 +16,7 @@ from functools import cache
 from typing import Any, TypeVar, Unpack
 
 from session_lifecycle.integrations.adapter import TakesQuietly, text_of
-from session_lifecycle.integrations.counts import google_counts, value_at
+from session_lifecycle.integrations.counts import fitted, google_counts, number, value_at
 from session_lifecycle.integrations.model_calls import (
     Answer,
     CallOptions,
@@ -34,7 +34,8 @@ except ImportError as error:
     ) from error
 
 Client = TypeVar("Client", bound=GenaiClient)
-_PATH = re.compile(r"(?:.*/)?models/([^/:?]+):(\w+)(?:\?.*)?")
+# The name stands behind `models/`, `tunedModels/` or `endpoints/`. What is done with it stands behind the colon.
+_PATH = re.compile(r"(?:.*/)?([^/:?]+):(\w+)(?:\?.*)?")
 _NAMES = {
     "generateContent": "generate_content",
     "streamGenerateContent": "generate_content",
@@ -150,15 +151,19 @@ async def _heard(calls: ModelCalls, call: ModelCall | None, pieces: AsyncIterato
         _end(calls, call, answer, failure)
 
 
-def _called(path: Any) -> tuple[str, str] | None:
+def _called(path: Any, body: Any) -> tuple[str, str] | None:
     """The model and the name of the call; None where no model is called."""
     found = _PATH.fullmatch(path) if isinstance(path, str) else None
     name = found and _NAMES.get(found[2])
+    if found and found[2] == "predict":  # Vertex: embeddings have contents, and images and videos have prompts
+        instances = value_at(body, "instances")
+        first = instances[0] if isinstance(instances, list) and instances else None
+        name = "embed_content" if value_at(first, "content") is not None else None
     return (found[1], name) if found and name else None
 
 
 def _begin(calls: ModelCalls, path: Any, body: Any) -> ModelCall | None:
-    called = _called(path)
+    called = _called(path, body)
     if called is None:
         return None
     model, name = called
@@ -171,12 +176,12 @@ def _begin(calls: ModelCalls, path: Any, body: Any) -> ModelCall | None:
 
 
 async def _ask(calls: ModelCalls, call: ModelCall | None, path: Any, body: Any) -> None:
-    if _called(path) is not None:
+    if _called(path, body) is not None:
         await calls.ask(call, body)
 
 
 def _ask_now(calls: ModelCalls, call: ModelCall | None, path: Any, body: Any) -> None:
-    if _called(path) is not None:
+    if _called(path, body) is not None:
         calls.ask_now(call, body)
 
 
@@ -211,6 +216,9 @@ def _take(answer: Answer, body: Mapping[str, Any]) -> None:
     answer.model = body.get("modelVersion") or answer.model
     if body.get("usageMetadata"):
         answer.counts = google_counts(body["usageMetadata"])
+    elif isinstance(predictions := body.get("predictions"), list):
+        told = (value_at(one, "embeddings", "statistics", "token_count") for one in predictions)
+        answer.counts = fitted(tokens_in=sum(map(number, told)))
     candidates = body.get("candidates")
     candidate = candidates[0] if isinstance(candidates, list) and candidates else None
     answer.text += text_of(value_at(candidate, "content", "parts"))
