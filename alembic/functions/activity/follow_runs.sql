@@ -68,7 +68,7 @@ BEGIN
     IF EXISTS (
         SELECT
         FROM jsonb_array_elements(waves) WITH ORDINALITY wave (items, number),
-             jsonb_to_recordset(wave.items) i (event_id text)
+             jsonb_to_recordset(wave.items) i (event_id uuid)  -- not as text: the library writes it without hyphens
         WHERE i.event_id IS NOT NULL
         GROUP BY wave.number, i.event_id
         HAVING count(*) > 1

@@ -100,6 +100,20 @@ async def test_R04_R06_a_run_that_loses_an_event_to_another_run_reports_it_itsel
     assert (adjustment.run_id, adjustment.cost_usd) == ("r", Decimal(10))
 
 
+@pytest.mark.parametrize("order", [1, -1])
+async def test_R04_an_event_that_follows_its_run_to_its_key_in_the_same_batch(
+    session_database: SessionDatabase, order: int
+) -> None:
+    db = session_database
+    await db.lifecycle.record([run("s1", reported_cost_usd=None)])
+    follows, stays = used("s2", "k", revision=1), used("s1", "k", 2, "other")
+    receipts = await db.lifecycle.record([follows, stays][::order])
+    outcomes = {1: ["applied", "superseded"], -1: ["applied", "replaced"]}
+    assert [receipt.outcome for receipt in receipts] == outcomes[order]
+    assert await spent(db) == 1
+    assert [(event.session_id, event.run_id, event.revision) for event in await ledger(db)] == [("s1", "r", 1)]
+
+
 async def idle_for_long(db: SessionDatabase, *sessions: str) -> None:
     statement = (
         "UPDATE session_lifecycle.session_records SET started_at = :at, last_activity_at = :at WHERE session_id = "
