@@ -2,7 +2,7 @@
 
 import string
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import MAXYEAR, MINYEAR, UTC, datetime
 from decimal import Context, Decimal, Inexact, InvalidOperation
 from enum import StrEnum
 from functools import cache
@@ -116,6 +116,13 @@ def blank_as_none(value: Any) -> Any:
     return None if value == "" else value
 
 
+# The driver writes the very first and the very last datetime as -infinity and infinity. In Postgres these are before
+# and after every moment, and the driver reads them without a time zone. Some programs use the first one where they know
+# no time.
+_FIRST_MOMENT = datetime.min.replace(microsecond=1, tzinfo=UTC)
+_LAST_MOMENT = datetime.max.replace(microsecond=999_998, tzinfo=UTC)
+
+
 def _aware_utc(value: Any) -> Any:
     """Returns an aware datetime in UTC. Reads ISO 8601 text first, because JSON has no datetime."""
     if isinstance(value, str):
@@ -125,14 +132,14 @@ def _aware_utc(value: Any) -> Any:
             raise refused("datetime_type") from None
     if not isinstance(value, datetime):
         return value
-    if value.tzinfo is UTC:
-        return value
-    if value.utcoffset() is None:
-        raise refused("datetime_naive")
-    try:
-        return value.astimezone(UTC)
-    except OverflowError:
-        raise refused("datetime_range") from None
+    if value.tzinfo is not UTC:
+        if value.utcoffset() is None:
+            raise refused("datetime_naive")
+        try:
+            value = value.astimezone(UTC)
+        except OverflowError:
+            raise refused("datetime_range") from None
+    return value if MINYEAR < value.year < MAXYEAR else min(max(value, _FIRST_MOMENT), _LAST_MOMENT)
 
 
 def _uuid(value: Any) -> Any:

@@ -22,9 +22,10 @@ from session_lifecycle import (
     Settings,
     SummaryFilters,
     Touch,
+    UsageEvent,
     Viewer,
 )
-from session_lifecycle.models import TOTAL_BOUND
+from session_lifecycle.models import TOTAL_BOUND, UsageEventFilters
 from session_lifecycle.models.session_filters import ALL_SESSION_ORDERS
 from session_lifecycle.testing import SessionClock
 from support.stored_rows import table
@@ -280,6 +281,35 @@ async def test_a_bounded_total_is_exact_up_to_the_bound(session_database: Sessio
     await session_database.lifecycle.end_session("one more", B, SessionStatus.FAILED)
     await session_database.maintenance.roll_up()
     assert await bounded() == (TOTAL_BOUND, True)
+
+
+@pytest.mark.parametrize("descending", [False, True])
+async def test_R14_R19_the_first_and_the_last_moment_of_a_datetime_are_moments(
+    session_database: SessionDatabase, descending: bool
+) -> None:
+    """The driver writes these two as infinity. Other programs write the first one where they know no time."""
+    db, names = session_database, ["s0", "s1", "s2"]
+    first, last = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
+    await db.lifecycle.record([Touch(session_id=name, user_id=A, at=first) for name in names])
+    await db.lifecycle.record([UsageEvent(session_id=name, user_id=A, tokens_in=1, at=first) for name in names])
+    common: dict[str, Any] = {"user_id": A, "limit": 1, "descending": descending, "since": first, "until": last}
+    for order in ("started_at", "last_activity_at"):
+        filters, found = SessionListFilters(order_by=order, **common), list[str]()
+        for _ in names:  # one page each, as a walk that goes wrong may not end
+            page = await db.lifecycle.list_session_rows(filters)
+            found += [row.record.session_id for row in page.sessions]
+            filters = filters.model_copy(update={"cursor": page.next_cursor})
+        assert found == sorted(names, reverse=descending), order
+    asked, used_by = UsageEventFilters(**common), list[str]()
+    for _ in names:
+        events = await db.activity.list_usage_events(asked)
+        used_by += [event.session_id for event in events.events]
+        asked = asked.model_copy(update={"cursor": events.next_cursor})
+    assert sorted(used_by) == names
+    said = await db.lifecycle.annotate_session("s0", A, "quality", at=first)
+    assert said is not None
+    assert [said] == await db.lifecycle.list_annotations("s0", A)
+    assert said.at - first == timedelta(microseconds=1)
 
 
 async def test_X48_a_cursor_made_by_hand_is_refused_or_answers_a_page(session_database: SessionDatabase) -> None:
