@@ -97,7 +97,7 @@ async def test_R04_R06_a_run_that_loses_an_event_to_another_run_reports_it_itsel
     await db.lifecycle.record([second])
     assert await spent(db) == 12
     [adjustment] = [row for row in await ledger(db) if row.key_scope == "run"]
-    assert (adjustment.run_id, adjustment.cost_usd) == ("r", 10)
+    assert (adjustment.run_id, adjustment.cost_usd) == ("r", Decimal(10))
 
 
 @pytest.mark.parametrize("order", [1, -1])
