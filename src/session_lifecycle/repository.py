@@ -117,12 +117,14 @@ class SessionLifecycleDb(SessionWriter, Protocol):
         Args:
             session_id: The session's id.
             user_id: The owner of the session.
-            name: What the annotation is about, such as `quality`: 1..200 characters.
+            name: What the annotation is about, such as `quality`: 1..200 characters. Together with the session's id and
+                the annotator it has at most 2,600 bytes.
             score: A number, such as a grade.
             label: A short text, such as `resolved`: at most 200 characters.
             comment: A text of at most 10,000 characters.
             annotator: Who says it: at most 200 characters. None: nobody is named.
-            at: When it was said; None: now, by the database's clock.
+            at: When it was said: aware, and at most five minutes ahead of the database's clock. None: now, by that
+                clock.
 
         Returns:
             The annotation; None if the user has no session with this id.

@@ -1,6 +1,6 @@
 """A long label is cut, an id is kept as it is, content and roles of other sources are read (rule R26, finding X16)."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -21,6 +21,7 @@ from session_lifecycle.models import (
     UsageEvent,
 )
 from session_lifecycle.models.fields import ID_BYTES, LABEL_BYTES, LABEL_CHARACTERS, MODEL_BYTES, Value, cut
+from session_lifecycle.models.maintenance import Pruning
 from session_lifecycle.models.session_details import OneDetail
 
 USER = UUID(int=1)
@@ -36,6 +37,7 @@ VALID: dict[type[Value], dict[str, Any]] = {
     SummaryFilters: {},
     RunFilters: {},
     OneDetail: {"session_id": "s"},
+    Pruning: {"older_than": timedelta(days=1), "batch": 1, "dry_run": True},
 }
 LABELS = {"agent_name", "client", "kind", "model", "name", "project", "provider", "server_url", "title"}
 IDS = {
@@ -71,6 +73,30 @@ def test_X16_a_long_label_is_cut_with_a_mark(model: type[Value], name: str, char
     )
     assert with_field(model, name, kept) == kept
     assert with_field(model, name, given_label) == kept
+
+
+@pytest.mark.parametrize("character", ["x", "🙂", "\0", "\ud800"])
+@pytest.mark.parametrize(
+    ("recorded", "chosen"),
+    [
+        ((Touch, "agent_name"), (SessionListFilters, "agent_names")),
+        ((Touch, "agent_name"), (SummaryFilters, "agent_names")),
+        ((Touch, "agent_name"), (Pruning, "agent_names")),
+        ((Step, "name"), (SessionListFilters, "tool")),
+        ((Step, "name"), (SummaryFilters, "tool")),
+    ],
+)
+def test_X16_a_long_label_is_found_by_the_text_that_was_given(
+    recorded: tuple[type[Value], str], chosen: tuple[type[Value], str], character: str
+) -> None:
+    """Also one that is within the bound in characters, and beyond that in bytes."""
+    for given_label in (character * 3_000, character * LABEL_CHARACTERS):
+        try:
+            kept = with_field(*recorded, given_label)
+        except InvalidValueError:
+            continue  # nothing has this label
+        found = with_field(*chosen, [given_label] if chosen[1] == "agent_names" else given_label)
+        assert found == ((kept,) if chosen[1] == "agent_names" else kept)
 
 
 @pytest.mark.parametrize(("model", "name"), fields(LABELS))

@@ -31,12 +31,14 @@ CONFLICTS = {
     "SL002": "another session to lock",
     "SL003": "session deleted",
 }
+FAR_AHEAD = "at most five minutes ahead of the database's clock"
 # What our functions refuse: the field, and what is expected.
 REFUSED = {
     "SL004": ("user_id", "a user who was not erased with a tombstone"),
     "SL005": ("parent_session_id", "the id of a session that does not descend from this one"),
     "SL006": ("timezone", "the name of a time zone that Postgres knows"),
     "SL007": ("budget_id", "at most 20 budgets of the same user, session, agent and dataset"),
+    "SL008": ("at", FAR_AHEAD),
 }
 # Two transactions made the same row: the next attempt finds it.
 UNIQUE_VIOLATION = "23505"
@@ -173,7 +175,7 @@ def raise_as_ours(error: BaseException, *, may_have_written: bool = False) -> No
             of a resource, or is read-only.
         TransactionConflictError: A concurrent transaction won.
         InvalidValueError: Postgres cannot store a value, the user was erased, or a session would descend from itself;
-            or a budget is refused.
+            or a budget is refused, or a time is too far ahead.
         SchemaError: A table, column or function is missing.
         ConfigurationError: The database refuses the user or the access, or a pooler shares connections.
         SessionLifecycleError: Any other failure.

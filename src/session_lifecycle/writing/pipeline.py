@@ -9,6 +9,7 @@ from session_lifecycle.errors import InvalidValueError
 from session_lifecycle.models import Item
 from session_lifecycle.models.sessions import Reopen
 from session_lifecycle.postgres.execution import Execution, Run
+from session_lifecycle.postgres.failures import FAR_AHEAD
 from session_lifecycle.pricing.catalogue import PriceCatalogue
 from session_lifecycle.statements.writing import record
 from session_lifecycle.statements.writing.record import WriteResult
@@ -111,4 +112,4 @@ def _too_far_ahead(items: Sequence[WritableItem], latest_at: datetime | None) ->
         (position, name) for position, item in enumerate(items) for name, value in item if value == latest_at
     )
     name = field if len(items) == 1 else f"items.{position}.{field}"
-    return InvalidValueError(name, latest_at, "at most five minutes ahead of the database's clock")
+    return InvalidValueError(name, latest_at, FAR_AHEAD)

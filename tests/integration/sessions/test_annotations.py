@@ -1,12 +1,13 @@
 """What people say about a session (finding X26): written, read, and gone with the session."""
 
+import random
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
 import pytest
 
-from session_lifecycle import InvalidValueError, Run, SessionDatabase, SessionStatus, Viewer
+from session_lifecycle import InvalidValueError, Run, SessionDatabase, SessionListFilters, SessionStatus, Viewer
 from session_lifecycle.models import SessionAnnotation
 from session_lifecycle.testing import SessionClock
 from support.stored_rows import ask
@@ -79,6 +80,47 @@ async def test_X26_a_wrong_annotation_is_refused(db: SessionDatabase, fields: di
     assert refused.value.field == field
     assert "xxx" not in str(refused.value) or field != "comment"
     assert await ask(db, "SELECT count(*) FROM session_annotations") == [(0,)]
+
+
+async def test_R09_an_annotation_is_at_most_five_minutes_ahead(
+    db: SessionDatabase, session_clock: SessionClock
+) -> None:
+    now = await session_clock.freeze(NOON)
+    latest = now + timedelta(minutes=5)
+    said = await db.lifecycle.annotate_session("s", A, "quality", at=latest)
+    assert said is not None
+    assert said.at == latest
+    for at in (latest + timedelta(microseconds=1), datetime.max.replace(tzinfo=UTC)):
+        with pytest.raises(InvalidValueError, match=r"^at: .* at most five minutes ahead") as refused:
+            await db.lifecycle.annotate_session("s", A, "quality", at=at)
+        assert refused.value.field == "at"
+    assert await db.lifecycle.list_annotations("s", A) == [said]
+
+
+async def test_R19_an_annotation_fits_into_the_index_of_its_key(db: SessionDatabase) -> None:
+    """Other characters than these would be compressed."""
+    chance = random.Random(0)
+
+    def text(length: int) -> str:
+        return "".join(chr(chance.randint(0x20000, 0x2A6DF)) for _ in range(length))
+
+    session_id, name = text(512), text(138)
+    await db.lifecycle.ensure_and_touch_session(session_id, A)
+    assert await db.lifecycle.annotate_session(session_id, A, name) == (await annotations(db, session_id))[0]
+    for wrong, annotator, field in ((name + "x", None, "name"), (name, "x", "annotator")):
+        with pytest.raises(InvalidValueError) as refused:
+            await db.lifecycle.annotate_session(session_id, A, wrong, annotator=annotator)
+        assert refused.value.field == field
+    longest, annotator = text(200), text(125)
+    said = await db.lifecycle.annotate_session("s", A, longest, annotator=annotator)
+    assert [said] == await annotations(db, "s")
+    filters = SessionListFilters(user_id=A, annotation=longest, annotator=annotator)
+    page = await db.lifecycle.list_session_rows(filters)
+    assert [row.record.session_id for row in page.sessions] == ["s"]
+
+
+async def annotations(db: SessionDatabase, session_id: str) -> list[SessionAnnotation]:
+    return await db.lifecycle.list_annotations(session_id, A)
 
 
 async def test_X26_a_derived_session_that_was_annotated_stays(db: SessionDatabase) -> None:
