@@ -496,7 +496,7 @@ CREATE FUNCTION session_lifecycle.lock_idle_sessions(keys jsonb, others jsonb, i
 
 CREATE FUNCTION session_lifecycle.lock_items_v1(waves jsonb, activity jsonb, latest_at timestamp with time zone) RETURNS boolean LANGUAGE plpgsql SET search_path=pg_catalog, pg_temp;
 
-CREATE FUNCTION session_lifecycle.lock_roll_ups() RETURNS void LANGUAGE plpgsql SET search_path=pg_catalog, pg_temp;
+CREATE FUNCTION session_lifecycle.lock_roll_ups(is_alone boolean) RETURNS void LANGUAGE plpgsql SET search_path=pg_catalog, pg_temp;
 
 CREATE FUNCTION session_lifecycle.lock_runs(waves jsonb, activity jsonb, OUT users uuid[], OUT runs text[], OUT linked boolean[], OUT sessions text[]) RETURNS record LANGUAGE plpgsql SET enable_hashjoin=off SET enable_material=off SET enable_mergejoin=off SET enable_seqscan=off SET jit=off SET search_path=pg_catalog, pg_temp;
 

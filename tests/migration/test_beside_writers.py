@@ -165,7 +165,7 @@ async def test_X45_no_writer_waits_for_the_lock_of_the_roll_ups(session_database
     await db.lifecycle.end_session("s", USER, SessionStatus.COMPLETED)
     await db.maintenance.roll_up()
     async with db.engine.begin() as connection:
-        await connection.execute(text("SELECT session_lifecycle.lock_roll_ups()"))
+        await connection.execute(text("SELECT session_lifecycle.lock_roll_ups(true)"))
         compacting = asyncio.create_task(db.maintenance.roll_up())
         # The session leaves the roll-ups while somebody else has their lock.
         await asyncio.wait_for(db.lifecycle.reopen_session("s", USER), LONGEST_WAIT_SECONDS)

@@ -20,7 +20,7 @@ DECLARE
     of_level text;
     dense record;
 BEGIN
-    PERFORM {schema}.lock_roll_ups();
+    PERFORM {schema}.lock_roll_ups(true);
     WITH change AS (
         DELETE FROM {schema}.session_roll_up_changes c
         USING (SELECT o.change_id FROM {schema}.session_roll_up_changes o ORDER BY o.change_id LIMIT most) o

@@ -8,7 +8,7 @@ SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
 AS $body$
 BEGIN
-    PERFORM {schema}.lock_roll_ups();
+    PERFORM {schema}.lock_roll_ups(true);
     DELETE FROM {schema}.session_roll_ups r
     WHERE r.family = coalesce(of_family, r.family) AND {schema}.holds(of_family, after, up_to, r.user_id, r.dataset_id);
     DELETE FROM {schema}.session_model_roll_ups r

@@ -1,7 +1,7 @@
 -- Rolls up those sessions of `keys` that have ended or were last active before `idle_before`, and are not rolled up yet. A
 -- session that waits is not rolled up: the roll-ups do not know who waits.
 -- Answers how many sessions it rolled up. Raises nothing.
--- Locks: the roll-ups (`lock_roll_ups`), then the sessions' rows, in the order of their keys (rule R10). A session that is
+-- Locks: the roll-ups, shared (`lock_roll_ups`), then the sessions' rows, in the order of their keys (rule R10). A session that is
 -- locked by a writer is skipped. The sums are read after the locks are held, so a session's totals and those by model are of
 -- one moment.
 CREATE FUNCTION {schema}.roll_up_sessions_v1(keys jsonb, idle_before timestamptz) RETURNS bigint
@@ -19,7 +19,7 @@ DECLARE
     orphan record;
 BEGIN
     -- Before any session is locked: a writer never waits for this lock.
-    PERFORM {schema}.lock_roll_ups();
+    PERFORM {schema}.lock_roll_ups(false);
     -- While there are no buckets, reads count the sessions themselves, and there is nothing to be changed.
     SELECT EXISTS (SELECT FROM {schema}.session_roll_ups r WHERE r.family IN ('all', 'user', 'dataset', 'user_dataset'))
     INTO has_roll_ups;

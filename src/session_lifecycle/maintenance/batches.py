@@ -1,6 +1,8 @@
 """Runs a long job in batches: each is its own transaction, and small enough that no writer waits long for it."""
 
-from collections.abc import AsyncIterator, Callable, Sequence
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Sequence
 from time import monotonic
 from typing import Any
 
@@ -23,11 +25,18 @@ Find = Callable[[Sequence[Any] | None, int], Executable]
 
 
 async def in_batches(
-    execution: Execution, find: Find, process_batch: KeptStatement, *, max_batch: int, **parameters: Any
-) -> AsyncIterator[Sequence[Any]]:
+    execution: Execution,
+    find: Find,
+    process_batch: KeptStatement,
+    *,
+    max_batch: int,
+    at_once: int = 1,
+    **parameters: Any,
+) -> AsyncGenerator[Sequence[Any]]:
     """Runs `process_batch` on each batch of keys, in its own transaction, and yields its result row.
 
-    Each key is processed at most once: a row that a writer has locked is skipped and left for the next job.
+    Each key is processed at most once: a row that a writer has locked is skipped and left for the next job. Close the
+    generator where it is left early: then the statements that still run are cancelled.
 
     Args:
         execution: Runs the statements.
@@ -36,27 +45,42 @@ async def in_batches(
         process_batch: The statement that processes the bound `keys`, a JSON array as text, and returns one row. It must
             be harmless to repeat.
         max_batch: The most keys of one transaction.
+        at_once: The most statements that run at the same time, each on its own connection.
         **parameters: The other bound parameters of `process_batch`.
     """
     size = min(max_batch, FIRST_BATCH_SIZE)
     last: Sequence[Any] | None = None
-    while True:
-        found = await execution.fetch(find(last, MAX_KEYS_PER_SEARCH))
-        keys = [dict(zip(row._fields, row, strict=True)) for row in found]
-        while keys:
-            batch, keys = keys[:size], keys[size:]
-            began = monotonic()
-            bound = {"keys": to_json(batch).decode(), **parameters}
-            [row] = await execution.write(process_batch, bound, repeatable=True)
-            took = monotonic() - began
-            if took > MAX_BATCH_SECONDS:
-                size = max(1, size // 2)
-            elif took < MAX_BATCH_SECONDS / 4:
-                size = min(max_batch, size * 2)
-            yield row
-        if len(found) < MAX_KEYS_PER_SEARCH:
-            return
-        last = found[-1]
+    keys: list[dict[str, Any]] = []
+    may_find_more = True
+    running: deque[asyncio.Task[tuple[Sequence[Any], float]]] = deque()
+
+    async def process(batch: Sequence[dict[str, Any]]) -> tuple[Sequence[Any], float]:
+        began = monotonic()
+        bound = {"keys": to_json(batch).decode(), **parameters}
+        [row] = await execution.write(process_batch, bound, repeatable=True)
+        return row, monotonic() - began
+
+    try:
+        while keys or may_find_more or running:
+            if len(running) < at_once and may_find_more and not keys:
+                found = await execution.fetch(find(last, MAX_KEYS_PER_SEARCH))
+                keys = [dict(zip(row._fields, row, strict=True)) for row in found]
+                may_find_more = len(found) == MAX_KEYS_PER_SEARCH
+                last = found[-1] if found else last
+            elif len(running) < at_once and keys:
+                batch, keys = keys[:size], keys[size:]
+                running.append(asyncio.create_task(process(batch)))
+            else:
+                row, took = await running.popleft()
+                if took > MAX_BATCH_SECONDS:
+                    size = max(1, size // 2)
+                elif took < MAX_BATCH_SECONDS / 4:
+                    size = min(max_batch, size * 2)
+                yield row
+    finally:
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
 
 
 def check_callable(name: str, given: object) -> None:

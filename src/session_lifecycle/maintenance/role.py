@@ -85,7 +85,8 @@ class SessionMaintenanceDb(Protocol):
         again.
 
         Each batch is one short transaction. The job never waits for a writer: it skips a session that a writer has
-        locked, and the next call rolls it up. Several calls may run at once; they share the work.
+        locked, and the next call rolls it up. Several calls may run at once; they share the work. The first call of all
+        takes two connections of the pool, and rolls up two batches at once.
 
         Args:
             on_progress: Called with the report so far after each batch of sessions, and once at the end.

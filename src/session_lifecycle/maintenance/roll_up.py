@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from contextlib import aclosing
 from datetime import timedelta
 from functools import partial
 
@@ -14,6 +15,8 @@ from session_lifecycle.statements.maintenance.reconcile_roll_ups import Part
 
 MAX_BATCH = 500
 """The most sessions of one transaction. It locks their rows for some thirty milliseconds."""
+STREAMS = 2
+"""How many batches the first call rolls up at once: it has all sessions to do, and no sums to change yet."""
 CHANGES_AT_ONCE = 20_000
 """Changes added to the sums in one transaction. No writer waits for it, and many changes together are less work."""
 MANY_SESSIONS = 20_000
@@ -37,21 +40,25 @@ class RollUp:
         [(idle_before,)] = await self._execution.fetch(prune.cut(self._abandon_after))
         report = RollUpReport(idle_before=idle_before)
         uncompacted = 0
-        found = partial(roll_up.sessions_to_roll_up, idle_before)
-        async for (sessions,) in in_batches(
+        is_first = not await self._has_buckets()
+        batches = in_batches(
             self._execution,
-            found,
+            partial(roll_up.sessions_to_roll_up, idle_before),
             self._roll_up_sessions,
             max_batch=MAX_BATCH,
+            at_once=STREAMS if is_first and self._execution.has_connections else 1,
             idle_before=idle_before,
-        ):
-            report = report.model_copy(update={"sessions": report.sessions + sessions})
-            uncompacted += sessions
-            if uncompacted >= CHANGES_AT_ONCE:
-                report = _with_changes(report, await self.compact())
-                uncompacted = 0
-            if on_progress is not None:
-                on_progress(report)
+        )
+        async with aclosing(batches):
+            async for (sessions,) in batches:
+                report = report.model_copy(update={"sessions": report.sessions + sessions})
+                uncompacted += sessions
+                if uncompacted >= CHANGES_AT_ONCE and not is_first:
+                    report = _with_changes(report, await self.compact())
+                    uncompacted = 0
+                if on_progress is not None:
+                    on_progress(report)
+        # Another call may have made the buckets meanwhile.
         is_first = not await self._has_buckets()
         if is_first:
             await self._make_buckets()

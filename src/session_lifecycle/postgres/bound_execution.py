@@ -36,6 +36,8 @@ _take_any_user: "WeakKeyDictionary[Engine, set[str]]" = WeakKeyDictionary()
 class BoundExecution:
     """Runs statements in the host's transaction, which this library never commits, rolls back or repeats."""
 
+    has_connections = False
+
     def __init__(
         self,
         host: AsyncConnection | AsyncSession,

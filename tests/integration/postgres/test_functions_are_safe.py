@@ -248,7 +248,7 @@ DIRECTLY: dict[str, tuple[str, tuple[Any, ...]]] = {
     "add_parts": ("'user', $1, $1, '9 days', $2, $2", (A, AT)),
     "depths": ("'user', NULL, NULL, true", ()),
     "holds": ("'user', $1, $1, $1, $1", (A,)),
-    "lock_roll_ups": ("", ()),
+    "lock_roll_ups": ("true", ()),
     "session_models_v1": ("$1, $2", ([A], ["s"])),
     "lock_runs": ("'[]', j", ([[{"kind": "run", "user_id": A, "run_id": "r", "tool_call_id": "call"}]],)),
     "follow_runs": (

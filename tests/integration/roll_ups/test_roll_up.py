@@ -176,6 +176,26 @@ async def test_several_at_once_share_the_work(session_database: SessionDatabase)
     await assert_all_rolled_up(session_database)
 
 
+async def test_those_who_roll_up_sessions_do_not_wait_for_each_other(
+    session_database: SessionDatabase, impatient: SessionDatabase
+) -> None:
+    await live(session_database)
+    of_a, of_b = [(await ask(session_database, f"{KEYS} WHERE user_id = :user", user=user))[0][0] for user in (A, B)]
+    async with session_database.engine.begin() as one, impatient.engine.begin() as other:
+        await roll_up_sessions(one, of_a)
+        await roll_up_sessions(other, of_b)
+    assert (await session_database.maintenance.roll_up()).sessions == 0
+    await assert_all_rolled_up(session_database)
+
+
+async def test_the_first_roll_up_in_a_hosts_transaction(session_database: SessionDatabase) -> None:
+    await live(session_database)
+    async with session_database.engine.begin() as host:
+        report = await session_database.bind(host).maintenance.roll_up()
+    assert report.sessions == MANY
+    await assert_all_rolled_up(session_database)
+
+
 async def test_a_roll_up_waits_for_no_writer(session_database: SessionDatabase, impatient: SessionDatabase) -> None:
     await live(session_database)
     async with session_database.engine.begin() as host:
