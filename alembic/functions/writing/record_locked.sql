@@ -81,13 +81,17 @@ BEGIN
         END IF;
     END IF;
     FOR wave IN 0..last_wave LOOP
-        SELECT coalesce(jsonb_agg(jsonb_build_object(
-                   'item_position', w.item_position, 'outcome', w.outcome, 'event_cost_usd', w.event_cost_usd,
-                   'session_tokens_in', w.session_tokens_in, 'session_tokens_out', w.session_tokens_out,
-                   'session_cost_usd', w.session_cost_usd
-               )), '[]')
-        INTO receipts
-        FROM {schema}.record_wave(waves -> wave, now_at) w;
+        receipts := '[]';
+        -- Steps, and runs that name no session, write nothing to a session.
+        IF waves -> wave <> '[]' THEN
+            SELECT coalesce(jsonb_agg(jsonb_build_object(
+                       'item_position', w.item_position, 'outcome', w.outcome, 'event_cost_usd', w.event_cost_usd,
+                       'session_tokens_in', w.session_tokens_in, 'session_tokens_out', w.session_tokens_out,
+                       'session_cost_usd', w.session_cost_usd
+                   )), '[]')
+            INTO receipts
+            FROM {schema}.record_wave(waves -> wave, now_at) w;
+        END IF;
         of_waves := array_append(of_waves, receipts);
         RETURN QUERY
         SELECT a.item_position, a.outcome, NULL::numeric, 0::bigint, 0::bigint, 0::numeric
