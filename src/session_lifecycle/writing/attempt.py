@@ -359,14 +359,14 @@ class _Watch:
                     self._changed.wait()
                     continue
                 deadline, _, attempt = self._entries[0]
-                found = attempt()
-                if found is not None and found.is_open and (left := deadline - time.monotonic()) > 0:
-                    del found
+                # Also where this attempt is closed. To look for the next one would end in sleep without an end where
+                # there is none, and then each attempt that is opened would wake this thread.
+                if (left := deadline - time.monotonic()) > 0:
                     self._wakes_at = deadline
                     self._changed.wait(left)
                     continue
                 heapq.heappop(self._entries)
-            if found is not None:
+            if (found := attempt()) is not None:
                 found.cancel()
             del found
 

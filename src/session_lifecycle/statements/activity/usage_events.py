@@ -30,10 +30,11 @@ from session_lifecycle.statements.shared.paging import (
 from session_lifecycle.statements.shared.visibility import ViewerShape, shape_of_viewer, visible
 from session_lifecycle.statements.shared.window import within
 
-# Postgres leaves out the join with the runs where a statement names none of their columns: a run has one row at most.
-# An event may name a run of another session, which the viewer need not see.
+# Every event has its session. The joins are outer ones so that Postgres leaves out those of which a statement names no
+# column: there is one session, and one run at most. An event may name a run of another session, which the viewer need
+# not see.
 EVENTS_WITH_RUNS = join(
-    join(tables.usage_events, tables.sessions, same_session(tables.sessions, tables.usage_events)),
+    join(tables.usage_events, tables.sessions, same_session(tables.sessions, tables.usage_events), isouter=True),
     tables.runs,
     and_(tables.runs.run_id == tables.usage_events.run_id, same_session(tables.runs, tables.usage_events)),
     isouter=True,
