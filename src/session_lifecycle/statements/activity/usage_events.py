@@ -27,7 +27,7 @@ from session_lifecycle.statements.shared.paging import (
     shape_of_page,
     total,
 )
-from session_lifecycle.statements.shared.visibility import ViewerShape, shape_of_viewer, visible
+from session_lifecycle.statements.shared.visibility import ViewerShape, shape_of_viewer, visible_event
 from session_lifecycle.statements.shared.window import within
 
 # Every event has its session. The joins are outer ones so that Postgres leaves out those of which a statement names no
@@ -64,7 +64,8 @@ _AS_TEXT = {"unit_prices", "details"}
 _COMPARED: dict[str, Column] = {
     "provider": PROVIDER,
     "client": CLIENT,
-    "session_id": tables.usage_events.session_id,
+    # Of the session, whose id has an index, so that the join finds the events of a session without its user.
+    "session_id": tables.sessions.session_id,
     "run_id": tables.usage_events.run_id,
     "kind": tables.usage_events.kind,
     "billing": tables.usage_events.billing,
@@ -94,7 +95,7 @@ def given_events(
 def chosen_events(viewer: ViewerShape, chosen: Given) -> list[ColumnElement[bool]]:
     """Conditions on `EVENTS_WITH_RUNS`: the viewer sees the event, the filters choose it, it was used in the window."""
     window = within(tables.usage_events.at, chosen.value("since"), chosen.value("until"))
-    conditions = [visible(viewer), *window]
+    conditions = [visible_event(viewer), *window]
     model = chosen.value("model", Text)
     if model is not None:
         conditions.append(is_model(MODEL, model))
