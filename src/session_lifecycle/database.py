@@ -519,7 +519,7 @@ class SessionDatabase:
         """The roles inside the host's transaction, reads as well as writes.
 
         The host commits or rolls back; the roles never do. A failed call is not repeated. The first call raises
-        `TransactionConflictError` if the transaction is not READ COMMITTED.
+        `TransactionConflictError` if the transaction is not READ COMMITTED. Calls of several tasks wait for each other.
 
         Args:
             host: The host's connection or session.
