@@ -520,6 +520,7 @@ class SessionDatabase:
 
         The host commits or rolls back; the roles never do. A failed call is not repeated. The first call raises
         `TransactionConflictError` if the transaction is not READ COMMITTED. Calls of several tasks wait for each other.
+        A call that is cancelled while the database works on it ends the transaction, and the host must roll it back.
 
         Args:
             host: The host's connection or session.

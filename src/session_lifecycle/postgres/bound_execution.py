@@ -159,6 +159,8 @@ class BoundExecution:
     async def _connection(self) -> AsyncConnection:
         try:
             connection = await self._host.connection() if isinstance(self._host, AsyncSession) else self._host
+            if connection.invalidated:  # it was lost and rolled back: SQLAlchemy connects again
+                await connection.get_raw_connection()
             driver = driver_connection(connection)
         except RuntimeError as error:  # its connections belong to another event loop
             raise ConfigurationError(OTHER_LOOP) from error

@@ -18,6 +18,7 @@ from session_lifecycle import (
     InvalidValueError,
     Run,
     SessionDatabase,
+    SessionLifecycleError,
     SessionStatus,
     Settings,
     SummaryFilters,
@@ -287,6 +288,26 @@ async def test_calls_of_several_tasks_in_one_transaction_wait_for_each_other(
         await shared.commit()
     assert [type(one) for one in outcomes if isinstance(one, Exception)] == [InvalidValueError] * savepoints
     assert (await session_database.lifecycle.aggregate_stats(A)).tokens_in == 6
+
+
+@pytest.mark.parametrize("host", [AsyncConnection, AsyncSession])
+async def test_a_call_after_a_cancelled_one_says_that_the_transaction_failed(
+    session_database: SessionDatabase, host: type[AsyncConnection | AsyncSession]
+) -> None:
+    engine = session_database.engine
+    async with (
+        engine.connect() as blocker,
+        engine.connect() if host is AsyncConnection else AsyncSession(engine) as own,
+    ):
+        await session_database.bind(blocker).lifecycle.accumulate_usage("s", A, "m", 1)
+        bound = session_database.bind(own)
+        await bound.lifecycle.accumulate_usage("t", A, "m", 1)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(bound.lifecycle.accumulate_usage("s", A, "m", 1), 0.1)
+        with pytest.raises(SessionLifecycleError, match=r"^the host's transaction failed before this call: "):
+            await bound.lifecycle.accumulate_usage("t", A, "m", 1)
+        await own.rollback()
+        assert (await session_database.bind(own).lifecycle.accumulate_usage("t", A, "m", 1)).outcome == "applied"
 
 
 async def test_a_call_after_the_hosts_connection_was_closed_says_so(
