@@ -36,7 +36,7 @@ from session_lifecycle.pricing.catalogue import PriceCatalogue
 from session_lifecycle.reports import SessionReportsDb
 from session_lifecycle.repository import KnownSize, SessionLifecycleDb
 from session_lifecycle.roles import SessionRoles
-from session_lifecycle.settings import Settings, settings_of
+from session_lifecycle.settings import Settings, check_callable, settings_of
 from session_lifecycle.writing.losses import OnLost
 from session_lifecycle.writing.payload_policy import PayloadPolicy, Redact
 from session_lifecycle.writing.pipeline import WritePipeline
@@ -367,7 +367,8 @@ class SessionDatabase:
             on_lost: See `recorder`. It gets what the runs of this block recorded in vain.
 
         Raises:
-            ConfigurationError: `attempt_timeout` is no duration above 0, or the embedded server is not running.
+            ConfigurationError: `attempt_timeout` is no duration above 0, `on_lost` is no such function, or the embedded
+                server is not running.
         """
         recorder = self.recorder(on_lost=on_lost)
         return SessionBlock(
@@ -409,8 +410,9 @@ class SessionDatabase:
             give_up_after: How long a call is retried without the database before it raises DatabaseUnavailableError.
             drain_within: How long `close` goes on writing pending items.
             on_lost: Called with items that were accepted and not written, and with the error. Only for items whose
-                caller does not get the error: those that were submitted, and those of cancelled callers. It runs on the
-                recorder's event loop, so it must not block; what it raises is logged.
+                caller does not get the error: those that were submitted, and those of cancelled callers. It is no
+                coroutine function. It runs on the recorder's event loop, so it must not block; what it raises is
+                logged.
             spool: Where `submit` and the quiet methods of session blocks put items, so that they are kept while the
                 database is away, beyond `max_pending`, and after the end of the process. The recorder delivers them.
                 Items are redacted before they are put there, on another thread, and again when they are delivered.
@@ -519,7 +521,8 @@ class SessionDatabase:
         """The roles inside the host's transaction, reads as well as writes.
 
         The host commits or rolls back; the roles never do. A failed call is not repeated. The first call raises
-        `TransactionConflictError` if the transaction is not READ COMMITTED.
+        `TransactionConflictError` if the transaction is not READ COMMITTED. Calls of several tasks wait for each other.
+        A call that is cancelled while the database works on it ends the transaction, and the host must roll it back.
 
         Args:
             host: The host's connection or session.
@@ -675,6 +678,7 @@ class SessionDatabase:
 
 
 def _payload_policy(settings: Settings, redact: Redact | None) -> PayloadPolicy:
+    check_callable("redact", redact)
     return PayloadPolicy(settings.payload_limit_bytes, settings.payload_when_larger, redact)
 
 

@@ -6,6 +6,7 @@ Each field is also an environment variable, `SESSION_LIFECYCLE_` and its name in
 
 import logging
 from datetime import timedelta
+from inspect import iscoroutinefunction
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, PositiveInt, SecretStr, ValidationError
@@ -57,6 +58,20 @@ def _lenient_seconds(value: Any) -> Any:
             DEFAULT_ABANDON_AFTER.total_seconds(),
         )
         return DEFAULT_ABANDON_AFTER
+
+
+def check_callable(name: str, given: object) -> None:
+    """Checks a function of the host that is called without `await`: nobody would await a coroutine function.
+
+    Raises:
+        ConfigurationError: It is neither None nor callable, or it is a coroutine function.
+    """
+    if given is None:
+        return
+    if not callable(given):
+        raise ConfigurationError(f"{name}: got {given!r}, expected a callable")
+    if iscoroutinefunction(given) or iscoroutinefunction(type(given).__call__):
+        raise ConfigurationError(f"{name}: got {given!r}, a coroutine function, expected a function that is not async")
 
 
 def check_schema_name(name: str) -> str:

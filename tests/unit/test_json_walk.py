@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum, IntEnum
+from itertools import count
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, Field, RootModel, SecretStr, ValidationError
 from pydantic_core import to_json
 
-from session_lifecycle.models import Run, Step, Touch
+from session_lifecycle.models import Message, Run, Step, Touch
 from session_lifecycle.models.fields import CUT
 from session_lifecycle.models.json_payloads import (
     CONTAINER_VALUES,
@@ -71,6 +72,45 @@ class Page(BaseModel, extra="allow"):
 
 class Names(RootModel[list[str]]):
     pass
+
+
+class Proxy:
+    """As the proxies of Flask, Django and wrapt: it has the class of what it stands for."""
+
+    def __init__(self, target: Any) -> None:
+        self._target = target
+
+    @property
+    def __class__(self) -> type:
+        if self._target is None:
+            raise RuntimeError("outside of a request")
+        return type(self._target)
+
+    @__class__.setter
+    def __class__(self, _: type) -> None:
+        raise TypeError
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._target)
+
+    def __str__(self) -> str:
+        return str(self._target)
+
+
+class Defaults(Mapping[Any, Any]):
+    """A mapping that has a value for every key. It iterates the keys that it was given, without an end if none."""
+
+    def __init__(self, *keys: Any) -> None:
+        self._keys = keys
+
+    def __getitem__(self, key: Any) -> Any:
+        return 0
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._keys) if self._keys else count()
+
+    def __len__(self) -> int:
+        return len(self._keys)
 
 
 class Broken:
@@ -196,6 +236,48 @@ def test_X20_a_value_is_kept_as_its_nearest_json(value: Any, kept: Any) -> None:
 )
 def test_X20_keys_that_have_one_text_stay_apart(value: Any, kept: Any) -> None:
     assert safe_json(value) == kept
+
+
+@pytest.mark.parametrize(
+    ("mapping", "kept"),
+    [
+        (Defaults(1), {"1": 0}),
+        (Defaults(1, "1", None), {"1 (int)": 0, "1": 0, "None": 0}),
+        (Defaults(b"1", "1", 1), {"1 (bytes)": 0, "1": 0, "1 (int 2)": 0}),
+    ],
+)
+def test_X20_a_mapping_that_has_a_value_for_every_key_is_not_asked_for_its_keys(mapping: Any, kept: Any) -> None:
+    assert safe_json(mapping) == kept
+
+
+def test_X19_a_mapping_without_an_end_ends_within_the_budget() -> None:
+    for most_bytes in (1_000, 100_000):
+        assert len(to_json(safe_json(Defaults(), most_bytes))) < most_bytes + 100
+
+
+@pytest.mark.parametrize(
+    ("target", "kept", "text"),
+    [
+        ("hello", "hello", "hello"),
+        (5, "5", "5"),
+        ([1, "a"], [1, "a"], "1\na"),
+        (None, "… a Proxy that raises RuntimeError", "… a Proxy that raises RuntimeError"),
+    ],
+)
+def test_X20_a_proxy_is_kept_as_what_it_stands_for(target: Any, kept: Any, text: str) -> None:
+    proxy = Proxy(target)
+    message = Message(
+        message_id="m",
+        user_id=USER,
+        session_id="s",
+        role="user",
+        content=proxy,
+        created_at=NOON,
+        metadata={"a": proxy},
+    )
+    assert (message.content, message.metadata) == (text, {"a": kept})
+    run = Run(run_id="r", user_id=USER, started_at=NOON, input=proxy, error=proxy)
+    assert (run.input, run.error) == (kept, text)
 
 
 def test_X20_nothing_of_the_hosts_is_consumed() -> None:

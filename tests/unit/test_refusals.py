@@ -91,6 +91,20 @@ VALID: dict[type[Value], dict[str, Any]] = {
     Reserving: {"idempotency_key": "k"},
     Releasing: {"session_id": "s", "user_id": USER, "idempotency_key": "k"},
 }
+
+
+class Missing:
+    """As a missing value of pandas: it is neither equal to a value nor unequal."""
+
+    def __eq__(self, _: object) -> Any:
+        return self
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __bool__(self) -> bool:
+        raise TypeError("boolean value of NA is ambiguous")
+
+
 # By what a reader of the golden file sees of them.
 BAD: dict[str, Any] = {
     "None": None,
@@ -211,7 +225,7 @@ def test_X47_no_sentence_is_anothers() -> None:
 @pytest.mark.parametrize("model", VALID, ids=lambda model: model.__name__)
 def test_R19_every_bad_value_is_refused_by_name_or_taken(model: type[Value]) -> None:
     for field in model.model_fields:
-        for value in BAD.values():
+        for value in (*BAD.values(), Missing()):
             error = refused(model, {**VALID[model], field: value})
             assert error is None or error.field.partition(".")[0] in {field, *model.model_fields}
 

@@ -25,6 +25,7 @@ from session_lifecycle.models import (
 )
 from session_lifecycle.models.maintenance import MOST_MISMATCHES, Erasing
 from session_lifecycle.models.transfer import ExportBatch, ExportTable, ImportReport, RefusedRow
+from session_lifecycle.settings import check_callable
 
 MOST_TRIES = 10_000
 """How many random ids are tried to find one of a bucket. One of 64 buckets is found in 64 tries on average."""
@@ -102,6 +103,7 @@ class BucketMaintenanceDb(SessionMaintenanceDb):
         on_progress: Callable[[int], None] | None = None,
     ) -> RepriceReport:
         """See `SessionMaintenanceDb`. Each bucket has an audit row of its own; `repricing_id` is that of the first."""
+        check_callable("on_progress", on_progress)
         done: list[RepriceReport] = []
         looked_at = 0
 
@@ -123,6 +125,7 @@ class BucketMaintenanceDb(SessionMaintenanceDb):
         return RepriceReport(repricing_id=done[0].repricing_id, **sums)
 
     async def roll_up(self, *, on_progress: Callable[[RollUpReport], None] | None = None) -> RollUpReport:
+        check_callable("on_progress", on_progress)
         done: list[RollUpReport] = []
 
         def report(one: RollUpReport) -> None:
@@ -191,6 +194,7 @@ class BucketMaintenanceDb(SessionMaintenanceDb):
         on_progress: Callable[[PruneReport], None] | None,
         user_ids: Collection[UUID | str] | None,
     ) -> PruneReport:
+        check_callable("on_progress", on_progress)
         done: list[PruneReport] = []
         buckets = self._routing.buckets
         if isinstance(user_ids, Collection):
@@ -203,8 +207,7 @@ class BucketMaintenanceDb(SessionMaintenanceDb):
                 on_progress(_pruned([*done, one]))
 
         async def job(bucket: Bucket) -> PruneReport:
-            # What is no function is refused by the bucket.
-            found = await prune(bucket, report if callable(on_progress) else on_progress)
+            found = await prune(bucket, None if on_progress is None else report)
             done.append(found)
             return found
 

@@ -9,7 +9,6 @@ from typing import Any
 from pydantic_core import to_json
 from sqlalchemy import Executable
 
-from session_lifecycle.errors import ConfigurationError
 from session_lifecycle.postgres.driver_statements import KeptStatement
 from session_lifecycle.postgres.execution import Execution
 
@@ -81,13 +80,3 @@ async def in_batches(
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
-
-
-def check_callable(name: str, given: object) -> None:
-    """Refuses what cannot be called while the job runs.
-
-    Raises:
-        ConfigurationError: It is neither None nor callable.
-    """
-    if given is not None and not callable(given):
-        raise ConfigurationError(f"{name}: got {given!r}, expected a callable")

@@ -20,7 +20,6 @@ from uuid import UUID
 from pydantic_core import to_json
 
 from session_lifecycle.errors import InvalidValueError, shortened
-from session_lifecycle.maintenance.batches import check_callable
 from session_lifecycle.maintenance.export_files import ExportFolder
 from session_lifecycle.maintenance.import_rows import (
     PARENTS,
@@ -36,6 +35,7 @@ from session_lifecycle.models.json_payloads import folded
 from session_lifecycle.models.maintenance import ReconcileReport
 from session_lifecycle.models.transfer import EXPORT_TABLES, ExportTable, ImportReport, RefusedRow, TableReport
 from session_lifecycle.postgres.execution import Execution
+from session_lifecycle.settings import check_callable
 from session_lifecycle.statements.maintenance import export
 from session_lifecycle.statements.maintenance.export import CONTENT_FOLDED, RECORD_NO, SHAPES, TableShape
 

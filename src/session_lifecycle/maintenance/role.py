@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Literal, Protocol
 from uuid import UUID, uuid4
 
-from session_lifecycle.maintenance.batches import check_callable
 from session_lifecycle.maintenance.erase import Eraser
 from session_lifecycle.maintenance.exports import DEFAULT_EXPORT_BATCH, Exporter, checked_filters, exported_tables
 from session_lifecycle.maintenance.imports import ImportTarget, import_folder
@@ -28,6 +27,7 @@ from session_lifecycle.models.maintenance import Erasing, Exporting, OwnedSessio
 from session_lifecycle.models.transfer import ExportBatch, ExportTable, ImportReport, RefusedRow
 from session_lifecycle.postgres.execution import Execution
 from session_lifecycle.pricing.catalogue import PriceCatalogue
+from session_lifecycle.settings import check_callable
 
 DEFAULT_BATCH = 500
 DEFAULT_PRUNE_BATCH = 1000

@@ -38,10 +38,10 @@ _DURATION = TypeAdapter(timedelta)
 
 
 def _window(value: Any) -> Any:
-    if value == "total" or value in CALENDARS:
-        return value
-    if isinstance(value, str):  # a duration in ISO 8601, as JSON has it
-        try:
+    if isinstance(value, str):
+        if value == "total" or value in CALENDARS:
+            return value
+        try:  # a duration in ISO 8601, as JSON has it
             value = _DURATION.validate_python(value)
         except ValidationError:
             raise refused("budget_window", limit=LONGEST_WINDOW.days) from None

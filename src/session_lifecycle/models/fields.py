@@ -113,7 +113,8 @@ def _label(most_bytes: int, characters: int | None = None) -> AfterValidator:
 
 
 def blank_as_none(value: Any) -> Any:
-    return None if value == "" else value
+    # Only a text is compared: a missing value of pandas is neither equal nor unequal.
+    return None if isinstance(value, str) and not value else value
 
 
 # The driver writes the very first and the very last datetime as -infinity and infinity. In Postgres these are before

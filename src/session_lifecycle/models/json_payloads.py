@@ -8,10 +8,11 @@ changed.
 import dataclasses
 import re
 from collections import deque
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, ValuesView
+from collections.abc import Callable, Iterable, Iterator, Mapping, ValuesView
 from collections.abc import Set as AbstractSet
 from datetime import date, datetime, time, timedelta
 from enum import Enum
+from itertools import islice
 from types import NoneType
 from typing import Annotated, Any, LiteralString
 from unicodedata import normalize
@@ -102,7 +103,8 @@ class _Walk:
                 return self._container(value, value, level)
             case dict() | Mapping():
                 return self._container(value, value.items(), level, value)
-            case str() | int() | float():
+            # By its type: a proxy (of Flask, Django, wrapt) says that it is a text, and has no text of its own.
+            case _ if issubclass(type(value), str | int | float):
                 return self._of_subclass(value, level)
             case _ if self._refuses:
                 raise refused("json_value")
@@ -139,7 +141,7 @@ class _Walk:
                 copy = self.text(_text_of_object(value, max(self._bytes, 0)))
         return copy
 
-    def _container(self, container: Any, members: Iterable[Any], level: int, keys: Container[Any] | None = None) -> Any:
+    def _container(self, container: Any, members: Iterable[Any], level: int, keys: Iterable[Any] | None = None) -> Any:
         """The copy of a container, which is on the path to all that it contains. `keys` are those of a mapping."""
         if id(container) in self._path:
             return self._replaced("json_depth", CONTAINS_ITSELF)
@@ -160,16 +162,20 @@ class _Walk:
             copies.append(self.copy(member, level + 1))
         return copies
 
-    def _mapping(self, members: Iterable[tuple[Any, Any]], level: int, keys: Container[Any]) -> dict[str, Any]:
+    def _mapping(self, members: Iterable[tuple[Any, Any]], level: int, keys: Iterable[Any]) -> dict[str, Any]:
         copies: dict[str, Any] = {}
         met: dict[str, int] = {}
+        texts: set[str] | None = None
         for key, member in members:
             if self._values <= 0 or self._bytes <= 0:
                 return {**copies, CUT: self._mark_of_rest()}
             text = self._key(key, level)
             name = text
+            if texts is None and not isinstance(key, str):
+                # The mapping is not asked: one that has a value for every key says that it contains every name.
+                texts = {str.__str__(one) for one in islice(keys, self._values + 1) if issubclass(type(one), str)}
             # Two keys that have one text, such as 1 and "1", stay two. The key that is a text keeps its name.
-            while name in copies or (not isinstance(key, str) and name in keys):
+            while name in copies or (texts and not isinstance(key, str) and name in texts):
                 met[text] = met.get(text, 0) + 1
                 kind = type(key).__name__
                 name = f"{text} ({kind})" if met[text] == 1 else f"{text} ({kind} {met[text]})"
@@ -187,7 +193,10 @@ class _Walk:
         copy = self.copy(key, level + 1)
         if isinstance(copy, dict | list):
             return to_json(copy).decode()
-        return copy if isinstance(copy, str) else str(copy)
+        if isinstance(copy, str):
+            return copy
+        self._spend(2)  # the quotes
+        return str(copy)
 
     def text(self, text: str) -> str:
         is_long = len(text) > LONG_TEXT
@@ -309,7 +318,7 @@ def json_size(value: Any) -> int:
 
 def text_of(value: Any) -> str:
     """The value as text: None as the empty text, blocks of content as their texts, all else as JSON. It never fails."""
-    if isinstance(value, str):
+    if issubclass(type(value), str):
         return safe_text(str.__str__(value))
     return "" if value is None else _text_of(safe_json(value))
 
@@ -351,7 +360,7 @@ def _json_object(value: Any) -> Any:
 
 
 def _safe_label(value: Any) -> Any:
-    return safe_text(value) if isinstance(value, str) else value
+    return safe_text(value) if issubclass(type(value), str) else value
 
 
 SafeText = Annotated[str, BeforeValidator(text_of)]

@@ -2,23 +2,12 @@
 
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Annotated, Any
+from typing import Annotated
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
-from session_lifecycle.models.fields import AwareTime, Value
-from session_lifecycle.models.refusals import refused
+from session_lifecycle.models.fields import AwareTime, Cost, Text, Value
 from session_lifecycle.models.usage_classes import ServiceTier
-
-
-def _no_bool(value: Any) -> Any:
-    if isinstance(value, bool):
-        raise refused("price_type")
-    return value
-
-
-# Pydantic takes a float by its shortest decimal form and refuses infinity and NaN.
-_Usd = Annotated[Decimal, BeforeValidator(_no_bool), Field(ge=0, allow_inf_nan=False)]
 
 
 class PriceOverride(Value):
@@ -26,6 +15,7 @@ class PriceOverride(Value):
 
     Where an override is in force, the catalogue is not asked: an event that used something the override has no price
     for is unpriced. A price of 0 is a price. The prices are per million tokens, and for web searches per thousand.
+    A price is at most 1,000,000,000 USD and has at most 30 decimals.
 
     Example:
         `PriceOverride(model_pattern="gpt-4o*", input_usd_per_million="2", output_usd_per_million="8")`
@@ -55,24 +45,24 @@ class PriceOverride(Value):
         web_search_usd_per_thousand: `None`: unpriced.
     """
 
-    model_pattern: str = Field(min_length=1)
-    input_usd_per_million: _Usd
-    output_usd_per_million: _Usd
-    cache_read_usd_per_million: _Usd | None = None
-    cache_write_usd_per_million: _Usd | None = None
-    reasoning_usd_per_million: _Usd | None = None
+    model_pattern: Annotated[Text, Field(min_length=1)]
+    input_usd_per_million: Cost
+    output_usd_per_million: Cost
+    cache_read_usd_per_million: Cost | None = None
+    cache_write_usd_per_million: Cost | None = None
+    reasoning_usd_per_million: Cost | None = None
     valid_from: AwareTime | None = None
     provider: str | None = Field(default=None, min_length=1)
     service_tier: ServiceTier = "standard"
-    cache_write_1h_usd_per_million: _Usd | None = None
-    audio_in_usd_per_million: _Usd | None = None
-    cache_read_audio_usd_per_million: _Usd | None = None
-    image_in_usd_per_million: _Usd | None = None
-    cache_read_image_usd_per_million: _Usd | None = None
-    video_in_usd_per_million: _Usd | None = None
-    audio_out_usd_per_million: _Usd | None = None
-    image_out_usd_per_million: _Usd | None = None
-    web_search_usd_per_thousand: _Usd | None = None
+    cache_write_1h_usd_per_million: Cost | None = None
+    audio_in_usd_per_million: Cost | None = None
+    cache_read_audio_usd_per_million: Cost | None = None
+    image_in_usd_per_million: Cost | None = None
+    cache_read_image_usd_per_million: Cost | None = None
+    video_in_usd_per_million: Cost | None = None
+    audio_out_usd_per_million: Cost | None = None
+    image_out_usd_per_million: Cost | None = None
+    web_search_usd_per_thousand: Cost | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,7 +58,6 @@ _EXPECTED: dict[str, LiteralString] = {
     "money_range": "an amount from 0 to {most} USD",
     "money_type": "a Decimal, an int, a float, or a number as text such as 0.10",
     "none_required": "None",
-    "price_type": "a number, not a bool",
     "string_too_long": "{length}",
     "string_too_short": "{length}",
     "string_type": "text",

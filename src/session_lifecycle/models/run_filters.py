@@ -23,7 +23,7 @@ DEFAULT_PROJECT = "default"
 
 
 def _blank_as_default_project(value: Any) -> Any:
-    return DEFAULT_PROJECT if value == "" else value
+    return DEFAULT_PROJECT if isinstance(value, str) and not value else value
 
 
 OptionalText = Annotated[Text | None, BeforeValidator(blank_as_none)]

@@ -3,16 +3,17 @@
 from datetime import datetime
 from decimal import Decimal
 from functools import cached_property
-from typing import Any, Self
+from typing import Annotated, Any, Self
 from uuid import UUID
 
-from pydantic import field_validator, model_validator
+from pydantic import AfterValidator, field_validator, model_validator
 
 from session_lifecycle.models.fields import (
     AwareTime,
     Flag,
     Value,
 )
+from session_lifecycle.models.json_payloads import folded
 from session_lifecycle.models.pages import Page
 from session_lifecycle.models.refusals import refuse_empty_window, refused
 from session_lifecycle.models.run_filters import OptionalText, RunChoice
@@ -27,6 +28,10 @@ SUMMARY_ORDERS = (*ALL_SESSION_ORDERS, LAST_PROMPT)
 """All fields that a page of summaries can be ordered by. No index has the order of `last_prompt_at`."""
 
 
+def _nothing_as_none(search: str | None) -> str | None:
+    return search if search is not None and folded(search) else None
+
+
 class SummaryFilters(RunChoice, SessionFilters):
     """The argument of `list_session_summaries`.
 
@@ -39,8 +44,11 @@ class SummaryFilters(RunChoice, SessionFilters):
 
     started_since: AwareTime | None = None
     started_until: AwareTime | None = None
-    search: OptionalText = None
-    """A text that a message of the session contains. Case does not matter; `%` and `_` are ordinary characters."""
+    search: Annotated[OptionalText, AfterValidator(_nothing_as_none)] = None
+    """A text that a message of the session contains. Case does not matter; `%` and `_` are ordinary characters.
+
+    A text of characters that a search ignores, such as soft hyphens, is empty. An empty text filters nothing.
+    """
     matching_only: Flag = False
 
     @field_validator("order_by")

@@ -1,5 +1,6 @@
 """Statements in the host's transaction, which stays the host's."""
 
+import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager, nullcontext
 from functools import partial
@@ -31,6 +32,9 @@ _SET_VIEWER = f"SELECT pg_catalog.set_config('{VIEWER_SETTING}', $1::text, true)
 _checked_hosts: "WeakSet[Engine]" = WeakSet()
 _take_any_user: "WeakKeyDictionary[Engine, set[str]]" = WeakKeyDictionary()
 """The schemas that are no buckets, by the engine of the host."""
+_turns: "WeakKeyDictionary[AsyncConnection | AsyncSession, tuple[asyncio.AbstractEventLoop, asyncio.Lock]]"
+_turns = WeakKeyDictionary()
+"""Who uses the host's connection. Savepoints of two calls at once would end each other and abort the transaction."""
 
 
 class BoundExecution:
@@ -94,7 +98,8 @@ class BoundExecution:
         return await self._within(lambda connection: work(partial(all_rows, connection, self.schema)))
 
     async def check_takes_any_user(self) -> None:
-        connection = await self._connection()
+        async with self._turn():
+            connection = await self._connection()
         known = _take_any_user.setdefault(connection.engine.sync_engine, set())
         if self.schema not in known:
             refuse_bucket(self.schema, await self.fetch(bucket_of(self.schema)))
@@ -122,13 +127,23 @@ class BoundExecution:
 
     async def _within(self, work: Callable[[AsyncConnection], Awaitable[Sequence[Any]]]) -> Sequence[Any]:
         try:
-            connection = await self._checked_host()
-            # Citus may have the schema on a node that is away, which the look at the schema finds out.
-            async with connection.begin_nested() if self._savepoints else nullcontext():
-                await check_schema_once(connection, self.schema)
-                return await work(connection)
+            async with self._turn():
+                connection = await self._checked_host()
+                # Citus may have the schema on a node that is away, which the look at the schema finds out.
+                async with connection.begin_nested() if self._savepoints else nullcontext():
+                    await check_schema_once(connection, self.schema)
+                    return await work(connection)
         except DRIVER_FAILURES as error:
             raise_as_ours(error)
+
+    def _turn(self) -> asyncio.Lock:
+        """The calls on one host wait for each other, also those of two `bind`. A lock is for one event loop."""
+        here = asyncio.get_running_loop()
+        loop, lock = _turns.get(self._host, (None, None))
+        if lock is None or loop is not here:
+            lock = asyncio.Lock()
+            _turns[self._host] = here, lock
+        return lock
 
     async def _checked_connection(self) -> AsyncConnection:
         connection = await self._checked_host()
@@ -144,6 +159,8 @@ class BoundExecution:
     async def _connection(self) -> AsyncConnection:
         try:
             connection = await self._host.connection() if isinstance(self._host, AsyncSession) else self._host
+            if connection.invalidated:  # it was lost and rolled back: SQLAlchemy connects again
+                await connection.get_raw_connection()
             driver = driver_connection(connection)
         except RuntimeError as error:  # its connections belong to another event loop
             raise ConfigurationError(OTHER_LOOP) from error

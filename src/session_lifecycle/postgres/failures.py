@@ -182,6 +182,8 @@ def raise_as_ours(error: BaseException, *, may_have_written: bool = False) -> No
     """
     cause, state = driver_error(error), _sqlstate(error)
     failure = _describe(cause)
+    if isinstance(error, exc.PendingRollbackError):
+        raise SessionLifecycleError("the host's transaction failed before this call: roll it back") from error
     if isinstance(error, exc.TimeoutError):
         raise DatabaseUnavailableError(f"no connection of the pool became free in time: {error}") from error
     if (sentence := _unavailable(cause, state)) is not None:

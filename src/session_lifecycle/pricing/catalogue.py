@@ -7,6 +7,7 @@ from decimal import ROUND_HALF_EVEN, Context, Decimal, DivisionByZero, InvalidOp
 from typing import TYPE_CHECKING
 
 from session_lifecycle.errors import ConfigurationError, InvalidValueError
+from session_lifecycle.models.fields import MOST_COST_USD
 from session_lifecycle.models.prices import Price, PriceOverride
 from session_lifecycle.models.usage_classes import ServiceTier, excess, shares
 from session_lifecycle.pricing.classes import CLASSES, MILLION, PRICE_KEYS, REQUESTS_KEY, TOKEN_PRICE_KEYS
@@ -96,6 +97,7 @@ class PriceCatalogue:
         web_searches: int = 0,
     ) -> Price | None:
         """The price of one response; `None` when no price is known. A response without a price is unpriced, not free.
+        So is a response that would cost more than one event holds, 1,000,000,000 USD.
 
         The cost is the sum of each share of the use times its own unit price: `models.usage_classes` says what is part
         of what, `pricing.classes` which unit price counts. The response is unpriced if one share has no unit price. The
@@ -166,7 +168,7 @@ class PriceCatalogue:
         if not prices:
             return None
         cost = _cost(use, prices, tokens_in)
-        if cost is None:
+        if cost is None or cost > MOST_COST_USD:
             return None
         charged = PRICE_KEYS if web_searches else _PRICE_KEYS_WITHOUT_SEARCHES
         texts = {key: _text(price) for key in charged if (price := prices.get(key)) is not None}

@@ -20,6 +20,7 @@ from session_lifecycle.errors import (
 from session_lifecycle.models import Item
 from session_lifecycle.postgres.engines import call_in
 from session_lifecycle.postgres.processes import forget_in_child
+from session_lifecycle.settings import check_callable
 from session_lifecycle.statements.writing.record import WriteResult
 from session_lifecycle.writing.calls import CallsAsItems, checked_item
 from session_lifecycle.writing.group_commit import END_SECONDS, Call, GroupCommit
@@ -84,8 +85,7 @@ class SessionRecorder(CallsAsItems):
                 raise ConfigurationError(f"{name}: got {value!r}, expected a whole number, at least 1")
         if on_full not in {"wait", "raise"}:
             raise ConfigurationError(f"on_full: got {on_full!r}, expected 'wait' or 'raise'")
-        if on_lost is not None and not callable(on_lost):
-            raise ConfigurationError(f"on_lost: got {on_lost!r}, expected a function of items and an error")
+        check_callable("on_lost", on_lost)
         self._pipeline = pipeline
         self.budgets = budgets
         """What session blocks ask before a model is called."""

@@ -318,7 +318,7 @@ class Spool:
             attempt_timeout: How long an attempt may be open, a timedelta or seconds; None: 15 minutes.
 
         Raises:
-            ConfigurationError: `attempt_timeout` is no duration above 0.
+            ConfigurationError: `attempt_timeout` is no duration above 0, or `on_lost` is no function or is async.
         """
         from session_lifecycle.writing.spool_session import SpoolSession
 

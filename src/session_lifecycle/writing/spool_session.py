@@ -9,6 +9,7 @@ from uuid import UUID
 
 from session_lifecycle.errors import SessionLifecycleError
 from session_lifecycle.models import Item, SessionStatus
+from session_lifecycle.settings import check_callable
 from session_lifecycle.writing.losses import reason_of
 from session_lifecycle.writing.quiet import QuietWriter
 from session_lifecycle.writing.session_trace import SessionTrace
@@ -48,6 +49,7 @@ class SpoolSession(SessionTrace):
         attempt_timeout: timedelta | float | None = None,
     ) -> None:
         """Use `Spool.session` instead."""
+        check_callable("on_lost", on_lost)
         self._spool = spool
         self._on_lost = on_lost
         self._spool_writer = SpoolWriter(spool, most=MOST_IN_MEMORY, on_failed=self._lose)

@@ -251,6 +251,8 @@ def test_messages_are_searched(at: tuple[str, str]) -> None:
     assert found("%") == []
     assert found("needle", "--agent", "writer", "--model", "m") == ["second"]
     assert found("needle", "--session", "first", "--order-by", "last_prompt_at") == ["first"]
+    for empty in ("", "\u00ad"):
+        assert "a text to search for" in run("search", empty, *at).stderr
 
 
 def test_runs_and_events_are_listed_by_every_filter(at: tuple[str, str]) -> None:

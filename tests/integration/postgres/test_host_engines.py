@@ -1,7 +1,9 @@
 """Settings that a host or a database may have changed: calls work, or raise our error at first use."""
 
+import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -9,9 +11,18 @@ import asyncpg
 import pytest
 import pytest_asyncio
 from sqlalchemy import event
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, create_async_engine
 
-from session_lifecycle import ConfigurationError, Run, SessionDatabase, Settings, SummaryFilters
+from session_lifecycle import (
+    ConfigurationError,
+    InvalidValueError,
+    Run,
+    SessionDatabase,
+    SessionLifecycleError,
+    SessionStatus,
+    Settings,
+    SummaryFilters,
+)
 from session_lifecycle.postgres.engines import asyncpg_url
 from session_lifecycle.testing import TemplateServer
 from support.scripts import run_script
@@ -258,6 +269,45 @@ async def test_X36_a_race_is_repeated_also_without_a_key(
     await connection.close()
     assert (await session_database.lifecycle.accumulate_usage("s", A, "m", 1)).outcome == "applied"
     assert (await session_database.lifecycle.aggregate_stats(A)).tokens_in == 1
+
+
+@pytest.mark.parametrize("savepoints", [True, False])
+@pytest.mark.parametrize("host", [AsyncConnection, AsyncSession])
+async def test_calls_of_several_tasks_in_one_transaction_wait_for_each_other(
+    session_database: SessionDatabase, host: type[AsyncConnection | AsyncSession], savepoints: bool
+) -> None:
+    engine = session_database.engine
+    async with engine.connect() if host is AsyncConnection else AsyncSession(engine) as shared:
+        bound = [session_database.bind(shared, savepoints=savepoints) for _ in range(2)]
+        calls: list[Awaitable[Any]] = [one.lifecycle.accumulate_usage("s", A, "m", 1) for one in bound * 3]
+        calls += [one.lifecycle.aggregate_stats(A) for one in bound]
+        if savepoints:
+            ahead = datetime.now(UTC) + timedelta(days=1)
+            calls.insert(1, bound[0].lifecycle.end_session("s", A, SessionStatus.FAILED, at=ahead))
+        outcomes = await asyncio.gather(*calls, return_exceptions=True)
+        await shared.commit()
+    assert [type(one) for one in outcomes if isinstance(one, Exception)] == [InvalidValueError] * savepoints
+    assert (await session_database.lifecycle.aggregate_stats(A)).tokens_in == 6
+
+
+@pytest.mark.parametrize("host", [AsyncConnection, AsyncSession])
+async def test_a_call_after_a_cancelled_one_says_that_the_transaction_failed(
+    session_database: SessionDatabase, host: type[AsyncConnection | AsyncSession]
+) -> None:
+    engine = session_database.engine
+    async with (
+        engine.connect() as blocker,
+        engine.connect() if host is AsyncConnection else AsyncSession(engine) as own,
+    ):
+        await session_database.bind(blocker).lifecycle.accumulate_usage("s", A, "m", 1)
+        bound = session_database.bind(own)
+        await bound.lifecycle.accumulate_usage("t", A, "m", 1)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(bound.lifecycle.accumulate_usage("s", A, "m", 1), 0.1)
+        with pytest.raises(SessionLifecycleError, match=r"^the host's transaction failed before this call: "):
+            await bound.lifecycle.accumulate_usage("t", A, "m", 1)
+        await own.rollback()
+        assert (await session_database.bind(own).lifecycle.accumulate_usage("t", A, "m", 1)).outcome == "applied"
 
 
 async def test_a_call_after_the_hosts_connection_was_closed_says_so(

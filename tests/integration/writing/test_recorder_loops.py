@@ -4,6 +4,8 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +21,7 @@ from session_lifecycle import (
     SessionRecorder,
     SessionStatus,
     Settings,
+    Spool,
     UsageEvent,
 )
 from session_lifecycle.models import Item, Message, Step
@@ -336,6 +339,33 @@ async def test_X31_on_lost_must_be_callable(session_database: SessionDatabase) -
     not_a_function: Any = "log"
     with pytest.raises(ConfigurationError, match="on_lost"):
         session_database.recorder(on_lost=not_a_function)
+
+
+async def test_R27_X31_a_function_that_nobody_awaits_is_refused(
+    session_database: SessionDatabase, tmp_path: Path
+) -> None:
+    async def wait(*_: Any) -> None:
+        pytest.fail("nobody awaits this")
+
+    class Waiting:
+        async def __call__(self, *_: Any) -> None:
+            pytest.fail("nobody awaits this")
+
+    url = session_database.engine.url.render_as_string(hide_password=False)
+    for given in (wait, Waiting(), partial(wait, 1)):
+        function: Any = given
+        for make in (
+            lambda function=function: session_database.recorder(on_lost=function),
+            lambda function=function: session_database.synchronous_recorder(on_lost=function),
+            lambda function=function: session_database.session("s", A, on_lost=function),
+            lambda function=function: Spool(tmp_path / "spool").session("s", A, on_lost=function),
+        ):
+            with pytest.raises(ConfigurationError, match=r"^on_lost: .* a coroutine function, "):
+                make()
+        with pytest.raises(ConfigurationError, match=r"^redact: .* a coroutine function, "):
+            SessionDatabase.connect(url, redact=function)
+        with pytest.raises(ConfigurationError, match=r"^on_progress: .* a coroutine function, "):
+            await session_database.maintenance.roll_up(on_progress=function)
 
 
 async def test_flush_waits_for_what_was_accepted_before(session_database: SessionDatabase) -> None:

@@ -147,11 +147,27 @@ def test_M53_the_provider_of_an_override_has_many_names(
         {"web_search_usd_per_thousand": -1},
         {"audio_in_usd_per_million": True},
         {"audio_out_usd_per_million": "NaN"},
+        {"price_in": "1000000000.01"},
+        {"price_out": "1E+90"},
+        {"image_in_usd_per_million": "0." + "1" * 31},
+        {"pattern": "[\x00x]"},
     ],
 )
 def test_M53_a_wrong_override_is_refused(given: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
-        own("x", **given)
+        own(**{"pattern": "x", **given})
+
+
+def test_R07_R19_a_price_is_exact_and_no_event_costs_more_than_it_holds() -> None:
+    fine = "0." + "1" * 30
+    catalogue = with_overrides(own("dear", 2000), own("fine", fine), own("search", 0, web_search_usd_per_thousand=10))
+    found = price(catalogue, "fine", None, MILLION)
+    assert found is not None
+    assert found.unit_prices["input_mtok"] == fine
+    assert cost(catalogue, "dear", None, 5 * 10**11) == 10**9
+    assert cost(catalogue, "dear", None, 5 * 10**11 + 1) is None
+    assert cost(catalogue, "search", None, 0, web_searches=10**11) == 10**9
+    assert cost(catalogue, "search", None, 0, web_searches=10**12) is None
 
 
 def test_M54_a_tier_without_a_price_gets_one_by_an_override(catalogue: PriceCatalogue) -> None:

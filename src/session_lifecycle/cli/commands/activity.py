@@ -94,7 +94,9 @@ def search(
     as_json: Json = False,
 ) -> None:
     """Find the sessions with a message that contains a text. A window is on the last activity."""
-    if not text:
+    from session_lifecycle.models.json_payloads import folded
+
+    if not folded(text):
         refuse("TEXT: got nothing, expected a text to search for", code=MISUSE)
 
     async def work(db: "SessionDatabase") -> None:
