@@ -53,8 +53,6 @@ class BucketExecution:
     effect. Then this execution reads where the bucket went, waits until it has arrived there, and runs the statement.
     """
 
-    has_connections = True
-
     def __init__(
         self,
         number: int,
@@ -277,8 +275,6 @@ class _Way:
 
 class BoundBucketExecution:
     """Runs the statements of one bucket in the host's transaction, whose database must have the bucket."""
-
-    has_connections = False
 
     def __init__(
         self,

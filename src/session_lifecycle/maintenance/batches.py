@@ -44,7 +44,8 @@ async def in_batches(
         process_batch: The statement that processes the bound `keys`, a JSON array as text, and returns one row. It must
             be harmless to repeat.
         max_batch: The most keys of one transaction.
-        at_once: The most statements that run at the same time, each on its own connection.
+        at_once: The most statements that run at the same time, each on its own connection. In a host's transaction they
+            take turns.
         **parameters: The other bound parameters of `process_batch`.
     """
     size = min(max_batch, FIRST_BATCH_SIZE)

@@ -46,7 +46,7 @@ class RollUp:
             partial(roll_up.sessions_to_roll_up, idle_before),
             self._roll_up_sessions,
             max_batch=MAX_BATCH,
-            at_once=STREAMS if is_first and self._execution.has_connections else 1,
+            at_once=STREAMS if is_first else 1,
             idle_before=idle_before,
         )
         async with aclosing(batches):

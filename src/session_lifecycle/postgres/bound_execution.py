@@ -40,8 +40,6 @@ _turns = WeakKeyDictionary()
 class BoundExecution:
     """Runs statements in the host's transaction, which this library never commits, rolls back or repeats."""
 
-    has_connections = False
-
     def __init__(
         self,
         host: AsyncConnection | AsyncSession,

@@ -40,12 +40,9 @@ class Execution(Protocol):
 
     Attributes:
         schema: The Postgres schema that holds the tables.
-        has_connections: Whether each statement has a connection of its own, so that several may run at once. In a
-            host's transaction there is one.
     """
 
     schema: str
-    has_connections: bool
 
     @overload
     async def fetch(self, statement: Executable, *, writes: bool = False) -> Sequence[Any]: ...

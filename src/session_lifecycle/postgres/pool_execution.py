@@ -48,8 +48,6 @@ LONGEST_JOB_SECONDS = 3_600.0
 class PoolExecution:
     """Runs each statement in its own transaction, on a connection of the engine's pool. Retries transient failures."""
 
-    has_connections = True
-
     def __init__(
         self,
         engines: Engines,
