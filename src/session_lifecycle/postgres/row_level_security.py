@@ -257,14 +257,14 @@ def enable_sql(schema: str, settings: Settings, trusted: Sequence[str]) -> str:
 
 
 def disable_sql(schema: str) -> str:
-    """The SQL that undoes `enable_sql`, for the owner of the schema."""
+    """The SQL that undoes `enable_sql`, for the owner of the schema, also where a table was lost."""
     place = quoted(schema)
     parts = [
         f"DROP POLICY IF EXISTS {policy} ON {place}.{table};"
         for table in TABLES
         for policy in (POLICY, POLICY_OF_TRUSTED)
     ]
-    parts += [f"ALTER TABLE {place}.{table} DISABLE ROW LEVEL SECURITY;" for table in TABLES]
+    parts += [f"ALTER TABLE IF EXISTS {place}.{table} DISABLE ROW LEVEL SECURITY;" for table in TABLES]
     parts += [f"DROP FUNCTION IF EXISTS {place}.{name};" for name in reversed(FUNCTIONS)]
     parts.append(f"DROP TABLE IF EXISTS {place}.{KEY_TABLE};")
     return "\n".join(parts) + "\n"
