@@ -12,7 +12,7 @@ from session_lifecycle.buckets.routing import Bucket, Routing
 from session_lifecycle.errors import DatabaseUnavailableError
 from session_lifecycle.maintenance.exports import DEFAULT_EXPORT_BATCH
 from session_lifecycle.maintenance.imports import ImportTarget, import_folder
-from session_lifecycle.maintenance.role import DEFAULT_BATCH, DEFAULT_PRUNE_BATCH, SessionMaintenanceDb
+from session_lifecycle.maintenance.role import DEFAULT_BATCH, DEFAULT_PRUNE_BATCH, SessionMaintenanceDb, pruning_of
 from session_lifecycle.models import (
     ErasureReceipt,
     PruneReport,
@@ -23,7 +23,7 @@ from session_lifecycle.models import (
     SessionListFilters,
     UsageEventFilters,
 )
-from session_lifecycle.models.maintenance import MOST_MISMATCHES, Erasing
+from session_lifecycle.models.maintenance import MOST_MISMATCHES, Erasing, Pruning
 from session_lifecycle.models.transfer import ExportBatch, ExportTable, ImportReport, RefusedRow
 from session_lifecycle.settings import check_callable
 
@@ -151,18 +151,12 @@ class BucketMaintenanceDb(SessionMaintenanceDb):
         agent_names: Collection[str] | None = None,
         dataset_ids: Collection[UUID | str] | None = None,
     ) -> PruneReport:
-        async def job(bucket: Bucket, report: Callable[[PruneReport], None] | None) -> PruneReport:
-            return await bucket.maintenance.prune_sessions(
-                older_than,
-                batch=batch,
-                dry_run=dry_run,
-                on_progress=report,
-                user_ids=user_ids,
-                agent_names=agent_names,
-                dataset_ids=dataset_ids,
-            )
-
-        return await self._prune(job, on_progress, user_ids)
+        asked = pruning_of(older_than, batch, dry_run, user_ids, agent_names, dataset_ids)
+        return await self._prune(
+            lambda bucket, report: bucket.maintenance.prune_sessions(on_progress=report, **dict(asked)),
+            on_progress,
+            asked,
+        )
 
     async def prune_payloads(
         self,
@@ -175,31 +169,25 @@ class BucketMaintenanceDb(SessionMaintenanceDb):
         agent_names: Collection[str] | None = None,
         dataset_ids: Collection[UUID | str] | None = None,
     ) -> PruneReport:
-        async def job(bucket: Bucket, report: Callable[[PruneReport], None] | None) -> PruneReport:
-            return await bucket.maintenance.prune_payloads(
-                older_than,
-                batch=batch,
-                dry_run=dry_run,
-                on_progress=report,
-                user_ids=user_ids,
-                agent_names=agent_names,
-                dataset_ids=dataset_ids,
-            )
-
-        return await self._prune(job, on_progress, user_ids)
+        asked = pruning_of(older_than, batch, dry_run, user_ids, agent_names, dataset_ids)
+        return await self._prune(
+            lambda bucket, report: bucket.maintenance.prune_payloads(on_progress=report, **dict(asked)),
+            on_progress,
+            asked,
+        )
 
     async def _prune(
         self,
-        prune: Callable[[Bucket, Callable[[PruneReport], None] | None], Awaitable[PruneReport]],
+        prune: Callable[[Bucket, Callable[[PruneReport], None]], Awaitable[PruneReport]],
         on_progress: Callable[[PruneReport], None] | None,
-        user_ids: Collection[UUID | str] | None,
+        asked: Pruning,
     ) -> PruneReport:
         check_callable("on_progress", on_progress)
         done: list[PruneReport] = []
         buckets = self._routing.buckets
-        if isinstance(user_ids, Collection):
-            # What is no user id, and nobody, go to bucket 0.
-            numbers = {self._routing.number_of(one) for one in user_ids} or {0}
+        if asked.user_ids is not None:
+            # Nobody goes to bucket 0.
+            numbers = {self._routing.number_of(one) for one in asked.user_ids} or {0}
             buckets = [buckets[number] for number in sorted(numbers)]
 
         def report(one: PruneReport) -> None:
@@ -207,7 +195,7 @@ class BucketMaintenanceDb(SessionMaintenanceDb):
                 on_progress(_pruned([*done, one]))
 
         async def job(bucket: Bucket) -> PruneReport:
-            found = await prune(bucket, None if on_progress is None else report)
+            found = await prune(bucket, report)
             done.append(found)
             return found
 

@@ -12,6 +12,7 @@ from session_lifecycle.models.schema import RoleReport, RowLevelSecurityReport, 
 from session_lifecycle.postgres import migrations, permissions
 from session_lifecycle.postgres import row_level_security as rls
 from session_lifecycle.postgres.failures import DRIVER_FAILURES, raise_as_ours
+from session_lifecycle.postgres.schema_check import check_schema
 from session_lifecycle.postgres.short_locks import with_short_locks
 from session_lifecycle.settings import Settings
 
@@ -99,9 +100,11 @@ class SchemaAdministration:
 
         Raises:
             ConfigurationError: The settings have no `row_level_security_key`.
+            SchemaError: The schema is not migrated, lacks something, or does not serve this version.
         """
 
         async def enable(connection: AsyncConnection) -> None:
+            await check_schema(connection, self._schema)
             found = await rls.roles_that_write(connection, self._schema) if trusted_roles is None else trusted_roles
             await _run_script(connection, rls.enable_sql(self._schema, self._settings, sorted(found)))
 

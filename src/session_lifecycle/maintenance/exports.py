@@ -10,6 +10,7 @@ from sqlalchemy import Select
 from session_lifecycle.errors import InvalidValueError
 from session_lifecycle.models.transfer import EXPORT_TABLES, ExportBatch, ExportTable
 from session_lifecycle.postgres.execution import Execution
+from session_lifecycle.postgres.row_level_security import refuse_walled_in
 from session_lifecycle.statements.maintenance.export import FILTERS, SHAPES, AnyFilters, all_rows, chosen_rows
 
 DEFAULT_EXPORT_BATCH = 500
@@ -48,6 +49,7 @@ class Exporter:
         self, tables: Sequence[ExportTable], filters: AnyFilters | None, batch: int
     ) -> AsyncGenerator[ExportBatch]:
         """Yields the rows of the tables, one table after another, all from one snapshot."""
+        await refuse_walled_in(self._execution)
         async with self._execution.snapshot() as stream:
             for table in tables:
                 async with aclosing(stream(self._statement(table, filters), batch)) as batches:

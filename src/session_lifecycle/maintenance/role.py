@@ -26,6 +26,7 @@ from session_lifecycle.models import (
 from session_lifecycle.models.maintenance import Erasing, Exporting, OwnedSession, Pruning, Reconciling, Repricing
 from session_lifecycle.models.transfer import ExportBatch, ExportTable, ImportReport, RefusedRow
 from session_lifecycle.postgres.execution import Execution
+from session_lifecycle.postgres.row_level_security import refuse_walled_in
 from session_lifecycle.pricing.catalogue import PriceCatalogue
 from session_lifecycle.settings import check_callable
 
@@ -43,7 +44,8 @@ class SessionMaintenanceDb(Protocol):
     A statement that fails for a passing reason is retried, except inside a host's transaction. Every call raises:
 
     - `InvalidValueError`: it refuses an argument; nothing was changed.
-    - `ConfigurationError`: `on_progress` is not callable.
+    - `ConfigurationError`: `on_progress` is not callable, or row-level security shows the role no row without a viewer;
+      nothing was changed.
     - `SchemaError`: the schema is not migrated, or does not serve this version.
     - `DatabaseUnavailableError`: the database cannot be reached or did not answer, also after the retries.
     - `TransactionConflictError`: a transaction lost conflicts with concurrent transactions, also after the retries; or
@@ -278,6 +280,7 @@ class SqlAlchemySessionMaintenanceDb(SessionMaintenanceDb):
 
     def __init__(self, execution: Execution, prices: PriceCatalogue, abandon_after: timedelta) -> None:
         self._execution = execution
+        self._sees_every_row = False
         self._repricer = Repricer(execution, prices)
         self._roll_up = RollUp(execution, abandon_after)
         self._pruner = Pruner(execution)
@@ -296,10 +299,12 @@ class SqlAlchemySessionMaintenanceDb(SessionMaintenanceDb):
     ) -> RepriceReport:
         asked = Repricing.of_call(model=model, since=since, dry_run=dry_run, until=until, batch=batch)
         check_callable("on_progress", on_progress)
+        await self._check_sees_every_row()
         return await self._repricer.reprice(asked, on_progress)
 
     async def roll_up(self, *, on_progress: Callable[[RollUpReport], None] | None = None) -> RollUpReport:
         check_callable("on_progress", on_progress)
+        await self._check_sees_every_row()
         return await self._roll_up.roll_up(on_progress)
 
     async def prune_sessions(
@@ -314,14 +319,8 @@ class SqlAlchemySessionMaintenanceDb(SessionMaintenanceDb):
         dataset_ids: Collection[UUID | str] | None = None,
     ) -> PruneReport:
         check_callable("on_progress", on_progress)
-        asked = Pruning.of_call(
-            older_than=older_than,
-            batch=batch,
-            dry_run=dry_run,
-            user_ids=_listed(user_ids),
-            agent_names=_listed(agent_names),
-            dataset_ids=_listed(dataset_ids),
-        )
+        asked = pruning_of(older_than, batch, dry_run, user_ids, agent_names, dataset_ids)
+        await self._check_sees_every_row()
         return await self._pruner.prune_sessions(asked, on_progress)
 
     async def prune_payloads(
@@ -336,18 +335,14 @@ class SqlAlchemySessionMaintenanceDb(SessionMaintenanceDb):
         dataset_ids: Collection[UUID | str] | None = None,
     ) -> PruneReport:
         check_callable("on_progress", on_progress)
-        asked = Pruning.of_call(
-            older_than=older_than,
-            batch=batch,
-            dry_run=dry_run,
-            user_ids=_listed(user_ids),
-            agent_names=_listed(agent_names),
-            dataset_ids=_listed(dataset_ids),
-        )
+        asked = pruning_of(older_than, batch, dry_run, user_ids, agent_names, dataset_ids)
+        await self._check_sees_every_row()
         return await self._pruner.prune_payloads(asked, on_progress)
 
     async def delete_session(self, session_id: str, user_id: UUID | str) -> bool:
-        return await self._eraser.delete_session(OwnedSession.of_call(session_id=session_id, user_id=user_id))
+        asked = OwnedSession.of_call(session_id=session_id, user_id=user_id)
+        await self._check_sees_every_row()
+        return await self._eraser.delete_session(asked)
 
     async def erase_user(
         self, user_id: UUID | str, *, usage: Literal["delete", "anonymise"] = "delete", tombstone: bool = False
@@ -356,6 +351,7 @@ class SqlAlchemySessionMaintenanceDb(SessionMaintenanceDb):
 
     async def erase(self, asked: Erasing, pseudonym: UUID) -> ErasureReceipt:
         """`erase_user`, with the pseudonym that the usage gets where it is anonymised."""
+        await self._check_sees_every_row()
         receipt = await self._eraser.erase_user(asked, pseudonym if asked.usage == "anonymise" else None)
         # The sums of the roll-ups, and the changes that take the sessions out of them, name the user until then.
         await self._roll_up.compact()
@@ -363,6 +359,7 @@ class SqlAlchemySessionMaintenanceDb(SessionMaintenanceDb):
 
     async def reconcile(self, *, repair: bool = False) -> ReconcileReport:
         asked = Reconciling.of_call(repair=repair)
+        await self._check_sees_every_row()
         return await Reconciler(self._execution, repair=asked.repair).reconcile()
 
     def export(
@@ -385,6 +382,25 @@ class SqlAlchemySessionMaintenanceDb(SessionMaintenanceDb):
     ) -> ImportReport:
         target = ImportTarget([self._execution], self.reconcile)
         return await import_folder(target, folder, on_refused, on_progress)
+
+    async def _check_sees_every_row(self) -> None:
+        if not self._sees_every_row:
+            await refuse_walled_in(self._execution)
+            self._sees_every_row = True
+
+
+def pruning_of(
+    older_than: object, batch: object, dry_run: object, user_ids: object, agent_names: object, dataset_ids: object
+) -> Pruning:
+    """The arguments of `prune_sessions` and `prune_payloads`, checked. An iterator is read once, here."""
+    return Pruning.of_call(
+        older_than=older_than,
+        batch=batch,
+        dry_run=dry_run,
+        user_ids=_listed(user_ids),
+        agent_names=_listed(agent_names),
+        dataset_ids=_listed(dataset_ids),
+    )
 
 
 def _listed(values: object) -> object:

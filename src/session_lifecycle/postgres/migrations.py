@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from sqlalchemy import Connection, func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from session_lifecycle.entities import quoted
+from session_lifecycle.entities import VERSION_TABLE, quoted
 from session_lifecycle.errors import InvalidValueError, SchemaError
 from session_lifecycle.models.schema import SchemaRevision, SchemaRevisions
 from session_lifecycle.postgres.execution import with_jitter
@@ -26,6 +26,7 @@ from session_lifecycle.postgres.notes import set_notes
 from session_lifecycle.postgres.row_level_security import disable_sql
 from session_lifecycle.postgres.schema_check import (
     HEAD,
+    LIBRARY_COMMAND,
     REVISIONS,
     UPGRADE_COMMAND,
     Kind,
@@ -82,13 +83,24 @@ def lock_migrations(connection: Connection, schema: str) -> None:
 def run(
     connection: Connection, schema: str, direction: Literal["upgrade", "downgrade", "stamp"], revision: str
 ) -> None:
-    """Migrates on this connection, inside the transaction it is in or begins; the caller commits."""
+    """Migrates on this connection, inside the transaction it is in or begins; the caller commits.
+
+    Raises:
+        SchemaError: The version table names a revision that this version does not know, or several revisions.
+    """
     from alembic import command
+    from alembic.util import CommandError
 
     if not connection.in_transaction():
         # Alembic would begin one of its own, and commit it.
         connection.begin()
-    getattr(command, direction)(configuration(schema, connection=connection), revision)
+    try:
+        getattr(command, direction)(configuration(schema, connection=connection), revision)
+    except CommandError as error:
+        raise SchemaError(
+            f"the table {VERSION_TABLE} of schema {schema!r} does not name one revision that this version knows: "
+            f"{error}; where a newer version wrote it, run `{LIBRARY_COMMAND}`"
+        ) from error
 
 
 @asynccontextmanager
@@ -172,7 +184,7 @@ async def stamp_on(engine: AsyncEngine, schema: str, revision: str) -> None:
 
     Raises:
         InvalidValueError: This version does not know the revision.
-        SchemaError: The schema lacks the tables of it.
+        SchemaError: The schema lacks the tables of it, or is at a revision that this version does not know.
     """
     _check_revision(revision)
 

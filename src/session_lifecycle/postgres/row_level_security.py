@@ -22,6 +22,7 @@ from session_lifecycle.errors import ConfigurationError
 from session_lifecycle.models import Viewer
 from session_lifecycle.models.schema import RowLevelSecurityReport
 from session_lifecycle.postgres.driver_statements import VIEWER_SETTING
+from session_lifecycle.postgres.execution import Execution
 from session_lifecycle.postgres.failures import driver_error
 from session_lifecycle.postgres.schema_objects import as_text
 from session_lifecycle.settings import Settings
@@ -135,19 +136,29 @@ CONDITIONS = {
 }
 """Which rows of a table a viewer sees. A table that is not here shows nobody anything."""
 
-_STATE = text("""
-SELECT c.relname::text, c.relrowsecurity,
-    EXISTS (SELECT FROM pg_catalog.pg_policy p WHERE p.polrelid = c.oid AND p.polname = :policy),
-    -- Whether this role is walled in: neither the owner, nor trusted, nor beyond all policies.
+# Whether this role is walled in: neither the owner, nor trusted, nor beyond all policies.
+_IS_WALLED_IN = """
     pg_catalog.row_security_active(c.oid) AND NOT EXISTS (
         SELECT FROM pg_catalog.pg_policy p CROSS JOIN LATERAL pg_catalog.unnest(p.polroles) r (oid)
         WHERE p.polrelid = c.oid AND p.polname = :trusted AND pg_catalog.pg_has_role(r.oid, 'USAGE')
     )
+"""
+_STATE = text(f"""
+SELECT c.relname::text, c.relrowsecurity,
+    EXISTS (SELECT FROM pg_catalog.pg_policy p WHERE p.polrelid = c.oid AND p.polname = :policy),
+    {_IS_WALLED_IN}
 FROM pg_catalog.pg_class c
 JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 WHERE n.nspname = :schema AND c.relkind IN ('r', 'p') AND c.relname = ANY (CAST(:tables AS text[]))
 ORDER BY 1
-""")
+""")  # noqa: S608 - the condition above
+# The name of the connection's role where it is walled in, else no row.
+_WALLED_IN = text(f"""
+SELECT current_user::text
+FROM pg_catalog.pg_class c
+JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+WHERE n.nspname = :schema AND c.relname = 'session_records' AND {_IS_WALLED_IN}
+""")  # noqa: S608 - the condition above
 # The roles that may change sessions, and roles beyond all policies.
 _WRITERS = text("""
 SELECT DISTINCT r.rolname::text
@@ -246,17 +257,31 @@ def enable_sql(schema: str, settings: Settings, trusted: Sequence[str]) -> str:
 
 
 def disable_sql(schema: str) -> str:
-    """The SQL that undoes `enable_sql`, for the owner of the schema."""
+    """The SQL that undoes `enable_sql`, for the owner of the schema, also where a table was lost."""
     place = quoted(schema)
     parts = [
         f"DROP POLICY IF EXISTS {policy} ON {place}.{table};"
         for table in TABLES
         for policy in (POLICY, POLICY_OF_TRUSTED)
     ]
-    parts += [f"ALTER TABLE {place}.{table} DISABLE ROW LEVEL SECURITY;" for table in TABLES]
+    parts += [f"ALTER TABLE IF EXISTS {place}.{table} DISABLE ROW LEVEL SECURITY;" for table in TABLES]
     parts += [f"DROP FUNCTION IF EXISTS {place}.{name};" for name in reversed(FUNCTIONS)]
     parts.append(f"DROP TABLE IF EXISTS {place}.{KEY_TABLE};")
     return "\n".join(parts) + "\n"
+
+
+async def refuse_walled_in(execution: Execution) -> None:
+    """Refuses a job of a role that row-level security walls in: it would find no row, and report that all is done.
+
+    Raises:
+        ConfigurationError: The role of the execution is neither the owner, nor trusted, nor beyond all policies.
+    """
+    asked = _WALLED_IN.bindparams(schema=execution.schema, trusted=POLICY_OF_TRUSTED)
+    for (role,) in await execution.fetch(asked):
+        raise ConfigurationError(
+            f"role {role!r} sees no row without a viewer, as row-level security is on, and a job has no viewer: run it "
+            "as the owner of the schema, or as a role that `session-lifecycle db rls enable` trusts"
+        )
 
 
 async def roles_that_write(connection: AsyncConnection, schema: str) -> list[str]:

@@ -1,8 +1,10 @@
 """Which places are refused, what a place that is away stops, and what a host's transaction takes."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from functools import partial
+from typing import Any
 from uuid import UUID
 
 import asyncpg
@@ -35,6 +37,7 @@ from support.eventually import eventually
 AWAY = "postgresql://nobody@127.0.0.1:1/nothing"
 QUICKLY = Settings(retries=0, connect_timeout_seconds=2)
 DATASET = UUID(int=77)
+MOMENT = timedelta(microseconds=1)
 
 
 def event(user: UUID, session_id: str = "s", **fields: object) -> UsageEvent:
@@ -244,6 +247,38 @@ async def test_budgets_are_a_users(on_one_server: BucketDatabase) -> None:
         assert not (await session.reserve("m", 6, idempotency_key="l")).admitted
     assert await db.budgets.delete_budget("b")
     assert await db.budgets.get_budget("b", Viewer.auditor()) is None
+
+
+async def test_a_job_of_all_buckets_refuses_what_cannot_be_called_before_it_begins(
+    on_one_server: BucketDatabase,
+) -> None:
+    jobs = on_one_server.maintenance
+    await on_one_server.lifecycle.record([event(user_in(on_one_server, number)) for number in range(8)])
+    calls: list[Callable[[Any], Awaitable[object]]] = [
+        lambda given: jobs.reprice(on_progress=given),
+        lambda given: jobs.roll_up(on_progress=given),
+        lambda given: jobs.prune_sessions(MOMENT, on_progress=given),
+        lambda given: jobs.prune_payloads(MOMENT, on_progress=given),
+    ]
+    for call in calls:
+        with pytest.raises(ConfigurationError, match="on_progress: got 5, expected a callable"):
+            await call(5)
+    assert (await on_one_server.lifecycle.aggregate_stats(Viewer.auditor())).sessions == 8
+
+
+@pytest.mark.parametrize("narrowing", ["user_ids", "agent_names", "dataset_ids"])
+async def test_every_bucket_is_pruned_by_all_that_an_iterator_gives(
+    on_one_server: BucketDatabase, narrowing: str
+) -> None:
+    db = on_one_server
+    users = [user_in(db, number) for number in range(8)]
+    await db.lifecycle.record(
+        [Touch(session_id="s", user_id=user, agent_name="a", dataset_id=DATASET) for user in users]
+    )
+    given: dict[str, list[Any]] = {"user_ids": users, "agent_names": ["a"], "dataset_ids": [DATASET]}
+    for dry_run in (True, False):
+        asked: dict[str, Any] = {narrowing: iter(given[narrowing]), "dry_run": dry_run}
+        assert (await db.maintenance.prune_sessions(MOMENT, **asked)).sessions == 8
 
 
 async def test_an_erased_user_is_anonymous_in_the_same_bucket(on_one_server: BucketDatabase) -> None:

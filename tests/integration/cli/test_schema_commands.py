@@ -98,6 +98,48 @@ async def test_a_lost_version_table_is_stamped(session_database_url: str) -> Non
     assert await ask(session_database_url, VERSIONS) == 0
 
 
+async def test_row_level_security_of_a_schema_that_lost_a_table_is_not_enabled_and_is_disabled(
+    session_database_url: str,
+) -> None:
+    at = ("--database-url", session_database_url)
+    succeed("db", "rls", "enable", *at, **KEY)
+    await ask(session_database_url, "DROP TABLE session_lifecycle.session_annotations CASCADE")
+    refused = run("db", "rls", "enable", *at, **KEY)
+    assert refused.returncode == 1
+    assert "lacks table session_annotations" in refused.stderr
+    assert "restore the data from a backup" in refused.stderr
+    succeed("db", "rls", "disable", "--yes", *at)
+    assert not json.loads(succeed("db", "rls", "check", "--json", *at))["is_enabled"]
+
+
+def test_row_level_security_of_a_schema_that_is_not_migrated_is_not_enabled(empty_url: str) -> None:
+    refused = run("db", "rls", "enable", "--database-url", empty_url, **KEY)
+    assert refused.returncode == 1
+    assert refused.stderr == "error: schema 'session_lifecycle' is not migrated: run `session-lifecycle db upgrade`\n"
+
+
+@pytest.mark.parametrize("versions", [["0002_of_a_newer_version"], ["0000_of_a_backup", "0001"]], ids=len)
+async def test_R20_a_version_table_that_names_what_this_version_does_not_know_is_told(
+    session_database_url: str, versions: list[str]
+) -> None:
+    async with connected(session_database_url) as connection:
+        await connection.execute("DELETE FROM session_lifecycle.session_lifecycle_version")
+        for version in versions:
+            await connection.execute("INSERT INTO session_lifecycle.session_lifecycle_version VALUES ($1)", version)
+    # A newer schema that serves this version is left as it is by an upgrade.
+    commands: list[tuple[str, ...]] = [("stamp", "0001"), ("stamp", "base"), ("downgrade", "base"), ("upgrade",)]
+    for command in commands[: 2 * len(versions)]:
+        yes = () if command == ("upgrade",) else ("--yes",)
+        refused = run("db", *command, *yes, "--database-url", session_database_url)
+        assert (refused.returncode, refused.stdout) == (1, "")
+        *_, error = refused.stderr.splitlines()
+        assert error.startswith(
+            "error: the table session_lifecycle_version of schema 'session_lifecycle' does not name"
+        )
+        assert versions[0] in error
+    assert await ask(session_database_url, VERSIONS) == len(versions)
+
+
 def test_an_empty_schema_is_not_stamped(empty_url: str) -> None:
     refused = run("db", "stamp", "0001", "--yes", "--database-url", empty_url)
     assert refused.returncode == 1

@@ -1,7 +1,8 @@
 """Row-level security is a second wall behind R11: without a signed viewer, a role that reads sees no row."""
 
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import timedelta
 from typing import NamedTuple
 
 import asyncpg
@@ -13,6 +14,7 @@ from session_lifecycle import (
     ConfigurationError,
     SessionDatabase,
     SessionLifecycleDb,
+    SessionMaintenanceDb,
     Settings,
     Viewer,
 )
@@ -31,6 +33,18 @@ ON = Settings(row_level_security=True, row_level_security_key=KEY)
 # Jobs, which look at every user, and a question of a runtime before it writes.
 OF_OPERATORS_AND_WRITERS = {"prune_sessions", "prune_payloads", "reconcile", "reprice", "export", "would_exceed"}
 READER, WORKER, ROLLER = DatabaseRole.READER, DatabaseRole.WORKER, DatabaseRole.ROLLER
+OPERATOR = DatabaseRole.OPERATOR
+MONTH = timedelta(days=30)
+JOBS: dict[str, Callable[[SessionMaintenanceDb], Awaitable[object]]] = {
+    "reprice": lambda jobs: jobs.reprice(dry_run=True),
+    "roll_up": lambda jobs: jobs.roll_up(),
+    "prune_sessions": lambda jobs: jobs.prune_sessions(MONTH, dry_run=True),
+    "prune_payloads": lambda jobs: jobs.prune_payloads(MONTH),
+    "delete_session": lambda jobs: jobs.delete_session("over", USERS[0]),
+    "erase_user": lambda jobs: jobs.erase_user(USERS[0]),
+    "reconcile": lambda jobs: jobs.reconcile(repair=True),
+    "export": lambda jobs: anext(jobs.export("all")),
+}
 
 
 class Walled(NamedTuple):
@@ -44,15 +58,15 @@ class Walled(NamedTuple):
 
 @pytest_asyncio.fixture
 async def roles(session_template_server: TemplateServer) -> AsyncIterator[dict[DatabaseRole, str]]:
-    async with database_roles(session_template_server, READER, WORKER, ROLLER) as names:
+    async with database_roles(session_template_server, READER, WORKER, ROLLER, OPERATOR) as names:
         yield names
 
 
 @pytest_asyncio.fixture
 async def walled(roles: dict[DatabaseRole, str], session_database_url: str) -> Walled:
     async with SessionDatabase.connect(session_database_url, settings=ON) as owner:
-        for role, name in roles.items():
-            await grant(owner, role, name)
+        for role in (READER, WORKER, ROLLER):
+            await grant(owner, role, roles[role])
         await keep_buckets(owner)
         report = await owner.administration.enable_row_level_security()
         assert report.trusted_roles == tuple(sorted((roles[WORKER], roles[ROLLER])))
@@ -200,6 +214,29 @@ async def test_R11_every_read_names_its_viewer(walled: Walled, monkeypatch: pyte
             signed.clear()
             await READS[name](db)
             assert signed == [Viewer(USERS[0])], name
+
+
+async def test_R11_a_job_of_a_role_that_is_walled_in_is_refused(walled: Walled, roles: dict[DatabaseRole, str]) -> None:
+    """It would find nothing, and say that all is erased, reconciled or exported."""
+    # An import writes, and Postgres refuses that.
+    assert JOBS.keys() == {name for name in dir(SessionMaintenanceDb) if name[0] != "_"} - {"import_export"}
+    await fill(walled.worker_url, walled.url)
+    async with SessionDatabase.connect(walled.url, settings=ON) as owner:
+        await grant(owner, OPERATOR, roles[OPERATOR])  # after `db rls enable`, so it is not trusted
+        for name in (roles[READER], roles[OPERATOR]):
+            async with (
+                SessionDatabase.connect(url_as(walled.url, name), settings=ON) as db,
+                db.engine.begin() as host,
+            ):
+                for jobs in (db.maintenance, db.bind(host).maintenance):
+                    for job, call in JOBS.items():
+                        with pytest.raises(ConfigurationError, match=f"role '{name}' sees no row"):
+                            pytest.fail(f"{job}: {await call(jobs)}")
+        await owner.administration.enable_row_level_security()
+        async with SessionDatabase.connect(url_as(walled.url, roles[OPERATOR]), settings=ON) as db:
+            assert (await db.maintenance.reconcile()).sessions_looked_at == 12
+            assert (await db.maintenance.erase_user(USERS[0])).sessions == 4
+            assert await db.maintenance.delete_session("over", USERS[1])
 
 
 async def test_going_back_to_base_leaves_neither_a_policy_nor_a_key(walled: Walled) -> None:
