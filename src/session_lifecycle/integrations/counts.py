@@ -252,13 +252,10 @@ def value_at(source: Any, *path: str) -> Any:
     for name in path:
         if source is None:
             return None
-        try:
-            if type(source) is dict or isinstance(source, Mapping):  # to ask a class for `Mapping` is slow
-                source = source.get(name)
-            else:
-                source = getattr(source, name, None)
-        except Exception:  # noqa: BLE001 - a property may raise anything, and what cannot be read is not told
-            return None
+        if type(source) is dict or isinstance(source, Mapping):  # to ask a class for `Mapping` is slow
+            source = source.get(name)
+        else:
+            source = getattr(source, name, None)
     return source
 
 
