@@ -94,9 +94,7 @@ def search(
     as_json: Json = False,
 ) -> None:
     """Find the sessions with a message that contains a text. A window is on the last activity."""
-    from session_lifecycle.models.json_payloads import folded
-
-    if not folded(text):
+    if not text or _is_ignored(text):
         refuse("TEXT: got nothing, expected a text to search for", code=MISUSE)
 
     async def work(db: "SessionDatabase") -> None:
@@ -120,3 +118,10 @@ def search(
             print_next(found)
 
     on_database(work, place)
+
+
+def _is_ignored(text: str) -> bool:
+    """Whether a search ignores every character of the text."""
+    from session_lifecycle.models.json_payloads import folded
+
+    return not folded(text)

@@ -27,14 +27,14 @@ from session_lifecycle.statements.shared.paging import (
     shape_of_page,
     total,
 )
-from session_lifecycle.statements.shared.visibility import ViewerShape, shape_of_viewer, visible_event
+from session_lifecycle.statements.shared.visibility import ViewerShape, shape_of_viewer, visible
 from session_lifecycle.statements.shared.window import within
 
-# Every event has its session. The joins are outer ones so that Postgres leaves out those of which a statement names no
-# column: there is one session, and one run at most. An event may name a run of another session, which the viewer need
-# not see.
+# Postgres leaves out the join with the runs where a statement names none of their columns: a run has one row at most.
+# An event may name a run of another session, which the viewer need not see. The sessions are always read: an import
+# writes them last, and shows nothing before.
 EVENTS_WITH_RUNS = join(
-    join(tables.usage_events, tables.sessions, same_session(tables.sessions, tables.usage_events), isouter=True),
+    join(tables.usage_events, tables.sessions, same_session(tables.sessions, tables.usage_events)),
     tables.runs,
     and_(tables.runs.run_id == tables.usage_events.run_id, same_session(tables.runs, tables.usage_events)),
     isouter=True,
@@ -64,8 +64,7 @@ _AS_TEXT = {"unit_prices", "details"}
 _COMPARED: dict[str, Column] = {
     "provider": PROVIDER,
     "client": CLIENT,
-    # Of the session, whose id has an index, so that the join finds the events of a session without its user.
-    "session_id": tables.sessions.session_id,
+    "session_id": tables.usage_events.session_id,
     "run_id": tables.usage_events.run_id,
     "kind": tables.usage_events.kind,
     "billing": tables.usage_events.billing,
@@ -95,7 +94,7 @@ def given_events(
 def chosen_events(viewer: ViewerShape, chosen: Given) -> list[ColumnElement[bool]]:
     """Conditions on `EVENTS_WITH_RUNS`: the viewer sees the event, the filters choose it, it was used in the window."""
     window = within(tables.usage_events.at, chosen.value("since"), chosen.value("until"))
-    conditions = [visible_event(viewer), *window]
+    conditions = [visible(viewer), *window]
     model = chosen.value("model", Text)
     if model is not None:
         conditions.append(is_model(MODEL, model))

@@ -240,14 +240,6 @@ def visible(viewer: AnyViewer) -> ColumnElement[bool]:
     return or_(*ways) if ways else false()
 
 
-def visible_event(viewer: AnyViewer) -> ColumnElement[bool]:
-    """Whether the viewer sees an event, in a statement that joins events with their sessions."""
-    if viewer.sees_all or viewer.permitted_dataset_ids or not viewer.owner_ids:
-        return visible(viewer)
-    # An event has the user of its session, so no session need be looked up.
-    return is_one_of(tables.usage_events.user_id, viewer.owner_ids)
-
-
 def visible_run(viewer: AnyViewer) -> ColumnElement[bool]:
     """Whether the viewer sees a run, in a statement that outer-joins runs with their sessions.
 
