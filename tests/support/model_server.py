@@ -97,8 +97,9 @@ class ModelServer:
 
     @property
     def answered(self) -> list[Served]:
-        """The requests whose answer was sent to its end, with its usage."""
-        return [one for one in self.served if one.status == 200 and one.is_whole and one.tells_usage]
+        """The requests whose answer was sent to its end or shown later, with its usage."""
+        told = (one for one in self.served if one.is_whole or one.is_shown)
+        return [one for one in told if one.status == 200 and one.tells_usage]
 
     def __enter__(self) -> Self:
         listening = threading.Event()
@@ -187,6 +188,9 @@ class ModelServer:
 
     async def _show(self, out: "_Out", made: Json, *, is_stream: bool) -> bool:
         """Shows a response that was made in the background."""
+        # Who asked for it as a stream may have left before its end.
+        for one in self.served:
+            one.is_shown = one.is_shown or one.response_id == made["id"]
         if not is_stream:
             return await out.plain(200, made)
         await out.begin_stream()

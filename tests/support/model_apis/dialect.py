@@ -46,6 +46,8 @@ class Served:
     """Whether the answer has its usage."""
     is_whole: bool = False
     """Whether the answer was sent to its end."""
+    is_shown: bool = False
+    """Whether the answer, which was made in the background, was shown later."""
     tool_calls: list[tuple[str, str]] = field(default_factory=list)
     """Id and name of the tool calls of the answer."""
 
