@@ -253,7 +253,7 @@ class BudgetCheck:
                     await when()
                 for key in keys:
                     await self._budgets.release(session_id, user_id, key)
-        except Exception as error:  # noqa: BLE001 - the host goes on; leases end
+        except Exception as error:  # noqa: BLE001 - the lease ends by itself, and the host goes on
             fail(error)
 
 

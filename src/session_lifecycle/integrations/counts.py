@@ -123,9 +123,9 @@ def openai_responses_counts(usage: Any, output: Any = None) -> Counts:
 def anthropic_counts(usage: Any) -> Counts:
     """The counts of `usage` of Anthropic's Messages, whose `input_tokens` are the input beside the cache.
 
-    The writes are told as a sum, by how long the cache keeps them, or both ways. The larger figure counts. What the
-    server used to compact the conversation is billed, and is in no sum of the usage: it stands among its `iterations`
-    (`BetaUsage` of Anthropic's client 2.14, December 2026).
+    Anthropic gives one figure for all cache writes, or one for each lifetime of the cache, or both. Where both differ,
+    the larger one counts. The tokens that the server used to compact the conversation are billed and are in no sum of
+    the usage. They stand among its `iterations` (`BetaUsage` of Anthropic's client 2.14, December 2026).
     """
     tokens_in = read = written = written_1h = tokens_out = 0
     iterations = _list(value_at(usage, "iterations"))

@@ -88,7 +88,7 @@ class _Ended(NamedTuple):
     """What is known of the calls with one id that have ended: a retry or a fallback may have the id of the first."""
 
     asked_at: datetime | None
-    """When the last of them asked the provider, as LiteLLM tells it with everything it says of the call."""
+    """When LiteLLM sent the last of these calls to the provider."""
     calls: int
 
 
@@ -389,7 +389,7 @@ def _details_of(kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _id_asked(kwargs: Mapping[str, Any]) -> Any:
-    """The id of the call that is asked for: the one that is told later. A fallback's own id is never told."""
+    """The id under which LiteLLM reports the call when it ends. LiteLLM never reports the id of a fallback."""
     return _details_of(kwargs).get("litellm_call_id") or value_at(kwargs, "litellm_call_id")
 
 

@@ -312,7 +312,7 @@ async def test_calls_with_one_id_are_an_event_each(session_database: SessionData
 
 
 async def test_a_retry_whose_answer_is_never_told_is_unmeasured(session_database: SessionDatabase) -> None:
-    """LiteLLM tells the first failure of such a call, and nothing of the answer after it."""
+    """LiteLLM reports the first failure of such a call. It does not report the answer that follows."""
     async with opened(session_database) as calls:
         claude = {"model": "anthropic/claude-sonnet-4-5", "api_base": calls.server.url, "num_retries": 2}
         await calls("[[once500:a]]", **claude, **NAMED)
