@@ -25,6 +25,10 @@ os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # else LiteLLM fe
 
 USER = UUID(int=1)
 PROMPT = "What is it?"
+TOOLS = ("one", "two", "three", "four")
+TOOLS_PROMPT = f"{PROMPT} [[tools:{','.join(TOOLS)}]]"
+"""The stand-in calls one tool after another, and then answers."""
+CALLS_OF_LONG_RUN = len(TOOLS) + 1
 WARM_UP = 2
 THINKING_SECONDS = 0.05
 """How long the model takes for an answer: longer than the recorder waits for more items and then writes them.
@@ -35,6 +39,11 @@ What is written while the agent waits for a model costs the agent no time.
 Call = Callable[[], Awaitable[object]]
 
 
+async def think() -> None:
+    """Waits as long as the model takes, and is woken as by a socket: asyncio rounds its own timers to milliseconds."""
+    await asyncio.to_thread(time.sleep, THINKING_SECONDS)
+
+
 async def nothing() -> None:
     """Waits for nothing."""
 
@@ -43,8 +52,13 @@ async def no_change(_: bool) -> None:
     """Changes nothing."""
 
 
+def look(what: str = "") -> str:
+    """A tool."""
+    return f"It is {what or 7}."
+
+
 class Side(NamedTuple):
-    """A runtime's call without its adapter, and with it."""
+    """A runtime's run without its adapter, and with it."""
 
     name: str
     bare: Call
@@ -53,10 +67,12 @@ class Side(NamedTuple):
     """Waits for what the runtime does after its answer."""
     before: Callable[[bool], Awaitable[object]] = no_change
     """Makes the runtime ready for calls with the adapter, or without."""
+    calls: int = 1
+    """How many calls of a model a run makes, with a tool between each two."""
 
 
 class Spent(NamedTuple):
-    """What a call takes, in milliseconds."""
+    """What a run takes by call of a model, in milliseconds."""
 
     wall: float
     """The time until the answer."""
@@ -126,11 +142,12 @@ async def clients(recorder: Any, url: str, openai_url: str, stack: AsyncExitStac
 
 
 async def runtimes(recorder: Any, openai_url: str, stack: AsyncExitStack) -> list[Side]:
-    """The runtimes of agents. Each call is a whole run, of one model call."""
-    from agents import Agent, OpenAIChatCompletionsModel, Runner, set_trace_processors
+    """The runtimes of agents: runs of one call of a model, and runs of several calls with a tool between each two."""
+    from agents import Agent, OpenAIChatCompletionsModel, Runner, function_tool, set_trace_processors
     from langchain_openai import ChatOpenAI
     from openai import AsyncOpenAI
     from pydantic_ai import Agent as PydanticAgent
+    from pydantic_ai import Tool as PydanticTool
     from pydantic_ai.models.openai import OpenAIChatModel
     from pydantic_ai.providers.openai import OpenAIProvider
 
@@ -141,25 +158,39 @@ async def runtimes(recorder: Any, openai_url: str, stack: AsyncExitStack) -> lis
     client = await stack.enter_async_context(AsyncOpenAI(base_url=openai_url, api_key="none"))
     set_trace_processors([])  # the runtime's own would send spans to OpenAI
     hooks = SessionHooks(recorder, user_id=USER).install()
-    agent = Agent(name="main", model=OpenAIChatCompletionsModel("gpt-5", client))
+    tools = [function_tool(look, name_override=name) for name in TOOLS]
+    agent = Agent(name="main", model=OpenAIChatCompletionsModel("gpt-5", client), tools=[*tools])
     model = OpenAIChatModel("gpt-5", provider=OpenAIProvider(openai_client=client))
-    bare = PydanticAgent(model)
-    recorded = PydanticAgent(model, capabilities=[SessionCapability(recorder, user_id=USER)])
+    pydantic_tools = [PydanticTool(look, name=name) for name in TOOLS]
+    bare = PydanticAgent(model, tools=pydantic_tools)
+    recorded = PydanticAgent(model, tools=pydantic_tools, capabilities=[SessionCapability(recorder, user_id=USER)])
     made: dict[str, Any] = {"model": "gpt-5", "base_url": openai_url, "api_key": "none"}
     chat = ChatOpenAI(**made)
     handler = SessionCallbackHandler(recorder, user_id=USER)
+
+    def agents_run(prompt: str) -> tuple[Call, Call]:
+        return lambda: Runner.run(agent, prompt), lambda: Runner.run(agent, prompt, hooks=hooks)
+
+    def pydantic_run(prompt: str) -> tuple[Call, Call]:
+        return lambda: bare.run(prompt), lambda: recorded.run(prompt)
+
     return [
-        Side("OpenAI Agents", lambda: Runner.run(agent, PROMPT), lambda: Runner.run(agent, PROMPT, hooks=hooks)),
-        Side("Pydantic AI", lambda: bare.run(PROMPT), lambda: recorded.run(PROMPT)),
+        Side("OpenAI Agents", *agents_run(PROMPT)),
+        Side("OpenAI Agents", *agents_run(TOOLS_PROMPT), calls=CALLS_OF_LONG_RUN),
+        Side("Pydantic AI", *pydantic_run(PROMPT)),
+        Side("Pydantic AI", *pydantic_run(TOOLS_PROMPT), calls=CALLS_OF_LONG_RUN),
         Side("LangChain", lambda: chat.ainvoke(PROMPT), lambda: chat.ainvoke(PROMPT, config={"callbacks": [handler]})),
-        await adk(recorder, stack),
+        await adk(recorder, stack, 1),
+        await adk(recorder, stack, CALLS_OF_LONG_RUN),
         litellm_calls(recorder, openai_url),
-        claude_agent_sdk(recorder),
-        opentelemetry(recorder),
+        claude_agent_sdk(recorder, 1),
+        claude_agent_sdk(recorder, CALLS_OF_LONG_RUN),
+        opentelemetry(recorder, 1),
+        opentelemetry(recorder, CALLS_OF_LONG_RUN),
     ]
 
 
-async def adk(recorder: Any, stack: AsyncExitStack) -> Side:
+async def adk(recorder: Any, stack: AsyncExitStack, calls: int) -> Side:
     """Google ADK, whose model answers in this process: its own clients take 40 times as long as the plugin."""
     from google.adk.agents import LlmAgent
     from google.adk.apps import App
@@ -172,16 +203,23 @@ async def adk(recorder: Any, stack: AsyncExitStack) -> Side:
     from session_lifecycle.integrations.google_adk import SessionPlugin
 
     class Answers(BaseLlm):  # type: ignore[misc]  # mypy does not follow the runtimes, so the base class is Any
-        async def generate_content_async(self, *_: Any, **__: Any) -> AsyncGenerator[Any]:
+        async def generate_content_async(self, llm_request: Any, *_: Any, **__: Any) -> AsyncGenerator[Any]:
             usage = types.GenerateContentResponseUsageMetadata(
                 prompt_token_count=1200, candidates_token_count=80, total_token_count=1280
             )
-            said = types.Content(role="model", parts=[types.Part(text="It is 7.")])
-            await asyncio.sleep(THINKING_SECONDS)
-            yield LlmResponse(content=said, usage_metadata=usage, model_version="gemini-2.5-flash")
+            said = types.Part(text="It is 7.")
+            turn = sum(content.role == "model" for content in llm_request.contents)
+            if turn < calls - 1:
+                said = types.Part(function_call=types.FunctionCall(id=f"call-{turn}", name="look", args={"what": "it"}))
+            await think()
+            yield LlmResponse(
+                content=types.Content(role="model", parts=[said]),
+                usage_metadata=usage,
+                model_version="gemini-2.5-flash",
+            )
 
     numbers = iter(range(10**9))
-    agent = LlmAgent(name="main", model=Answers(model="gemini-2.5-flash"))
+    agent = LlmAgent(name="main", model=Answers(model="gemini-2.5-flash"), tools=[look])
 
     async def call_of(plugins: list[Any]) -> Call:
         service = InMemorySessionService()
@@ -190,14 +228,15 @@ async def adk(recorder: Any, stack: AsyncExitStack) -> Side:
         message = types.Content(role="user", parts=[types.Part(text=PROMPT)])
 
         async def call() -> None:
-            session_id = f"adk-{next(numbers)}"
+            session_id = f"adk-{calls}-{next(numbers)}"
             await service.create_session(app_name="app", user_id="u", session_id=session_id)
             async for _ in runner.run_async(user_id="u", session_id=session_id, new_message=message):
                 pass
 
         return call
 
-    return Side("Google ADK", await call_of([]), await call_of([SessionPlugin(recorder, user_id=USER)]))
+    plugins = [SessionPlugin(recorder, user_id=USER)]
+    return Side("Google ADK", await call_of([]), await call_of(plugins), calls=calls)
 
 
 def litellm_calls(recorder: Any, openai_url: str) -> Side:
@@ -225,28 +264,35 @@ def litellm_calls(recorder: Any, openai_url: str) -> Side:
     return Side("LiteLLM", call, call, GLOBAL_LOGGING_WORKER.flush, before)
 
 
-def claude_lines(data: str, number: int) -> list[dict[str, Any] | None]:
-    """What the program of the Claude Agent SDK says to a line: to a prompt one answer of a model, and then the end."""
+def claude_lines(data: str, number: int, calls: int) -> list[dict[str, Any] | None]:
+    """What the program of the Claude Agent SDK says to a line: to a prompt the answers of a model, and then the end."""
     told = json.loads(data)
     if told["type"] == "control_request":
         response = {"subtype": "success", "request_id": told["request_id"], "response": {}}
         return [{"type": "control_response", "response": response}]
     model = "claude-sonnet-4-6"
-    said = {"session_id": f"claude-{number}", "uuid": f"run-{number}"}
+    name = f"{calls}-{number}"  # no run of another length has it
+    said = {"session_id": f"claude-{name}", "uuid": f"run-{name}"}
+    lines: list[dict[str, Any] | None] = [{"type": "system", "subtype": "init", "model": model, **said}]
     usage = {"input_tokens": 1200, "output_tokens": 80}
-    answer: dict[str, Any] = {"id": f"message-{number}", "model": model, "role": "assistant", "usage": usage}
-    answer["content"] = [{"type": "text", "text": "It is 7."}]
-    totals = {model: {"inputTokens": 1200, "outputTokens": 80}}
-    ended = {"subtype": "success", "is_error": False, "duration_ms": 1, "duration_api_ms": 1, "num_turns": 1}
-    return [
-        {"type": "system", "subtype": "init", "model": model, **said},
-        {"type": "assistant", "message": answer, "parent_tool_use_id": None, **said},
-        {"type": "result", "modelUsage": totals, **ended, **said},
-        None,
-    ]
+    for turn in range(calls):
+        tool_id = f"tool-{name}-{turn}"
+        answer: dict[str, Any] = {"id": f"message-{name}-{turn}", "model": model, "role": "assistant", "usage": usage}
+        answer["content"] = [{"type": "text", "text": "It is 7."}]
+        is_last = turn == calls - 1
+        if not is_last:
+            answer["content"] = [{"type": "tool_use", "id": tool_id, "name": "Bash", "input": {"command": "true"}}]
+        lines.append({"type": "assistant", "message": answer, "parent_tool_use_id": None, **said})
+        if not is_last:
+            result = {"type": "tool_result", "tool_use_id": tool_id, "content": "7"}
+            told_back = {"role": "user", "content": [result]}
+            lines.append({"type": "user", "message": told_back, "parent_tool_use_id": None, **said})
+    totals = {model: {"inputTokens": 1200 * calls, "outputTokens": 80 * calls}}
+    ended = {"subtype": "success", "is_error": False, "duration_ms": 1, "duration_api_ms": 1, "num_turns": calls}
+    return [*lines, {"type": "result", "modelUsage": totals, **ended, **said}, None]
 
 
-def scripted_transport() -> type[Any]:
+def scripted_transport(calls: int) -> type[Any]:
     """A transport that speaks in place of the program of the Claude Agent SDK, which takes seconds."""
     from claude_agent_sdk import Transport
 
@@ -260,7 +306,7 @@ def scripted_transport() -> type[Any]:
             """There is nothing to connect to."""
 
         async def write(self, data: str) -> None:
-            for line in claude_lines(data, next(numbers)):
+            for line in claude_lines(data, next(numbers), calls):
                 self.lines.put_nowait(line)
 
         async def read_messages(self) -> AsyncIterator[dict[str, Any]]:
@@ -279,49 +325,52 @@ def scripted_transport() -> type[Any]:
     return Scripted
 
 
-def claude_agent_sdk(recorder: Any) -> Side:
+def claude_agent_sdk(recorder: Any, calls: int) -> Side:
     """The Claude Agent SDK."""
     from claude_agent_sdk import ClaudeAgentOptions, query
 
     from session_lifecycle.integrations.claude_agent_sdk import SessionSdk
 
     options = ClaudeAgentOptions(env={"CLAUDE_CONFIG_DIR": "/nowhere"})  # there are no transcripts to be read
-    transport = scripted_transport()
+    transport = scripted_transport(calls)
 
     async def call(asks: Any) -> None:
         async for _ in asks(prompt=PROMPT, options=options, transport=transport()):
-            await asyncio.sleep(THINKING_SECONDS)  # the program writes its lines one by one
+            await think()  # the program writes its lines one by one
 
     sdk = SessionSdk(recorder, user_id=USER)
-    return Side("Claude Agent SDK", lambda: call(query), lambda: call(sdk.query))
+    return Side("Claude Agent SDK", lambda: call(query), lambda: call(sdk.query), calls=calls)
 
 
-def opentelemetry(recorder: Any) -> Side:
-    """OpenTelemetry. A call is the span of an agent with the span of one call of a model in it."""
+def opentelemetry(recorder: Any, calls: int) -> Side:
+    """OpenTelemetry. A run is the span of an agent with the spans of the calls of a model in it, and those of tools."""
     from opentelemetry.sdk.trace import TracerProvider
 
     from session_lifecycle.integrations.opentelemetry import SessionSpanProcessor
 
     agent = {"gen_ai.operation.name": "invoke_agent", "gen_ai.agent.name": "main"}
     asked = {"gen_ai.operation.name": "chat", "gen_ai.provider.name": "openai", "gen_ai.request.model": "gpt-5"}
+    tool = {"gen_ai.operation.name": "execute_tool", "gen_ai.tool.name": "look"}
     used = {"gen_ai.usage.input_tokens": 1200, "gen_ai.usage.output_tokens": 80}
 
     def call_of(provider: TracerProvider) -> Call:
         tracer = provider.get_tracer("benchmark")
 
         async def call() -> None:
-            with (
-                tracer.start_as_current_span("agent", attributes=agent),
-                tracer.start_as_current_span("chat", attributes=asked) as span,
-            ):
-                await asyncio.sleep(THINKING_SECONDS)
-                span.set_attributes(used)
+            with tracer.start_as_current_span("agent", attributes=agent):
+                for turn in range(calls):
+                    with tracer.start_as_current_span("chat", attributes=asked) as span:
+                        await think()
+                        span.set_attributes(used)
+                    if turn < calls - 1:
+                        with tracer.start_as_current_span("look", attributes=tool):
+                            look()
 
         return call
 
     provider = TracerProvider()
     provider.add_span_processor(SessionSpanProcessor(recorder, user_id=USER))
-    return Side("OpenTelemetry", call_of(TracerProvider()), call_of(provider))
+    return Side("OpenTelemetry", call_of(TracerProvider()), call_of(provider), calls=calls)
 
 
 @asynccontextmanager
@@ -332,7 +381,7 @@ async def sides(recorder: Any, url: str, openai_url: str) -> AsyncGenerator[list
 
 
 async def spent(side: Side, with_it: bool, calls: int, finish: Call) -> Spent:
-    """What a call takes: medians of the calls alone, and a mean of the calls in a row."""
+    """What a run takes: medians of the runs alone, and a mean of the runs in a row."""
     call = side.recorded if with_it else side.bare
     await side.before(with_it)
     alone: list[tuple[float, float, float]] = []
@@ -350,7 +399,7 @@ async def spent(side: Side, with_it: bool, calls: int, finish: Call) -> Spent:
     await finish()
     in_a_row = (time.process_time() - began_row) / calls
     wall, thread, process = (median(figures) for figures in zip(*alone, strict=True))
-    return Spent(*(1e3 * one for one in (wall, thread, in_a_row, process)))
+    return Spent(*(1e3 * one / side.calls for one in (wall, thread, in_a_row, process)))
 
 
 async def compare(side: Side, turns: int, calls: int, finish: Call) -> tuple[Spent, Spent]:
@@ -370,18 +419,18 @@ async def compare(side: Side, turns: int, calls: int, finish: Call) -> tuple[Spe
 
 async def measure(
     db: SessionDatabase, addresses: tuple[str, str], turns: int, calls: int, only: list[str]
-) -> AsyncGenerator[tuple[str, Spent, Spent]]:
+) -> AsyncGenerator[tuple[Side, Spent, Spent]]:
     """The figures of each side."""
     async with db.recorder() as recorder, sides(recorder, *addresses) as all_sides:
         for side in all_sides:
             if only and side.name not in only:
                 continue
             before = await events_of(db)
-            yield side.name, *await compare(side, turns, calls, recorder.flush)
+            yield side, *await compare(side, turns, calls, recorder.flush)
             await asyncio.sleep(0.3)  # the callbacks of the last call
             await recorder.flush()
             events, failures = await events_of(db) - before, recorder.snapshot().failures
-            expected = (WARM_UP + turns) * calls * 2
+            expected = (WARM_UP + turns) * calls * 2 * side.calls
             if (events, failures) != (expected, 0):
                 raise SystemExit(f"{side.name}: {events} events and {failures} failures, expected {expected} and 0")
 
@@ -396,11 +445,12 @@ async def main(turns: int, calls: int, only: list[str]) -> None:
         print(f"{machine(server)}, load {os.getloadavg()[0]:.1f}", end="\n\n")
         lines: list[list[str]] = []
         with stand_in() as addresses:
-            async for name, bare, more in measure(db, addresses, turns, calls, only):
+            async for side, bare, more in measure(db, addresses, turns, calls, only):
                 figures = (bare.wall, bare.thread, *more)
-                lines.append([name, *(f"{figure:.2f}" for figure in figures)])
+                lines.append([side.name, str(side.calls), *(f"{figure:.2f}" for figure in figures)])
         head = [
             "runtime",
+            "calls of a run",
             "bare: wall",
             "caller's CPU",
             "added: wall",
@@ -415,7 +465,7 @@ async def main(turns: int, calls: int, only: list[str]) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--turns", type=int, default=20, help="turns of each side")
-    parser.add_argument("--calls", type=int, default=20, help="calls of a turn, once alone and once in a row")
+    parser.add_argument("--calls", type=int, default=20, help="runs of a turn, once alone and once in a row")
     parser.add_argument("--only", action="append", default=[], help="a runtime, by its name in the table")
     given = parser.parse_args()
     asyncio.run(main(given.turns, given.calls, given.only))
