@@ -123,9 +123,12 @@ def _durations_by_agent(viewer: ViewerShape, ends: Ends) -> Subquery:
 
 def _ended_runs(viewer: ViewerShape, choice: RunsShape, ends: Ends) -> CTE:
     """The runs that ended in the window and that the viewer sees, inside and outside a session."""
-    columns = [column for column in tables.runs.__table__.c if column.key != "client"]
+    # Postgres keeps them all in memory where a statement reads them more than once, so they are few.
+    run = tables.runs
+    names = [run.user_id, run.run_id, run.session_id, run.agent_name, run.provider, run.model, CLIENT.label("client")]
+    tokens = [run.__table__.c[f"events_{column.key}"] for column in RUN_TOKEN_COLUMNS]
     return (
-        select(*columns, CLIENT.label("client"), DURATION_US.label("duration_us"))
+        select(*names, *tokens, DURATION_US.label("duration_us"))
         .select_from(RUNS_AND_SESSIONS)
         .where(visible_run(viewer), *counted(choice), *within(tables.runs.ended_at, *window(ends)))
         .cte("runs")
