@@ -641,8 +641,8 @@ class SessionDatabase:
             SchemaError: The schema is not migrated, lacks something, or is newer and does not serve this version. The
                 message names what is missing and the command that mends it.
             ConfigurationError: The database refuses the user or the access, its encoding is not UTF8, or the host's
-                engine has connections of another event loop.
-            DatabaseUnavailableError: The database cannot be reached or lost the connection.
+                engine has connections of another event loop, changes our values, or has another isolation level.
+            DatabaseUnavailableError: The database cannot be reached, lost the connection, or did not answer in time.
         """
         return await self._home.check()
 

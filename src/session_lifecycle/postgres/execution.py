@@ -5,7 +5,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, nullcontext
+from contextlib import AbstractAsyncContextManager
 from random import SystemRandom
 from typing import Any, Protocol, overload
 
@@ -179,15 +179,11 @@ async def streamed(
     options: dict[str, Any] | None = None,
 ) -> AsyncGenerator[Sequence[Any]]:
     """The rows by a cursor of the server, which holds those that are not yet asked for."""
-
-    def deadline() -> AbstractAsyncContextManager[object]:
-        return asyncio.timeout(deadline_seconds) if deadline_seconds else nullcontext()
-
-    async with deadline():
+    async with asyncio.timeout(deadline_seconds):
         result = await connection.stream(statement, execution_options={**(options or {}), "max_row_buffer": size})
     try:
         while True:
-            async with deadline():
+            async with asyncio.timeout(deadline_seconds):
                 batch = await result.fetchmany(size)
             if not batch:
                 return

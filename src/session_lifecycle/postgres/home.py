@@ -13,7 +13,6 @@ from session_lifecycle.postgres.failures import DRIVER_FAILURES, raise_as_ours
 from session_lifecycle.postgres.host_engines import check_encoding
 from session_lifecycle.postgres.pool_execution import PoolExecution
 from session_lifecycle.postgres.row_level_security import viewer_signer
-from session_lifecycle.postgres.schema_check import check_everything
 from session_lifecycle.postgres.server import InLoop, Server
 from session_lifecycle.settings import Settings, settings_of
 
@@ -127,9 +126,7 @@ class SchemaHome:
     async def check(self) -> list[str]:
         """See `SessionDatabase.check`."""
         try:
-            async with self.pool_execution().connection() as connection:
-                check_encoding(connection)
-                return await check_everything(connection, self.schema)
+            return await self.pool_execution().check_everything()
         except DRIVER_FAILURES as error:
             raise_as_ours(error)
 

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, nullcontext
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from functools import partial
 from types import TracebackType
 from typing import Any, NoReturn, cast
@@ -37,7 +37,7 @@ from session_lifecycle.postgres.failures import (
     wrote_nothing,
 )
 from session_lifecycle.postgres.host_engines import check_encoding, driver_connection, look_at_host_engine
-from session_lifecycle.postgres.schema_check import check_schema
+from session_lifecycle.postgres.schema_check import check_everything, check_schema
 
 FIRST_PAUSE_SECONDS = 0.01
 LONGEST_PAUSE_SECONDS = 1.0
@@ -103,7 +103,7 @@ class PoolExecution:
         async def run(mark_sent: Callable[[], None]) -> Sequence[Any]:
             async with self._connection() as connection:
                 mark_sent()
-                async with asyncio.timeout(self._deadline_seconds) if self._deadline_seconds else nullcontext():
+                async with asyncio.timeout(self._deadline_seconds):
                     return (await connection.execute(statement)).all()
 
         return await self._repeated(run, repeatable=True, writes=writes)
@@ -137,7 +137,7 @@ class PoolExecution:
         async def run(mark_sent: Callable[[], None]) -> Sequence[Any]:
             async with self._connection(in_transaction=True) as connection, connection.begin():
                 mark_sent()
-                async with asyncio.timeout(self._deadline_seconds) if self._deadline_seconds else nullcontext():
+                async with asyncio.timeout(self._deadline_seconds):
                     return await work(partial(all_rows, connection, self.schema))
 
         return await self._repeated(run, repeatable=repeatable, on_sent=on_sent)
@@ -237,17 +237,31 @@ class PoolExecution:
         if self._is_schema_checked:
             return
         async with self._connection() as connection:
-            check_encoding(connection)
-            if not self._engines.is_own:
-                host = await look_at_host_engine(connection)
-                if host.isolation != "read committed" and not self._is_for_reads:
-                    raise ConfigurationError(
-                        f"the default isolation level of the host's connections is {host.isolation.upper()}, expected "
-                        "READ COMMITTED: set default_transaction_isolation, or use SessionDatabase.connect"
-                    )
-                self._deadline_seconds = host.deadline_seconds
-            await check_schema(connection, self.schema)
+            await self._look_at(connection)
+            async with asyncio.timeout(self._deadline_seconds):
+                await check_schema(connection, self.schema)
         self._is_schema_checked = True
+
+    async def _look_at(self, connection: AsyncConnection) -> None:
+        """Checks that the database, and a host's engine, can do our work; learns how long a host's engine may take."""
+        check_encoding(connection)
+        if self._engines.is_own:
+            return
+        async with asyncio.timeout(self._deadline_seconds):
+            host = await look_at_host_engine(connection)
+        if host.isolation != "read committed" and not self._is_for_reads:
+            raise ConfigurationError(
+                f"the default isolation level of the host's connections is {host.isolation.upper()}, expected "
+                "READ COMMITTED: set default_transaction_isolation, or use SessionDatabase.connect"
+            )
+        self._deadline_seconds = host.deadline_seconds
+
+    async def check_everything(self) -> list[str]:
+        """See `SessionDatabase.check`."""
+        async with self._connection() as connection:
+            await self._look_at(connection)
+            async with asyncio.timeout(self._deadline_seconds):
+                return await check_everything(connection, self.schema)
 
     def connection(self) -> AbstractAsyncContextManager[AsyncConnection]:
         """A connection of the pool, for statements that are not repeated. Each is a transaction of its own.

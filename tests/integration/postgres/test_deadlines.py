@@ -185,8 +185,8 @@ async def test_R24_X30_a_hosts_engine_has_the_deadline_of_its_server_timeout(pro
     arguments = {"server_settings": {"statement_timeout": "500"}, "timeout": 1}
     engine = create_async_engine(asyncpg_url(url), connect_args=arguments, pool_size=1, max_overflow=0)
     db = SessionDatabase.from_engine(engine, settings=Settings(retries=0))
-    for call in (WRITES["usage"], READS["stats"]):
-        await db.lifecycle.aggregate_stats(A)
+    for call in (WRITES["usage"], READS["stats"], READS["check"]):
+        await READS["check"](db)
         async with wire.silent():
             with ends_in_time(), pytest.raises(DatabaseUnavailableError):
                 await call(db)
