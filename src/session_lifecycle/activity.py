@@ -1,7 +1,7 @@
 """Reading activity: session summaries and details, threads, runs, usage events, chat histories."""
 
-from collections.abc import Sequence
-from datetime import timedelta
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
 from uuid import UUID
 
@@ -63,21 +63,17 @@ MESSAGES = TypeAdapter(list[Message])
 STEPS = TypeAdapter(list[Step])
 THREADS = TypeAdapter(list[Thread])
 
+NEAREST = (timedelta(hours=1), timedelta(days=1), timedelta(days=30))
+"""How far from its beginning a page of everybody's events is looked for, before it is looked for in all of them."""
+_EARLIEST, _LATEST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
+
 
 class SessionActivityDb(Protocol):
     """Reads what happened in sessions.
 
-    Each call is one statement, and so one snapshot. `find_lineage` and `chat_history` read the primary; the other calls
-    may read a replica, which lags behind. A viewer sees the runs, steps and messages of visible sessions. A session
-    that the viewer may not see is answered like one that does not exist.
-
-    A call that fails for a passing reason is retried, except inside a host's transaction. Every call raises:
-
-    - `InvalidValueError`: it refuses an argument.
-    - `SchemaError`: the schema is not migrated, or does not serve this version.
-    - `DatabaseUnavailableError`: the database cannot be reached or did not answer, also after the retries.
-    - `TransactionConflictError`: the call lost conflicts with concurrent transactions, also after the retries; or the
-      host's transaction is not READ COMMITTED.
+    Each answer is that of one statement, and so of one snapshot. `find_lineage` and `chat_history` read the primary;
+    the other calls may read a replica, which lags behind. A viewer sees the runs, steps and messages of visible
+    sessions. A session that the viewer may not see is answered like one that does not exist.
     """
 
     async def find_lineage(self, user_id: UUID | str, tool_call_id: str) -> Lineage | None:
@@ -225,7 +221,8 @@ class SessionActivityDb(Protocol):
         by `(user_id, session_id, event_id)`. A page has at most 500 events. The viewer sees the
         events of visible sessions, also late events and those outside a run. A row that adjusts the cost of a run is
         among them, with the `key_scope` `run`. Each page reads the part of the ledger that the session or the window
-        has, so give one of them.
+        has, so give one of them. An auditor's page without a total reads the events next to its beginning first, so a
+        walk through the whole ledger takes no longer for each page than for the first.
 
         Raises:
             InvalidValueError: `filters` is no `UsageEventFilters`, or its cursor is not of a page under the same
@@ -456,6 +453,13 @@ class SqlAlchemySessionActivityDb(SessionActivityDb):
 
     async def usage_event_rows(self, filters: UsageEventFilters, position: Position | None) -> PageRows:
         """The rows of `list_usage_events` after the position."""
+        for nearest in _nearest_events(filters, position):
+            found = await self._usage_event_rows(nearest, position)
+            if len(found.rows) > filters.limit:
+                return found  # what was used farther away comes after these
+        return await self._usage_event_rows(filters, position)
+
+    async def _usage_event_rows(self, filters: UsageEventFilters, position: Position | None) -> PageRows:
         asked = usage_events.list_usage_events(filters, position)
         return page_rows(await self._reading.fetch(*asked, viewer=filters.asker))
 
@@ -544,6 +548,28 @@ class SqlAlchemySessionActivityDb(SessionActivityDb):
             most = f"{MOST_PARTS:,} steps, messages and events in its runs, and {MOST_TEXT_BYTES // 2**20} MiB of text"
             raise InvalidValueError("limit", limit, f"{less}: at most {most} in one answer")
         return rows
+
+
+def _nearest_events(filters: UsageEventFilters, position: Position | None) -> Iterator[UsageEventFilters]:
+    """Filters for the events next to where the page begins, of a longer time each; none where they would save nothing.
+
+    The index on the time of use finds the events of a window, and has no order. To sort all events of everybody for one
+    page takes seconds of a million, and so would each page of a walk.
+    """
+    is_found_by_index = any((filters.session_id, filters.run_id, filters.owner_id, filters.dataset_id))
+    start = filters.since
+    if position is not None:
+        start = position.value
+    elif filters.descending:
+        start = filters.until or datetime.now(UTC)
+    if start is None or is_found_by_index or not filters.asker.sees_all or filters.total != "none":
+        return
+    first, last = filters.since or _EARLIEST, filters.until or _LATEST
+    for length in NEAREST:
+        if filters.descending and start - first > length:
+            yield filters.model_copy(update={"since": start - length})
+        elif not filters.descending and last - start > length:
+            yield filters.model_copy(update={"until": start + length})
 
 
 def run_page(rows: Sequence[Any], of_page: dict[str, Any]) -> RunPage:

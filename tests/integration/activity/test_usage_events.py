@@ -49,6 +49,33 @@ async def walked(db: SessionDatabase, limit: int, **filters: Any) -> list[Ledger
             return events
 
 
+async def walked_without_totals(db: SessionDatabase, **filters: Any) -> list[LedgerEvent]:
+    events: list[LedgerEvent] = []
+    cursor = None
+    while True:
+        asked = UsageEventFilters(viewer=AUDITOR, limit=3, total="none", cursor=cursor, **filters)
+        page = await db.activity.list_usage_events(asked)
+        events += page.events
+        cursor = page.next_cursor
+        if cursor is None:
+            return events
+
+
+@pytest.mark.parametrize("near", [(1, 5), (30, 180)], ids=["in short times", "in longer times"])
+async def test_X11_a_walk_that_looks_near_its_place_first_misses_no_event(
+    ledger: SessionDatabase, monkeypatch: pytest.MonkeyPatch, near: tuple[int, int]
+) -> None:
+    """Pages without a total are looked for in a short time first. Some of these times have too few events."""
+    monkeypatch.setattr("session_lifecycle.activity.NEAREST", tuple(timedelta(minutes=minutes) for minutes in near))
+    asks: list[dict[str, Any]] = [{}, {"since": NOON - HOUR}, {"until": NOON + HOUR}, {"kind": "llm"}]
+    asks += [{"since": NOON - HOUR, "until": NOON + HOUR}, {"dataset_id": D1}]
+    for asked in asks:
+        for descending in (False, True):
+            found = await walked_without_totals(ledger, descending=descending, **asked)
+            assert found == await walked(ledger, 500, viewer=AUDITOR, descending=descending, **asked), asked
+            assert len(found) > 3
+
+
 async def test_X11_every_event_is_shown_with_every_column(ledger: SessionDatabase) -> None:
     rows = await stored_events(ledger)
     columns = set(rows[0]) - {"parts", "dataset_id", "agent_name", "session_status", "client", "tags"}

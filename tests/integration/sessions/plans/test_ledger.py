@@ -8,7 +8,7 @@ import pytest
 from session_lifecycle import SessionDatabase, Viewer
 from session_lifecycle.models import UsageEventFilters, UsageFilters
 from session_lifecycle.testing import TemplateServer
-from support.plans import BEGIN, EVENTS, LIMIT, ME, ROLLED_UP, SESSIONS, VIEWER, Ask, events, plan_of, seeded
+from support.plans import BEGIN, CHOSEN, EVENTS, LIMIT, ME, ROLLED_UP, SESSIONS, VIEWER, Ask, events, plan_of, seeded
 
 
 @pytest.mark.parametrize("viewer", [VIEWER, Viewer(ME), Viewer.auditor()], ids=["shared", "own", "auditor"])
@@ -89,3 +89,22 @@ async def test_X11_a_page_in_the_middle_of_a_walk_reads_the_rest_of_the_window(u
     plan = await plan_of(urls[ROLLED_UP], ask)
     assert "ix_session_usage_events_at" in plan.indexes
     assert plan.rows_of["session_usage_events"] < EVENTS / 4
+
+
+@pytest.mark.parametrize("descending", [True, False])
+async def test_X11_a_page_of_everybodys_events_reads_what_is_next_to_it(urls: dict[str, str], descending: bool) -> None:
+    """The first page of a walk, and a later one. The rest of the ledger is larger in both directions."""
+    middle = {"until" if descending else "since": BEGIN + timedelta(days=30)}
+    asked = UsageEventFilters(viewer=Viewer.auditor(), limit=LIMIT, total="none", descending=descending, **middle)
+
+    async def first(db: SessionDatabase) -> None:
+        await db.activity.list_usage_events(asked)
+
+    async def later(db: SessionDatabase) -> None:
+        page = await db.activity.list_usage_events(asked)
+        await db.activity.list_usage_events(asked.model_copy(update={"cursor": page.next_cursor}))
+
+    for ask in (first, later):
+        plan = await plan_of(urls[ROLLED_UP], ask, CHOSEN)
+        assert "ix_session_usage_events_at" in plan.indexes
+        assert 0 < plan.rows_of["session_usage_events"] < EVENTS / 4
