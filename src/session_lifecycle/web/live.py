@@ -62,7 +62,6 @@ _ANSWERS: dict[int | str, dict[str, Any]] = {
 }
 
 
-
 class _StreamRoute(SessionRoute):
     """A route whose answer is a stream."""
 

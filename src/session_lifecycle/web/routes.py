@@ -56,7 +56,7 @@ class SessionRoute(APIRoute):
         await super().handle(self._as_get(scope), receive, send)
 
     def _as_get(self, scope: Scope) -> Scope:
-        is_head = self.answers_head and scope["method"] == "HEAD" and "GET" in self.methods
+        is_head = self.answers_head and scope["method"] == "HEAD" and "GET" in (self.methods or ())
         return {**scope, "method": "GET"} if is_head else scope
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
