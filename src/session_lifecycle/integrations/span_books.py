@@ -143,10 +143,13 @@ def told_above(event: Fields, above: Iterable[Node]) -> list[Entry]:
         outer.has_events_below = True
         if has_usage:
             outer.has_usage_below = True
-            if outer.event is not None and not _is_same(outer.event, event):
-                entries += _events([_taken_back(outer.event)])
+        is_same = _is_same(outer.event, event)
+        if outer.event is not None and not is_same:
+            # It gives the usage of this call again; or like this call it has none, and the two are one.
+            entries += _events([_taken_back(outer.event)])
+        if has_usage or not is_same:
             outer.event = None
-        elif not event["errored"]:
+        if not has_usage and not event["errored"]:
             outer.unmeasured_below.append(event)
     return entries
 
@@ -241,6 +244,7 @@ class SpanBatches:
         self._session_id = session_id
         self._input_without_cache = input_without_cache
         self._known: OpenParts[Hashable, tuple[str | None, Node]] = OpenParts(lambda _: None)
+        self._others: OpenParts[Hashable, tuple[str | None, Node]] = OpenParts(lambda _: None)
         self._traces: OpenParts[Hashable, bool] = OpenParts(lambda _: None)
         self._waiting: OpenParts[Hashable, list[Fields]] = OpenParts(lambda _: None)
         """The events of calls by the first span above them that has not come."""
@@ -265,8 +269,11 @@ class SpanBatches:
         of_agents = [span for span in trace if kinds[span.span_id] is not None]
         roots = [span for span in trace if span.is_local_root]
         whose = (sender, trace[0].trace_id)
-        # Other traces are not remembered: they are far more.
+        # Of other traces, which are far more, only the latest spans are remembered, each with the span above it: a span
+        # between two calls of models may come before both.
         if not of_agents and self._traces.get(whose) is None:
+            for span in trace:
+                self._others.put((*whose, span.span_id), (span.parent_id, Node()))
             return []
         user_id = user_of()
         with self._reading:
@@ -322,7 +329,7 @@ class SpanBatches:
         parent_id, seen = span.parent_id, {span.span_id}
         while parent_id is not None and parent_id not in seen:
             seen.add(parent_id)
-            known = self._known.get((*whose, parent_id))
+            known = self._known.get((*whose, parent_id)) or self._others.get((*whose, parent_id))
             if known is None:
                 waiting = self._waiting.get((*whose, parent_id)) or []
                 if event not in waiting:
