@@ -1,5 +1,6 @@
 """Import of rows of other systems: each row becomes items with keys of their own, so another import changes nothing."""
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -118,7 +119,8 @@ class ForeignImport:
             receipts = await self.into.record([item for row in rows for item in row.items])
         except InvalidValueError as error:
             if len(rows) == 1:
-                self.refuse(rows[0].where, error)
+                field_name = re.sub(r"^items\.\d+\.", "", error.field)
+                self.refuse(rows[0].where, InvalidValueError(field_name, error.value, error.expected))
                 return
             middle = len(rows) // 2
             await self._record(rows[:middle])

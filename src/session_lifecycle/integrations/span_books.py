@@ -49,6 +49,8 @@ class Node:
 
     event: Fields | None = None
     """Its usage event, where it has one that counts."""
+    taken_back: Fields | None = None
+    """What took the place of its event. It is recorded again with each call below, as recording it may have failed."""
     has_events_below: bool = False
     has_usage_below: bool = False
     unmeasured_below: list[Fields] = field(default_factory=list[Fields])
@@ -146,9 +148,11 @@ def told_above(event: Fields, above: Iterable[Node]) -> list[Entry]:
         is_same = _is_same(outer.event, event)
         if outer.event is not None and not is_same:
             # It gives the usage of this call again; or like this call it has none, and the two are one.
-            entries += _events([_taken_back(outer.event)])
+            outer.taken_back = _taken_back(outer.event)
         if has_usage or not is_same:
             outer.event = None
+        if outer.taken_back is not None:
+            entries += _events([outer.taken_back])
         if not has_usage and not event["errored"]:
             outer.unmeasured_below.append(event)
     return entries
@@ -296,7 +300,8 @@ class SpanBatches:
         nodes = self._nodes(whose, trace)
         entries: list[Entry] = []
         for span in trace:
-            for event in self._waiting.take((*whose, span.span_id)) or ():
+            # They wait on: a sender whose request has failed sends the span again.
+            for event in self._waiting.get((*whose, span.span_id)) or ():
                 above = [nodes[span.span_id], *self._above(whose, span, event)]
                 entries += told_above(event, above)
         # Inner spans end before outer ones, or with them.

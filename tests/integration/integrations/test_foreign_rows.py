@@ -326,6 +326,13 @@ async def test_spend_logs_count_once_from_a_file_of_any_kind_and_from_the_table(
     assert (found.record.agent_name, found.record.started_at) == ("coder", START)
 
 
+async def test_a_refusal_of_the_database_names_the_row_and_its_field(session_database: SessionDatabase) -> None:
+    ahead = {**REQUEST, "request_id": "ahead", "endTime": "2099-01-01T00:00:00Z"}
+    job = await run(session_database, [spend_log_row("row 1", ahead, None), spend_log_row("row 2", REQUEST, None)])
+    assert [(one.where, one.field) for one in job.refused] == [("row 1", "at")]
+    assert job.report.new_events == 1
+
+
 def test_a_spend_log_without_use_is_skipped_and_a_failure_is_an_error() -> None:
     nothing = {**REQUEST, "spend": 0, "prompt_tokens": 0, "completion_tokens": 0}
     assert spend_log_row("here", nothing, None).items == []
