@@ -21,7 +21,11 @@ as `__cause__`.
 """
 
 from collections.abc import Mapping, Sequence
+from datetime import date, time, timedelta
+from decimal import Decimal
+from enum import Enum
 from typing import Any
+from uuid import UUID
 
 
 class SessionLifecycleError(Exception):
@@ -153,9 +157,30 @@ class SpoolFullError(SpoolError):
 
 
 def shortened(value: Any, limit: int = 80) -> str:
-    """The value as a message shows it: its repr in ASCII, cut after `limit` characters."""
+    """The value as a message shows it, in ASCII, cut after `limit` characters.
+
+    A time is shown as ISO 8601 text, an id and a number as they are written, anything else as its repr.
+    """
     try:
-        text = ascii(value)
+        text = _readable(value)
     except Exception as error:  # noqa: BLE001 - a broken repr must not hide the refusal it is quoted in
         text = f"a {type(value).__name__} whose repr raises {type(error).__name__}"
     return text if len(text) <= limit else f"{text[:limit]}… ({len(text)} characters)"
+
+
+def _readable(value: Any) -> str:
+    match value:
+        case date() | time():
+            return value.isoformat()
+        case UUID() | Decimal() | timedelta():
+            return str(value)
+        case Enum():
+            return _readable(value.value)
+        case _:
+            return ascii(value)
+
+
+def described(cause: BaseException) -> str:
+    """The cause as a message quotes it: its class and its text, or its class alone where it has no text."""
+    name, text = type(cause).__name__, str(cause)
+    return f"{name}: {text}" if text else name

@@ -75,7 +75,7 @@ def raised(error: BaseException, **options: Any) -> SessionLifecycleError:
             f"{UNREACHABLE}; {AT_A_POOLER}: ProtocolViolationError (08P01): unsupported startup parameter: x",
         ),
         (ConnectionRefusedError(111, "refused"), f"{UNREACHABLE}: ConnectionRefusedError: [Errno 111] refused"),
-        (TimeoutError(), f"{UNREACHABLE}: TimeoutError: "),
+        (TimeoutError(), f"{UNREACHABLE}: TimeoutError"),
     ],
 )
 def test_X47_a_statement_timeout_a_full_disk_and_a_lost_connection_have_sentences_of_their_own(

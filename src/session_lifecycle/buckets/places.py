@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from uuid import UUID
 
-from session_lifecycle.errors import ConfigurationError
+from session_lifecycle.errors import ConfigurationError, shortened
 
 MOST_BUCKETS = 64
 HASH_NAME = "blake2b-64"
@@ -73,13 +73,13 @@ def checked_choice(choose: ChooseBucket, count: int) -> ChooseBucket:
         ConfigurationError: `choose` is not callable.
     """
     if not callable(choose):
-        raise ConfigurationError(f"of: got {choose!r}, expected a function of a user id")
+        raise ConfigurationError(f"of: got {shortened(choose)}, expected a function of a user id")
 
     def bucket_of(user_id: UUID) -> int:
         number = choose(user_id)
         if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < count:
             raise ConfigurationError(
-                f"of: got {number!r} for the user {user_id}, expected a number from 0 to {count - 1}"
+                f"of: got {shortened(number)} for the user {user_id}, expected a number from 0 to {count - 1}"
             )
         return number
 

@@ -16,7 +16,7 @@ from decimal import Decimal
 from typing import Any, Literal, TypeVar, cast
 from uuid import UUID
 
-from session_lifecycle.errors import BudgetExceededError, ConfigurationError, SessionLifecycleError
+from session_lifecycle.errors import BudgetExceededError, ConfigurationError, SessionLifecycleError, shortened
 from session_lifecycle.models import ReservationOutcome
 from session_lifecycle.models.budgets import LONGEST_LEASE
 from session_lifecycle.models.usage import EstimatedUse
@@ -75,9 +75,9 @@ class BudgetCheck:
         """
         seconds = within.total_seconds() if isinstance(within, timedelta) else within
         if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds > 0:
-            raise ConfigurationError(f"within: got {within!r}, expected a timedelta or seconds, above 0")
+            raise ConfigurationError(f"within: got {shortened(within)}, expected a timedelta or seconds, above 0")
         if on_unavailable not in {"admit", "refuse"}:
-            raise ConfigurationError(f"on_unavailable: got {on_unavailable!r}, expected 'admit' or 'refuse'")
+            raise ConfigurationError(f"on_unavailable: got {shortened(on_unavailable)}, expected 'admit' or 'refuse'")
         if not callable(getattr(budgets, "reserve", None)):
             raise ConfigurationError(f"budgets: got a {type(budgets).__name__}, expected db.budgets, or a BudgetCheck")
         self.on_unavailable = on_unavailable

@@ -1,5 +1,6 @@
 """Import of rows of other systems: each row becomes items with keys of their own, so another import changes nothing."""
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,11 +12,14 @@ from uuid import UUID
 from pydantic import ValidationError
 
 from session_lifecycle.errors import InvalidValueError
+from session_lifecycle.integrations.counts import MOST
 from session_lifecycle.models import Item, UsageEvent, UsageOutcome, UsageReceipt
 from session_lifecycle.models.refusals import refusal
 from session_lifecycle.writing.spool import Records
 
 ITEMS_AT_ONCE = 500
+_MOST_EXPONENT, _LEAST_EXPONENT = 20, -60
+_MOST_DIGITS = 20
 Totals = tuple[int, int, Decimal]
 """Tokens in, tokens out, cost in USD."""
 _UNEXPECTED = {UsageOutcome.CONFLICT, UsageOutcome.FROZEN, UsageOutcome.SUPERSEDED}
@@ -115,7 +119,8 @@ class ForeignImport:
             receipts = await self.into.record([item for row in rows for item in row.items])
         except InvalidValueError as error:
             if len(rows) == 1:
-                self.refuse(rows[0].where, error)
+                field_name = re.sub(r"^items\.\d+\.", "", error.field)
+                self.refuse(rows[0].where, InvalidValueError(field_name, error.value, error.expected))
                 return
             middle = len(rows) // 2
             await self._record(rows[:middle])
@@ -200,15 +205,35 @@ def value_of(fields: Mapping[str, Any], names: Iterable[str]) -> Any:
 
 
 def amount_of(field_name: str, value: Any) -> Decimal | None:
-    """An amount of money; None where there is none.
+    """An amount of money, which may be below 0; None where there is none. Such amounts can be added exactly.
 
     Raises:
-        InvalidValueError: It is no number.
+        InvalidValueError: It is no finite number, or far beyond what an event can cost.
     """
     if value in (None, ""):
         return None
     try:
         # Also a bool has no text that is a number.
-        return Decimal(value if isinstance(value, Decimal) else str(value))
+        found = Decimal(value if isinstance(value, Decimal) else str(value))
     except ArithmeticError:
         raise InvalidValueError(field_name, value, "a number") from None
+    if not found:
+        return Decimal(0)
+    if not found.is_finite() or found.adjusted() > _MOST_EXPONENT or int(found.as_tuple().exponent) < _LEAST_EXPONENT:
+        raise InvalidValueError(field_name, value, "a finite number of USD")
+    return found
+
+
+def whole_of(field_name: str, value: Any) -> int:
+    """A count, which is a text in a cell of CSV; 0 where there is none.
+
+    Raises:
+        InvalidValueError: It is no whole number, below 0, or more than an event can have.
+    """
+    if value in (None, ""):
+        return 0
+    is_text = isinstance(value, str) and value.isascii() and value.isdigit() and len(value) <= _MOST_DIGITS
+    found = int(value) if is_text else value
+    if isinstance(found, bool) or not isinstance(found, int) or not 0 <= found <= MOST:
+        raise InvalidValueError(field_name, value, f"a whole number from 0 to {MOST:,}")
+    return found

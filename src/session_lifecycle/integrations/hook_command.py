@@ -14,6 +14,7 @@ import sys
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from session_lifecycle.errors import described
 from session_lifecycle.writing import spool_directory
 from session_lifecycle.writing.spool import Spool
 
@@ -185,7 +186,7 @@ def _log(error: BaseException, place: str = "") -> None:
         try:
             if os.fstat(descriptor).st_size > _MOST_LOG_BYTES:
                 os.ftruncate(descriptor, 0)
-            text = f"{datetime.now(UTC).isoformat()} {place} {type(error).__name__}: {error}"
+            text = f"{datetime.now(UTC).isoformat()} {place} {described(error)}"
             os.write(descriptor, (" ".join(text.split()) + "\n").encode(errors="replace"))
         finally:
             os.close(descriptor)

@@ -11,7 +11,7 @@ from uuid import UUID
 
 from session_lifecycle.errors import InvalidValueError
 from session_lifecycle.integrations.counts import Counts, fitted, number, openai_chat_counts, value_at
-from session_lifecycle.integrations.foreign_import import ForeignRow, amount_of, made, moment_of, owner
+from session_lifecycle.integrations.foreign_import import ForeignRow, amount_of, made, moment_of, owner, whole_of
 from session_lifecycle.models import Item, Touch, UsageEvent
 
 UNMAPPED = (
@@ -78,8 +78,8 @@ def _counts(row: Mapping[str, Any], metadata: Mapping[str, Any]) -> Counts:
     details = metadata.get("usage_object") or metadata.get("additional_usage_values") or {}
     # The columns say how much there was, and the details what parts of it there were.
     usage = {
-        "prompt_tokens": _whole("prompt_tokens", row.get("prompt_tokens")),
-        "completion_tokens": _whole("completion_tokens", row.get("completion_tokens")),
+        "prompt_tokens": whole_of("prompt_tokens", row.get("prompt_tokens")),
+        "completion_tokens": whole_of("completion_tokens", row.get("completion_tokens")),
         **{name: value_at(details, name) for name in _DETAILS},
     }
     counts = openai_chat_counts(usage)
@@ -87,16 +87,6 @@ def _counts(row: Mapping[str, Any], metadata: Mapping[str, Any]) -> Counts:
     written = max(counts.get("cache_write_tokens", 0), number(value_at(details, "cache_creation_input_tokens")))
     parts: dict[str, Any] = {name: value for name, value in counts.items() if name != "service_tier"}
     return fitted(**{**parts, "cache_read_tokens": read, "cache_write_tokens": written})
-
-
-def _whole(name: str, value: Any) -> int:
-    if value in (None, ""):
-        return 0
-    # A cell of CSV is a text.
-    found = int(value) if isinstance(value, str) and value.isascii() and value.isdigit() else value
-    if isinstance(found, bool) or not isinstance(found, int) or found < 0:
-        raise InvalidValueError(name, value, "a whole number of at least 0")
-    return found
 
 
 def _object(value: Any) -> dict[str, Any]:

@@ -9,9 +9,8 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, cast
 
-from pydantic_core import from_json
-
 from session_lifecycle.integrations.span_reader import Span, error_of, moment
+from session_lifecycle.models.fields import safe_text
 
 try:
     from google.protobuf import json_format
@@ -56,8 +55,8 @@ def read_request(body: bytes, content_type: str) -> ExportTraceServiceRequest:
         else:
             # Receivers ignore names they do not know. Ids are hexadecimal in OTLP, not base64 as in other JSON of
             # protobuf.
-            # Python's JSON has NaN and lone surrogates, which end protobuf's reader in errors of its own.
-            told = _with_ids(from_json(body, allow_inf_nan=False))
+            # Python's JSON has NaN, which ends protobuf's reader in errors of its own.
+            told = _with_ids(json.loads(body, parse_constant=_refuse_constant))
             if not isinstance(told, dict):
                 raise TypeError(f"got {type(told).__name__}")  # noqa: TRY301 - it becomes one refusal with the others
             json_format.ParseDict(cast("dict[str, Any]", told), request, ignore_unknown_fields=True)
@@ -66,7 +65,17 @@ def read_request(body: bytes, content_type: str) -> ExportTraceServiceRequest:
     return request
 
 
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"JSON has no {name}")
+
+
 def _with_ids(value: Any) -> Any:
+    """The value with ids as protobuf's reader takes them, and with texts that it takes.
+
+    A text that JavaScript has cut may end in a lone surrogate. The other spans must not be lost for it.
+    """
+    if isinstance(value, str):
+        return safe_text(value)
     if isinstance(value, dict):
         return {
             name: _id_in_base64(inner) if name in _IDS and isinstance(inner, str) else _with_ids(inner)

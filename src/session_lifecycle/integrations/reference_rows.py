@@ -26,6 +26,7 @@ from session_lifecycle.integrations.foreign_import import (
     made,
     moment_of,
     uuid_of,
+    whole_of,
 )
 from session_lifecycle.models import End, Item, SessionStatus, Touch, UsageEvent
 from session_lifecycle.models.fields import exact_sum
@@ -102,7 +103,7 @@ class _Session:
         self.has_ended = self.status != SessionStatus.RUNNING
         self.ended_at = moment_of("ended_at", ended_at) if ended_at is not None else self.last_activity_at
         self.used = _sum(row)
-        self.errors = _whole("error_count", row.get("error_count"))
+        self.errors = whole_of("error_count", row.get("error_count"))
         if self.errors > MOST_ERRORS:
             raise InvalidValueError("error_count", self.errors, f"at most {MOST_ERRORS:,}: each error is one event")
         self.last_model = row.get("last_model") or None
@@ -232,16 +233,6 @@ def _after(ended_at: datetime, updated_at: datetime) -> datetime:
 
 def _sum(row: Mapping[str, Any]) -> _Sum:
     cost = amount_of("cost_usd", row.get("cost_usd"))
-    if cost is not None and not cost.is_finite():
-        raise InvalidValueError("cost_usd", str(cost), "a finite number")
     return _Sum(
-        _whole("tokens_in", row.get("tokens_in")), _whole("tokens_out", row.get("tokens_out")), cost or Decimal(0)
+        whole_of("tokens_in", row.get("tokens_in")), whole_of("tokens_out", row.get("tokens_out")), cost or Decimal(0)
     )
-
-
-def _whole(name: str, value: Any) -> int:
-    if value is None:
-        return 0
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise InvalidValueError(name, value, "a whole number of at least 0")
-    return value

@@ -10,9 +10,10 @@ import json
 import os
 import zlib
 from collections.abc import Iterator
-from datetime import datetime
+from datetime import date, time
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
+from uuid import UUID
 
 from session_lifecycle.errors import ConfigurationError, InvalidValueError
 
@@ -173,21 +174,16 @@ def _object_rows(where: str, row: Any) -> Iterator[FileRow]:
 
 def _parquet_rows(path: Path) -> Iterator[FileRow]:
     try:
-        from pyarrow import ArrowException, Table, parquet, schema, timestamp, types
+        from pyarrow import ArrowException, Table, parquet, schema
     except ImportError as error:
         raise ConfigurationError(
             "Parquet needs pyarrow, which is not installed: pip install 'session-lifecycle[parquet]'"
         ) from error
 
-    def in_microseconds(column: Any) -> Any:
-        # Python has no nanoseconds.
-        is_finer = types.is_timestamp(column.type) and column.type.unit == "ns"
-        return column.with_type(timestamp("us", column.type.tz)) if is_finer else column
-
     number = 0
     try:
         with parquet.ParquetFile(path) as file:
-            columns = schema([in_microseconds(column) for column in file.schema_arrow])
+            columns = schema([_in_microseconds(column) for column in file.schema_arrow])
             for batch in file.iter_batches(_ROWS_AT_ONCE):
                 for row in Table.from_batches([batch]).cast(columns, safe=False).to_pylist():
                     number += 1
@@ -198,14 +194,29 @@ def _parquet_rows(path: Path) -> Iterator[FileRow]:
         raise InvalidValueError(str(path), error.strerror or str(error), "a file that can be read") from None
     except ArrowException as error:
         raise InvalidValueError(str(path), str(error), "a complete file of Parquet") from None
+    except (OverflowError, ValueError) as error:
+        # A time of a year that Python does not have, or nanoseconds inside a list or a map.
+        raise InvalidValueError(f"{path}:{number}", str(error), "values that Python can hold") from None
+
+
+def _in_microseconds(column: Any) -> Any:
+    """The column of Arrow, without nanoseconds, which Python does not have."""
+    import pyarrow as pa
+
+    kind = column.type
+    if getattr(kind, "unit", None) != "ns":
+        return column
+    if pa.types.is_timestamp(kind):
+        return column.with_type(pa.timestamp("us", kind.tz))
+    return column.with_type(pa.duration("us") if pa.types.is_duration(kind) else pa.time64("us"))
 
 
 def _as_in_json(value: Any) -> Any:
     """The value as other files have it. ClickHouse writes texts as bytes; a map is a list of pairs."""
     if isinstance(value, bytes):
         return value.decode()
-    if isinstance(value, datetime):
-        return value.isoformat()
+    if isinstance(value, UUID):
+        return str(value)
     if isinstance(value, dict):
         return {name: _as_in_json(one) for name, one in value.items()}
     if isinstance(value, list):
@@ -213,4 +224,4 @@ def _as_in_json(value: Any) -> Any:
         if pairs:
             return {_as_in_json(name): _as_in_json(one) for name, one in pairs}
         return [_as_in_json(one) for one in value]
-    return value
+    return value.isoformat() if isinstance(value, date | time) else value

@@ -49,6 +49,8 @@ class Node:
 
     event: Fields | None = None
     """Its usage event, where it has one that counts."""
+    taken_back: Fields | None = None
+    """What took the place of its event. It is recorded again with each call below, as recording it may have failed."""
     has_events_below: bool = False
     has_usage_below: bool = False
     unmeasured_below: list[Fields] = field(default_factory=list[Fields])
@@ -143,10 +145,15 @@ def told_above(event: Fields, above: Iterable[Node]) -> list[Entry]:
         outer.has_events_below = True
         if has_usage:
             outer.has_usage_below = True
-            if outer.event is not None and not _is_same(outer.event, event):
-                entries += _events([_taken_back(outer.event)])
+        is_same = _is_same(outer.event, event)
+        if outer.event is not None and not is_same:
+            # It gives the usage of this call again; or like this call it has none, and the two are one.
+            outer.taken_back = _taken_back(outer.event)
+        if has_usage or not is_same:
             outer.event = None
-        elif not event["errored"]:
+        if outer.taken_back is not None:
+            entries += _events([outer.taken_back])
+        if not has_usage and not event["errored"]:
             outer.unmeasured_below.append(event)
     return entries
 
@@ -241,6 +248,7 @@ class SpanBatches:
         self._session_id = session_id
         self._input_without_cache = input_without_cache
         self._known: OpenParts[Hashable, tuple[str | None, Node]] = OpenParts(lambda _: None)
+        self._others: OpenParts[Hashable, tuple[str | None, Node]] = OpenParts(lambda _: None)
         self._traces: OpenParts[Hashable, bool] = OpenParts(lambda _: None)
         self._waiting: OpenParts[Hashable, list[Fields]] = OpenParts(lambda _: None)
         """The events of calls by the first span above them that has not come."""
@@ -265,8 +273,11 @@ class SpanBatches:
         of_agents = [span for span in trace if kinds[span.span_id] is not None]
         roots = [span for span in trace if span.is_local_root]
         whose = (sender, trace[0].trace_id)
-        # Other traces are not remembered: they are far more.
+        # Of other traces, which are far more, only the latest spans are remembered, each with the span above it: a span
+        # between two calls of models may come before both.
         if not of_agents and self._traces.get(whose) is None:
+            for span in trace:
+                self._others.put((*whose, span.span_id), (span.parent_id, Node()))
             return []
         user_id = user_of()
         with self._reading:
@@ -289,7 +300,8 @@ class SpanBatches:
         nodes = self._nodes(whose, trace)
         entries: list[Entry] = []
         for span in trace:
-            for event in self._waiting.take((*whose, span.span_id)) or ():
+            # They wait on: a sender whose request has failed sends the span again.
+            for event in self._waiting.get((*whose, span.span_id)) or ():
                 above = [nodes[span.span_id], *self._above(whose, span, event)]
                 entries += told_above(event, above)
         # Inner spans end before outer ones, or with them.
@@ -322,7 +334,7 @@ class SpanBatches:
         parent_id, seen = span.parent_id, {span.span_id}
         while parent_id is not None and parent_id not in seen:
             seen.add(parent_id)
-            known = self._known.get((*whose, parent_id))
+            known = self._known.get((*whose, parent_id)) or self._others.get((*whose, parent_id))
             if known is None:
                 waiting = self._waiting.get((*whose, parent_id)) or []
                 if event not in waiting:

@@ -8,7 +8,7 @@ from datetime import timedelta
 from types import TracebackType
 from typing import Self
 
-from session_lifecycle.errors import ConfigurationError, SessionLifecycleError
+from session_lifecycle.errors import ConfigurationError, SessionLifecycleError, shortened
 from session_lifecycle.models import RollUpReport
 from session_lifecycle.postgres.engines import call_in
 from session_lifecycle.postgres.execution import with_jitter
@@ -60,7 +60,9 @@ class BackgroundRollUp:
         """
         seconds = every.total_seconds() if isinstance(every, timedelta) else every
         if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds < float("inf"):
-            raise ConfigurationError(f"every: got {every!r}, expected a timedelta or a number of seconds above 0")
+            raise ConfigurationError(
+                f"every: got {shortened(every)}, expected a timedelta or a number of seconds above 0"
+            )
         self._roll_up = roll_up
         self._every_seconds = float(seconds)
         self._task: asyncio.Task[None] | None = None

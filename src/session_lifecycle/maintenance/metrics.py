@@ -12,7 +12,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
-from session_lifecycle.errors import ConfigurationError, SessionLifecycleError
+from session_lifecycle.errors import ConfigurationError, SessionLifecycleError, shortened
 from session_lifecycle.maintenance.background import BackgroundRollUp
 from session_lifecycle.models.doctor import DatabaseFigures
 from session_lifecycle.postgres.execution import with_jitter
@@ -153,7 +153,9 @@ class DatabaseMetrics:
         """See `SessionDatabase.metrics`."""
         seconds = max_age.total_seconds() if isinstance(max_age, timedelta) else max_age
         if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds < float("inf"):
-            raise ConfigurationError(f"max_age: got {max_age!r}, expected a timedelta or a number of seconds above 0")
+            raise ConfigurationError(
+                f"max_age: got {shortened(max_age)}, expected a timedelta or a number of seconds above 0"
+            )
         self._measure = measure
         self._recorders = recorders
         self._max_age_seconds = float(seconds)

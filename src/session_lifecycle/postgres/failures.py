@@ -18,6 +18,7 @@ from session_lifecycle.errors import (
     SchemaError,
     SessionLifecycleError,
     TransactionConflictError,
+    described,
 )
 from session_lifecycle.postgres.schema_check import UPGRADE_COMMAND
 
@@ -219,7 +220,7 @@ def _describe(cause: BaseException) -> str:
         return f"{name} ({state}{constraint}){message}"
     # Errors of SQLAlchemy quote the statement and its parameters.
     quotes_no_value = isinstance(cause, OSError | asyncpg.InterfaceError | asyncpg.InternalClientError)
-    return f"{name}: {cause}" if quotes_no_value else name
+    return described(cause) if quotes_no_value else name
 
 
 def _unavailable(cause: BaseException, state: str | None) -> str | None:

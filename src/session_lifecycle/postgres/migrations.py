@@ -96,10 +96,11 @@ def run(
         connection.begin()
     try:
         getattr(command, direction)(configuration(schema, connection=connection), revision)
-    except CommandError as error:
+    except (CommandError, AssertionError) as error:  # an empty name fails an assertion of Alembic, without a text
+        found = str(error) or "a row of it names none, delete that row"
         raise SchemaError(
             f"the table {VERSION_TABLE} of schema {schema!r} does not name one revision that this version knows: "
-            f"{error}; where a newer version wrote it, run `{LIBRARY_COMMAND}`"
+            f"{found}; where a newer version wrote it, run `{LIBRARY_COMMAND}`"
         ) from error
 
 

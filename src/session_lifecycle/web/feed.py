@@ -24,7 +24,7 @@ from typing import Any, Self
 from uuid import UUID
 
 from session_lifecycle.database import SessionDatabase
-from session_lifecycle.errors import ConfigurationError, SessionLifecycleError
+from session_lifecycle.errors import ConfigurationError, SessionLifecycleError, shortened
 from session_lifecycle.models import SessionListFilters, Viewer
 from session_lifecycle.web.look import FeedEvent, Look, as_json, session_event
 
@@ -93,11 +93,13 @@ class LiveFeed:
             ConfigurationError: A number is not above 0, or a duration is below 0.
         """
         if most_streams < 1:
-            raise ConfigurationError(f"most_streams: got {most_streams!r}, expected a number from 1")
+            raise ConfigurationError(f"most_streams: got {shortened(most_streams)}, expected a number from 1")
         if stream_seconds is not None and not stream_seconds >= 0:
-            raise ConfigurationError(f"stream_seconds: got {stream_seconds!r}, expected a number from 0, or None")
+            raise ConfigurationError(
+                f"stream_seconds: got {shortened(stream_seconds)}, expected a number from 0, or None"
+            )
         if not look_seconds > 0:
-            raise ConfigurationError(f"look_seconds: got {look_seconds!r}, expected a number above 0")
+            raise ConfigurationError(f"look_seconds: got {shortened(look_seconds)}, expected a number above 0")
         self.db = db
         self._most_streams = most_streams
         self.stream_seconds = stream_seconds

@@ -61,7 +61,14 @@ _ANSWERS: dict[int | str, dict[str, Any]] = {
     **described(HTTPStatus.UNPROCESSABLE_ENTITY, HTTPStatus.INTERNAL_SERVER_ERROR, HTTPStatus.SERVICE_UNAVAILABLE),
 }
 
-_LIVE = APIRouter(route_class=SessionRoute)
+
+class _StreamRoute(SessionRoute):
+    """A route whose answer is a stream."""
+
+    answers_head = False
+
+
+_LIVE = APIRouter(route_class=_StreamRoute)
 _random = SystemRandom()
 
 

@@ -122,6 +122,9 @@ def session_router(
 ) -> APIRouter:
     """The routes that read, and those of health. No route of it writes.
 
+    A query parameter that a route does not have is ignored, because it may be one of the host's dependency, such as an
+    API key, which only the host knows.
+
     Args:
         db: The database. The host opens and closes it.
         viewer: The host's dependency that gives the `Viewer` of a request, or raises the host's own error, such as 401.

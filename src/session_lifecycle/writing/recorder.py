@@ -16,6 +16,7 @@ from session_lifecycle.errors import (
     RecorderClosedError,
     RecorderFullError,
     SessionLifecycleError,
+    shortened,
 )
 from session_lifecycle.models import Item
 from session_lifecycle.postgres.engines import call_in
@@ -82,9 +83,9 @@ class SessionRecorder(CallsAsItems):
     ) -> None:
         for name, value in (("max_batch", max_batch), ("max_pending", max_pending)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ConfigurationError(f"{name}: got {value!r}, expected a whole number, at least 1")
+                raise ConfigurationError(f"{name}: got {shortened(value)}, expected a whole number, at least 1")
         if on_full not in {"wait", "raise"}:
-            raise ConfigurationError(f"on_full: got {on_full!r}, expected 'wait' or 'raise'")
+            raise ConfigurationError(f"on_full: got {shortened(on_full)}, expected 'wait' or 'raise'")
         check_callable("on_lost", on_lost)
         self._pipeline = pipeline
         self.budgets = budgets
@@ -442,5 +443,7 @@ class SessionRecorder(CallsAsItems):
 def _seconds(name: str, value: timedelta | float) -> float:
     seconds = value.total_seconds() if isinstance(value, timedelta) else value
     if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds < float("inf"):
-        raise ConfigurationError(f"{name}: got {value!r}, expected a timedelta or a number of seconds, at least 0")
+        raise ConfigurationError(
+            f"{name}: got {shortened(value)}, expected a timedelta or a number of seconds, at least 0"
+        )
     return float(seconds)

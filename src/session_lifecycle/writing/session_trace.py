@@ -6,7 +6,7 @@ from math import isfinite
 from typing import Any, Literal, Self, TypedDict
 from uuid import UUID
 
-from session_lifecycle.errors import ConfigurationError
+from session_lifecycle.errors import ConfigurationError, shortened
 from session_lifecycle.models import End, MessageRole, SessionStatus, Touch
 from session_lifecycle.writing.attempt import DEFAULT_ATTEMPT_TIMEOUT, OpensAttempts, Scope, given
 from session_lifecycle.writing.quiet import QuietWriter
@@ -168,5 +168,5 @@ class SessionTrace(OpensAttempts):
 def _seconds(value: timedelta | float) -> float:
     seconds = value.total_seconds() if isinstance(value, timedelta) else value
     if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not isfinite(seconds) or seconds <= 0:
-        raise ConfigurationError(f"attempt_timeout: got {value!r}, expected a timedelta or seconds, above 0")
+        raise ConfigurationError(f"attempt_timeout: got {shortened(value)}, expected a timedelta or seconds, above 0")
     return float(seconds)

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
 from weakref import WeakSet
 
-from session_lifecycle.errors import ConfigurationError, InvalidValueError, SpoolError, SpoolFullError
+from session_lifecycle.errors import ConfigurationError, InvalidValueError, SpoolError, SpoolFullError, shortened
 from session_lifecycle.writing import spool_directory as directory
 
 if TYPE_CHECKING:
@@ -159,13 +159,15 @@ class Spool:
         """
         if isinstance(max_bytes, bool) or not isinstance(max_bytes, int) or max_bytes < 16 * _PAGE_BYTES:
             expected = f"a whole number of bytes, at least {16 * _PAGE_BYTES}"
-            raise ConfigurationError(f"max_bytes: got {max_bytes!r}, expected {expected}")
+            raise ConfigurationError(f"max_bytes: got {shortened(max_bytes)}, expected {expected}")
         if (
             isinstance(busy_seconds, bool)
             or not isinstance(busy_seconds, int | float)
             or not 0 <= busy_seconds <= _MOST_BUSY
         ):
-            raise ConfigurationError(f"busy_seconds: got {busy_seconds!r}, expected seconds from 0 to {_MOST_BUSY}")
+            raise ConfigurationError(
+                f"busy_seconds: got {shortened(busy_seconds)}, expected seconds from 0 to {_MOST_BUSY}"
+            )
         self.path = (Path(path) if path is not None else directory.default_path()).expanduser().absolute()
         """The directory of the spool."""
         self.max_bytes = max_bytes

@@ -17,6 +17,8 @@ from session_lifecycle.errors import (
     SessionLifecycleError,
     SpoolError,
     TransactionConflictError,
+    described,
+    shortened,
 )
 from session_lifecycle.models import End, Item, Message, Run, Step, Touch, UsageEvent
 from session_lifecycle.models.sessions import Reopen
@@ -89,7 +91,7 @@ class Drainer:
 
     def __init__(self, spool: Spool, into: Records | HasWriter, *, batch: int = DEFAULT_DRAIN_BATCH) -> None:
         if isinstance(batch, bool) or not isinstance(batch, int) or not 1 <= batch <= MOST_ITEMS:
-            raise ConfigurationError(f"batch: got {batch!r}, expected a whole number from 1 to {MOST_ITEMS:,}")
+            raise ConfigurationError(f"batch: got {shortened(batch)}, expected a whole number from 1 to {MOST_ITEMS:,}")
         self._spool = spool
         writer: Any = getattr(into, "lifecycle", into)
         self._writer: Records = writer
@@ -185,11 +187,15 @@ class Drainer:
 
     async def _report(self, error: SessionLifecycleError | TimeoutError | None) -> DrainReport:
         left = await _in_thread(self._spool.count)
-        return DrainReport(self.drained, self.set_aside, left, None if error is None else str(error))
+        return DrainReport(
+            self.drained, self.set_aside, left, None if error is None else str(error) or described(error)
+        )
 
     def _note(self, error: SessionLifecycleError | TimeoutError) -> None:
         if type(error) is not type(self.trouble):  # once for each kind of trouble, not for each attempt
-            _logger.warning("the spool %s cannot be delivered now: %s", self._spool.path, error)
+            _logger.warning(
+                "the spool %s cannot be delivered now: %s", self._spool.path, str(error) or described(error)
+            )
         self.trouble = error
 
 

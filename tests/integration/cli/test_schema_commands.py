@@ -140,6 +140,15 @@ async def test_R20_a_version_table_that_names_what_this_version_does_not_know_is
     assert await ask(session_database_url, VERSIONS) == len(versions)
 
 
+@pytest.mark.parametrize("revision", ["0001", "base"])
+async def test_R20_a_version_table_with_an_empty_name_is_told(session_database_url: str, revision: str) -> None:
+    async with connected(session_database_url) as connection:
+        await connection.execute("UPDATE session_lifecycle.session_lifecycle_version SET version_num = ''")
+    refused = run("db", "stamp", revision, "--yes", "--database-url", session_database_url)
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert "a row of it names none, delete that row" in refused.stderr.splitlines()[-1]
+
+
 def test_an_empty_schema_is_not_stamped(empty_url: str) -> None:
     refused = run("db", "stamp", "0001", "--yes", "--database-url", empty_url)
     assert refused.returncode == 1

@@ -137,6 +137,9 @@ async def test_the_token_works_once_and_becomes_a_cookie(session_database_url: s
             assert "SameSite=strict" in cookie
             assert link.partition("token=")[2] not in cookie
             assert (await stranger.get(root)).status_code == 200
+            for path in ("", f"{API}/ready", f"{API}/sessions"):
+                head = await stranger.head(root + path)
+                assert (head.status_code, head.content) == (200, b""), path
             for host in ("evil.example", "127.0.0.1.evil.example", "", "localhost.", "10.0.0.1:80"):
                 assert (await stranger.get(root, headers={"Host": host})).status_code in {400, 421}, host
             for host in ("localhost", "LOCALHOST:1", "127.0.0.1", "[::1]:80"):

@@ -4,7 +4,7 @@ import csv
 import gzip
 import json
 from collections.abc import AsyncIterator, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from random import Random
@@ -243,6 +243,7 @@ async def test_a_session_that_has_usage_of_our_own_is_told(session_database: Ses
         ({"tokens_in": -1}, "tokens_in"),
         ({"started_at": "yesterday"}, "started_at"),
         ({"cost_usd": "NaN"}, "cost_usd"),
+        ({"cost_usd": Decimal("1e400")}, "cost_usd"),
         ({"dataset_id": "x"}, "dataset_id"),
         ({"session_id": " "}, "session_id"),
         ({"rolled_up": False}, "session_records"),
@@ -323,6 +324,13 @@ async def test_spend_logs_count_once_from_a_file_of_any_kind_and_from_the_table(
     assert (event.cost_usd, event.at) == (Decimal("0.00022500000000000002"), START + timedelta(seconds=2.5))
     [found] = (await session_database.lifecycle.list_session_rows(SessionListFilters(viewer=AUDITOR))).sessions
     assert (found.record.agent_name, found.record.started_at) == ("coder", START)
+
+
+async def test_a_refusal_of_the_database_names_the_row_and_its_field(session_database: SessionDatabase) -> None:
+    ahead = {**REQUEST, "request_id": "ahead", "endTime": "2099-01-01T00:00:00Z"}
+    job = await run(session_database, [spend_log_row("row 1", ahead, None), spend_log_row("row 2", REQUEST, None)])
+    assert [(one.where, one.field) for one in job.refused] == [("row 1", "at")]
+    assert job.report.new_events == 1
 
 
 def test_a_spend_log_without_use_is_skipped_and_a_failure_is_an_error() -> None:
@@ -518,6 +526,28 @@ def test_a_file_that_is_no_parquet_is_refused(tmp_path: Path, damage: str) -> No
         list(rows_of_file(tmp_path / "damaged.parquet"))
 
 
+def test_parquet_of_any_type_becomes_rows_or_is_refused(tmp_path: Path) -> None:
+    nanoseconds = 1_767_225_600_123_456_789
+    kinds = {
+        "2026-01-01T00:00:00.123456": pa.array([nanoseconds], pa.timestamp("ns")),
+        "00:00:01.234567": pa.array([1_234_567_891], pa.time64("ns")),
+        timedelta(microseconds=1_234_567): pa.array([1_234_567_891], pa.duration("ns")),
+        "2026-01-01": pa.array([date(2026, 1, 1)]),
+        str(A): pa.array([A.bytes], pa.uuid()),
+    }
+    for expected, column in kinds.items():
+        parquet.write_table(pa.table({"a": column}), tmp_path / "a.parquet")
+        assert [row.fields for row in rows_of_file(tmp_path / "a.parquet")] == [{"a": expected}]
+    for column in (
+        pa.array([[nanoseconds]], pa.list_(pa.timestamp("ns"))),
+        pa.array([253_402_300_800_000], pa.timestamp("ms")),
+        pa.array([2**30], pa.date32()),
+    ):
+        parquet.write_table(pa.table({"a": column}), tmp_path / "a.parquet")
+        with pytest.raises(InvalidValueError, match="expected values that Python can hold"):
+            list(rows_of_file(tmp_path / "a.parquet"))
+
+
 def test_texts_of_parquet_are_utf8(tmp_path: Path) -> None:
     parquet.write_table(pa.table({"id": [b"a", b"\xff"]}), tmp_path / "odd.parquet")
     with pytest.raises(InvalidValueError, match=r"odd\.parquet:2"):
@@ -528,6 +558,22 @@ def test_texts_of_parquet_are_utf8(tmp_path: Path) -> None:
 def test_a_page_of_an_api_has_its_rows_in_data(tmp_path: Path, indent: int | None) -> None:
     (tmp_path / "page.json").write_text(json.dumps({"data": API, "meta": {"page": 1}}, indent=indent))
     assert [row.fields for row in rows_of_file(tmp_path / "page.json")] == API
+
+
+@pytest.mark.parametrize("amount", ["NaN", "sNaN", "Infinity", "1e400", "1e-400", "9" * 5_000, 10**400])
+def test_an_amount_that_no_sum_can_hold_is_a_refusal_and_no_end_of_the_import(amount: Any) -> None:
+    observation = {"id": "o", "trace_id": "t", "type": "GENERATION", "start_time": "2026-01-01T00:00:00Z"}
+    for name, fields in {
+        "cost_details.input": {"cost_details": {"input": amount, "output": 0.1}},
+        "total_cost": {"total_cost": amount},
+    }.items():
+        with pytest.raises(InvalidValueError) as refused:
+            LangfuseReader(A).row("here", observation | fields)
+        assert refused.value.field == name
+    for name in ("spend", "prompt_tokens"):
+        with pytest.raises(InvalidValueError) as refused:
+            spend_log_row("here", {**REQUEST, name: amount}, None)
+        assert refused.value.field == name
 
 
 def test_langfuse_adds_up_the_types_of_usage() -> None:

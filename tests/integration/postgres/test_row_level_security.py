@@ -23,6 +23,7 @@ from session_lifecycle.postgres.driver_statements import VIEWER_SETTING
 from session_lifecycle.postgres.permissions import DatabaseRole
 from session_lifecycle.testing import TemplateServer
 from support.answers import USERS, VIEWERS, answers, fill
+from support.commands import run
 from support.contract import SessionLifecycleContract
 from support.roles import database_roles, grant, url_as
 from support.statements import noted
@@ -237,6 +238,25 @@ async def test_R11_a_job_of_a_role_that_is_walled_in_is_refused(walled: Walled, 
             assert (await db.maintenance.reconcile()).sessions_looked_at == 12
             assert (await db.maintenance.erase_user(USERS[0])).sessions == 4
             assert await db.maintenance.delete_session("over", USERS[1])
+
+
+async def test_R11_a_command_of_a_writer_that_is_not_trusted_tells_of_no_session(
+    walled: Walled, roles: dict[DatabaseRole, str]
+) -> None:
+    """It finds no session, whether there is one or not, and says so."""
+    await fill(walled.worker_url, walled.url)
+    async with SessionDatabase.connect(walled.url, settings=ON) as owner:
+        await owner.administration.enable_row_level_security(trusted_roles=[roles[ROLLER]])
+    place = ("--user", str(USERS[0]), "--database-url", walled.worker_url)
+    for command in (("end", "--status", "failed"), ("reopen",), ("update", "--title", "new")):
+        said = []
+        for session_id in ("over", "missing"):
+            name, *options = command
+            refused = run("sessions", name, session_id, *options, *place)
+            assert refused.returncode == 1
+            said.append(refused.stderr.splitlines()[-1])
+        assert said[0] == said[1]
+        assert said[0].startswith(f"error: role {roles[WORKER]} cannot change a session, as row-level security is on")
 
 
 async def test_going_back_to_base_leaves_neither_a_policy_nor_a_key(walled: Walled) -> None:

@@ -1,5 +1,6 @@
 """`POST /ingest`: any mix of items, an outcome for each, idempotent, bounded."""
 
+import json
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -133,6 +134,30 @@ async def test_a_refusal_of_the_database_is_found_among_many(host: Host) -> None
     assert {one["field"] for one in results if one["outcome"] == "refused"} == {"at"}
     assert (await host.found("/sessions"))["total"] == 17
     assert UUID((await host.found("/sessions"))["sessions"][0]["user_id"]) == A
+
+
+async def test_R26_a_text_that_javascript_has_cut_keeps_no_item_from_being_written(host: Host) -> None:
+    lone = "\ud83d"
+    message = {"kind": "message", "session_id": "s", "message_id": "m", "role": "user"}
+    deep: Any = []
+    for _ in range(400):
+        deep = [deep]
+    items = [
+        {"kind": "touch", "session_id": "s"},
+        {**message, "content": f"cut {lone}", "created_at": datetime.now(UTC).isoformat()},
+        {**message, "message_id": "deep", "content": deep, "created_at": datetime.now(UTC).isoformat()},
+        {"kind": "touch", "session_id": lone},
+        {"kind": "touch", "session_id": "s", lone: 1},
+    ]
+    of_json = {"Content-Type": "application/json"}
+    answer = await host.ask("POST", "/ingest", content=json.dumps({"items": items}), headers=of_json)
+    results = answer.json()["results"]
+    assert [one["outcome"] for one in results] == ["created", "created", "created", "refused", "refused"]
+    assert results[3]["field"] == "session_id"
+    [first, _] = (await host.found("/sessions/s/messages"))["messages"]
+    assert first["content"] == "cut \N{REPLACEMENT CHARACTER}"
+    comment = json.dumps({"name": "quality", "comment": lone})
+    refuses(await host.ask("POST", "/sessions/s/annotations", content=comment, headers=of_json), 422, "comment")
 
 
 @pytest.mark.parametrize(

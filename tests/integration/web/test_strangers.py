@@ -124,6 +124,18 @@ async def test_a_route_asks_the_host_first_and_shows_a_stranger_nothing(
     assert await everything(session_database) == before
 
 
+@pytest.mark.parametrize("route", sorted({*STRANGERS, *OPEN} - WRITING), ids=" ".join)
+async def test_a_head_is_answered_as_a_get_but_opens_no_stream(host: Host, route: tuple[str, str]) -> None:
+    _, path = route
+    head = ("HEAD", path)
+    if path == "/events":
+        assert (await tried(host, head, "a")).status_code == 405
+        return
+    for user in ("a", "stranger", None):
+        found, full = await tried(host, head, user), await tried(host, route, user)
+        assert (found.status_code, found.headers["content-type"]) == (full.status_code, full.headers["content-type"])
+
+
 async def test_a_parameter_that_the_hosts_dependency_needs_is_refused_by_name(
     session_database: SessionDatabase,
 ) -> None:

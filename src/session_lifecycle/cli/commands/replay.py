@@ -17,7 +17,7 @@ import typer
 from session_lifecycle.cli.choices import moment
 from session_lifecycle.cli.options import MISUSE, Json, Place, finite, on_database, refuse
 from session_lifecycle.cli.output import print_json, print_line, print_tables
-from session_lifecycle.errors import InvalidValueError
+from session_lifecycle.errors import InvalidValueError, shortened
 
 if TYPE_CHECKING:
     from session_lifecycle import SessionDatabase, SessionWriter, UsageOutcome
@@ -110,7 +110,7 @@ def last_moment(end: datetime | None) -> datetime:
     if end is None:
         return datetime.now(UTC)
     if not EARLIEST_YEAR <= end.year < MAXYEAR:
-        raise ValueError(f"--end: got {end}, expected a year from {EARLIEST_YEAR} and before {MAXYEAR}")
+        raise ValueError(f"--end: got {shortened(end)}, expected a year from {EARLIEST_YEAR} and before {MAXYEAR}")
     return end
 
 

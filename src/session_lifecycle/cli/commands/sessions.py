@@ -108,7 +108,7 @@ def end(
 
         item = End.of_call(session_id=session_id, user_id=user, status=status, reason=reason, at=at)
         [outcome] = await db.lifecycle.record([item])
-        _print_outcome(session_id, user, outcome, as_json=as_json)
+        await _print_outcome(db, session_id, user, outcome, as_json=as_json)
 
     on_database(work, place)
 
@@ -118,18 +118,32 @@ def reopen(session_id: SessionId, user: Owner, place: Place, at: Time = None, as
 
     async def work(db: "SessionDatabase") -> None:
         outcome = await db.lifecycle.reopen_session(session_id, user, at=at)
-        _print_outcome(session_id, user, outcome, as_json=as_json)
+        await _print_outcome(db, session_id, user, outcome, as_json=as_json)
 
     on_database(work, place)
 
 
-def _print_outcome(session_id: str, user: UUID, outcome: "EndOutcome | ReopenOutcome", *, as_json: bool) -> None:
+async def _print_outcome(
+    db: "SessionDatabase", session_id: str, user: UUID, outcome: "EndOutcome | ReopenOutcome", *, as_json: bool
+) -> None:
     if outcome.value == "unknown":
-        _refuse_unknown(session_id, user)
+        await _refuse_unwritten(db, session_id, user)
     if as_json:
         print_json({"session_id": session_id, "user_id": user, "outcome": outcome})
     else:
         print_line(f"Session {session_id} of user {user}: {outcome}")
+
+
+async def _refuse_unwritten(db: "SessionDatabase", session_id: str, user: UUID) -> NoReturn:
+    """A write found no session. A role that row-level security walls in finds none, whether there is one or not."""
+    report = await db.administration.check_row_level_security()
+    if report.is_walled_in:
+        refuse(
+            f"role {report.role} cannot change a session, as row-level security is on and does not trust it: connect "
+            "as the owner of the schema, or as a role that `session-lifecycle db rls enable` trusts",
+            code=FAILURE,
+        )
+    _refuse_unknown(session_id, user)
 
 
 def _refuse_unknown(session_id: str, user: UUID | None = None) -> NoReturn:
@@ -191,7 +205,7 @@ def update(
 
         record = await db.lifecycle.update_session(session_id, user, **replaced)
         if record is None:
-            _refuse_unknown(session_id, user)
+            await _refuse_unwritten(db, session_id, user)
         if as_json:
             print_json(record)
         else:

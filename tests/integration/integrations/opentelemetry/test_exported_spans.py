@@ -71,11 +71,8 @@ async def test_H46_calls_inside_calls_count_once_in_every_order(session_database
         "SELECT user_id::text, sum(tokens_in)::int, sum(tokens_out)::int, count(*) FILTER (WHERE tokens_in > 0)::int "
         "FROM session_lifecycle.session_usage_events GROUP BY 1 ORDER BY 1",
     )
-    # Where the span between them comes before both, nobody remembers it: it is of no agent, nor was its trace yet.
-    once = [number for number, order in enumerate(itertools.permutations(three)) if order[0] is not TREE[3]]
-    assert [tuple(figures) for _, *figures in found] == [
-        (1200, 80, 1) if number in once else (2400, 160, 2) for number in range(6)
-    ]
+    # Also where the span between them comes before both, when nobody knows yet that its trace is of an agent.
+    assert [tuple(figures) for _, *figures in found] == [(1200, 80, 1)] * 6
 
 
 @pytest.mark.parametrize("parts", [1, 2, 3, 6])
@@ -119,6 +116,17 @@ async def test_a_call_whose_inner_call_tells_nothing_counts_itself(session_datab
         "SELECT user_id::text, tokens_in, unmeasured_events FROM session_lifecycle.session_records ORDER BY 1",
     )
     assert [figures for _, *figures in found] == [[1200, 0]] * 3
+
+
+async def test_R06_calls_inside_calls_without_usage_are_one_in_every_order(session_database: SessionDatabase) -> None:
+    three = [made_span(1, CHAT), made_span(2, {"http.request.method": "POST"}, parent=1), made_span(3, CHAT, parent=2)]
+    for number, order in enumerate(itertools.permutations(three), 1):
+        await exported(session_database, *([span] for span in order), user_id=f"{number:032x}")
+    found = await rows(
+        session_database,
+        "SELECT user_id::text, tokens_in, unmeasured_events FROM session_lifecycle.session_records ORDER BY 1",
+    )
+    assert [figures for _, *figures in found] == [[0, 1]] * 6
 
 
 async def test_calls_with_one_response_id_are_one(session_database: SessionDatabase) -> None:

@@ -27,6 +27,14 @@ async def test_a_page_shows_its_owner_what_it_hides_from_a_stranger(session_data
                 assert answer.text.replace("id=s", "id=t") == missing.text
 
 
+async def test_a_head_of_a_page_is_answered_as_its_get(session_database: SessionDatabase) -> None:
+    app = dashboard_app(session_database, viewer=Viewer.auditor)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://host") as client:
+        for page in LISTS:
+            assert (await client.head(page)).status_code == 200, page
+        assert (await client.head(session_page("missing"))).status_code == 404
+
+
 async def test_the_page_of_a_run_is_its_owners_alone(session_database: SessionDatabase) -> None:
     await record(session_database)
     page = "/session/run?" + urlencode({"id": "s", "run": "unseeable-r", "start": NOW.isoformat()})
