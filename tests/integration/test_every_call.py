@@ -37,6 +37,8 @@ SHORT = Settings(
 LOCKED = """
     SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'
 """
+# A statement that was parsed, and whose client is silent, counts as active.
+WORKING = f"{BUSY} AND wait_event IS DISTINCT FROM 'ClientRead'"
 BLOCKING = """
     SELECT pid, backend_type, state, wait_event_type, wait_event, now() - xact_start, pg_blocking_pids(pid), query
     FROM pg_stat_activity WHERE pid = ANY (pg_blocking_pids($1))
@@ -85,12 +87,12 @@ class Bench:
                 await stack.enter_async_context(self.caller.db.engine.connect())
 
     async def quiet(self) -> None:
-        """Waits until the server has done what it was asked. It may wait for its client in the middle of a statement."""
+        """Waits until the server does nothing. In the middle of a statement it may wait for its client."""
 
         async def is_quiet() -> bool:
             for _ in range(3):
                 await asyncio.sleep(0.1)
-                if await self.admin.fetchval(f"{BUSY} AND wait_event IS DISTINCT FROM 'ClientRead'"):
+                if await self.admin.fetchval(WORKING):
                     return False
             return True
 
