@@ -163,7 +163,7 @@ class TemplateServer:
         connection = await asyncpg.connect(self.url_of(self.template))
         try:
             await connection.execute(INSTALL_CLOCK)
-            # Copying files takes half as long as logging each page, where the two checkpoints around it wait for no disk.
+            # Copying files takes half as long as logging each page, where the checkpoints around it wait for no disk.
             if await connection.fetchval("SHOW fsync") == "off":
                 self._strategy = "STRATEGY file_copy"
         finally:
