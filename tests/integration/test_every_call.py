@@ -180,6 +180,7 @@ async def cancelled_before_running(bench: Bench, round_: Round) -> None:
 
     The calls of recorders are repeated, so they end when the fault is over.
     """
+    met: list[str] = []
     await bench.caller.db.engine.dispose()  # a connection parses a statement once
     with pytest.MonkeyPatch.context() as patch:
         # The moment between parsing and running has no public name.
@@ -189,12 +190,16 @@ async def cancelled_before_running(bench: Bench, round_: Round) -> None:
             statement = await get_statement(connection, query, *values, **named)
             # Not in what a new connection asks.
             if "session_lifecycle." in query:
+                met.append(query)
                 raise asyncio.CancelledError
             return statement
 
         patch.setattr(asyncpg.Connection, "_get_statement", parse_and_cancel)
         round_.begin()
         await asyncio.wait(round_.not_repeated, timeout=WITHIN)
+        # The others go on, and meet the fault again.
+        enough = len(met) + 2 * len(round_.running)
+        await eventually(lambda: len(met) >= enough)
 
 
 async def cancelled_within(bench: Bench, round_: Round) -> None:
