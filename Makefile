@@ -8,6 +8,8 @@ SHELL := /bin/bash
 PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11 python3.14; do \
 	"$$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$name" && break; done)
 BIN := .venv/bin
+# Each process of the tests would compile the library again, and each worker rewrite the assertions of all tests.
+unexport PYTHONDONTWRITEBYTECODE
 # One more than there are cores: a test often waits for a server, a process or a clock.
 TEST_WORKERS ?= $(shell "$(PYTHON)" -c 'import os; print((os.cpu_count() or 1) + 1)')
 # In the order of the folders: the last modules are those of `unit`, which take a second each. By their number of tests,
@@ -106,3 +108,4 @@ benchmark: setup  ## Measure what writing, reading and rolling up cost, each bes
 
 clean:  ## Remove what was made.
 	rm -rf .venv .make site .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find alembic benchmarks examples src tests -name __pycache__ -prune -exec rm -r {} +

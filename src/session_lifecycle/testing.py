@@ -121,6 +121,7 @@ class TemplateServer:
         self._thread = ThreadPoolExecutor(1, "session-lifecycle-databases")
         self._loop = asyncio.Runner()
         self._connection: asyncpg.Connection | None = None
+        self._strategy = ""
 
     def __enter__(self) -> Self:
         return self
@@ -162,13 +163,16 @@ class TemplateServer:
         connection = await asyncpg.connect(self.url_of(self.template))
         try:
             await connection.execute(INSTALL_CLOCK)
+            # Copying files takes half as long as logging each page, where the checkpoints around it wait for no disk.
+            if await connection.fetchval("SHOW fsync") == "off":
+                self._strategy = "STRATEGY file_copy"
         finally:
             await connection.close()
 
     async def clone(self, database: str) -> None:
         """Creates an empty, migrated database with the clock."""
         await self.run(
-            f'CREATE DATABASE "{database}" TEMPLATE "{self.template}"',
+            f'CREATE DATABASE "{database}" TEMPLATE "{self.template}" {self._strategy}',
             f'ALTER DATABASE "{database}" SET search_path = session_lifecycle_clock, pg_catalog, public',
         )
 

@@ -78,6 +78,7 @@ def mypy_findings(folder: Path) -> Iterator[Finding]:
     [runtimes] = [one["module"] for one in overrides if one.get("follow_imports") == "skip"]
     (folder / "mypy.ini").write_text(f"[mypy]\n[mypy-{','.join(runtimes)}]\nfollow_imports = skip\n")
     options = ["--strict", "--allow-subclassing-any", "--config-file=mypy.ini", "--output=json", "--no-error-summary"]
+    options.append(f"--cache-dir={os.devnull}")  # the folder is looked at once
     for line in _run("mypy", *options, ".", folder=folder).splitlines():
         found = json.loads(line)
         if found["severity"] == "error":

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from decimal import Decimal, FloatOperation, Inexact, localcontext
+from functools import cache
 from typing import Any
 
 import genai_prices
@@ -47,12 +48,17 @@ def test_M58_M61_the_hosts_decimal_context_does_not_matter(
     assert texts.unit_prices["input_mtok"] == "0.123456789012"
 
 
-_ENTRIES = [
-    (provider.id, model.id)
-    for provider in get_snapshot().providers
-    for model in provider.models
-    if provider.find_model(model.id) is model
-]
+@cache
+def _entries() -> list[tuple[str, str]]:
+    """All entries, which are found when the first test asks: every worker of a test run imports this module."""
+    return [
+        (provider.id, model.id)
+        for provider in get_snapshot().providers
+        for model in provider.models
+        if provider.find_model(model.id) is model
+    ]
+
+
 _BILLED_AS = {
     "image_tokens_in": "tokens_in",
     "cache_read_image_tokens": "cache_read_tokens",
@@ -62,7 +68,7 @@ _BILLED_AS = {
 """The only classes that need no price of their own."""
 
 
-@given(entry=st.sampled_from(_ENTRIES))
+@given(entry=st.deferred(lambda: st.sampled_from(_entries())))
 def test_X02_no_class_is_billed_as_another_one(catalogue: PriceCatalogue, entry: tuple[str, str]) -> None:
     provider, model = get_snapshot().find_provider_model(entry[1], None, entry[0], None)
     listed = {key for key, value in vars(model.get_prices(AT)).items() if value is not None}
@@ -75,7 +81,7 @@ def test_X02_no_class_is_billed_as_another_one(catalogue: PriceCatalogue, entry:
         assert (found is not None) is is_priced
 
 
-_NAMES = st.sampled_from([model for _, model in _ENTRIES])
+_NAMES = st.deferred(lambda: st.sampled_from([model for _, model in _entries()]))
 _PROVIDERS = st.sampled_from([*(one.id for one in get_snapshot().providers), "ollama", "my-openai", "litellm", "x"])
 
 
@@ -118,11 +124,12 @@ def test_the_classes_are_those_of_genai_prices() -> None:
     assert prices == {one.override_field for one in CLASSES.values()}
 
 
-_MANY_PRICES = [
-    entry
-    for entry in _ENTRIES
-    if len(set(vars(get_snapshot().find_provider_model(entry[1], None, entry[0], None)[1].get_prices(AT)))) > 3
-]
+def _many_prices() -> list[tuple[str, str]]:
+    return [
+        entry
+        for entry in _entries()
+        if len(set(vars(get_snapshot().find_provider_model(entry[1], None, entry[0], None)[1].get_prices(AT)))) > 3
+    ]
 
 
 @st.composite
@@ -131,7 +138,7 @@ def _counts_that_fit(draw: st.DrawFn) -> dict[str, int]:
     return {field: sum(left[part] for part in within(field)) for field in WHOLES}
 
 
-@given(entry=st.sampled_from(_MANY_PRICES), counts=_counts_that_fit())
+@given(entry=st.deferred(lambda: st.sampled_from(_many_prices())), counts=_counts_that_fit())
 def test_where_every_used_part_has_its_own_price_calc_price_agrees(
     catalogue: PriceCatalogue, entry: tuple[str, str], counts: Mapping[str, int]
 ) -> None:
