@@ -502,7 +502,8 @@ async def test_R19_a_refusal_names_field_value_and_what_is_expected(
     with pytest.raises(InvalidValueError) as refused:
         await session_database.lifecycle.accumulate_usage(**call)
     assert refused.value.field == field
-    assert str(refused.value).startswith(f"{field}: got {bad!a}, expected ")
+    shown = bad.isoformat() if isinstance(bad, datetime) else ascii(bad)
+    assert str(refused.value).startswith(f"{field}: got {shown}, expected ")
     assert await rows(session_database, f"SELECT 1 FROM {SCHEMA}.session_records") == []
 
 
