@@ -37,8 +37,6 @@ SHORT = Settings(
 LOCKED = """
     SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'
 """
-# A statement that was parsed, and whose client is silent, counts as active.
-WORKING = f"{BUSY} AND wait_event IS DISTINCT FROM 'ClientRead'"
 BLOCKING = """
     SELECT pid, backend_type, state, wait_event_type, wait_event, now() - xact_start, pg_blocking_pids(pid), query
     FROM pg_stat_activity WHERE pid = ANY (pg_blocking_pids($1))
@@ -87,12 +85,12 @@ class Bench:
                 await stack.enter_async_context(self.caller.db.engine.connect())
 
     async def quiet(self) -> None:
-        """Waits until the server does nothing. In the middle of a statement it may wait for its client."""
+        """Waits until the server has done what it was asked."""
 
         async def is_quiet() -> bool:
             for _ in range(3):
                 await asyncio.sleep(0.1)
-                if await self.admin.fetchval(WORKING):
+                if await self.admin.fetchval(BUSY):
                     return False
             return True
 
@@ -176,11 +174,7 @@ async def cancelled_on_the_way(bench: Bench, round_: Round) -> None:
 
 
 async def cancelled_before_running(bench: Bench, round_: Round) -> None:
-    """The server has parsed a statement of each call, and the client is cancelled before it says to run it.
-
-    The calls of recorders are repeated, so they end when the fault is over.
-    """
-    met: list[str] = []
+    """The server has parsed a statement of each call, and the client is cancelled before it says to run it."""
     await bench.caller.db.engine.dispose()  # a connection parses a statement once
     with pytest.MonkeyPatch.context() as patch:
         # The moment between parsing and running has no public name.
@@ -190,16 +184,12 @@ async def cancelled_before_running(bench: Bench, round_: Round) -> None:
             statement = await get_statement(connection, query, *values, **named)
             # Not in what a new connection asks.
             if "session_lifecycle." in query:
-                met.append(query)
                 raise asyncio.CancelledError
             return statement
 
         patch.setattr(asyncpg.Connection, "_get_statement", parse_and_cancel)
         round_.begin()
-        await asyncio.wait(round_.not_repeated, timeout=WITHIN)
-        # The others go on, and meet the fault again.
-        enough = len(met) + 2 * len(round_.running)
-        await eventually(lambda: len(met) >= enough)
+        await asyncio.wait(round_.tasks.values(), timeout=WITHIN)
 
 
 async def cancelled_within(bench: Bench, round_: Round) -> None:

@@ -453,16 +453,6 @@ class Round:
         """How many calls wait for an answer of the database, as far as this process knows."""
         return sum(not self.tasks[name].done() for name, call in self.calls.items() if call.waits)
 
-    @property
-    def not_repeated(self) -> list[asyncio.Task[object]]:
-        """The calls that end with their first error: a recorder repeats its own until they are answered."""
-        return [task for name, task in self.tasks.items() if not name.startswith(("recorder.", "synchronous"))]
-
-    @property
-    def running(self) -> list[str]:
-        """The names of the calls that have not ended."""
-        return [name for name, task in self.tasks.items() if not task.done()]
-
     async def end(self, within_seconds: float) -> None:
         """Waits until each call has ended, and notes what it left in the tables. Raises if one does not end in time."""
         _, late = await asyncio.wait(self.tasks.values(), timeout=within_seconds)
