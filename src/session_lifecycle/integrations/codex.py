@@ -135,13 +135,9 @@ class CodexReader:
             return []
         return self._event_of(payload.get("type"), payload, at)
 
-    def _event_of(  # noqa: PLR0911 - one answer for each kind
-        self, kind: Any, payload: Mapping[str, Any], at: datetime
-    ) -> list[Fields]:
-        if kind == "task_started":
-            return self._start(payload, at)
-        if kind == "token_count":
-            return self._count(payload, at)
+    def _event_of(self, kind: Any, payload: Mapping[str, Any], at: datetime) -> list[Fields]:
+        if kind in {"task_started", "token_count"}:
+            return self._start(payload, at) if kind == "task_started" else self._count(payload, at)
         if self._is_copy(at, None):
             return []
         if kind in {"task_complete", "turn_aborted"}:

@@ -187,15 +187,11 @@ class Drainer:
 
     async def _report(self, error: SessionLifecycleError | TimeoutError | None) -> DrainReport:
         left = await _in_thread(self._spool.count)
-        return DrainReport(
-            self.drained, self.set_aside, left, None if error is None else str(error) or described(error)
-        )
+        return DrainReport(self.drained, self.set_aside, left, None if error is None else _told(error))
 
     def _note(self, error: SessionLifecycleError | TimeoutError) -> None:
         if type(error) is not type(self.trouble):  # once for each kind of trouble, not for each attempt
-            _logger.warning(
-                "the spool %s cannot be delivered now: %s", self._spool.path, str(error) or described(error)
-            )
+            _logger.warning("the spool %s cannot be delivered now: %s", self._spool.path, _told(error))
         self.trouble = error
 
 
@@ -211,3 +207,8 @@ def _reason(error: Exception) -> str:
 async def _in_thread(call: Callable[[], Result]) -> Result:
     # A sync of the disk takes milliseconds, in which the event loop would stand still.
     return await asyncio.to_thread(call)
+
+
+def _told(error: SessionLifecycleError | TimeoutError) -> str:
+    """What the error says. A TimeoutError says nothing but its class."""
+    return str(error) or described(error)
