@@ -1,17 +1,19 @@
-"""How the reference reads: an ORM session for each call, whole entities, and sums that Python folds."""
+"""How the reference reads: an ORM session for each call, whole entities, and sums that Python folds.
+
+Its tables, indexes and statements are as it has them: an index on each of some columns, money in floats, and no second
+column that decides ties of an order.
+"""
 
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
-from decimal import Decimal
+from datetime import UTC, datetime
 from typing import Any, ClassVar
 from uuid import UUID
 
 from sqlalchemy import (
-    BigInteger,
     ColumnElement,
     DateTime,
-    Index,
-    Numeric,
+    Float,
+    Integer,
     Text,
     and_,
     case,
@@ -31,45 +33,44 @@ from support.reference import ABANDON_AFTER, PAGE
 
 
 class Base(DeclarativeBase):
-    """The reference's tables, as far as reads need them."""
+    """The reference's tables."""
 
-    type_annotation_map: ClassVar[dict[Any, Any]] = {datetime: DateTime(timezone=True)}
+    type_annotation_map: ClassVar[dict[Any, Any]] = {
+        datetime: DateTime(timezone=True),
+        str: Text,
+        int: Integer,
+        float: Float,
+    }
 
 
 class Record(Base):
     """A session and its totals."""
 
     __tablename__ = "reference_sessions"
-    user_id: Mapped[UUID] = mapped_column(primary_key=True)
-    session_id: Mapped[str] = mapped_column(Text, primary_key=True)
-    dataset_id: Mapped[UUID | None]
-    status: Mapped[str] = mapped_column(Text)
+    session_id: Mapped[str] = mapped_column(primary_key=True)
+    user_id: Mapped[UUID] = mapped_column(primary_key=True, index=True)
+    dataset_id: Mapped[UUID | None] = mapped_column(index=True)
+    status: Mapped[str] = mapped_column(index=True)
     started_at: Mapped[datetime]
-    last_activity_at: Mapped[datetime]
+    last_activity_at: Mapped[datetime] = mapped_column(index=True)
     ended_at: Mapped[datetime | None]
-    tokens_in: Mapped[int] = mapped_column(BigInteger)
-    tokens_out: Mapped[int] = mapped_column(BigInteger)
-    cost_usd: Mapped[Decimal] = mapped_column(Numeric)
-    error_count: Mapped[int] = mapped_column(BigInteger)
-    last_model: Mapped[str | None] = mapped_column(Text)
-
-    __table_args__ = (
-        Index(None, "user_id", "last_activity_at"),
-        Index(None, "dataset_id", "last_activity_at"),
-        Index(None, "session_id"),
-    )
+    tokens_in: Mapped[int]
+    tokens_out: Mapped[int]
+    cost_usd: Mapped[float]
+    error_count: Mapped[int]
+    last_model: Mapped[str | None]
 
 
 class ModelUsage(Base):
     """The totals of one model in one session."""
 
     __tablename__ = "reference_session_models"
-    user_id: Mapped[UUID] = mapped_column(primary_key=True)
-    session_id: Mapped[str] = mapped_column(Text, primary_key=True)
-    model: Mapped[str] = mapped_column(Text, primary_key=True)
-    tokens_in: Mapped[int] = mapped_column(BigInteger)
-    tokens_out: Mapped[int] = mapped_column(BigInteger)
-    cost_usd: Mapped[Decimal] = mapped_column(Numeric)
+    session_id: Mapped[str] = mapped_column(primary_key=True)
+    user_id: Mapped[UUID] = mapped_column(primary_key=True, index=True)
+    model: Mapped[str] = mapped_column(primary_key=True)
+    tokens_in: Mapped[int]
+    tokens_out: Mapped[int]
+    cost_usd: Mapped[float]
 
 
 async def fill(engine: AsyncEngine) -> None:
@@ -84,6 +85,9 @@ async def fill(engine: AsyncEngine) -> None:
             await connection.execute(insert(copy).from_select(names, ours))
     async with engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
         await connection.execute(text("VACUUM ANALYZE"))
+
+
+TOKENS = (Record.tokens_in, Record.tokens_out)
 
 
 class Reference:
@@ -103,53 +107,52 @@ class Reference:
         return case((and_(Record.status == "running", Record.last_activity_at < cut), "abandoned"), else_=Record.status)
 
     async def one(self, session_id: str) -> Any:
-        """The key of the session with this id."""
-        is_own = Record.user_id == self._viewer.user_id
-        found = select(Record).where(Record.session_id == session_id, self._visible()).order_by(is_own.desc()).limit(1)
+        """The key of the first session with this id that is found."""
+        found = select(Record).where(and_(Record.session_id == session_id, self._visible()))
         async with self._sessions() as session:
-            record = (await session.execute(found)).scalars().first()
-            return None if record is None else (record.user_id, record.session_id)
+            records = list((await session.execute(found)).scalars().all())
+            return (records[0].user_id, records[0].session_id) if records else None
 
-    async def page(self, order_by: str, offset: int, status: str | None) -> Any:
-        """The keys of a page, and the exact total."""
-        chosen = [self._visible(), *([] if status is None else [self._status() == status])]
+    async def page(self, order_by: str, offset: int, status: str | None) -> tuple[list[Any], int]:
+        """The order values of a page, and the exact total."""
+        effective = self._status()
+        chosen = [self._visible(), *([] if status is None else [effective == status])]
         column = getattr(Record, order_by)
-        page = select(Record).where(*chosen)
-        page = page.order_by(column.desc(), Record.user_id.desc(), Record.session_id.desc()).limit(PAGE).offset(offset)
+        rows = select(Record, effective.label("effective_status")).where(*chosen)
         async with self._sessions() as session:
-            total = await session.scalar(select(func.count()).select_from(Record).where(*chosen))
-            records = (await session.execute(page)).scalars().all()
-            return [(one.user_id, one.session_id) for one in records], total
+            total = (await session.execute(select(func.count()).select_from(Record).where(*chosen))).scalar_one()
+            page = (await session.execute(rows.order_by(column.desc()).limit(PAGE).offset(offset))).all()
+            return [getattr(record, order_by) for record, _ in page], total
 
     async def stats(self, since: datetime | None) -> Sequence[Any]:
         """Sums, counts by status, and the times of every session, which Python adds up."""
         chosen = [self._visible(), *([] if since is None else [Record.last_activity_at >= since])]
-        sums = select(
-            func.count(), func.sum(Record.cost_usd), func.sum(Record.tokens_in), func.sum(Record.tokens_out)
-        ).where(*chosen)
-        status = self._status().label("status")
-        statuses = select(status, func.count()).where(*chosen).group_by(status)
+        zero_or_sum = (func.coalesce(func.sum(column), 0) for column in (Record.cost_usd, *TOKENS))
+        sums = select(func.count(), *zero_or_sum).where(*chosen)
+        status = self._status().label("effective")
+        statuses = select(status, func.count()).where(*chosen).group_by("effective")
         times = select(Record.started_at, Record.ended_at, Record.last_activity_at).where(*chosen)
         async with self._sessions() as session:
             count, *totals = (await session.execute(sums)).one()
-            by_status = {row[0]: row[1] for row in await session.execute(statuses)}
-            agent_time = timedelta()
-            for started_at, ended_at, last_activity_at in await session.execute(times):
-                agent_time += max(timedelta(), (ended_at or last_activity_at) - started_at)
+            agent_time_s = 0.0
+            for started_at, ended_at, last_activity_at in (await session.execute(times)).all():
+                agent_time_s += max(0.0, ((ended_at or last_activity_at) - started_at).total_seconds())
+            by_status = {row[0]: row[1] for row in (await session.execute(statuses)).all()}
         counts = [by_status.get(one.value, 0) for one in EffectiveStatus]
-        return [count, *(total or 0 for total in totals), agent_time.total_seconds(), *counts]
+        return [count, *totals, agent_time_s, *counts]
 
     async def costs(self, since: datetime | None) -> Sequence[Any]:
         """The sessions and the cost of each model, most expensive first."""
-        model = case((ModelUsage.model == "", "unknown"), else_=ModelUsage.model).label("model")
-        cost = func.sum(ModelUsage.cost_usd)
-        of_session = and_(ModelUsage.user_id == Record.user_id, ModelUsage.session_id == Record.session_id)
+        cost, *tokens = (func.sum(getattr(ModelUsage, name)) for name in ("cost_usd", "tokens_in", "tokens_out"))
+        of_session = and_(ModelUsage.session_id == Record.session_id, ModelUsage.user_id == Record.user_id)
+        sessions = func.count(func.distinct(ModelUsage.session_id))
         found = (
-            select(model, func.count(), cost, func.sum(ModelUsage.tokens_in), func.sum(ModelUsage.tokens_out))
+            select(ModelUsage.model, sessions, *(func.coalesce(one, 0) for one in (cost, *tokens)))
             .join(Record, of_session)
             .where(self._visible(), *([] if since is None else [Record.last_activity_at >= since]))
-            .group_by(model)
-            .order_by(cost.desc(), model)
+            .group_by(ModelUsage.model)
+            .order_by(cost.desc())
         )
         async with self._sessions() as session:
-            return [tuple(row) for row in await session.execute(found)]
+            rows = (await session.execute(found)).all()
+            return [(model or "unknown", *figures) for model, *figures in rows]

@@ -88,12 +88,14 @@ class PageRows(NamedTuple):
     rows: Sequence[Any]
     total: int | None
     """None where it was not counted; more than `TOTAL_BOUND` where a bounded count stopped."""
+    as_of: datetime
+    """The clock of the statement."""
 
 
 def page_rows(rows: Sequence[Any]) -> PageRows:
     """The rows of a page, from those of a statement that `beside_total` built."""
     # An empty page is one row without a place: it has the total only.
-    return PageRows([row for row in rows if row.place is not None], rows[0].total)
+    return PageRows([row for row in rows if row.place is not None], rows[0].total, rows[0].as_of)
 
 
 def answered_page(found: PageRows, order: PageOrder, filters: PageFilters) -> tuple[Sequence[Any], dict[str, Any]]:
@@ -113,7 +115,7 @@ def answered_page(found: PageRows, order: PageOrder, filters: PageFilters) -> tu
         "limit": filters.limit,
         "offset": filters.offset,
         "has_more": has_more,
-        "next_cursor": _cursor_after(page[-1], order, filters) if has_more else None,
+        "next_cursor": _cursor_after(page[-1], found.as_of, order, filters) if has_more else None,
     }
 
 
@@ -175,10 +177,10 @@ def _cursor(fingerprint: str, position: Position) -> str:
     return base64.urlsafe_b64encode(json.dumps(parts, ensure_ascii=False).encode()).decode().rstrip("=")
 
 
-def _cursor_after(row: Any, order: PageOrder, filters: PageFilters) -> str:
+def _cursor_after(row: Any, as_of: datetime, order: PageOrder, filters: PageFilters) -> str:
     """The cursor of the page that follows this row."""
     value, *key = (getattr(row, name) for name in order.position_names)
-    return _cursor(_question_fingerprint(filters), Position(value, tuple(key), row.as_of))
+    return _cursor(_question_fingerprint(filters), Position(value, tuple(key), as_of))
 
 
 def _cursor_text(value: Any) -> str | None:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from datetime import datetime, timedelta
 from decimal import ROUND_HALF_EVEN, Context, Decimal, InvalidOperation
+from functools import partial
 from typing import Any, Protocol, Unpack
 from uuid import UUID
 
@@ -273,21 +274,18 @@ class KnownSize:
     """What the last statements for few sessions said about the size of a database."""
 
     def __init__(self) -> None:
-        self._exceeded = {False: 0, True: 0}
+        self._exceeded: list[Bound] = []
         self._until = 0.0
 
     def may_be_within(self, bound: Bound) -> bool:
         """Whether a statement with this bound may give rows."""
-        return bound.most_bytes > self._exceeded[bound.reads_all] or time.monotonic() >= self._until
+        return time.monotonic() >= self._until or not any(map(bound.is_within, self._exceeded))
 
     def exceeds(self, bound: Bound) -> None:
         """Keeps for a while that a statement with this bound gave no row."""
         now = time.monotonic()
-        if now >= self._until:
-            self._exceeded = {False: 0, True: 0}
-        # What exceeds the higher bound exceeds the other one, too.
-        for reads_all in (False, bound.reads_all):
-            self._exceeded[reads_all] = max(self._exceeded[reads_all], bound.most_bytes)
+        known = self._exceeded if now < self._until else []
+        self._exceeded = [bound, *(one for one in known if not one.is_within(bound))]
         self._until = now + LOOK_AGAIN_SECONDS
 
 
@@ -417,12 +415,9 @@ class SqlAlchemySessionLifecycleDb(WritePipeline, CallsAsItems, SessionLifecycle
 
     async def session_rows(self, filters: SessionListFilters, position: Position | None) -> PageRows:
         """The rows of `list_session_rows` after the position."""
-        rows = await self._of_few_or_many(
-            listing.bound_of_few(filters),
-            lambda: listing.list_few_sessions(filters, position, self._abandon_after),
-            lambda: listing.list_sessions(filters, position, self._abandon_after),
-            filters.asker,
-        )
+        asked = (filters, position, self._abandon_after)
+        ways = [(within, partial(way, *asked)) for within, way in listing.ways_of_few(filters)]
+        rows = await self._of_few_or_many(ways, partial(listing.list_sessions, *asked), filters.asker)
         return page_rows(rows)
 
     async def aggregate_stats(
@@ -480,28 +475,30 @@ class SqlAlchemySessionLifecycleDb(WritePipeline, CallsAsItems, SessionLifecycle
         def many() -> Asked:
             return of_many(seen.kinds, ends), seen.parameters() | asked
 
-        return await self._of_few_or_many(
-            bound(seen.number, is_wide=any(ends), reads_all=not any(ends)), few, many, viewer
-        )
+        # The other statement cuts buckets at both ends of a window. Without roll-ups, it reads all sessions.
+        times, times_if_never = (8, 8) if any(ends) else (1, 16)
+        within = bound(seen.number, times=times, times_if_never=times_if_never)
+        return await self._of_few_or_many([(within, few)], many, viewer)
 
     async def _of_few_or_many(
-        self, within: Bound | None, few: Callable[[], Asked], many: Callable[[], Asked], viewer: Viewer
+        self, ways: Sequence[tuple[Bound, Callable[[], Asked]]], many: Callable[[], Asked], viewer: Viewer
     ) -> Sequence[Any]:
         """The rows of a statement for few sessions; those of the statement for many where there are not few.
 
         Args:
-            within: Up to where the statement for few sessions is asked; None: nowhere.
-            few: This statement, and its parameters.
+            ways: Up to where a statement for few sessions is asked, this statement, and its parameters; each within a
+                higher bound.
             many: The statement for any number of sessions, and its parameters.
             viewer: Who is asking.
         """
-        if within is not None and self._size.may_be_within(within):
-            statement, parameters = few()
-            parameters |= few_parameters(self._reading.schema, within)
-            rows = await self._reading.fetch(statement, parameters, viewer=viewer)
-            if rows:
-                return rows
-            self._size.exceeds(within)
+        for within, few in ways:
+            if self._size.may_be_within(within):
+                statement, parameters = few()
+                parameters |= few_parameters(self._reading.schema, within)
+                rows = await self._reading.fetch(statement, parameters, viewer=viewer)
+                if rows:
+                    return rows
+                self._size.exceeds(within)
         return await self._reading.fetch(*many(), viewer=viewer)
 
 

@@ -1,4 +1,4 @@
-"""The two ways of a read: the statement for few sessions, and the one for any number of them."""
+"""The ways of a read: the statements for few sessions, and the one for any number of them."""
 
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -7,16 +7,35 @@ from typing import Literal
 import pytest
 
 from session_lifecycle import repository
+from session_lifecycle.models import SessionListFilters
+from session_lifecycle.statements.sessions import listing
 from session_lifecycle.statements.shared import few
 
-Way = Literal["few", "many"]
-WAYS: tuple[Way, ...] = ("few", "many")
+Way = Literal["one pass", "one scan, counted", "one scan", "many"]
+WAYS: tuple[Way, ...] = ("one pass", "one scan, counted", "one scan", "many")
+_WAYS_OF_FEW = {
+    "one pass": listing.list_in_one_pass,
+    "one scan, counted": listing.count_in_one_scan,
+    "one scan": listing.list_in_one_scan,
+}
+
+_all_ways = listing.ways_of_few
 
 
 @contextmanager
 def reading(way: Way) -> Generator[None]:
-    """Has every database read this way meanwhile. The tables of a test are within a high bound."""
+    """Has every database read this way meanwhile. The tables of a test are within a high bound.
+
+    A page that has no such way, and any other read, takes the only one that it has for few sessions.
+    """
+
+    def only_this(filters: SessionListFilters) -> list[tuple[few.Bound, listing.FewWay]]:
+        ways = [one for _, one in _all_ways(filters)]
+        wanted = _WAYS_OF_FEW.get(way)
+        return [(few.bound(0), wanted if wanted in ways else ways[-1])]
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(few, "PAGES_OF_A_STATEMENT", 1_000_000)
-        patch.setattr(repository.KnownSize, "may_be_within", lambda *_: way == "few")
+        patch.setattr(listing, "ways_of_few", only_this)
+        patch.setattr(repository.KnownSize, "may_be_within", lambda *_: way != "many")
         yield

@@ -51,7 +51,7 @@ def after(row: Any, position: Any, names: Sequence[str], *, descending: bool) ->
 def test_pages_of_buckets_are_the_pages_of_one_list(
     keys: set[tuple[Any, int, str]], descending: bool, limit: int, offset: int
 ) -> None:
-    order = ORDERS["ended_at"]
+    order = ORDERS["ended_at"]._replace(row_names=())
     rows = [Row(*key) for key in keys]
     with_value = sorted((row for row in rows if row.position_0 is not None), reverse=descending)
     without = sorted((row for row in rows if row.position_0 is None), key=lambda row: row[1:], reverse=descending)
@@ -67,10 +67,10 @@ def test_pages_of_buckets_are_the_pages_of_one_list(
                 for row in of_bucket
                 if after_row is None or after(row, after_row, order.position_names, descending=descending)
             ]
-            answers.append(PageRows(left[: offset + limit + 1], len(of_bucket)))
+            answers.append(PageRows(left[: offset + limit + 1], len(of_bucket), BEGAN))
         return merging.merge_pages(answers, order, descending=descending, offset=offset, limit=limit)
 
-    assert page(None, offset) == PageRows(plain[offset : offset + limit + 1], len(plain))
+    assert page(None, offset) == PageRows(plain[offset : offset + limit + 1], len(plain), BEGAN)
     walked: list[Row] = []
     last: Row | None = None
     while True:
@@ -104,7 +104,7 @@ def test_runs_with_one_number_in_several_buckets_are_met_once(
                 if here is None or (key < (here.value, *here.key) if descending else key > (here.value, *here.key))
             ]
             rows = [merging.NumberedRow(Row(*key), bucket) for key in left[: limit + 1]]
-            answers.append(PageRows(rows, None))
+            answers.append(PageRows(rows, None, BEGAN))
         merged = merging.merge_pages(answers, activity.RUN_ORDER, descending=descending, offset=0, limit=limit)
         page = [tuple(getattr(row, name) for name in activity.RUN_ORDER.position_names) for row in merged.rows]
         walked += page[:limit]

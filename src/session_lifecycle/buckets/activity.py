@@ -103,10 +103,10 @@ class BucketActivityDb(SessionActivityDb):
         filters = RunFilters.checked(filters, "filters")
 
         async def rows_of(bucket: Bucket, asked: RunFilters, position: Position | None) -> PageRows:
-            rows, total = await bucket.activity.run_rows(
+            found = await bucket.activity.run_rows(
                 asked, in_bucket(position, bucket.number, descending=asked.descending)
             )
-            return PageRows([NumberedRow(row, bucket.number) for row in rows], total)
+            return found._replace(rows=[NumberedRow(row, bucket.number) for row in found.rows])
 
         page, of_page = await self._page(filters, RUN_ORDER, rows_of)
         return run_page(page, of_page)

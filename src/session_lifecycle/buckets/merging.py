@@ -68,7 +68,7 @@ class NumberedRow:
 
 
 def merge_pages(
-    answers: Iterable[PageRows], order: PageOrder, *, descending: bool, offset: int, limit: int
+    answers: Sequence[PageRows], order: PageOrder, *, descending: bool, offset: int, limit: int
 ) -> PageRows:
     """The rows of a page and one row more, after `offset` rows; the total is the sum of the totals.
 
@@ -83,7 +83,7 @@ def merge_pages(
     with_value: list[tuple[tuple[Any, ...], Any]] = []
     without: list[tuple[tuple[Any, ...], Any]] = []
     is_counted = True
-    for rows, total in answers:
+    for rows, total, _ in answers:
         is_counted = is_counted and total is not None
         totals.append(total or 0)
         for row in rows:
@@ -92,7 +92,9 @@ def merge_pages(
     ordered = [
         row for part in (with_value, without) for _, row in sorted(part, key=lambda one: one[0], reverse=descending)
     ]
-    return PageRows(ordered[offset : offset + limit + 1], sum(totals) if is_counted else None)
+    # The buckets of one question have one clock.
+    as_of = answers[0].as_of
+    return PageRows(ordered[offset : offset + limit + 1], sum(totals) if is_counted else None, as_of)
 
 
 # One session of several

@@ -251,6 +251,11 @@ def _defaults(model: "type[Value]") -> dict[str, Any]:
     return {name: field.default for name, field in model.model_fields.items()}
 
 
+@cache
+def _names(model: "type[Value]") -> set[str]:
+    return set(model.model_fields)
+
+
 # In the `__dict__` of a value whose fields were never checked. It is no field: Pydantic neither compares nor dumps it.
 _UNCHECKED = "_is_unchecked"
 
@@ -276,16 +281,25 @@ class Value(BaseModel):
             return made
 
     @classmethod
-    def of_row(cls, fields: dict[str, Any]) -> Self:
+    def of_row(cls, columns: Iterable[tuple[str, Any]] = (), /, **read: Any) -> Self:
         """The value of a row that Postgres returned. Nothing is checked, as half the time of a page went into checks.
 
+        Together the arguments have every field that has no default, in exactly the type of the field. The tables hold
+        no other values.
+
         Args:
-            fields: Every field that has no default, in exactly the type of the field. The tables hold no other values.
+            columns: Names and values as the driver returned them.
+            read: The fields that are not in `columns` as they must be.
         """
+        # In the order of the class, because JSON has the fields in this order.
+        fields = _defaults(cls).copy()
+        fields.update(columns)
+        fields.update(read)
         made = cls.__new__(cls)
-        # The four slots of a model. The fields are in the order of the class, because JSON has them in this order.
-        _set(made, "__dict__", _defaults(cls) | fields)
-        _set(made, "__pydantic_fields_set__", set(fields))
+        # The four slots of a model. All values share one set of names, which takes more memory than all fields: nothing
+        # changes the set of a frozen value, and a copy of the value has a copy of the set.
+        _set(made, "__dict__", fields)
+        _set(made, "__pydantic_fields_set__", _names(cls))
         _set(made, "__pydantic_extra__", None)
         _set(made, "__pydantic_private__", None)
         return made

@@ -14,6 +14,7 @@ from session_lifecycle.models.session_filters import SESSION_ORDERS
 from session_lifecycle.statements.shared import few
 from support.statements import noted
 from support.stored_rows import ask
+from support.ways_of_reading import reading
 
 ME = UUID(int=1)
 DATASETS = [UUID(int=100 + number) for number in range(20)]
@@ -109,12 +110,10 @@ async def pages_of(db: SessionDatabase, name: str) -> int:
     return int(pages)
 
 
-def set_bound(monkeypatch: pytest.MonkeyPatch, pages: int, *, times_if_never: int = 1) -> None:
+def set_bound(monkeypatch: pytest.MonkeyPatch, pages: int, *, of_a_scope: int = 0) -> None:
     """Sets the bound for every question."""
     monkeypatch.setattr(few, "PAGES_OF_A_STATEMENT", pages)
-    monkeypatch.setattr(few, "PAGES_OF_A_SCOPE", 0)
-    monkeypatch.setattr(few, "TIMES_IF_WIDE", 1)
-    monkeypatch.setattr(few, "TIMES_IF_NEVER", times_if_never)
+    monkeypatch.setattr(few, "PAGES_OF_A_SCOPE", of_a_scope)
 
 
 @pytest.mark.parametrize("name", asks(Viewer(ME)))
@@ -157,17 +156,37 @@ async def test_a_database_with_many_sessions_is_asked_once_for_a_while(
 async def test_where_nothing_is_rolled_up_more_sessions_are_few(
     db: SessionDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The other statement would read as much. It is not so for a page that indexes find, or for a window."""
+    """The other statement would read as much. It is not so for a page that indexes find."""
     asked = asks(Viewer(ME))
-    reads_all = ["by cost_usd", "stats", "cost by model"]
-    set_bound(monkeypatch, await pages_of(db, "session_records") - 1, times_if_never=2)
-    for name in ("by last_activity_at", "stats of a window", "cost by model of a window"):
-        assert (await ways(db, asked[name]))[-1] == "many"
+    reads_all = ["stats", "cost by model"]
+    set_bound(monkeypatch, await pages_of(db, "session_records") - 3, of_a_scope=1)
     for name in reads_all:
         assert await ways(db, asked[name]) == ["few"]
+    assert (await ways(db, asked["of a status"]))[-1] == "many"
     await db.maintenance.roll_up()
+    set_bound(monkeypatch, await pages_of(db, "session_records") - 3, of_a_scope=1)
     for name in reads_all:
         assert (await ways(db, asked[name]))[-1] == "many"
+
+
+async def test_a_page_by_activity_has_a_way_for_each_size(db: SessionDatabase, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One pass over very few sessions; then one scan, which counts rows while there are no roll-ups for that."""
+
+    async def last(one: Ask) -> str:
+        return (await read(SessionDatabase.from_engine(db.engine), one))[-1]
+
+    counted, uncounted = page(Viewer(ME, DATASETS)), page(Viewer(ME, DATASETS), total="none")
+    for one in (counted, uncounted):
+        assert "array_agg(ctid" in await last(one)
+    set_bound(monkeypatch, 1, of_a_scope=1)
+    for one in (counted, uncounted):
+        assert "pg_relation_size" in await last(one)
+        assert "array_agg(ctid" not in await last(one)
+    assert "session_roll_ups" not in await last(counted)
+    await db.maintenance.roll_up()
+    set_bound(monkeypatch, await pages_of(db, "session_records") - 22, of_a_scope=1)
+    assert "session_roll_ups" in await last(counted)
+    assert "pg_relation_size" in await last(counted)
 
 
 async def test_an_empty_database_and_one_without_usage_are_answered(session_database: SessionDatabase) -> None:
@@ -179,3 +198,55 @@ async def test_an_empty_database_and_one_without_usage_are_answered(session_data
     db = SessionDatabase.from_engine(session_database.engine)
     assert await ways(db, asks(Viewer(ME))["cost by model"]) == ["few"]
     assert await db.lifecycle.cost_by_model(ME) == []
+
+
+MANY_SESSIONS = 4_000
+# Values that many sessions share, and sessions without an end, in no order of the table.
+DISORDER = """
+    UPDATE session_lifecycle.session_records r
+    SET cost_usd = found.mixed % 101 * 0.01, tokens_in = found.mixed % 3, tokens_out = found.mixed,
+        last_activity_at = CAST(:noon AS timestamptz) - found.mixed % 900 * interval '1 minute',
+        status = CASE WHEN found.mixed % 4 = 0 THEN 'running' ELSE 'completed' END,
+        ended_at = CASE WHEN found.mixed % 4 > 0
+                        THEN CAST(:noon AS timestamptz) - found.mixed % 50 * interval '1 hour' END,
+        title = CASE WHEN found.mixed % 2 = 0 THEN 'even' END
+    FROM (SELECT n, n * 7919 % :sessions AS mixed FROM generate_series(1, :sessions) n) found
+    WHERE r.session_id = 's' || found.n
+"""
+
+
+async def test_a_page_in_one_pass_has_the_rows_of_all_sessions(session_database: SessionDatabase) -> None:
+    """A sample of the table bounds what is sorted: on the first pages, with cursors, and not far behind."""
+    db = session_database
+    async with db.engine.begin() as connection:
+        await connection.execute(text(SEED), {"noon": NOON, "sessions": MANY_SESSIONS})
+        await connection.execute(text(DISORDER), {"noon": NOON, "sessions": MANY_SESSIONS})
+    questions: list[dict[str, Any]] = [
+        *({"order_by": order, "descending": way} for order in SESSION_ORDERS for way in (True, False)),
+        {"order_by": "cost_usd", "min_tokens": 1_000},
+        {"order_by": "ended_at", "since": NOON - timedelta(hours=9), "status_filter": "completed"},
+        {"excluded_session_id_prefix": "s1"},
+        {"order_by": "tokens_in", "offset": 600},
+    ]
+    for viewer in VIEWERS.values():
+        for question in questions:
+            filters = SessionListFilters(**{"viewer": viewer, "limit": 30, **question})
+            with reading("many"):
+                expected = await walk(db, filters)
+            with reading("one pass"):
+                assert await walk(db, filters) == expected, question
+            assert [len(keys) for keys, _ in expected] == [filters.limit] * 3
+
+
+async def walk(db: SessionDatabase, filters: SessionListFilters) -> list[tuple[Any, ...]]:
+    """The sessions and the total of each of the first three pages."""
+    pages: list[tuple[Any, ...]] = []
+    cursor = None
+    for _ in range(3):
+        asked = filters.model_copy(update={"cursor": cursor, "offset": 0}) if cursor else filters
+        found = await db.lifecycle.list_session_rows(asked)
+        pages.append(([(one.record.user_id, one.record.session_id) for one in found.sessions], found.total))
+        cursor = found.next_cursor
+        if cursor is None:
+            break
+    return pages

@@ -115,7 +115,7 @@ def _list_runs(shape: RunFiltersShape, of_page: PageShape, *, limits_steps: bool
     measure = Measure(sizes_of_runs(rows, limits_steps=limits_steps), payloads=True)
     # The details have the places of the page. Joined with the page, they might be built again for each of its rows,
     # because a plan for any limit expects fewer rows.
-    names = (*RUN_ORDER.position_names, "place")
+    names = (*RUN_ORDER.labels, "place")
     found = run_details(rows, measure, limits_steps=limits_steps)
     details = found.add_columns(*(rows.c[name] for name in names)).subquery("details")
     bodies = select(*(details.c[name] for name in names), cast(details.c.body, Text).label("body")).cte("bodies")

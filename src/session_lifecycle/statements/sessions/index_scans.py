@@ -111,6 +111,7 @@ def _index_scan(
     conditions = [
         *([] if is_rolled_up else [~tables.sessions.rolled_up]),
         *([] if kind.equal else [of_everybody(table)]),
+        *([shape.kinds.in_any(table)] if shape.in_one_scan else []),
         *(getattr(table, name) == scope_value for name, scope_value in kind.equal),
         (initial(table.status) if is_rolled_up else table.status)
         == (any_(stored) if status is None else status.c.status),
@@ -155,6 +156,8 @@ def _is_sorted(shape: ListingShape) -> bool:
 
 def _scope_kinds(shape: ListingShape) -> list[_ScopeKind]:
     kinds = shape.kinds
+    if shape.in_one_scan:
+        return [_ScopeKind(())]
     dataset = _unnest("dataset", dataset_id=bindparam("datasets", type_=ARRAY(Uuid)))
     in_dataset = ("dataset_id", dataset.c.dataset_id)
     if kinds.has_one_user:

@@ -1,6 +1,6 @@
 """A page of sessions and its total."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -12,6 +12,7 @@ from sqlalchemy import (
     Select,
     and_,
     bindparam,
+    func,
     literal_column,
     null,
     select,
@@ -25,6 +26,7 @@ from session_lifecycle.statements import tables
 from session_lifecycle.statements.roll_ups.session_stats import count_sessions
 from session_lifecycle.statements.sessions.index_scans import bounded_count, first_keys
 from session_lifecycle.statements.sessions.listing_shape import ListingShape, shape_of
+from session_lifecycle.statements.sessions.one_pass import ROW_ADDRESS, in_one_pass
 from session_lifecycle.statements.sessions.records import ORDERS, record_columns
 from session_lifecycle.statements.sessions.row_filters import (
     SessionFiltersShape,
@@ -41,6 +43,7 @@ from session_lifecycle.statements.shared.paging import (
     PageShape,
     Position,
     beside_total,
+    on_first_row,
     page,
     place,
     shape_of_page,
@@ -49,6 +52,12 @@ from session_lifecycle.statements.shared.paging import (
 from session_lifecycle.statements.shared.status import effective_status, has_status
 from session_lifecycle.statements.shared.visibility import scopes, visible
 from session_lifecycle.statements.shared.window import Ends, active_within
+
+FewWay = Callable[
+    [SessionListFilters, Position | None, timedelta],
+    tuple[KeptStatement, dict[str, Any]],
+]
+"""A statement for few sessions, and the parameters that it binds."""
 
 FAR_OFFSET = 500
 """Behind so many rows, the scans of all scopes read much more than one scan of all sessions."""
@@ -97,29 +106,77 @@ def _list_by_rows(
     return beside_total(rows, total(chosen, how) if counted is None else listing_total(counted, how))
 
 
-def bound_of_few(filters: SessionListFilters) -> Bound | None:
-    """Up to where `list_few_sessions` is the shorter way; None where `list_sessions` reads every session as well."""
-    if filters.reads_rows:
-        return None
+def ways_of_few(filters: SessionListFilters) -> Sequence[tuple[Bound, FewWay]]:
+    """The ways of a page that are shorter than `list_sessions` within a bound, each within a higher one."""
     looked_in = scopes(filters.asker, filters.owner_id, filters.dataset_id).number
-    has_index = filters.order_column == DEFAULT_SESSION_ORDER or filters.wanted_status is not None
-    return bound(looked_in, is_wide=filters.offset >= FAR_OFFSET, reads_all=not has_index)
+    by_activity, of_status = filters.order_column == DEFAULT_SESSION_ORDER, filters.wanted_status is not None
+    if filters.reads_rows or not (by_activity or of_status):
+        # The other statement reads all chosen sessions as well, and twice.
+        return [(bound(looked_in, times=64), list_in_one_pass)]
+    if filters.offset >= FAR_OFFSET:
+        return [(bound(looked_in, times=16), list_in_one_pass)]
+    if of_status:
+        return [(bound(looked_in), list_in_one_pass)]
+    in_one_scan = (bound(looked_in, times=8), list_in_one_scan)
+    if filters.total == "none":
+        return [(bound(0), list_in_one_pass), in_one_scan]
+    # Without roll-ups, the other statement counts rows as well.
+    counted = (bound(looked_in, times_if_never=8), count_in_one_scan)
+    return [(bound(0), list_in_one_pass), counted, in_one_scan]
 
 
-def list_few_sessions(
+def list_in_one_pass(
     filters: SessionListFilters, position: Position | None, abandon_after: timedelta
 ) -> tuple[KeptStatement, dict[str, Any]]:
-    """The same, by a statement for few sessions."""
+    """The rows of `list_sessions`, by a statement for few sessions that reads them once, in any order."""
     shape, parameters = shape_of_session_filters(filters, abandon_after)
     of_page, more = shape_of_page(filters, position)
-    return _list_few(shape, filters.order_column, of_page), parameters | more
+    seen = shape._replace(viewer=looked_at(shape.viewer))
+    return _list_in_one_pass(seen, filters.order_column, of_page), parameters | more
+
+
+def list_in_one_scan(
+    filters: SessionListFilters, position: Position | None, abandon_after: timedelta
+) -> tuple[KeptStatement, dict[str, Any]]:
+    """The rows of `list_sessions` by activity, by a statement for few sessions.
+
+    It goes through everybody's sessions from the latest on, up to the end of the page.
+    """
+    shape, parameters = shape_of(filters, position, abandon_after)
+    return _list_in_one_scan(shape._replace(in_one_scan=True), None, filters.total), parameters
+
+
+def count_in_one_scan(
+    filters: SessionListFilters, position: Position | None, abandon_after: timedelta
+) -> tuple[KeptStatement, dict[str, Any]]:
+    """The same, and the total counts rows and not roll-ups."""
+    rows, parameters = shape_of_session_filters(filters, abandon_after)
+    shape, more = shape_of(filters, position, abandon_after)
+    seen = rows._replace(viewer=looked_at(rows.viewer))
+    return _list_in_one_scan(shape._replace(in_one_scan=True), seen, filters.total), parameters | more
 
 
 @kept
-def _list_few(shape: SessionFiltersShape, order_by: str, of_page: PageShape) -> Select[*tuple[Any, ...]]:
-    chosen = chosen_sessions(shape._replace(viewer=looked_at(shape.viewer)))
-    rows = page_by_rows(chosen, ORDERS[order_by], of_page, shape.abandon_after)
-    return beside_total(rows, total(chosen, of_page.total)).where(are_few(tables.sessions))
+def _list_in_one_scan(
+    shape: ListingShape, counted_rows: SessionFiltersShape | None, how: Total
+) -> Select[*tuple[Any, ...]]:
+    counted = listing_total(shape, how) if counted_rows is None else total(chosen_sessions(counted_rows), how)
+    return beside_total(page_of_sessions(shape), counted).where(are_few(tables.sessions))
+
+
+@kept
+def _list_in_one_pass(shape: SessionFiltersShape, order_by: str, of_page: PageShape) -> Select[*tuple[Any, ...]]:
+    order, chosen = ORDERS[order_by], chosen_sessions(shape)
+    found = in_one_pass(chosen, order, of_page).subquery("found")
+    of_page_only = found.c.addresses[OFFSET + 1 : OFFSET + ROW_LIMIT]
+    key = func.unnest(of_page_only).table_valued("address", with_ordinality="place", name="key").render_derived()
+    status, as_of = effective_status(shape.abandon_after, clock()).label("effective_status"), clock().label("as_of")
+    return (
+        select(*record_columns(), status, key.c.place, *on_first_row(key.c.place, found.c.total, as_of))
+        .select_from(found.outerjoin(key.join(tables.sessions, key.c.address == ROW_ADDRESS), true()))
+        .where(are_few(tables.sessions))
+        .order_by(key.c.place)
+    )
 
 
 @kept
@@ -131,25 +188,25 @@ def page_of_sessions(shape: ListingShape) -> CTE:
     """A page of sessions whose order an index has, in the columns of `page`."""
     rows_needed = bindparam("rows_needed", type_=BigInteger)
     order, keys = ORDERS[shape.order_by], first_keys(shape, rows_needed)
-    columns = [column.label(name) for column, name in zip(keys.c, order.position_names, strict=True)]
+    columns = [column.label(name) for column, name in zip(keys.c, order.labels, strict=True)]
     ordered = select(*columns).order_by(*order.terms([*keys.c], descending=shape.descending))
     first = ordered.limit(ROW_LIMIT).offset(OFFSET).subquery("first")
     numbered = place(first, order, descending=shape.descending)
-    return _with_records(first, (*first.c, numbered), order, shape.abandon_after)
+    return _with_records(first, (numbered,), order, shape.abandon_after)
 
 
 def page_by_rows(chosen: Select[*tuple[Any, ...]], order: Order, of_page: PageShape, abandon_after: timedelta) -> CTE:
     """A page of the sessions of `chosen_sessions`, in the columns of `page`."""
     # Only the keys are sorted: the records are much wider, and those of a page are few.
     keys = page(chosen.with_only_columns(maintain_column_froms=True), order, of_page, "keys")
-    return _with_records(keys, keys.c, order, abandon_after)
+    return _with_records(keys, (keys.c.place,) if order.row_names else keys.c, order, abandon_after)
 
 
 def _with_records(
     keys: FromClause, columns: Iterable[ColumnElement[Any]], order: Order, abandon_after: timedelta
 ) -> CTE:
-    """The records of these keys with their effective status, and the columns of the keys."""
-    _, user_id, session_id = (keys.c[name] for name in order.position_names)
+    """The records of these keys with their effective status, and these columns."""
+    _, user_id, session_id = (keys.c[name] for name in order.labels)
     is_on_page = and_(tables.sessions.user_id == user_id, tables.sessions.session_id == session_id)
     status = effective_status(abandon_after, clock()).label("effective_status")
     # OFFSET 0 makes Postgres look up one record after another. In a plan for any limit it expects so many rows on a

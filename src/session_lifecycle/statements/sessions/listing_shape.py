@@ -29,6 +29,8 @@ class ListingShape(NamedTuple):
     """Whether the listing continues after the bound position."""
     position_is_null: bool
     """Whether that position has null in the order column."""
+    in_one_scan: bool = False
+    """Whether one scan of everybody's sessions looks for those in the scopes, in place of a scan for each scope."""
 
     @property
     def is_by_activity(self) -> bool:

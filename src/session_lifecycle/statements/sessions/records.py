@@ -33,7 +33,13 @@ from session_lifecycle.statements.shared.visibility import AnyViewer, ViewerShap
 
 SESSION_KEY = (tables.sessions.user_id, tables.sessions.session_id)
 ORDERS = {
-    name: Order(getattr(tables.sessions, name), SESSION_KEY, has_nulls=name == "ended_at")
+    name: Order(
+        getattr(tables.sessions, name),
+        SESSION_KEY,
+        has_nulls=name == "ended_at",
+        # A row has them already, and to read a value twice takes longer than to look up a name.
+        row_names=(f"record_{name}", "record_user_id", "record_session_id"),
+    )
     for name in ALL_SESSION_ORDERS
 }
 """Each order of sessions, by the name of its column."""
@@ -43,10 +49,11 @@ OWN_FIRST, OF_AGENT, OF_OTHERS, OWN_LAST = range(4)
 
 
 _FURTHER_FIELDS = frozenset(SessionRecord.model_fields) - set(tables.sessions.__table__.columns.keys())
-_OBJECTS = ("metadata", "tags")
 _STATUSES = {status.value: status for status in SessionStatus}
 _EFFECTIVE_STATUSES = {status.value: status for status in EffectiveStatus}
-_RECORD_COLUMNS = (*(name for name in SessionRecord.model_fields if name not in _FURTHER_FIELDS), FURTHER_TOTALS)
+_FIELD_COLUMNS = tuple(name for name in SessionRecord.model_fields if name not in _FURTHER_FIELDS)
+_RECORD_COLUMNS = (*_FIELD_COLUMNS, FURTHER_TOTALS)
+_STATUS, _METADATA, _TAGS, _FURTHER = map(_RECORD_COLUMNS.index, ("status", "metadata", "tags", FURTHER_TOTALS))
 
 
 def record_columns(columns: Columns = tables.sessions.__table__.columns) -> list[ColumnElement[Any]]:
@@ -54,7 +61,7 @@ def record_columns(columns: Columns = tables.sessions.__table__.columns) -> list
 
     A statement that returns them has them first. Objects are JSON text.
     """
-    are_text = {*_OBJECTS, FURTHER_TOTALS}
+    are_text = {"metadata", "tags", FURTHER_TOTALS}
     chosen = ((name, as_text(columns[name]) if name in are_text else columns[name]) for name in _RECORD_COLUMNS)
     return [column.label(f"record_{name}") for name, column in chosen]
 
@@ -62,18 +69,19 @@ def record_columns(columns: Columns = tables.sessions.__table__.columns) -> list
 def record_of(row: Any) -> SessionRecord:
     """The record from a row whose first columns are those of `record_columns`."""
     # By place, as most of a page's time went into looking up one column after another by its name.
-    fields = dict(zip(_RECORD_COLUMNS, row, strict=False))
-    fields["status"] = _STATUSES[fields["status"]]
-    for name in _OBJECTS:
-        fields[name] = read_json(fields[name]) or {}
-    fields |= parsed(fields.pop(FURTHER_TOTALS), _FURTHER_FIELDS)
-    return SessionRecord.of_row(fields)
+    return SessionRecord.of_row(
+        zip(_FIELD_COLUMNS, row, strict=False),
+        status=_STATUSES[row[_STATUS]],
+        metadata=read_json(row[_METADATA]) or {},
+        tags=read_json(row[_TAGS]) or {},
+        **parsed(row[_FURTHER], _FURTHER_FIELDS),
+    )
 
 
 def row_of(row: Any) -> SessionRowWithStatus:
     """The record and its effective status, from a row as `record_of` takes it with a column `effective_status`."""
     effective_status = _EFFECTIVE_STATUSES[row.effective_status]
-    return SessionRowWithStatus.of_row({"record": record_of(row), "effective_status": effective_status})
+    return SessionRowWithStatus.of_row(record=record_of(row), effective_status=effective_status)
 
 
 def belongs_to_record(table: type[tables.runs | tables.messages], sessions: FromClause) -> ColumnElement[bool]:

@@ -15,10 +15,9 @@ from session_lifecycle.statements.shared.visibility import MOST_IDS_IN_ARRAY, Vi
 
 PAGE_BYTES = 8192
 PAGES_OF_A_STATEMENT, PAGES_OF_A_SCOPE = 30, 4
-"""As many pages are read in the time that the statement for any number of sessions takes, and takes for one more scope.
+"""As many pages are read in the time that the statement for any number of sessions takes, and takes for one more scope,
+where the question is short.
 """
-TIMES_IF_WIDE, TIMES_IF_NEVER = 4, 16
-
 SizedTable = type[tables.sessions | tables.model_usage | tables.rolled_up_sessions]
 
 
@@ -26,20 +25,25 @@ class Bound(NamedTuple):
     """Up to which size of its tables a statement for few sessions is the shorter way."""
 
     most_bytes: int
-    reads_all: bool
-    """Whether the other statement reads as much where no session is rolled up. The bound is higher there."""
+    most_bytes_if_never: int
+    """Where no session is rolled up. It is higher for a question to which the other statement reads all sessions there.
+    """
+
+    def is_within(self, other: "Bound") -> bool:
+        """Whether tables that exceed the other bound exceed this one."""
+        return self.most_bytes <= other.most_bytes and self.most_bytes_if_never <= other.most_bytes_if_never
 
 
-def bound(scopes: int, *, is_wide: bool, reads_all: bool) -> Bound:
+def bound(scopes: int, *, times: int = 1, times_if_never: int | None = None) -> Bound:
     """The bound for a question.
 
     Args:
         scopes: The number of the scopes in which the other statement would look.
-        is_wide: Whether it would read many rows of each: at the ends of a window, or up to a page far behind.
-        reads_all: See `Bound`.
+        times: How many times longer a scope takes it than for the shortest question.
+        times_if_never: The same, where no session is rolled up; None: as many.
     """
-    pages = PAGES_OF_A_STATEMENT + PAGES_OF_A_SCOPE * scopes
-    return Bound(pages * PAGE_BYTES * (TIMES_IF_WIDE if is_wide else 1), reads_all)
+    by_times = (times, times if times_if_never is None else times_if_never)
+    return Bound(*(PAGE_BYTES * (PAGES_OF_A_STATEMENT + one * PAGES_OF_A_SCOPE * scopes) for one in by_times))
 
 
 def are_few(*read: SizedTable) -> ColumnElement[bool]:
@@ -62,12 +66,7 @@ def _size(table: SizedTable) -> ColumnElement[int]:
 
 def few_parameters(schema: str, bound: Bound) -> dict[str, Any]:
     """The parameters that `are_few` binds."""
-    times = TIMES_IF_NEVER if bound.reads_all else 1
-    return {
-        "quoted_schema": quoted(schema),
-        "most_bytes": bound.most_bytes,
-        "most_bytes_if_never": times * bound.most_bytes,
-    }
+    return {"quoted_schema": quoted(schema), **bound._asdict()}
 
 
 def looked_at(viewer: ViewerShape) -> ViewerShape:

@@ -13,6 +13,7 @@ from sqlalchemy import (
     Select,
     and_,
     bindparam,
+    case,
     func,
     literal,
     literal_column,
@@ -90,6 +91,8 @@ class Order(NamedTuple):
     key: tuple[Attribute, ...]
     has_nulls: bool = False
     """Whether the column may be null in the ordered rows."""
+    row_names: tuple[str, ...] = ()
+    """The names of the position's values in a row, where the row has them as columns of its own."""
 
     @property
     def kinds(self) -> tuple[type, ...]:
@@ -97,14 +100,19 @@ class Order(NamedTuple):
         return tuple(column.type.python_type for column in (self.column, *self.key))
 
     def position(self) -> list[ColumnElement[Any]]:
-        """The values of a row's position, labelled by `position_names`."""
-        columns = zip((self.column, *self.key), self.position_names, strict=True)
+        """The values of a row's position, labelled by `labels`."""
+        columns = zip((self.column, *self.key), self.labels, strict=True)
         return [column.label(name) for column, name in columns]
 
     @property
-    def position_names(self) -> tuple[str, ...]:
-        """The labels of a position's values in a row."""
+    def labels(self) -> tuple[str, ...]:
+        """The labels of a position's values in a statement."""
         return tuple(f"position_{number}" for number in range(1 + len(self.key)))
+
+    @property
+    def position_names(self) -> tuple[str, ...]:
+        """The names of a position's values in a row."""
+        return self.row_names or self.labels
 
     def terms(self, columns: Sequence[Column] | None = None, *, descending: bool) -> Sequence[ColumnElement[Any]]:
         """The terms of ORDER BY: on the order's own columns, or on the given columns, which have the same values."""
@@ -160,7 +168,7 @@ def page(rows: Select[*tuple[Any, ...]], order: Order, shape: PageShape, name: s
         # A plan for any limit expects a tenth of all rows, and may then read and sort them all. So the text has a limit
         # that the planner knows, too. Postgres still stops at the bound one.
         known = ordered.limit(literal_column(str(shape.most_rows))).subquery("known")
-        position = [known.c[name] for name in order.position_names]
+        position = [known.c[name] for name in order.labels]
         ordered = select(*known.c).order_by(*order.terms(position, descending=shape.descending))
     first = ordered.limit(ROW_LIMIT).offset(OFFSET).subquery("first")
     return select(*first.c, place(first, order, descending=shape.descending)).cte(name)
@@ -169,22 +177,28 @@ def page(rows: Select[*tuple[Any, ...]], order: Order, shape: PageShape, name: s
 def place(rows: FromClause, order: Order, *, descending: bool) -> Label[int]:
     """The number of a row among the rows of a page, by its position."""
     # Only the rows of a page are numbered. Numbering all rows would sort all of them, and not just the first ones.
-    position = [rows.c[name] for name in order.position_names]
+    position = [rows.c[name] for name in order.labels]
     return func.row_number().over(order_by=order.terms(position, descending=descending)).label("place")
 
 
 def beside_total(rows: CTE, total: ColumnElement[Any]) -> Select[*tuple[Any, ...]]:
-    """The rows of a page in their order, each followed by the `total` and by the clock as `as_of`.
+    """The rows of a page in their order. The first is followed by the `total` and by the clock as `as_of`.
 
     Rows and total come from one statement and so from one snapshot (rule R18). An empty page is one row: the total, the
     clock, and nulls.
     """
     figures = select(total.label("total"), clock().label("as_of")).subquery("figures")
     return (
-        select(*rows.c, figures.c.total, figures.c.as_of)
+        select(*rows.c, *on_first_row(rows.c.place, figures.c.total, figures.c.as_of))
         .select_from(figures.outerjoin(rows, true()))
         .order_by(rows.c.place)
     )
+
+
+def on_first_row(place: ColumnElement[int], *columns: ColumnElement[Any]) -> list[ColumnElement[Any]]:
+    """The columns, null on all rows but the first of a page: a time takes the driver longer than any other value."""
+    is_first = func.coalesce(place, literal(1, BigInteger)) == literal(1, BigInteger)
+    return [case((is_first, column)).label(column.key) for column in columns]
 
 
 def total(chosen: Select[*tuple[Any, ...]], how: Total) -> ColumnElement[Any]:
