@@ -126,8 +126,9 @@ async def test_the_size_of_the_tables_decides(db: SessionDatabase, monkeypatch: 
     other_models = "SELECT user_id, session_id, repeat('m', 400) FROM session_records"
     await ask(db, f"INSERT INTO session_model_usage (user_id, session_id, model) {other_models}")
     assert await ways(db, one) == (["few", "many"] if "cost by model" in name else ["few"])
-    # More than fit into the room of the rows that the roll-up left behind, where Postgres has vacuumed it meanwhile.
-    more = "SELECT user_id, session_id || ' again ' || n FROM session_records, generate_series(1, 4) n"
+    # More than fit into the room that the table has already: of the rows that the roll-up left behind, where Postgres
+    # has vacuumed it meanwhile, and of the many pages that Postgres adds at once where two batches wait for one.
+    more = "SELECT user_id, session_id || ' again ' || n FROM session_records, generate_series(1, 40) n"
     await ask(db, f"INSERT INTO session_records (user_id, session_id) {more}")
     assert (await ways(db, one))[-1] == "many"
 
