@@ -15,6 +15,7 @@ from session_lifecycle import SessionDatabase, SessionLifecycleError
 from session_lifecycle.entities import quoted
 from session_lifecycle.postgres.function_files import function_files
 from session_lifecycle.testing import TemplateServer
+from support.command_line import WAITING_FOR_LOCKS, connected, until
 
 ROOT = Path(__file__).parents[2]
 USER = UUID(int=1)
@@ -213,3 +214,16 @@ async def test_a_role_that_may_not_create_schemas(
             assert (await db.lifecycle.ensure_and_touch_session("s", USER)) == "created"
     finally:
         await execute(empty_url, f"DROP OWNED BY {role}; DROP ROLE {role}")
+
+
+async def test_another_schema_of_the_database_is_migrated_at_the_same_time(empty_url: str) -> None:
+    """Postgres has one pg_trgm in a database: whoever comes second waits, and finds it there."""
+    async with connected(empty_url) as other, connected(empty_url) as looking, SessionDatabase.connect(empty_url) as db:
+        if not await looking.fetchval("SELECT count(*) FROM pg_available_extensions WHERE name = 'pg_trgm'"):
+            pytest.skip("this server has no pg_trgm")
+        async with other.transaction():
+            await other.execute("CREATE EXTENSION pg_trgm SCHEMA public")
+            migrating = asyncio.create_task(db.migrate())
+            await until(looking, WAITING_FOR_LOCKS, 1)
+        await migrating
+        assert await db.check() == []

@@ -2,7 +2,6 @@
 
 from collections.abc import Generator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 from sqlalchemy import Connection, Table, text
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -12,17 +11,16 @@ from session_lifecycle.entities import metadata, quoted
 from session_lifecycle.postgres.function_files import function_files
 from session_lifecycle.postgres.schema_check import SEARCH_INDEX, TRIGGER, Kind, SchemaObject
 
-if TYPE_CHECKING:
-    pass
-
-
 INDEX_KINDS = {Kind.INDEX, Kind.UNIQUE_INDEX}
 SAFE_SEARCH_PATH = "pg_catalog, pg_temp"
 # Searching gives the same answers without this index, more slowly. Not every database lets us have the extension.
 _CREATE_TRIGRAMS = """
     BEGIN
         CREATE EXTENSION IF NOT EXISTS pg_trgm SCHEMA public;
-    EXCEPTION WHEN insufficient_privilege OR undefined_file OR feature_not_supported OR invalid_schema_name THEN
+    EXCEPTION
+        -- Whoever migrates another schema of the database has created it meanwhile.
+        WHEN unique_violation THEN NULL;
+        WHEN insufficient_privilege OR undefined_file OR feature_not_supported OR invalid_schema_name THEN
         RAISE NOTICE 'pg_trgm cannot be created here: a search will read all messages it may find';
     END;
 """

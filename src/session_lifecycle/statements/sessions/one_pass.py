@@ -1,8 +1,8 @@
-"""A page and its total by one pass over the sessions.
+"""A page and its total by one pass over the sessions, where no index has the order.
 
-To read the sessions once for a page and again for its total takes most of the time where no index has the order. And to
-keep the first rows of all takes as long as to read them, where each row comes before those that were read already. So
-one aggregate counts the rows, and gathers those that can be on the page.
+To read all sessions for the page and again for its total is most of what such a page takes. And to sort them, or to
+keep the first ones while reading, takes longer than to read them: in a table that grows, each session comes before all
+that were read already. So one aggregate counts the sessions, and sorts those only that can be on the page.
 """
 
 from typing import Any
@@ -16,13 +16,15 @@ from session_lifecycle.statements import tables
 from session_lifecycle.statements.shared.kept import OFFSET
 from session_lifecycle.statements.shared.paging import ROW_LIMIT, Order, PageShape
 
-SAMPLED_PERCENT = 5
-"""So much of the table gives a bound for the rows of a page."""
+SAMPLED_PERCENT = 10
+"""How much of the table is read first, for a bound of what can be on the page."""
 MOST_ROWS_OF_A_BOUND = 512
 """A page that ends further behind has no bound: hardly a sample has so many rows."""
 
 
 class _Tid(UserDefinedType[str]):
+    """The type of `ctid`. SQLAlchemy has none."""
+
     cache_ok = True
 
     def get_col_spec(self, **_: Any) -> str:
@@ -30,24 +32,25 @@ class _Tid(UserDefinedType[str]):
 
 
 ROW_ADDRESS: ColumnElement[str] = literal_column("ctid", _Tid)
-"""Where a row version of the only table of a FROM is. It holds within one statement."""
+"""Where a row is, of the only table in FROM that has rows of its own. It holds within one statement."""
 
 
 def in_one_pass(chosen: Select[*tuple[Any, ...]], order: Order, of_page: PageShape) -> Select[*tuple[Any, ...]]:
-    """One row: the `total` of the chosen sessions, and the `addresses` of the first ones in their order.
+    """One row: the `total` of the chosen sessions, and the `addresses` of those that can be on the page, in order.
 
-    All sessions up to the end of the page are among the addresses, from the bound position on.
+    The page is a part of the addresses, after the bound `offset`.
     """
-    position = [order.after(is_null=of_page.position_is_null, descending=of_page.descending)]
-    conditions = position if of_page.has_position else []
+    conditions: list[ColumnElement[bool]] = []
+    if of_page.has_position:
+        conditions.append(order.after(is_null=of_page.position_is_null, descending=of_page.descending))
     if of_page.most_rows is not None and of_page.most_rows <= MOST_ROWS_OF_A_BOUND:
         bound = _bound(chosen.where(*conditions), order, of_page)
-        column = order.column
-        # No bound is null, and so is a value: nulls come last.
-        is_within = column >= bound if of_page.descending else column <= bound
-        conditions = [*conditions, func.coalesce(is_within, True)]
-    ordered = aggregate_order_by(ROW_ADDRESS, *order.terms(descending=of_page.descending))
-    addresses = func.array_agg(ordered, type_=ARRAY(_Tid))
+        is_within = order.column >= bound if of_page.descending else order.column <= bound
+        # Null where there is no bound. A session without a value comes last, and is sorted with the others.
+        conditions.append(func.coalesce(is_within, True))
+    addresses = func.array_agg(
+        aggregate_order_by(ROW_ADDRESS, *order.terms(descending=of_page.descending)), type_=ARRAY(_Tid)
+    )
     return chosen.with_only_columns(
         (null().cast(BigInteger) if of_page.total == "none" else func.count()).label("total"),
         (addresses.filter(*conditions) if conditions else addresses).label("addresses"),
@@ -56,9 +59,12 @@ def in_one_pass(chosen: Select[*tuple[Any, ...]], order: Order, of_page: PageSha
 
 
 def _bound(chosen: Select[*tuple[Any, ...]], order: Order, of_page: PageShape) -> ColumnElement[Any]:
-    """A value of the order column that no row of the page comes after; null where a sample has too few rows."""
-    term = order.terms(descending=of_page.descending)[0]
-    last = chosen.with_only_columns(order.column, maintain_column_froms=True).order_by(term)
-    last = last.offset(OFFSET + ROW_LIMIT - 1).limit(literal_column("1"))
+    """A value that no session of the page comes after; null where the sample has fewer sessions than the page needs.
+
+    As many sampled sessions as the page needs do not come after it, and so no fewer of all.
+    """
+    first = order.terms(descending=of_page.descending)[0]
+    values = chosen.with_only_columns(order.column, maintain_column_froms=True).order_by(first)
+    last_needed = values.offset(OFFSET + ROW_LIMIT - 1).limit(literal_column("1"))
     sample = tables.sessions.__table__.tablesample(func.system(literal_column(str(SAMPLED_PERCENT))), "sample")
-    return ClauseAdapter(sample).traverse(last).scalar_subquery()
+    return ClauseAdapter(sample).traverse(last_needed).scalar_subquery()
