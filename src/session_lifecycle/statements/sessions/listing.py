@@ -34,7 +34,7 @@ from session_lifecycle.statements.sessions.row_filters import (
     shape_of_session_filters,
 )
 from session_lifecycle.statements.shared.clock import clock
-from session_lifecycle.statements.shared.few import Bound, are_few, bound, looked_at
+from session_lifecycle.statements.shared.few import Bound, are_few, bound, looked_at, of_sample
 from session_lifecycle.statements.shared.kept import OFFSET, KeptStatement, kept
 from session_lifecycle.statements.shared.keys import equal_where_given
 from session_lifecycle.statements.shared.paging import (
@@ -61,6 +61,8 @@ FewWay = Callable[
 
 FAR_OFFSET = 500
 """Behind so many rows, the scans of all scopes read much more than one scan of all sessions."""
+MOST_READ_FOR_ONE, LOOKED_AT_PERCENT = 8, 2
+"""One scan reads so many sessions at most for each that is in the scopes, as far as a sample can say."""
 
 
 def chosen_sessions(shape: SessionFiltersShape) -> Select[*tuple[Any, ...]]:
@@ -161,7 +163,10 @@ def _list_in_one_scan(
     shape: ListingShape, counted_rows: SessionFiltersShape | None, how: Total
 ) -> Select[*tuple[Any, ...]]:
     counted = listing_total(shape, how) if counted_rows is None else total(chosen_sessions(counted_rows), how)
-    return beside_total(page_of_sessions(shape), counted).where(are_few(tables.sessions))
+    are_dense = func.count().filter(shape.kinds.in_any(tables.sessions)) * MOST_READ_FOR_ONE >= func.count()
+    # Where hardly any session is in the scopes, the scan would go through most of the table for a page.
+    is_short = of_sample(select(are_dense).select_from(tables.sessions), LOOKED_AT_PERCENT).scalar_subquery()
+    return beside_total(page_of_sessions(shape), counted).where(are_few(tables.sessions), is_short)
 
 
 @kept

@@ -7,12 +7,11 @@ that were read already. So one aggregate counts the sessions, and sorts those on
 
 from typing import Any
 
-from sqlalchemy import BigInteger, ColumnElement, Select, func, literal_column, null
+from sqlalchemy import BigInteger, ColumnElement, Select, func, literal_column, null, tuple_
 from sqlalchemy.dialects.postgresql import ARRAY, aggregate_order_by
-from sqlalchemy.sql.util import ClauseAdapter
 from sqlalchemy.types import UserDefinedType
 
-from session_lifecycle.statements import tables
+from session_lifecycle.statements.shared.few import of_sample
 from session_lifecycle.statements.shared.kept import OFFSET
 from session_lifecycle.statements.shared.paging import ROW_LIMIT, Order, PageShape
 
@@ -44,8 +43,8 @@ def in_one_pass(chosen: Select[*tuple[Any, ...]], order: Order, of_page: PageSha
     if of_page.has_position:
         conditions.append(order.after(is_null=of_page.position_is_null, descending=of_page.descending))
     if of_page.most_rows is not None and of_page.most_rows <= MOST_ROWS_OF_A_BOUND:
-        bound = _bound(chosen.where(*conditions), order, of_page)
-        is_within = order.column >= bound if of_page.descending else order.column <= bound
+        bound, columns = _bound(chosen.where(*conditions), order, of_page), tuple_(order.column, *order.key)
+        is_within = columns >= bound if of_page.descending else columns <= bound
         # Null where there is no bound. A session without a value comes last, and is sorted with the others.
         conditions.append(func.coalesce(is_within, True))
     addresses = func.array_agg(
@@ -59,12 +58,11 @@ def in_one_pass(chosen: Select[*tuple[Any, ...]], order: Order, of_page: PageSha
 
 
 def _bound(chosen: Select[*tuple[Any, ...]], order: Order, of_page: PageShape) -> ColumnElement[Any]:
-    """A value that no session of the page comes after; null where the sample has fewer sessions than the page needs.
+    """A position that no session of the page comes after; null where the sample has fewer sessions than the page needs.
 
     As many sampled sessions as the page needs do not come after it, and so no fewer of all.
     """
-    first = order.terms(descending=of_page.descending)[0]
-    values = chosen.with_only_columns(order.column, maintain_column_froms=True).order_by(first)
-    last_needed = values.offset(OFFSET + ROW_LIMIT - 1).limit(literal_column("1"))
-    sample = tables.sessions.__table__.tablesample(func.system(literal_column(str(SAMPLED_PERCENT))), "sample")
-    return ClauseAdapter(sample).traverse(last_needed).scalar_subquery()
+    positions = chosen.with_only_columns(*order.position(), maintain_column_froms=True)
+    ordered = positions.order_by(*order.terms(descending=of_page.descending))
+    last_needed = ordered.offset(OFFSET + ROW_LIMIT - 1).limit(literal_column("1"))
+    return of_sample(last_needed, SAMPLED_PERCENT).scalar_subquery()

@@ -7,7 +7,8 @@ it never reads much, however fast the tables grow. The caller asks the statement
 
 from typing import Any, NamedTuple
 
-from sqlalchemy import BigInteger, ColumnElement, Text, bindparam, case, func, literal, select
+from sqlalchemy import BigInteger, ColumnElement, Select, Text, bindparam, case, func, literal, literal_column, select
+from sqlalchemy.sql.util import ClauseAdapter
 
 from session_lifecycle.entities import quoted
 from session_lifecycle.statements import tables
@@ -62,6 +63,12 @@ def are_few(*read: SizedTable) -> ColumnElement[bool]:
 def _size(table: SizedTable) -> ColumnElement[int]:
     name = bindparam("quoted_schema", type_=Text) + literal(f".{table.__tablename__}", Text)
     return func.pg_relation_size(func.to_regclass(name), type_=BigInteger)
+
+
+def of_sample(sessions: Select[*tuple[Any, ...]], percent: int) -> Select[*tuple[Any, ...]]:
+    """The same statement on so many in a hundred of the pages of `session_records`, taken at random."""
+    sample = tables.sessions.__table__.tablesample(func.system(literal_column(str(percent))), "sample")
+    return ClauseAdapter(sample).traverse(sessions)
 
 
 def few_parameters(schema: str, bound: Bound) -> dict[str, Any]:

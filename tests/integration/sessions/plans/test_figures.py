@@ -21,6 +21,7 @@ from support.plans import (
     SEED,
     SEED_MODELS,
     SESSIONS,
+    SOMEBODY,
     VIEWER,
     Ask,
     execute,
@@ -152,6 +153,17 @@ async def test_one_scan_reads_everybodys_sessions_up_to_the_end_of_the_page(
         with reading("one scan, counted"):
             counted = await plan_of(urls[state], page(viewer=viewer, total="exact"), mode)
         assert counted.rows_of["session_records"] <= SESSIONS + 6 * 6 * LIMIT
+
+
+@pytest.mark.parametrize("state", [ROLLED_UP, NEVER])
+@pytest.mark.parametrize("total", ["exact", "none"])
+async def test_one_scan_is_for_viewers_who_see_much(urls: dict[str, str], state: str, total: str) -> None:
+    """It would go through most of the table for a viewer who sees a hundredth of it."""
+    for viewer, is_one_scan in ((VIEWER, True), (Viewer(SOMEBODY), False)):
+        async with SessionDatabase.connect(urls[state]) as db, noted(db) as sent:
+            with reading("one scan"):
+                await page(viewer=viewer, total=total)(db)
+        assert ("pg_relation_size" in sent[-1][0]) is is_one_scan
 
 
 @pytest.mark.parametrize("mode", [GENERIC, CHOSEN])
