@@ -111,7 +111,7 @@ async def test_a_total_of_a_status_reads_buckets_of_that_status(urls: dict[str, 
 async def test_a_statement_for_few_sessions_reads_each_at_most_once(
     urls: dict[str, str], viewer: Viewer, mode: str
 ) -> None:
-    """It reads no row of the roll-ups, and looks up the records of a page. About a tenth is read before, as a sample."""
+    """It reads no row of the roll-ups, and looks up the records of a page. About a tenth is read before as a sample."""
     since, until = BEGIN + timedelta(days=40, minutes=3), BEGIN + timedelta(days=160, minutes=3)
     records, usage, of_page = "session_records", "session_model_usage", LIMIT + 1
     every = Counter({records: SESSIONS})
