@@ -281,20 +281,18 @@ class Value(BaseModel):
             return made
 
     @classmethod
-    def of_row(cls, columns: Iterable[tuple[str, Any]] = (), /, **read: Any) -> Self:
+    def row_defaults(cls) -> dict[str, Any]:
+        """The default of each field, in the order of the fields. It is no value for a field that has none."""
+        return _defaults(cls).copy()
+
+    @classmethod
+    def of_row(cls, fields: dict[str, Any]) -> Self:
         """The value of a row that Postgres returned. Nothing is checked, as half the time of a page went into checks.
 
-        Together the arguments have every field that has no default, in exactly the type of the field. The tables hold
-        no other values.
-
         Args:
-            columns: Names and values as the driver returned them.
-            read: The fields that are not in `columns` as they must be.
+            fields: Every field in exactly its type: `row_defaults` with what the row has. The tables hold no other
+                values. JSON has the fields in this order. The dictionary becomes a part of the value.
         """
-        # In the order of the class, because JSON has the fields in this order.
-        fields = _defaults(cls).copy()
-        fields.update(columns)
-        fields.update(read)
         made = cls.__new__(cls)
         # The four slots of a model. All values share one set of names, which takes more memory than all fields: nothing
         # changes the set of a frozen value, and a copy of the value has a copy of the set.

@@ -69,19 +69,19 @@ def record_columns(columns: Columns = tables.sessions.__table__.columns) -> list
 def record_of(row: Any) -> SessionRecord:
     """The record from a row whose first columns are those of `record_columns`."""
     # By place, as most of a page's time went into looking up one column after another by its name.
-    return SessionRecord.of_row(
-        zip(_FIELD_COLUMNS, row, strict=False),
-        status=_STATUSES[row[_STATUS]],
-        metadata=read_json(row[_METADATA]) or {},
-        tags=read_json(row[_TAGS]) or {},
-        **parsed(row[_FURTHER], _FURTHER_FIELDS),
-    )
+    fields = SessionRecord.row_defaults()
+    fields.update(zip(_FIELD_COLUMNS, row, strict=False))
+    fields["status"] = _STATUSES[row[_STATUS]]
+    fields["metadata"] = read_json(row[_METADATA]) or {}
+    fields["tags"] = read_json(row[_TAGS]) or {}
+    fields.update(parsed(row[_FURTHER], _FURTHER_FIELDS))
+    return SessionRecord.of_row(fields)
 
 
 def row_of(row: Any) -> SessionRowWithStatus:
     """The record and its effective status, from a row as `record_of` takes it with a column `effective_status`."""
     effective_status = _EFFECTIVE_STATUSES[row.effective_status]
-    return SessionRowWithStatus.of_row(record=record_of(row), effective_status=effective_status)
+    return SessionRowWithStatus.of_row({"record": record_of(row), "effective_status": effective_status})
 
 
 def belongs_to_record(table: type[tables.runs | tables.messages], sessions: FromClause) -> ColumnElement[bool]:
