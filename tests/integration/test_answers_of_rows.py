@@ -49,6 +49,12 @@ def differing(values: list[Value]) -> set[str]:
 async def test_sessions(db: SessionDatabase) -> None:
     page = await db.lifecycle.list_session_rows(SessionListFilters(viewer=AUDITOR))
     summaries = await db.activity.list_session_summaries(SummaryFilters(viewer=AUDITOR))
+    # They share nothing that a copy changes.
+    first, *others = (row.record for row in page.sessions)
+    changed = first.model_copy(update={"metadata": {"other": 1}, "no field": 1})
+    assert changed.model_fields_set == {*SessionRecord.model_fields, "no field"}
+    assert all(record.model_fields_set == set(SessionRecord.model_fields) for record in (first, *others))
+    assert len({id(record.metadata) for record in (first, changed, *others)}) == len(others) + 2
     for row in page.sessions:
         check(row)
         check(row.record)
