@@ -7,7 +7,7 @@ import random
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from typing import Any
+from typing import Any, get_args
 from uuid import UUID
 
 import pytest
@@ -16,6 +16,8 @@ from sqlalchemy import insert, select
 
 from session_lifecycle import (
     InvalidValueError,
+    Run,
+    RunFilters,
     SessionDatabase,
     SessionListFilters,
     SessionStatus,
@@ -26,6 +28,7 @@ from session_lifecycle import (
     Viewer,
 )
 from session_lifecycle.models import TOTAL_BOUND, UsageEventFilters
+from session_lifecycle.models.pages import MOST_OFFSET, Total
 from session_lifecycle.models.session_filters import ALL_SESSION_ORDERS
 from session_lifecycle.testing import SessionClock
 from support.stored_rows import table
@@ -333,3 +336,25 @@ async def test_X48_a_cursor_made_by_hand_is_refused_or_answers_a_page(session_da
             text = base64.urlsafe_b64encode(json.dumps(parts, ensure_ascii=False).encode()).decode().rstrip("=")
             with pytest.raises(InvalidValueError, match=r"^cursor: "):
                 await session_database.lifecycle.list_session_rows(filters.model_copy(update={"cursor": text}))
+
+
+async def test_a_page_far_behind_the_last_is_empty(session_database: SessionDatabase) -> None:
+    db, viewer = session_database, Viewer(A)
+    run = Run(run_id="r", user_id=A, session_id="S", started_at=NOON, ended_at=NOON, status="completed")
+    await db.lifecycle.record([run, UsageEvent(session_id="S", user_id=A, model="m", tokens_in=1)])
+    for offset in (1, 500, 2**31 - 2, 2**31, MOST_OFFSET):
+        far: dict[str, Any] = {"viewer": viewer, "offset": offset, "limit": 500}
+        for total in get_args(Total):
+            lists = [{"order_by": order} for order in ALL_SESSION_ORDERS]
+            pages = [
+                *[
+                    await db.lifecycle.list_session_rows(SessionListFilters(**far, total=total, **asked))
+                    for asked in [*lists, {"status_filter": "running"}]
+                ],
+                await db.activity.list_session_summaries(SummaryFilters(**far, total=total)),
+                await db.activity.list_runs(RunFilters(**far, total=total)),
+                await db.activity.list_usage_events(UsageEventFilters(**far, total=total)),
+            ]
+            for page in pages:
+                assert (page.has_more, page.next_cursor) == (False, None)
+                assert page.total == (None if total == "none" else 1)

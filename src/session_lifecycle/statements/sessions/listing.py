@@ -13,6 +13,7 @@ from sqlalchemy import (
     and_,
     bindparam,
     func,
+    literal,
     literal_column,
     null,
     select,
@@ -26,7 +27,7 @@ from session_lifecycle.statements import tables
 from session_lifecycle.statements.roll_ups.session_stats import count_sessions
 from session_lifecycle.statements.sessions.index_scans import bounded_count, first_keys
 from session_lifecycle.statements.sessions.listing_shape import ListingShape, shape_of
-from session_lifecycle.statements.sessions.one_pass import ROW_ADDRESS, in_one_pass
+from session_lifecycle.statements.sessions.one_pass import MOST_ADDRESSES, ROW_ADDRESS, in_one_pass
 from session_lifecycle.statements.sessions.records import ORDERS, record_columns
 from session_lifecycle.statements.sessions.row_filters import (
     SessionFiltersShape,
@@ -173,8 +174,10 @@ def _list_in_one_scan(
 def _list_in_one_pass(shape: SessionFiltersShape, order_by: str, of_page: PageShape) -> Select[*tuple[Any, ...]]:
     order, chosen = ORDERS[order_by], chosen_sessions(shape)
     found = in_one_pass(chosen, order, of_page).subquery("found")
-    of_page_only = found.c.addresses[OFFSET + 1 : OFFSET + ROW_LIMIT]
-    key = func.unnest(of_page_only).table_valued("address", with_ordinality="place", name="key").render_derived()
+    # A place in an array is a number of 32 bits, and no array has so many.
+    offset = func.least(OFFSET, literal(MOST_ADDRESSES, BigInteger), type_=BigInteger)
+    on_page = found.c.addresses[offset + 1 : offset + ROW_LIMIT]
+    key = func.unnest(on_page).table_valued("address", with_ordinality="place", name="key").render_derived()
     status, as_of = effective_status(shape.abandon_after, clock()).label("effective_status"), clock().label("as_of")
     return (
         select(*record_columns(), status, key.c.place, *on_first_row(key.c.place, found.c.total, as_of))

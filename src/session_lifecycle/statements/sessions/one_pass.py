@@ -32,6 +32,8 @@ class _Tid(UserDefinedType[str]):
 
 ROW_ADDRESS: ColumnElement[str] = literal_column("ctid", _Tid)
 """Where a row is, of the only table in FROM that has rows of its own. It holds within one statement."""
+MOST_ADDRESSES = 2**30
+"""More than there can be, as the table is within a bound."""
 
 
 def in_one_pass(chosen: Select[*tuple[Any, ...]], order: Order, of_page: PageShape) -> Select[*tuple[Any, ...]]:
