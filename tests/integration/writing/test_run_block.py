@@ -400,14 +400,14 @@ async def test_the_log_names_the_item_that_a_refused_value_was_of(
         for session in (recorder.session("s", A, quiet=True), spool.session("s", A)):
             caplog.clear()
             async with session, session.run("r", run_id="r1") as run:
-                run.usage("m", tokens_in=-5, idempotency_key="k")
+                run.usage("m", tokens_in=-987654321, idempotency_key="k")
                 run.message("nobody", "secret")
             await recorder.flush()
             assert f"{named}, idempotency_key 'k'" in caplog.text
             assert (
                 "role: expected one of user, assistant, system, tool, thought; Message, session_id 's'" in caplog.text
             )
-            assert "-5" not in caplog.text
+            assert "987654321" not in caplog.text
             assert "secret" not in caplog.text
     spool.close()
 
