@@ -217,7 +217,7 @@ async def test_a_role_that_may_not_create_schemas(
 
 
 async def test_another_schema_of_the_database_is_migrated_at_the_same_time(empty_url: str) -> None:
-    """Postgres has one pg_trgm in a database: whoever comes second waits, and finds it there."""
+    """A database has one pg_trgm. The second migration waits until the first has created it."""
     async with connected(empty_url) as other, connected(empty_url) as looking, SessionDatabase.connect(empty_url) as db:
         if not await looking.fetchval("SELECT count(*) FROM pg_available_extensions WHERE name = 'pg_trgm'"):
             pytest.skip("this server has no pg_trgm")

@@ -15,7 +15,7 @@ Way = Literal["one pass", "one scan, counted", "one scan", "many"]
 WAYS: tuple[Way, ...] = ("one pass", "one scan, counted", "one scan", "many")
 _WAYS_OF_FEW = {
     "one pass": listing.list_in_one_pass,
-    "one scan, counted": listing.count_in_one_scan,
+    "one scan, counted": listing.list_and_count_in_one_scan,
     "one scan": listing.list_in_one_scan,
 }
 

@@ -18,7 +18,7 @@ _CREATE_TRIGRAMS = """
     BEGIN
         CREATE EXTENSION IF NOT EXISTS pg_trgm SCHEMA public;
     EXCEPTION
-        -- Whoever migrates another schema of the database has created it meanwhile.
+        -- Another migration created it at the same time: a database with two of our schemas has one pg_trgm.
         WHEN unique_violation THEN NULL;
         WHEN insufficient_privilege OR undefined_file OR feature_not_supported OR invalid_schema_name THEN
         RAISE NOTICE 'pg_trgm cannot be created here: a search will read all messages it may find';

@@ -13,7 +13,6 @@ from sqlalchemy import (
     and_,
     bindparam,
     func,
-    literal,
     literal_column,
     null,
     select,
@@ -27,7 +26,7 @@ from session_lifecycle.statements import tables
 from session_lifecycle.statements.roll_ups.session_stats import count_sessions
 from session_lifecycle.statements.sessions.index_scans import bounded_count, first_keys
 from session_lifecycle.statements.sessions.listing_shape import ListingShape, shape_of
-from session_lifecycle.statements.sessions.one_pass import MOST_ADDRESSES, ROW_ADDRESS, in_one_pass
+from session_lifecycle.statements.sessions.one_pass import ROW_ADDRESS, in_one_pass
 from session_lifecycle.statements.sessions.records import ORDERS, record_columns
 from session_lifecycle.statements.sessions.row_filters import (
     SessionFiltersShape,
@@ -124,7 +123,7 @@ def ways_of_few(filters: SessionListFilters) -> Sequence[tuple[Bound, FewWay]]:
     if filters.total == "none":
         return [(bound(0), list_in_one_pass), in_one_scan]
     # Without roll-ups, the other statement counts rows as well.
-    counted = (bound(looked_in, times_if_never=8), count_in_one_scan)
+    counted = (bound(looked_in, times_if_never=8), list_and_count_in_one_scan)
     return [(bound(0), list_in_one_pass), counted, in_one_scan]
 
 
@@ -149,10 +148,10 @@ def list_in_one_scan(
     return _list_in_one_scan(shape._replace(in_one_scan=True), None, filters.total), parameters
 
 
-def count_in_one_scan(
+def list_and_count_in_one_scan(
     filters: SessionListFilters, position: Position | None, abandon_after: timedelta
 ) -> tuple[KeptStatement, dict[str, Any]]:
-    """The same, and the total counts rows and not roll-ups."""
+    """The same. Its total counts rows, where that of the other one counts roll-ups."""
     rows, parameters = shape_of_session_filters(filters, abandon_after)
     shape, more = shape_of(filters, position, abandon_after)
     seen = rows._replace(viewer=looked_at(rows.viewer))
@@ -174,10 +173,8 @@ def _list_in_one_scan(
 def _list_in_one_pass(shape: SessionFiltersShape, order_by: str, of_page: PageShape) -> Select[*tuple[Any, ...]]:
     order, chosen = ORDERS[order_by], chosen_sessions(shape)
     found = in_one_pass(chosen, order, of_page).subquery("found")
-    # A place in an array is a number of 32 bits, and no array has so many.
-    offset = func.least(OFFSET, literal(MOST_ADDRESSES, BigInteger), type_=BigInteger)
-    on_page = found.c.addresses[offset + 1 : offset + ROW_LIMIT]
-    key = func.unnest(on_page).table_valued("address", with_ordinality="place", name="key").render_derived()
+    addresses = func.unnest(found.c.addresses)
+    key = addresses.table_valued("address", with_ordinality="place", name="key").render_derived()
     status, as_of = effective_status(shape.abandon_after, clock()).label("effective_status"), clock().label("as_of")
     return (
         select(*record_columns(), status, key.c.place, *on_first_row(key.c.place, found.c.total, as_of))

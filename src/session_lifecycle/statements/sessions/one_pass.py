@@ -7,7 +7,7 @@ that were read already. So one aggregate counts the sessions, and sorts those on
 
 from typing import Any
 
-from sqlalchemy import BigInteger, ColumnElement, Select, func, literal_column, null, tuple_
+from sqlalchemy import BigInteger, ColumnElement, Select, func, literal, literal_column, null, select, tuple_
 from sqlalchemy.dialects.postgresql import ARRAY, aggregate_order_by
 from sqlalchemy.types import UserDefinedType
 
@@ -33,14 +33,11 @@ class _Tid(UserDefinedType[str]):
 ROW_ADDRESS: ColumnElement[str] = literal_column("ctid", _Tid)
 """Where a row is, of the only table in FROM that has rows of its own. It holds within one statement."""
 MOST_ADDRESSES = 2**30
-"""More than there can be, as the table is within a bound."""
+"""A place in an array is a number of 32 bits, and no array has so many."""
 
 
 def in_one_pass(chosen: Select[*tuple[Any, ...]], order: Order, of_page: PageShape) -> Select[*tuple[Any, ...]]:
-    """One row: the `total` of the chosen sessions, and the `addresses` of those that can be on the page, in order.
-
-    The page is a part of the addresses, after the bound `offset`.
-    """
+    """One row: the `total` of the chosen sessions, and the `addresses` of those on the page, in their order."""
     conditions: list[ColumnElement[bool]] = []
     if of_page.has_position:
         conditions.append(order.after(is_null=of_page.position_is_null, descending=of_page.descending))
@@ -52,11 +49,13 @@ def in_one_pass(chosen: Select[*tuple[Any, ...]], order: Order, of_page: PageSha
     addresses = func.array_agg(
         aggregate_order_by(ROW_ADDRESS, *order.terms(descending=of_page.descending)), type_=ARRAY(_Tid)
     )
-    return chosen.with_only_columns(
+    found = chosen.with_only_columns(
         (null().cast(BigInteger) if of_page.total == "none" else func.count()).label("total"),
         (addresses.filter(*conditions) if conditions else addresses).label("addresses"),
         maintain_column_froms=True,
-    )
+    ).subquery("candidates")
+    offset = func.least(OFFSET, literal(MOST_ADDRESSES, BigInteger), type_=BigInteger)
+    return select(found.c.total, found.c.addresses[offset + 1 : offset + ROW_LIMIT].label("addresses"))
 
 
 def _bound(chosen: Select[*tuple[Any, ...]], order: Order, of_page: PageShape) -> ColumnElement[Any]:

@@ -1,8 +1,9 @@
-"""Statements for few sessions, which read all sessions at once.
+"""Statements for few sessions, which look for the visible ones among all.
 
 To look up one scope after another, in one index or bucket after another, takes longer than to read a few pages as a
 whole. Such a statement first looks at the size of its tables, and gives no row where they are larger than a bound. So
-it never reads much, however fast the tables grow. The caller asks the statement for any number of sessions then.
+it never reads much, however fast the tables grow. The caller asks another statement then, at last the one for any
+number of sessions.
 """
 
 from typing import Any, NamedTuple
