@@ -24,7 +24,7 @@ from session_lifecycle.statements.roll_ups.totals import (
     sessions_ever,
 )
 from session_lifecycle.statements.shared.durations import durations_of, listed_durations
-from session_lifecycle.statements.shared.few import are_few, looked_at
+from session_lifecycle.statements.shared.few import are_few
 from session_lifecycle.statements.shared.further_totals import FURTHER_TOTALS, as_text
 from session_lifecycle.statements.shared.kept import kept
 from session_lifecycle.statements.shared.status import status_windows, stored_statuses, waits
@@ -48,7 +48,7 @@ def few_stats(viewer: ViewerShape, ends: Ends) -> Select[*tuple[Any, ...]]:
     Binds the parameters of `status_windows`, of the viewer and of `are_few`.
     """
     windows = status_windows(ends)
-    figures = figures_of_all_rows(visible(looked_at(viewer)), ends, windows)
+    figures = figures_of_all_rows(visible(viewer.looking_at_all()), ends, windows)
     return _stats_of(figures).where(are_few(tables.sessions))
 
 

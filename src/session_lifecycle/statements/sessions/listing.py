@@ -34,7 +34,7 @@ from session_lifecycle.statements.sessions.row_filters import (
     shape_of_session_filters,
 )
 from session_lifecycle.statements.shared.clock import clock
-from session_lifecycle.statements.shared.few import Bound, are_few, bound, looked_at, of_sample
+from session_lifecycle.statements.shared.few import Bound, are_few, bound, of_sample
 from session_lifecycle.statements.shared.kept import OFFSET, KeptStatement, kept
 from session_lifecycle.statements.shared.keys import equal_where_given
 from session_lifecycle.statements.shared.paging import (
@@ -133,7 +133,7 @@ def list_in_one_pass(
     """The rows of `list_sessions`, by a statement for few sessions that reads them once, in any order."""
     shape, parameters = shape_of_session_filters(filters, abandon_after)
     of_page, more = shape_of_page(filters, position)
-    seen = shape._replace(viewer=looked_at(shape.viewer))
+    seen = shape._replace(viewer=shape.viewer.looking_at_all())
     return _list_in_one_pass(seen, filters.order_column, of_page), parameters | more
 
 
@@ -154,7 +154,7 @@ def list_and_count_in_one_scan(
     """The same. Its total counts rows, where that of the other one counts roll-ups."""
     rows, parameters = shape_of_session_filters(filters, abandon_after)
     shape, more = shape_of(filters, position, abandon_after)
-    seen = rows._replace(viewer=looked_at(rows.viewer))
+    seen = rows._replace(viewer=rows.viewer.looking_at_all())
     return _list_in_one_scan(shape._replace(in_one_scan=True), seen, filters.total), parameters | more
 
 

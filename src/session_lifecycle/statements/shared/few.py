@@ -13,7 +13,6 @@ from sqlalchemy.sql.util import ClauseAdapter
 
 from session_lifecycle.entities import quoted
 from session_lifecycle.statements import tables
-from session_lifecycle.statements.shared.visibility import MOST_IDS_IN_ARRAY, ViewerShape
 
 PAGE_BYTES = 8192
 PAGES_OF_A_STATEMENT, PAGES_OF_A_SCOPE = 30, 4
@@ -76,7 +75,3 @@ def few_parameters(schema: str, bound: Bound) -> dict[str, Any]:
     """The parameters that `are_few` binds."""
     return {"quoted_schema": quoted(schema), **bound._asdict()}
 
-
-def looked_at(viewer: ViewerShape) -> ViewerShape:
-    """The shape of a viewer for a condition on every session: Postgres hashes the ids, however many there are."""
-    return viewer._replace(permitted=viewer.permitted and MOST_IDS_IN_ARRAY + 1)

@@ -31,11 +31,15 @@ from session_lifecycle.models import Viewer
 from session_lifecycle.statements import tables
 from session_lifecycle.statements.shared.json_rows import Column
 
-MOST_IDS_IN_ARRAY = 1000
-"""The most ids that a condition compares with an array. A longer list is a subquery."""
+MOST_IDS_COMPARED, MOST_IDS_IN_ARRAY = 24, 1000
+"""The most ids that a row is compared with one after another, where every row is looked at and where an index finds the
+rows. A longer list is a subquery, which Postgres hashes.
+"""
 
 ONE_USER: ColumnElement[UUID] = bindparam("one_user", type_=Uuid)
 """The bound user of scopes that name one user."""
+
+_HASHED = MOST_IDS_IN_ARRAY + 1
 
 
 class BoundIds(NamedTuple):
@@ -57,6 +61,8 @@ class ViewerShape(NamedTuple):
     """A number of owners for which the text is the same, as in `permitted`."""
     permitted: int
     sees_all: bool
+    looks_at_all: bool = False
+    """Whether the statement looks at every session, so that no index has to serve its conditions."""
 
     @property
     def user_id(self) -> ColumnElement[UUID] | None:
@@ -72,6 +78,11 @@ class ViewerShape(NamedTuple):
     def permitted_dataset_ids(self) -> BoundIds | tuple[()]:
         """The bound `permitted` datasets."""
         return BoundIds("permitted", self.permitted) if self.permitted else ()
+
+    def looking_at_all(self) -> "ViewerShape":
+        """The shape for a condition on every session. Postgres hashes the ids where that is the shorter way."""
+        owners, permitted = (one if one <= MOST_IDS_COMPARED else _HASHED for one in (self.owners, self.permitted))
+        return self._replace(owners=owners, permitted=permitted, looks_at_all=True)
 
 
 AnyViewer = Viewer | ViewerShape
@@ -207,7 +218,7 @@ def shape_of_viewer(viewer: Viewer) -> tuple[ViewerShape, dict[str, Any]]:
 
 
 def _like_count(ids: Sequence[UUID]) -> int:
-    return min(len(ids), 2 if len(ids) <= MOST_IDS_IN_ARRAY else MOST_IDS_IN_ARRAY + 1)
+    return next((most for most in (0, 1, MOST_IDS_COMPARED, MOST_IDS_IN_ARRAY) if len(ids) <= most), _HASHED)
 
 
 def array_of(ids: Sequence[UUID] | BoundIds) -> ColumnElement[Any]:
@@ -233,8 +244,10 @@ def visible(viewer: AnyViewer) -> ColumnElement[bool]:
         return true()
     ways: list[ColumnElement[bool]] = []
     if viewer.owner_ids:
+        own = is_one_of(tables.sessions.user_id, viewer.owner_ids)
+        looks_at_all = isinstance(viewer, ViewerShape) and viewer.looks_at_all
         # The extra condition lets Postgres plan with the partial index on a user's activity.
-        ways.append(and_(is_one_of(tables.sessions.user_id, viewer.owner_ids), of_everybody(tables.sessions)))
+        ways.append(own if looks_at_all else and_(own, of_everybody(tables.sessions)))
     if viewer.permitted_dataset_ids:
         ways.append(is_one_of(tables.sessions.dataset_id, viewer.permitted_dataset_ids))
     return or_(*ways) if ways else false()
