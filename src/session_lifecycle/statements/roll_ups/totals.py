@@ -48,6 +48,7 @@ from session_lifecycle.models import EffectiveStatus, SessionStatus
 from session_lifecycle.statements import tables
 from session_lifecycle.statements.roll_ups.buckets import LONGEST, begin_of_minute, cover_window
 from session_lifecycle.statements.shared.durations import lasted_us, sum_of_lasted_us
+from session_lifecycle.statements.shared.few import PAGE_BYTES, size_bytes
 from session_lifecycle.statements.shared.further_totals import FURTHER_TOTALS, summed
 from session_lifecycle.statements.shared.keys import same_session
 from session_lifecycle.statements.shared.ledger import UNKNOWN_MODEL
@@ -87,6 +88,9 @@ MODEL_FIGURES = (
     FURTHER_TOTALS,
 )
 COUNTER_COLUMNS = {"sessions", "events", "unpriced_events", "unmeasured_events", "late_events"}
+LOOKUPS_OF_A_PAGE = 4
+"""The usage of so many sessions is looked up by key in the time in which a page of usage is compared with seen sessions.
+"""
 NOBODY: ColumnElement[UUID] = literal_column("'00000000-0000-0000-0000-000000000000'::uuid", Uuid)
 """The user or dataset of a bucket whose family has none."""
 MODEL_KEYS = {
@@ -102,6 +106,8 @@ MODEL_KEYS = {
     FURTHER_TOTALS: "f",
 }
 """The names of the usage by model in a row of `rolled_up_sessions`, which are short: each session has such a row."""
+
+_KEY = tuple_(tables.model_usage.user_id, tables.model_usage.session_id)
 
 TimeColumn = InstrumentedAttribute[Any]
 StatusTable = type[tables.sessions | tables.rolled_up_sessions | tables.roll_ups | tables.roll_up_changes]
@@ -366,44 +372,68 @@ def model_figures(kinds: ScopeKinds, status_window: StatusWindow) -> Select[*tup
     live = (kinds.in_any(tables.sessions), *in_window(tables.sessions, status_window))
     named = aliased(tables.model_usage, name="named")
     has_named = exists().where(same_session(named, tables.model_usage), *_is_unknown(named))
-    used = _usage_by_model(has_named).join_from(tables.sessions, tables.model_usage, of_session).where(*live)
+    used = (
+        _usage_by_model(has_named, tables.model_usage)
+        .join_from(tables.sessions, tables.model_usage, of_session)
+        .where(*live)
+    )
     return _by_name([*parts, used])
 
 
 def model_figures_of_all_rows(viewer: ViewerShape, ends: Ends) -> Select[*tuple[Any, ...]]:
-    """The rows of `model_figures`, from the rows of all sessions, rolled up or not."""
+    """The rows of `model_figures`, from the rows of all sessions, rolled up or not. Binds `quoted_schema`."""
     usage = tables.model_usage
-    named = aliased(usage, name="named")
-    has_named = tuple_(usage.user_id, usage.session_id).in_(
-        select(named.user_id, named.session_id).where(*_is_unknown(named))
-    )
-    return _by_name([_usage_by_model(has_named).where(*_is_seen(usage, viewer, ends))])
-
-
-def _is_seen(usage: type[tables.model_usage], viewer: ViewerShape, ends: Ends) -> list[ColumnElement[bool]]:
-    """Conditions on usage: the viewer sees its session, which was last active in the window."""
-    sessions = select(tables.sessions.user_id, tables.sessions.session_id)
-    seen = sessions.where(visible(viewer), _is_in(tables.sessions, _all_of(ends)))
-    in_seen = tuple_(usage.user_id, usage.session_id).in_(seen)
-    if viewer.owner_ids and not viewer.permitted_dataset_ids and not viewer.sees_all:
-        # The first condition finds the owner's usage by its key.
-        return [is_one_of(usage.user_id, viewer.owner_ids), in_seen]
+    seen = select(tables.sessions.user_id, tables.sessions.session_id)
+    # The ends are subqueries, so that no plan knows them: Postgres would make a new one each time, for a window of which
+    # it expects fewer sessions than of any.
+    since, until = (None if end is None else select(end).scalar_subquery() for end in window(ends))
+    seen = seen.where(visible(viewer), _is_in(tables.sessions, StatusWindow(None, since, until)))
+    if not any(ends) and viewer.owner_ids and not viewer.sees_all:
+        # All that is the viewer's own is seen, and a comparison with keys takes ten times as long.
+        of_others = seen.where(~is_one_of(tables.sessions.user_id, viewer.owner_ids))
+        is_own = is_one_of(usage.user_id, viewer.owner_ids)
+        return _by_name([_usage_of_all(or_(is_own, _KEY.in_(of_others)) if viewer.permitted_dataset_ids else is_own)])
     # Postgres would make a join of the condition alone. It expects few rows of that join, and would sort them.
-    return [false().op("OR")(in_seen)]
+    if not any(ends):
+        return _by_name([_usage_of_all(false().op("OR")(_KEY.in_(seen)))])
+    # A window may have all sessions or hardly any. So many keys are read first as are worth a lookup each.
+    most = size_bytes(usage) / literal(PAGE_BYTES // LOOKUPS_OF_A_PAGE, BigInteger)
+    keys = seen.limit(most + literal(1, BigInteger)).cte("seen")
+    are_few = select(select(func.count() <= most).select_from(keys).cte("judged")).scalar_subquery()
+    of_many = _usage_of_all(false().op("OR")(_KEY.in_(seen)))
+    return _by_name([_usage_of_each(keys).where(are_few), of_many.where(~are_few)])
 
 
-def _usage_by_model(has_named: ColumnElement[bool]) -> Select[*tuple[Any, ...]]:
+def _usage_of_each(keys: CTE) -> Select[*tuple[Any, ...]]:
+    """The sums of `_usage_by_model` over the usage of these sessions, which is looked up for one after another."""
+    # OFFSET 0 makes Postgres do so. It expects many keys, and would read all usage.
+    one_by_one: ColumnElement[int] = literal_column("0")
+    table = tables.model_usage
+    looked_up = select(*table.__table__.columns).where(same_session(table, keys.c)).offset(one_by_one).lateral("used")
+    usage, named = aliased(table, looked_up), aliased(table, name="named")
+    has_named = exists(select(named.user_id).where(same_session(named, usage), *_is_unknown(named)).offset(one_by_one))
+    return _usage_by_model(has_named, usage).select_from(keys.join(looked_up, true()))
+
+
+def _usage_of_all(chosen: ColumnElement[bool]) -> Select[*tuple[Any, ...]]:
+    """The sums of `_usage_by_model` over the chosen usage, for which all usage is read."""
+    named = aliased(tables.model_usage, name="named")
+    has_named = _KEY.in_(select(named.user_id, named.session_id).where(*_is_unknown(named)))
+    return _usage_by_model(has_named, tables.model_usage).where(chosen)
+
+
+def _usage_by_model(has_named: ColumnElement[bool], usage: type[tables.model_usage]) -> Select[*tuple[Any, ...]]:
     """The sums of `model_usage` by model, as a statement that says of which sessions is still to be made of.
 
     Args:
         has_named: Whether the session of a row also has usage of a model named "unknown". Usage without a model is
             reported under this name, too, and a session with both is one session.
     """
-    model = case((tables.model_usage.model == "", literal(UNKNOWN_MODEL)), else_=tables.model_usage.model).label("key")
+    model = case((usage.model == "", literal(UNKNOWN_MODEL)), else_=usage.model).label("key")
     # Postgres looks for a row with the name only for rows without a model.
-    sessions = func.count().filter(or_(tables.model_usage.model != "", ~has_named)).label("sessions")
-    sums_of_model = (_total(getattr(tables.model_usage, name), name).label(name) for name in MODEL_FIGURES[1:])
-    return select(model, sessions, *sums_of_model).where(_has_any(tables.model_usage)).group_by(model)
+    sessions = func.count().filter(or_(usage.model != "", ~has_named)).label("sessions")
+    sums_of_model = (_total(getattr(usage, name), name).label(name) for name in MODEL_FIGURES[1:])
+    return select(model, sessions, *sums_of_model).where(_has_any(usage)).group_by(model)
 
 
 def _is_unknown(usage: type[tables.model_usage]) -> Sequence[ColumnElement[bool]]:

@@ -52,15 +52,16 @@ def are_few(*read: SizedTable) -> ColumnElement[bool]:
 
     On Citus it is false: Citus keeps the rows in other tables, and the table of this name is empty.
     """
-    largest = func.greatest(*map(_size, read), type_=BigInteger)
-    never = _size(tables.rolled_up_sessions) == literal(0, BigInteger)
+    largest = func.greatest(*map(size_bytes, read), type_=BigInteger)
+    never = size_bytes(tables.rolled_up_sessions) == literal(0, BigInteger)
     most, most_if_never = (bindparam(name, type_=BigInteger) for name in ("most_bytes", "most_bytes_if_never"))
     is_within = largest.between(literal(1, BigInteger), case((never, most_if_never), else_=most))
     # A subquery, so that Postgres asks before it reads anything.
     return select(is_within).scalar_subquery()
 
 
-def _size(table: SizedTable) -> ColumnElement[int]:
+def size_bytes(table: SizedTable) -> ColumnElement[int]:
+    """The size of a table, as Postgres knows it without reading the table. Binds `quoted_schema`."""
     name = bindparam("quoted_schema", type_=Text) + literal(f".{table.__tablename__}", Text)
     return func.pg_relation_size(func.to_regclass(name), type_=BigInteger)
 
@@ -74,4 +75,3 @@ def of_sample(sessions: Select[*tuple[Any, ...]], percent: int) -> Select[*tuple
 def few_parameters(schema: str, bound: Bound) -> dict[str, Any]:
     """The parameters that `are_few` binds."""
     return {"quoted_schema": quoted(schema), **bound._asdict()}
-
