@@ -10,11 +10,13 @@ import pytest_asyncio
 from sqlalchemy import text
 
 from session_lifecycle import SessionDatabase, SessionListFilters, Viewer, repository
+from session_lifecycle.models import TOTAL_BOUND
 from session_lifecycle.models.session_filters import SESSION_ORDERS
+from session_lifecycle.statements.sessions import listing
 from session_lifecycle.statements.shared import few
 from support.statements import noted
 from support.stored_rows import ask
-from support.ways_of_reading import reading
+from support.ways_of_reading import WAYS, Way, reading
 
 ME = UUID(int=1)
 DATASETS = [UUID(int=100 + number) for number in range(20)]
@@ -161,11 +163,11 @@ async def test_where_nothing_is_rolled_up_more_sessions_are_few(
 ) -> None:
     """The other statement would read as much. It is not so for a page that indexes find."""
     asked = asks(Viewer(ME))
-    reads_all = ["stats", "cost by model"]
+    reads_all, by_index = ["stats", "cost by model"], page(Viewer(ME), status_filter="running", order_by="started_at")
     set_bound(monkeypatch, await pages_of(db, "session_records") - 3, of_a_scope=1)
     for name in reads_all:
         assert await ways(db, asked[name]) == ["few"]
-    assert (await ways(db, asked["of a status"]))[-1] == "many"
+    assert (await ways(db, by_index))[-1] == "many"
     await db.maintenance.roll_up()
     set_bound(monkeypatch, await pages_of(db, "session_records") - 3, of_a_scope=1)
     for name in reads_all:
@@ -239,6 +241,50 @@ async def test_a_page_in_one_pass_has_the_rows_of_all_sessions(session_database:
             with reading("one pass"):
                 assert await walk(db, filters) == expected, question
             assert [len(keys) for keys, _ in expected] == [filters.limit] * 3
+
+
+@pytest.mark.parametrize("rolled_up", [False, True])
+async def test_a_page_far_behind_has_the_rows_of_all_sessions(
+    session_database: SessionDatabase, monkeypatch: pytest.MonkeyPatch, rolled_up: bool
+) -> None:
+    """It is looked for from the nearer end, where many sessions share a moment, and beyond that end."""
+    db, sessions = session_database, 600
+    monkeypatch.setattr(listing, "FAR_OFFSET", 20)
+    async with db.engine.begin() as connection:
+        await connection.execute(text(SEED), {"noon": NOON, "sessions": sessions})
+        await connection.execute(text(DISORDER), {"noon": NOON, "sessions": sessions})
+        await connection.execute(text("UPDATE session_lifecycle.session_records SET last_activity_at = started_at"))
+        shared = "UPDATE session_lifecycle.session_records SET last_activity_at = date_trunc('day', last_activity_at)"
+        await connection.execute(text(shared))
+    if rolled_up:
+        await db.maintenance.roll_up()
+    window = {"since": NOON - 20 * DAY, "until": NOON - 5 * DAY}
+    in_one_scan: list[Way] = ["one scan", "one scan, counted"]
+    for viewer in VIEWERS.values():
+        for question in ({}, {"descending": False}, {"status_filter": "completed"}, {"total": "none"}, window):
+            asked: dict[str, Any] = {"viewer": viewer, "limit": 20, "total": "exact", **question}
+            number = (await db.lifecycle.list_session_rows(SessionListFilters(**{**asked, "total": "exact"}))).total
+            assert number is not None
+            around = (number // 2, number - 31, number - 21, number - 20, number - 1, number, number + 40, 10**12)
+            for offset in {*range(20, number, 37), *(one for one in around if one >= 20)}:
+                filters = SessionListFilters(**asked, offset=offset)
+                with reading("many"):
+                    expected = await walk(db, filters)
+                for way in in_one_scan:
+                    with reading(way):
+                        assert await walk(db, filters) == expected, (question, offset, way)
+
+
+async def test_a_bounded_total_far_behind_stops_at_the_bound(session_database: SessionDatabase) -> None:
+    """The whole number says which end is nearer, and is not told."""
+    db = session_database
+    async with db.engine.begin() as connection:
+        await connection.execute(text(SEED), {"noon": NOON, "sessions": TOTAL_BOUND + 100})
+    filters = SessionListFilters(viewer=Viewer.auditor(), limit=30, offset=TOTAL_BOUND + 80, total="bounded")
+    for way in WAYS:
+        with reading(way):
+            found = await db.lifecycle.list_session_rows(filters)
+        assert (found.total, found.total_is_lower_bound, len(found.sessions)) == (TOTAL_BOUND, True, 20), way
 
 
 async def walk(db: SessionDatabase, filters: SessionListFilters) -> list[tuple[Any, ...]]:

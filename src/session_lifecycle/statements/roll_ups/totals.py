@@ -89,8 +89,7 @@ MODEL_FIGURES = (
 )
 COUNTER_COLUMNS = {"sessions", "events", "unpriced_events", "unmeasured_events", "late_events"}
 LOOKUPS_OF_A_PAGE = 4
-"""The usage of so many sessions is looked up by key in the time in which a page of usage is compared with seen sessions.
-"""
+"""So many sessions have their usage looked up while a page of usage is compared with the seen sessions."""
 NOBODY: ColumnElement[UUID] = literal_column("'00000000-0000-0000-0000-000000000000'::uuid", Uuid)
 """The user or dataset of a bucket whose family has none."""
 MODEL_KEYS = {
@@ -384,8 +383,8 @@ def model_figures_of_all_rows(viewer: ViewerShape, ends: Ends) -> Select[*tuple[
     """The rows of `model_figures`, from the rows of all sessions, rolled up or not. Binds `quoted_schema`."""
     usage = tables.model_usage
     seen = select(tables.sessions.user_id, tables.sessions.session_id)
-    # The ends are subqueries, so that no plan knows them: Postgres would make a new one each time, for a window of which
-    # it expects fewer sessions than of any.
+    # The ends are subqueries, so that no plan knows them. Otherwise Postgres would make a new plan for each window, as
+    # it expects more sessions of a window that it does not know.
     since, until = (None if end is None else select(end).scalar_subquery() for end in window(ends))
     seen = seen.where(visible(viewer), _is_in(tables.sessions, StatusWindow(None, since, until)))
     if not any(ends) and viewer.owner_ids and not viewer.sees_all:
@@ -428,6 +427,7 @@ def _usage_by_model(has_named: ColumnElement[bool], usage: type[tables.model_usa
     Args:
         has_named: Whether the session of a row also has usage of a model named "unknown". Usage without a model is
             reported under this name, too, and a session with both is one session.
+        usage: The rows.
     """
     model = case((usage.model == "", literal(UNKNOWN_MODEL)), else_=usage.model).label("key")
     # Postgres looks for a row with the name only for rows without a model.

@@ -10,17 +10,20 @@ from sqlalchemy import (
     ColumnElement,
     FromClause,
     Select,
+    SelectBase,
     and_,
     bindparam,
     func,
+    literal,
     literal_column,
     null,
     select,
     true,
+    union_all,
 )
 
 from session_lifecycle.models import SessionListFilters
-from session_lifecycle.models.pages import Total
+from session_lifecycle.models.pages import TOTAL_BOUND, Total
 from session_lifecycle.models.session_filters import DEFAULT_SESSION_ORDER
 from session_lifecycle.statements import tables
 from session_lifecycle.statements.roll_ups.session_stats import count_sessions
@@ -115,15 +118,20 @@ def ways_of_few(filters: SessionListFilters) -> Sequence[tuple[Bound, FewWay]]:
     if filters.reads_rows or not (by_activity or of_status):
         # The other statement reads all chosen sessions as well, and twice.
         return [(bound(looked_in, times=64), list_in_one_pass)]
-    if filters.offset >= FAR_OFFSET:
-        return [(bound(looked_in, times=16), list_in_one_pass)]
+    is_far = filters.offset >= FAR_OFFSET
+    if not by_activity or (is_far and filters.cursor is not None):
+        return [(bound(looked_in, times=16 if is_far else 1), list_in_one_pass)]
+    times = 16 if is_far else 8
+    # Without roll-ups, the other statement counts rows as well.
+    counted = (bound(looked_in, times_if_never=times), list_and_count_in_one_scan)
+    in_one_scan = (bound(looked_in, times=times), list_in_one_scan)
+    if is_far:
+        # Where a scan would be too long, a pass is still shorter than the scans of all scopes.
+        return [(bound(0), list_in_one_pass), counted, in_one_scan, (bound(looked_in, times=times), list_in_one_pass)]
     if of_status:
-        return [(bound(looked_in), list_in_one_pass)]
-    in_one_scan = (bound(looked_in, times=8), list_in_one_scan)
+        return [(bound(looked_in), list_in_one_pass), in_one_scan]
     if filters.total == "none":
         return [(bound(0), list_in_one_pass), in_one_scan]
-    # Without roll-ups, the other statement counts rows as well.
-    counted = (bound(looked_in, times_if_never=8), list_and_count_in_one_scan)
     return [(bound(0), list_in_one_pass), counted, in_one_scan]
 
 
@@ -142,10 +150,12 @@ def list_in_one_scan(
 ) -> tuple[KeptStatement, dict[str, Any]]:
     """The rows of `list_sessions` by activity, by a statement for few sessions.
 
-    It goes through everybody's sessions from the latest on, up to the end of the page.
+    It goes through everybody's sessions from the latest on, up to the end of the page. A page far behind is looked for
+    from the nearer end.
     """
     shape, parameters = shape_of(filters, position, abandon_after)
-    return _list_in_one_scan(shape._replace(in_one_scan=True), None, filters.total), parameters
+    is_far = position is None and filters.offset >= FAR_OFFSET
+    return _list_in_one_scan(shape._replace(in_one_scan=True), None, filters.total, is_far=is_far), parameters
 
 
 def list_and_count_in_one_scan(
@@ -155,18 +165,38 @@ def list_and_count_in_one_scan(
     rows, parameters = shape_of_session_filters(filters, abandon_after)
     shape, more = shape_of(filters, position, abandon_after)
     seen = rows._replace(viewer=rows.viewer.looking_at_all())
-    return _list_in_one_scan(shape._replace(in_one_scan=True), seen, filters.total), parameters | more
+    is_far = position is None and filters.offset >= FAR_OFFSET
+    statement = _list_in_one_scan(shape._replace(in_one_scan=True), seen, filters.total, is_far=is_far)
+    return statement, parameters | more
 
 
 @kept
 def _list_in_one_scan(
-    shape: ListingShape, counted_rows: SessionFiltersShape | None, how: Total
+    shape: ListingShape, counted_rows: SessionFiltersShape | None, how: Total, *, is_far: bool
 ) -> Select[*tuple[Any, ...]]:
-    counted = listing_total(shape, how) if counted_rows is None else total(chosen_sessions(counted_rows), how)
+    def counted(how: Total) -> ColumnElement[Any]:
+        return listing_total(shape, how) if counted_rows is None else total(chosen_sessions(counted_rows), how)
+
+    if is_far:
+        number = select(select(counted("exact").label("number")).cte("counted")).scalar_subquery()
+        rows, found = page_from_nearer_end(shape, number), _as_exact_as(how, number)
+    else:
+        rows, found = page_of_sessions(shape), counted(how)
     are_dense = func.count().filter(shape.kinds.in_any(tables.sessions)) * MOST_READ_FOR_ONE >= func.count()
     # Where hardly any session is in the scopes, the scan would go through most of the table for a page.
     is_short = of_sample(select(are_dense).select_from(tables.sessions), LOOKED_AT_PERCENT).scalar_subquery()
-    return beside_total(page_of_sessions(shape), counted).where(are_few(tables.sessions), is_short)
+    return beside_total(rows, found).where(are_few(tables.sessions), is_short)
+
+
+def _as_exact_as(how: Total, number: ColumnElement[int]) -> ColumnElement[Any]:
+    """A total as exact as `how` demands, from the exact one."""
+    match how:
+        case "exact":
+            return number
+        case "bounded":
+            return func.least(number, literal(TOTAL_BOUND + 1, BigInteger), type_=BigInteger)
+        case "none":
+            return null().cast(BigInteger)
 
 
 @kept
@@ -191,11 +221,38 @@ def _list_by_index(shape: ListingShape, how: Total) -> Select[*tuple[Any, ...]]:
 
 def page_of_sessions(shape: ListingShape) -> CTE:
     """A page of sessions whose order an index has, in the columns of `page`."""
-    rows_needed = bindparam("rows_needed", type_=BigInteger)
+    keys = _ordered_keys(shape, bindparam("rows_needed", type_=BigInteger)).limit(ROW_LIMIT).offset(OFFSET)
+    return _of_keys(keys, shape)
+
+
+def page_from_nearer_end(shape: ListingShape, number: ColumnElement[int]) -> CTE:
+    """The page of `page_of_sessions`, which begins at the last session where most come before the page.
+
+    Args:
+        shape: The shape of the listing, without a position.
+        number: The number of sessions on all pages.
+    """
+    # What the pages before leave. All bounds are subqueries, for the reason that `first_keys` gives.
+    left = func.greatest(number - OFFSET, literal(0, BigInteger), type_=BigInteger)
+    is_at_the_end = left < OFFSET
+    first = _ordered_keys(shape, bindparam("rows_needed", type_=BigInteger)).limit(ROW_LIMIT).offset(OFFSET)
+    on_page = func.least(left, ROW_LIMIT, type_=BigInteger)
+    last = _ordered_keys(shape._replace(descending=not shape.descending), left).limit(on_page).offset(left - on_page)
+    ways = ((first, ~is_at_the_end), (last, is_at_the_end))
+    keys = union_all(*(select(keys.subquery()).where(is_it) for keys, is_it in ways))
+    return _of_keys(keys, shape)
+
+
+def _ordered_keys(shape: ListingShape, rows_needed: ColumnElement[int]) -> Select[*tuple[Any, ...]]:
+    """The keys of `first_keys` in the order of the listing."""
     order, keys = ORDERS[shape.order_by], first_keys(shape, rows_needed)
     columns = [column.label(name) for column, name in zip(keys.c, order.labels, strict=True)]
-    ordered = select(*columns).order_by(*order.terms([*keys.c], descending=shape.descending))
-    first = ordered.limit(ROW_LIMIT).offset(OFFSET).subquery("first")
+    return select(*columns).order_by(*order.terms([*keys.c], descending=shape.descending))
+
+
+def _of_keys(keys: SelectBase, shape: ListingShape) -> CTE:
+    """The page of these keys."""
+    first, order = keys.subquery("first"), ORDERS[shape.order_by]
     numbered = place(first, order, descending=shape.descending)
     return _with_records(first, (numbered,), order, shape.abandon_after)
 

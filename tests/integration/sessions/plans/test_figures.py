@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from session_lifecycle import SessionDatabase, Viewer
+from session_lifecycle import SessionDatabase, SessionListFilters, Viewer
 from session_lifecycle.models import EffectiveStatus
 from session_lifecycle.statements.shared import few
 from session_lifecycle.testing import TemplateServer
@@ -118,6 +118,8 @@ async def test_a_statement_for_few_sessions_reads_each_at_most_once(
     # Usage of a model that is named unknown is looked for once.
     with_usage = every + Counter({usage: 2 * SESSIONS})
     with_page = every + Counter({records: of_page + SESSIONS // 4})
+    # Before that, a window is read up to the last key that is worth a lookup.
+    with_keys = with_usage + every
     asks: list[tuple[Ask, Counter[str]]] = [
         (page(viewer=viewer), with_page),
         (page(viewer=viewer, order_by="cost_usd"), with_page),
@@ -127,7 +129,7 @@ async def test_a_statement_for_few_sessions_reads_each_at_most_once(
         (lambda db: db.lifecycle.aggregate_stats(viewer), every),
         (lambda db: db.lifecycle.aggregate_stats(viewer, (), since, until=until), every),
         (lambda db: db.lifecycle.cost_by_model(viewer), with_usage),
-        (lambda db: db.lifecycle.cost_by_model(viewer, (), since, until=until), with_usage),
+        (lambda db: db.lifecycle.cost_by_model(viewer, (), since, until=until), with_keys),
     ]
     for state in (ROLLED_UP, NEVER):
         for ask, most in asks:
@@ -136,6 +138,39 @@ async def test_a_statement_for_few_sessions_reads_each_at_most_once(
             # The rows of a bitmap are counted without the name of their table, too.
             del plan.rows_of[""]
             assert plan.rows_of <= most
+
+
+@pytest.mark.parametrize("mode", [GENERIC, CHOSEN])
+@pytest.mark.parametrize("viewer", [VIEWER, Viewer(ME), Viewer.auditor()], ids=["shared", "own", "auditor"])
+async def test_the_costs_of_a_short_window_read_the_usage_of_its_sessions(
+    urls: dict[str, str], viewer: Viewer, mode: str
+) -> None:
+    """Twice: also for usage of a model that is named unknown. Other tests have longer windows, which read all usage."""
+    since = BEGIN + timedelta(days=40)
+    until = since + timedelta(days=1)
+    for state in (ROLLED_UP, NEVER):
+        async with SessionDatabase.connect(urls[state]) as db:
+            seen = (await db.lifecycle.aggregate_stats(viewer, (), since, until=until)).sessions
+        with reading("one pass"):
+            plan = await plan_of(
+                urls[state], lambda db: db.lifecycle.cost_by_model(viewer, (), since, until=until), mode
+            )
+        assert 0 < plan.rows_of["session_model_usage"] <= 4 * seen < SESSIONS / 10
+        assert plan.rows_of["session_records"] <= SESSIONS
+
+
+@pytest.mark.parametrize("mode", [GENERIC, CHOSEN])
+@pytest.mark.parametrize("viewer", [VIEWER, Viewer(ME), Viewer.auditor()], ids=["shared", "own", "auditor"])
+async def test_a_page_far_behind_is_read_from_the_nearer_end(urls: dict[str, str], viewer: Viewer, mode: str) -> None:
+    async with SessionDatabase.connect(urls[NEVER]) as db:
+        number = (await db.lifecycle.list_session_rows(SessionListFilters(viewer=viewer, total="exact"))).total
+    assert number is not None
+    left = 600
+    for state in (ROLLED_UP, NEVER):
+        with reading("one scan, counted"):
+            plan = await plan_of(urls[state], page(viewer=viewer, offset=number - left), mode)
+        # As for a first page of so many sessions, each in three statuses; and all are counted.
+        assert plan.rows_of["session_records"] + plan.rows_of["rolled_up_sessions"] < SESSIONS + 4 * 3 * left
 
 
 @pytest.mark.parametrize("mode", [GENERIC, CHOSEN])
@@ -177,9 +212,13 @@ async def test_a_statement_for_few_sessions_reads_nothing_where_there_are_many(
         ("one scan, counted", page(total="exact")),
         ("one scan", page(total="exact")),
         ("one scan", page()),
+        ("one scan", page(offset=SESSIONS // 2)),
+        ("one scan, counted", page(offset=SESSIONS // 2)),
+        ("one scan", page(status_filter=EffectiveStatus.COMPLETED)),
         ("one pass", page(order_by="cost_usd")),
         ("one pass", lambda db: db.lifecycle.aggregate_stats(VIEWER)),
         ("one pass", lambda db: db.lifecycle.cost_by_model(VIEWER)),
+        ("one pass", lambda db: db.lifecycle.cost_by_model(VIEWER, (), BEGIN)),
     ]
     for way, ask in asks:
         with reading(way):
