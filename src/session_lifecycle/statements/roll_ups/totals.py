@@ -139,7 +139,7 @@ def session_figures(
         has_agent_name: Whether to count the sessions of the bound `agent_name` only. The roll-ups have no agents, so
             Postgres then reads every session.
     """
-    together = _all_of(ends) if len(windows) > 1 else next(iter(windows.values()))
+    together = StatusWindow(None, *window(ends)) if len(windows) > 1 else next(iter(windows.values()))
     # The sessions that are not rolled up, in one scan; Postgres chooses the shortest way to them. Where no job rolls
     # up, they are the whole table.
     scoped = (kinds.in_any(tables.sessions), of_everybody(tables.sessions))
@@ -163,12 +163,9 @@ def figures_of_all_rows(
     is_seen: ColumnElement[bool], ends: Ends, windows: Mapping[str, StatusWindow]
 ) -> Select[*tuple[Any, ...]]:
     """The row of `session_figures`, from the rows of all sessions, rolled up or not."""
-    sums = _sums_of_rows(tables.sessions, windows, SESSION_FIGURES, is_seen, _is_in(tables.sessions, _all_of(ends)))
+    is_in = _is_in(tables.sessions, StatusWindow(None, *window(ends, are_unknown=True)))
+    sums = _sums_of_rows(tables.sessions, windows, SESSION_FIGURES, is_seen, is_in)
     return _added_up_over(sums, windows, SESSION_FIGURES)
-
-
-def _all_of(ends: Ends) -> StatusWindow:
-    return StatusWindow(None, *window(ends))
 
 
 def _added_up_over(
@@ -383,10 +380,7 @@ def model_figures_of_all_rows(viewer: ViewerShape, ends: Ends) -> Select[*tuple[
     """The rows of `model_figures`, from the rows of all sessions, rolled up or not. Binds `quoted_schema`."""
     usage = tables.model_usage
     seen = select(tables.sessions.user_id, tables.sessions.session_id)
-    # The ends are subqueries, so that no plan knows them. Otherwise Postgres would make a new plan for each window, as
-    # it expects more sessions of a window that it does not know.
-    since, until = (None if end is None else select(end).scalar_subquery() for end in window(ends))
-    seen = seen.where(visible(viewer), _is_in(tables.sessions, StatusWindow(None, since, until)))
+    seen = seen.where(visible(viewer), _is_in(tables.sessions, StatusWindow(None, *window(ends, are_unknown=True))))
     if not any(ends) and viewer.owner_ids and not viewer.sees_all:
         # All that is the viewer's own is seen, and a comparison with keys takes ten times as long.
         of_others = seen.where(~is_one_of(tables.sessions.user_id, viewer.owner_ids))

@@ -35,11 +35,12 @@ from session_lifecycle.models.session_filters import DEFAULT_SESSION_ORDER
 from session_lifecycle.statements import tables
 from session_lifecycle.statements.roll_ups.buckets import begin_of_minute
 from session_lifecycle.statements.sessions.listing_shape import AFTER_EVERY_SESSION_ID, ListingShape
-from session_lifecycle.statements.shared.clock import TIMESTAMPTZ, clock
+from session_lifecycle.statements.shared.clock import clock
 from session_lifecycle.statements.shared.json_rows import Column
 from session_lifecycle.statements.shared.paging import comes_after
 from session_lifecycle.statements.shared.status import activity_bounds, initial, is_waiting, stored_statuses, waits
 from session_lifecycle.statements.shared.visibility import ONE_USER, of_everybody
+from session_lifecycle.statements.shared.window import Ends, window
 
 Table = type[tables.sessions | tables.rolled_up_sessions]
 
@@ -203,10 +204,11 @@ def _filter_conditions(shape: ListingShape, part: _Part) -> list[ColumnElement[b
     conditions: list[ColumnElement[bool]] = []
     if shape.has_agent_name:
         conditions.append(part.table.agent_name == bindparam("agent_name", type_=Text))
-    if shape.has_since:
-        conditions += _active_since(bindparam("since", type_=TIMESTAMPTZ), part)
-    if shape.has_until:
-        conditions += _active_before(bindparam("until", type_=TIMESTAMPTZ), part)
+    since, until = window(Ends(shape.has_since, shape.has_until), are_unknown=shape.in_one_scan)
+    if since is not None:
+        conditions += _active_since(since, part)
+    if until is not None:
+        conditions += _active_before(until, part)
     if part.table is tables.sessions and (wanted := waits(shape.status_filter)) is not None:
         conditions.append(is_waiting() if wanted else ~is_waiting())
     status_since, status_until = activity_bounds(shape.status_filter, shape.abandon_after, clock())

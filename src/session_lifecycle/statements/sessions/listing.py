@@ -36,9 +36,9 @@ from session_lifecycle.statements.sessions.row_filters import (
     conditions_on_rows,
     shape_of_session_filters,
 )
-from session_lifecycle.statements.shared.clock import clock
+from session_lifecycle.statements.shared.clock import TIMESTAMPTZ, clock
 from session_lifecycle.statements.shared.few import Bound, are_few, bound, of_sample
-from session_lifecycle.statements.shared.kept import OFFSET, KeptStatement, kept
+from session_lifecycle.statements.shared.kept import OFFSET, KeptStatement, kept, unknown
 from session_lifecycle.statements.shared.keys import equal_where_given
 from session_lifecycle.statements.shared.paging import (
     ROW_LIMIT,
@@ -71,8 +71,10 @@ MOST_READ_FOR_ONE, LOOKED_AT_PERCENT = 8, 2
 def chosen_sessions(shape: SessionFiltersShape) -> Select[*tuple[Any, ...]]:
     """The visible sessions that the filters choose, as rows of a page. Binds the filters and `as_of`."""
     now, found = clock(), shape.given
+    ends = (found.value(name, TIMESTAMPTZ) for name in Ends._fields)
+    since, until = (unknown(end) if end is not None and shape.viewer.looks_at_all else end for end in ends)
     chosen = select(*record_columns(), effective_status(shape.abandon_after, now).label("effective_status")).where(
-        visible(shape.viewer), *active_within(found.value("since"), found.value("until"))
+        visible(shape.viewer), *active_within(since, until)
     )
     if shape.status is not None:
         chosen = chosen.where(has_status(shape.status, shape.abandon_after, now))
@@ -221,8 +223,12 @@ def _list_by_index(shape: ListingShape, how: Total) -> Select[*tuple[Any, ...]]:
 
 def page_of_sessions(shape: ListingShape) -> CTE:
     """A page of sessions whose order an index has, in the columns of `page`."""
-    keys = _ordered_keys(shape, bindparam("rows_needed", type_=BigInteger)).limit(ROW_LIMIT).offset(OFFSET)
-    return _of_keys(keys, shape)
+    return _of_keys(_first_keys_of_page(shape), shape)
+
+
+def _first_keys_of_page(shape: ListingShape) -> Select[*tuple[Any, ...]]:
+    limit, offset = (unknown(one) if shape.in_one_scan else one for one in (ROW_LIMIT, OFFSET))
+    return _ordered_keys(shape, bindparam("rows_needed", type_=BigInteger)).limit(limit).offset(offset)
 
 
 def page_from_nearer_end(shape: ListingShape, number: ColumnElement[int]) -> CTE:
@@ -235,7 +241,7 @@ def page_from_nearer_end(shape: ListingShape, number: ColumnElement[int]) -> CTE
     # What the pages before leave. All bounds are subqueries, for the reason that `first_keys` gives.
     left = func.greatest(number - OFFSET, literal(0, BigInteger), type_=BigInteger)
     is_at_the_end = left < OFFSET
-    first = _ordered_keys(shape, bindparam("rows_needed", type_=BigInteger)).limit(ROW_LIMIT).offset(OFFSET)
+    first = _first_keys_of_page(shape)
     on_page = func.least(left, ROW_LIMIT, type_=BigInteger)
     last = _ordered_keys(shape._replace(descending=not shape.descending), left).limit(on_page).offset(left - on_page)
     ways = ((first, ~is_at_the_end), (last, is_at_the_end))

@@ -12,7 +12,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, aggregate_order_by
 from sqlalchemy.types import UserDefinedType
 
 from session_lifecycle.statements.shared.few import of_sample
-from session_lifecycle.statements.shared.kept import OFFSET
+from session_lifecycle.statements.shared.kept import OFFSET, unknown
 from session_lifecycle.statements.shared.paging import ROW_LIMIT, Order, PageShape
 
 SAMPLED_PERCENT = 10
@@ -65,5 +65,5 @@ def _bound(chosen: Select[*tuple[Any, ...]], order: Order, of_page: PageShape) -
     """
     positions = chosen.with_only_columns(*order.position(), maintain_column_froms=True)
     ordered = positions.order_by(*order.terms(descending=of_page.descending))
-    last_needed = ordered.offset(OFFSET + ROW_LIMIT - 1).limit(literal_column("1"))
+    last_needed = ordered.offset(unknown(OFFSET + ROW_LIMIT - 1)).limit(literal_column("1"))
     return of_sample(last_needed, SAMPLED_PERCENT).scalar_subquery()

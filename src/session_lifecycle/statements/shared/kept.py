@@ -8,7 +8,7 @@ from functools import lru_cache, partial, wraps
 from typing import Any, NamedTuple, ParamSpec, cast
 from uuid import UUID
 
-from sqlalchemy import BigInteger, ColumnElement, Select, Text, Uuid, bindparam
+from sqlalchemy import BigInteger, ColumnElement, Select, Text, Uuid, bindparam, select
 from sqlalchemy.types import NULLTYPE, TypeEngine
 
 MOST_KEPT = 1000
@@ -40,6 +40,15 @@ LIMIT: ColumnElement[int] = bindparam("limit", type_=BigInteger)
 OFFSET: ColumnElement[int] = bindparam("offset", type_=BigInteger)
 STEPS_LIMIT: ColumnElement[int] = bindparam("steps_limit", type_=BigInteger)
 STEPS_OFFSET: ColumnElement[int] = bindparam("steps_offset", type_=BigInteger)
+
+
+def unknown(value: ColumnElement[Any]) -> ColumnElement[Any]:
+    """The bound value as a subquery, for a statement that reads as much whatever the value is.
+
+    No plan knows the value of a subquery. For a value that it knows, Postgres often expects fewer rows than for any
+    value. Then it does not keep a plan for all values, and makes a new one each time.
+    """
+    return select(value).scalar_subquery()
 
 
 class Given(NamedTuple):

@@ -16,6 +16,7 @@ from sqlalchemy import (
     and_,
     any_,
     bindparam,
+    cast,
     false,
     func,
     literal,
@@ -30,6 +31,7 @@ from sqlalchemy.types import Uuid
 from session_lifecycle.models import Viewer
 from session_lifecycle.statements import tables
 from session_lifecycle.statements.shared.json_rows import Column
+from session_lifecycle.statements.shared.kept import unknown
 
 MOST_IDS_COMPARED, MOST_IDS_IN_ARRAY = 24, 1000
 """The most ids that a row is compared with one after another, where every row is looked at and where an index finds the
@@ -48,6 +50,8 @@ class BoundIds(NamedTuple):
     name: str
     like_count: int
     """A number of ids for which the text is the same: `_like_count` of how many there are."""
+    are_unknown: bool
+    """Whether they should be `unknown` values."""
 
 
 class ViewerShape(NamedTuple):
@@ -72,12 +76,12 @@ class ViewerShape(NamedTuple):
     @property
     def owner_ids(self) -> BoundIds | tuple[()]:
         """The bound `owners`."""
-        return BoundIds("owners", self.owners) if self.owners else ()
+        return BoundIds("owners", self.owners, self.looks_at_all) if self.owners else ()
 
     @property
     def permitted_dataset_ids(self) -> BoundIds | tuple[()]:
         """The bound `permitted` datasets."""
-        return BoundIds("permitted", self.permitted) if self.permitted else ()
+        return BoundIds("permitted", self.permitted, self.looks_at_all) if self.permitted else ()
 
     def looking_at_all(self) -> "ViewerShape":
         """The shape for a condition on every session. Postgres hashes the ids where that is the shorter way."""
@@ -223,14 +227,21 @@ def _like_count(ids: Sequence[UUID]) -> int:
 
 def array_of(ids: Sequence[UUID] | BoundIds) -> ColumnElement[Any]:
     """The ids as one bound array."""
-    return _ids(ids.name) if isinstance(ids, BoundIds) else literal(list(ids), ARRAY(Uuid))
+    if not isinstance(ids, BoundIds):
+        return literal(list(ids), ARRAY(Uuid))
+    array = _ids(ids.name)
+    # Without the cast, ANY would compare with the rows of the subquery.
+    return cast(unknown(array), ARRAY(Uuid)) if ids.are_unknown else array
 
 
 def is_one_of(column: Column, ids: Sequence[UUID] | BoundIds) -> ColumnElement[bool]:
     """Whether the column is one of these ids, bound as one parameter: a statement takes at most 32,767 parameters."""
     how_many = ids.like_count if isinstance(ids, BoundIds) else len(ids)
     if how_many == 1:
-        return column == (bindparam(f"first_of_{ids.name}", type_=Uuid) if isinstance(ids, BoundIds) else ids[0])
+        if not isinstance(ids, BoundIds):
+            return column == ids[0]
+        first: ColumnElement[UUID] = bindparam(f"first_of_{ids.name}", type_=Uuid)
+        return column == (unknown(first) if ids.are_unknown else first)
     array = array_of(ids)
     if how_many <= MOST_IDS_IN_ARRAY:
         return column == any_(array)

@@ -9,6 +9,7 @@ from sqlalchemy.orm import InstrumentedAttribute
 from session_lifecycle.models import SessionStatus
 from session_lifecycle.statements import tables
 from session_lifecycle.statements.shared.clock import TIMESTAMPTZ, Moment
+from session_lifecycle.statements.shared.kept import unknown
 
 Bound = datetime | Moment
 """An end of a window: its time, or the expression that binds it."""
@@ -39,9 +40,10 @@ def ends_of(since: datetime | None, until: datetime | None) -> Ends:
     return Ends(since is not None, until is not None)
 
 
-def window(ends: Ends) -> tuple[Moment | None, Moment | None]:
-    """The bound `since` and `until`, where they are given."""
-    since, until = bindparam("since", type_=TIMESTAMPTZ), bindparam("until", type_=TIMESTAMPTZ)
+def window(ends: Ends, *, are_unknown: bool = False) -> tuple[Moment | None, Moment | None]:
+    """The bound `since` and `until`, where they are given; as `unknown` values where they should be."""
+    bound: list[Moment] = [bindparam(name, type_=TIMESTAMPTZ) for name in Ends._fields]
+    since, until = map(unknown, bound) if are_unknown else bound
     return since if ends.since else None, until if ends.until else None
 
 

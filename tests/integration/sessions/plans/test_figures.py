@@ -2,6 +2,7 @@
 
 from collections import Counter
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from session_lifecycle.testing import TemplateServer
 from support.plans import (
     BEGIN,
     CHOSEN,
+    EXECUTIONS,
     GENERIC,
     LIMIT,
     ME,
@@ -30,7 +32,7 @@ from support.plans import (
     seeded,
 )
 from support.statements import noted
-from support.ways_of_reading import Way, reading
+from support.ways_of_reading import WAYS, Way, reading
 
 
 @pytest.mark.parametrize("viewer", [VIEWER, Viewer(ME), Viewer.auditor()], ids=["shared", "own", "auditor"])
@@ -200,6 +202,48 @@ async def test_one_scan_is_for_viewers_who_see_much(urls: dict[str, str], state:
             with reading("one scan"):
                 await page(viewer=viewer, total=total)(db)
         assert ("pg_relation_size" in sent[-1][0]) is is_one_scan
+
+
+@pytest.mark.parametrize("state", [ROLLED_UP, NEVER])
+@pytest.mark.parametrize("viewer", [VIEWER, Viewer(ME), Viewer.auditor()], ids=["shared", "own", "auditor"])
+async def test_postgres_keeps_the_plan_of_a_statement_for_few_sessions(
+    urls: dict[str, str], viewer: Viewer, state: str
+) -> None:
+    """To plan it takes as long as to run it. With a plan that knew more values, it would seem shorter each time."""
+    since, until = BEGIN + timedelta(days=200), BEGIN + timedelta(days=220)
+    windows: list[dict[str, Any]] = [{}, {"since": since}, {"until": until}, {"since": since, "until": until}]
+    totals: list[dict[str, Any]] = [{"total": "exact"}, {"total": "none"}]
+    questions = [*windows, {"order_by": "cost_usd"}, {"status_filter": "abandoned"}, {"offset": SESSIONS * 9 // 10}]
+
+    async def stats(db: SessionDatabase, window: dict[str, Any]) -> object:
+        return await db.lifecycle.aggregate_stats(viewer, (), **window)
+
+    async def costs(db: SessionDatabase, window: dict[str, Any]) -> object:
+        return await db.lifecycle.cost_by_model(viewer, (), **window)
+
+    asks: list[tuple[Way, Ask]] = [
+        (way, page(viewer=viewer, **question, **total))
+        for way in WAYS
+        for question in questions
+        for total in totals
+        # Without roll-ups, one scan counts rows.
+        if way != "many" and (way, state, total["total"]) != ("one scan", NEVER, "exact")
+    ]
+    for window in windows:
+        asks += [("one pass", partial(stats, window=window)), ("one pass", partial(costs, window=window))]
+    async with SessionDatabase.connect(urls[state]) as db, db.engine.connect() as borrowed:
+        driver = (await borrowed.get_raw_connection()).driver_connection
+        assert driver is not None
+        for way, ask in asks:
+            with reading(way):
+                async with noted(db) as sent:
+                    await ask(db)
+            statement, values = sent[-1]
+            prepared = await driver.prepare(statement)
+            for _ in range(EXECUTIONS):
+                await prepared.fetch(*values)
+            kept = "SELECT max(generic_plans) FROM pg_prepared_statements WHERE statement = $1"
+            assert await driver.fetchval(kept, statement) == 1, (way, statement)
 
 
 @pytest.mark.parametrize("mode", [GENERIC, CHOSEN])
