@@ -1,11 +1,10 @@
 """The types of fields with their limits (rule R19), and `Value`, the base class of the values in and out."""
 
 import string
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import MAXYEAR, MINYEAR, UTC, datetime
 from decimal import Context, Decimal, Inexact, InvalidOperation
 from enum import StrEnum
-from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 from uuid import UUID
 
@@ -245,17 +244,6 @@ TokenDetails = Annotated[dict[Key, Tokens], Field(max_length=64)]
 _set = object.__setattr__  # a value is frozen
 
 
-@cache
-def _defaults(model: "type[Value]") -> dict[str, Any]:
-    """The default of each field in the order of the fields. It is `PydanticUndefined` for a field without one."""
-    return {name: field.default for name, field in model.model_fields.items()}
-
-
-@cache
-def _names(model: "type[Value]") -> set[str]:
-    return set(model.model_fields)
-
-
 # In the `__dict__` of a value whose fields were never checked. It is no field: Pydantic neither compares nor dumps it.
 _UNCHECKED = "_is_unchecked"
 
@@ -282,25 +270,31 @@ class Value(BaseModel):
 
     @classmethod
     def row_defaults(cls) -> dict[str, Any]:
-        """The default of each field, in the order of the fields. It is no value for a field that has none."""
-        return _defaults(cls).copy()
+        """The default of each field, in the order of the fields; `PydanticUndefined` for a field that has none."""
+        return {name: field.default for name, field in cls.model_fields.items()}
 
     @classmethod
-    def of_row(cls, fields: dict[str, Any]) -> Self:
-        """The value of a row that Postgres returned. Nothing is checked, as half the time of a page went into checks.
+    def maker_of_rows(cls) -> Callable[[dict[str, Any]], Self]:
+        """A function that makes a value of a row that Postgres returned.
 
-        Args:
-            fields: Every field in exactly its type: `row_defaults` with what the row has. The tables hold no other
-                values. JSON has the fields in this order. The dictionary becomes a part of the value.
+        Nothing is checked, as half the time of a page went into checks. The function takes every field in exactly its
+        type: a copy of `row_defaults` with what the row has. The tables hold no other values. JSON has the fields in
+        this order. The dictionary becomes a part of the value.
         """
-        made = cls.__new__(cls)
-        # The four slots of a model. All values share one set of names, which takes more memory than all fields: nothing
-        # changes the set of a frozen value, and a copy of the value has a copy of the set.
-        _set(made, "__dict__", fields)
-        _set(made, "__pydantic_fields_set__", _names(cls))
-        _set(made, "__pydantic_extra__", None)
-        _set(made, "__pydantic_private__", None)
-        return made
+        # All values share one set of names, which takes more memory than all fields: nothing changes the set of a
+        # frozen value, and a copy of the value has a copy of the set.
+        new, names = cls.__new__, set(cls.model_fields)
+
+        def make(fields: dict[str, Any]) -> Any:
+            made = new(cls)
+            # The four slots of a model.
+            _set(made, "__dict__", fields)
+            _set(made, "__pydantic_fields_set__", names)
+            _set(made, "__pydantic_extra__", None)
+            _set(made, "__pydantic_private__", None)
+            return made
+
+        return make
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """As Pydantic's, which does not look at the new values: a call that takes the value looks at them then."""

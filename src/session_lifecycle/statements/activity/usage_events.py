@@ -57,6 +57,7 @@ USE_ORDER = Order(
 """By the time of use; what was used at one moment by the time of recording, and then by the key."""
 
 _FIELDS = fields_of(tables.usage_events, LedgerEvent)
+_DEFAULTS, _make_event = LedgerEvent.row_defaults(), LedgerEvent.maker_of_rows()
 # As text, because a host's engine reads JSON as it likes.
 _AS_TEXT = {"unit_prices", "details"}
 
@@ -134,9 +135,9 @@ def _list_usage_events(viewer: ViewerShape, given: Given, of_page: PageShape) ->
 def event_of(row: Any) -> LedgerEvent:
     """The event from a row of `list_usage_events`."""
     # By place, which takes half the time of looking up each column by its name.
-    fields = LedgerEvent.row_defaults()
+    fields = _DEFAULTS.copy()
     fields.update(zip(_FIELDS, row, strict=False))
     for name in _AS_TEXT:
         fields[name] = read_json(fields[name])
     fields.update(parsed(row.parts, RARE_CLASSES))
-    return LedgerEvent.of_row(fields)
+    return _make_event(fields)

@@ -53,6 +53,8 @@ _STATUSES = {status.value: status for status in SessionStatus}
 _EFFECTIVE_STATUSES = {status.value: status for status in EffectiveStatus}
 _FIELD_COLUMNS = tuple(name for name in SessionRecord.model_fields if name not in _FURTHER_FIELDS)
 _RECORD_COLUMNS = (*_FIELD_COLUMNS, FURTHER_TOTALS)
+_DEFAULTS, _make_record = SessionRecord.row_defaults(), SessionRecord.maker_of_rows()
+_make_row = SessionRowWithStatus.maker_of_rows()
 _STATUS, _METADATA, _TAGS, _FURTHER = map(_RECORD_COLUMNS.index, ("status", "metadata", "tags", FURTHER_TOTALS))
 
 
@@ -69,19 +71,19 @@ def record_columns(columns: Columns = tables.sessions.__table__.columns) -> list
 def record_of(row: Any) -> SessionRecord:
     """The record from a row whose first columns are those of `record_columns`."""
     # By place, as most of a page's time went into looking up one column after another by its name.
-    fields = SessionRecord.row_defaults()
+    fields = _DEFAULTS.copy()
     fields.update(zip(_FIELD_COLUMNS, row, strict=False))
     fields["status"] = _STATUSES[row[_STATUS]]
     fields["metadata"] = read_json(row[_METADATA]) or {}
     fields["tags"] = read_json(row[_TAGS]) or {}
-    fields.update(parsed(row[_FURTHER], _FURTHER_FIELDS))
-    return SessionRecord.of_row(fields)
+    if row[_FURTHER] is not None:
+        fields.update(parsed(row[_FURTHER], _FURTHER_FIELDS))
+    return _make_record(fields)
 
 
 def row_of(row: Any) -> SessionRowWithStatus:
     """The record and its effective status, from a row as `record_of` takes it with a column `effective_status`."""
-    effective_status = _EFFECTIVE_STATUSES[row.effective_status]
-    return SessionRowWithStatus.of_row({"record": record_of(row), "effective_status": effective_status})
+    return _make_row({"record": record_of(row), "effective_status": _EFFECTIVE_STATUSES[row.effective_status]})
 
 
 def belongs_to_record(table: type[tables.runs | tables.messages], sessions: FromClause) -> ColumnElement[bool]:
