@@ -21,7 +21,8 @@ from sqlalchemy import (
 
 from session_lifecycle.models.sessions import CODING_AGENTS
 from session_lifecycle.statements import tables
-from session_lifecycle.statements.roll_ups.totals import MODEL_FIGURES, model_figures, model_figures_of_all_rows
+from session_lifecycle.statements.reports.few_costs import model_figures_of_few
+from session_lifecycle.statements.roll_ups.totals import MODEL_FIGURES, model_figures
 from session_lifecycle.statements.shared.few import are_few
 from session_lifecycle.statements.shared.further_totals import FURTHER_TOTALS, as_text
 from session_lifecycle.statements.shared.kept import LIMIT, kept
@@ -46,7 +47,7 @@ def few_costs_by_model(viewer: ViewerShape, ends: Ends) -> Select[*tuple[Any, ..
 
     Binds the ends that are given, `row_limit`, and the parameters of the viewer and of `are_few`.
     """
-    figures = model_figures_of_all_rows(viewer.looking_at_all(), ends).subquery("figures")
+    figures = model_figures_of_few(viewer.looking_at_all(), ends).subquery("figures")
     row = select(literal(1, Integer)).subquery("row")
     rows = select(*_cost_columns(figures)).select_from(row.outerjoin(figures, true()))
     return _most_expensive(figures, rows.where(are_few(tables.sessions, tables.model_usage)))

@@ -37,7 +37,6 @@ from sqlalchemy import (
     or_,
     select,
     true,
-    tuple_,
     union_all,
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
@@ -48,7 +47,6 @@ from session_lifecycle.models import EffectiveStatus, SessionStatus
 from session_lifecycle.statements import tables
 from session_lifecycle.statements.roll_ups.buckets import LONGEST, begin_of_minute, cover_window
 from session_lifecycle.statements.shared.durations import lasted_us, sum_of_lasted_us
-from session_lifecycle.statements.shared.few import PAGE_BYTES, size_bytes
 from session_lifecycle.statements.shared.further_totals import FURTHER_TOTALS, summed
 from session_lifecycle.statements.shared.keys import same_session
 from session_lifecycle.statements.shared.ledger import UNKNOWN_MODEL
@@ -56,10 +54,7 @@ from session_lifecycle.statements.shared.status import initial, is_waiting
 from session_lifecycle.statements.shared.visibility import (
     ONE_USER,
     ScopeKinds,
-    ViewerShape,
-    is_one_of,
     of_everybody,
-    visible,
 )
 from session_lifecycle.statements.shared.window import Ends, StatusWindow, window
 
@@ -88,8 +83,6 @@ MODEL_FIGURES = (
     FURTHER_TOTALS,
 )
 COUNTER_COLUMNS = {"sessions", "events", "unpriced_events", "unmeasured_events", "late_events"}
-LOOKUPS_OF_A_PAGE = 4
-"""So many sessions have their usage looked up while a page of usage is compared with the seen sessions."""
 NOBODY: ColumnElement[UUID] = literal_column("'00000000-0000-0000-0000-000000000000'::uuid", Uuid)
 """The user or dataset of a bucket whose family has none."""
 MODEL_KEYS = {
@@ -105,8 +98,6 @@ MODEL_KEYS = {
     FURTHER_TOTALS: "f",
 }
 """The names of the usage by model in a row of `rolled_up_sessions`, which are short: each session has such a row."""
-
-_KEY = tuple_(tables.model_usage.user_id, tables.model_usage.session_id)
 
 TimeColumn = InstrumentedAttribute[Any]
 StatusTable = type[tables.sessions | tables.rolled_up_sessions | tables.roll_ups | tables.roll_up_changes]
@@ -163,8 +154,8 @@ def figures_of_all_rows(
     is_seen: ColumnElement[bool], ends: Ends, windows: Mapping[str, StatusWindow]
 ) -> Select[*tuple[Any, ...]]:
     """The row of `session_figures`, from the rows of all sessions, rolled up or not."""
-    is_in = _is_in(tables.sessions, StatusWindow(None, *window(ends, are_unknown=True)))
-    sums = _sums_of_rows(tables.sessions, windows, SESSION_FIGURES, is_seen, is_in)
+    together = StatusWindow(None, *window(ends, are_unknown=True))
+    sums = _sums_of_rows(tables.sessions, windows, SESSION_FIGURES, is_seen, is_in(tables.sessions, together))
     return _added_up_over(sums, windows, SESSION_FIGURES)
 
 
@@ -193,7 +184,7 @@ def _sums_of_rows(
     names: Sequence[str],
     *chosen: ColumnElement[bool],
 ) -> Select[*tuple[Any, ...]]:
-    counts = {label: func.count().filter(_is_in(table, one)) for label, one in windows.items()}
+    counts = {label: func.count().filter(is_in(table, one)) for label, one in windows.items()}
     sums = counts | _sums_of_sessions(table, names)
     if FURTHER_TOTALS in sums:
         # Postgres runs this only where a session has any. Parallel workers cannot share an aggregate of arrays.
@@ -367,55 +358,16 @@ def model_figures(kinds: ScopeKinds, status_window: StatusWindow) -> Select[*tup
     of_session = same_session(tables.sessions, tables.model_usage)
     live = (kinds.in_any(tables.sessions), *in_window(tables.sessions, status_window))
     named = aliased(tables.model_usage, name="named")
-    has_named = exists().where(same_session(named, tables.model_usage), *_is_unknown(named))
+    has_named = exists().where(same_session(named, tables.model_usage), *is_unknown_model(named))
     used = (
-        _usage_by_model(has_named, tables.model_usage)
+        usage_by_model(has_named, tables.model_usage)
         .join_from(tables.sessions, tables.model_usage, of_session)
         .where(*live)
     )
-    return _by_name([*parts, used])
+    return by_name([*parts, used])
 
 
-def model_figures_of_all_rows(viewer: ViewerShape, ends: Ends) -> Select[*tuple[Any, ...]]:
-    """The rows of `model_figures`, from the rows of all sessions, rolled up or not. Binds `quoted_schema`."""
-    usage = tables.model_usage
-    seen = select(tables.sessions.user_id, tables.sessions.session_id)
-    seen = seen.where(visible(viewer), _is_in(tables.sessions, StatusWindow(None, *window(ends, are_unknown=True))))
-    if not any(ends) and viewer.owner_ids and not viewer.sees_all:
-        # All that is the viewer's own is seen, and a comparison with keys takes ten times as long.
-        of_others = seen.where(~is_one_of(tables.sessions.user_id, viewer.owner_ids))
-        is_own = is_one_of(usage.user_id, viewer.owner_ids)
-        return _by_name([_usage_of_all(or_(is_own, _KEY.in_(of_others)) if viewer.permitted_dataset_ids else is_own)])
-    # Postgres would make a join of the condition alone. It expects few rows of that join, and would sort them.
-    if not any(ends):
-        return _by_name([_usage_of_all(false().op("OR")(_KEY.in_(seen)))])
-    # A window may have all sessions or hardly any. So many keys are read first as are worth a lookup each.
-    most = size_bytes(usage) / literal(PAGE_BYTES // LOOKUPS_OF_A_PAGE, BigInteger)
-    keys = seen.limit(most + literal(1, BigInteger)).cte("seen")
-    are_few = select(select(func.count() <= most).select_from(keys).cte("judged")).scalar_subquery()
-    of_many = _usage_of_all(false().op("OR")(_KEY.in_(seen)))
-    return _by_name([_usage_of_each(keys).where(are_few), of_many.where(~are_few)])
-
-
-def _usage_of_each(keys: CTE) -> Select[*tuple[Any, ...]]:
-    """The sums of `_usage_by_model` over the usage of these sessions, which is looked up for one after another."""
-    # OFFSET 0 makes Postgres do so. It expects many keys, and would read all usage.
-    one_by_one: ColumnElement[int] = literal_column("0")
-    table = tables.model_usage
-    looked_up = select(*table.__table__.columns).where(same_session(table, keys.c)).offset(one_by_one).lateral("used")
-    usage, named = aliased(table, looked_up), aliased(table, name="named")
-    has_named = exists(select(named.user_id).where(same_session(named, usage), *_is_unknown(named)).offset(one_by_one))
-    return _usage_by_model(has_named, usage).select_from(keys.join(looked_up, true()))
-
-
-def _usage_of_all(chosen: ColumnElement[bool]) -> Select[*tuple[Any, ...]]:
-    """The sums of `_usage_by_model` over the chosen usage, for which all usage is read."""
-    named = aliased(tables.model_usage, name="named")
-    has_named = _KEY.in_(select(named.user_id, named.session_id).where(*_is_unknown(named)))
-    return _usage_by_model(has_named, tables.model_usage).where(chosen)
-
-
-def _usage_by_model(has_named: ColumnElement[bool], usage: type[tables.model_usage]) -> Select[*tuple[Any, ...]]:
+def usage_by_model(has_named: ColumnElement[bool], usage: type[tables.model_usage]) -> Select[*tuple[Any, ...]]:
     """The sums of `model_usage` by model, as a statement that says of which sessions is still to be made of.
 
     Args:
@@ -430,11 +382,13 @@ def _usage_by_model(has_named: ColumnElement[bool], usage: type[tables.model_usa
     return select(model, sessions, *sums_of_model).where(_has_any(usage)).group_by(model)
 
 
-def _is_unknown(usage: type[tables.model_usage]) -> Sequence[ColumnElement[bool]]:
+def is_unknown_model(usage: type[tables.model_usage]) -> Sequence[ColumnElement[bool]]:
+    """Conditions on usage of a model that is named "unknown"."""
     return usage.model_key == literal(UNKNOWN_MODEL), _has_any(usage)
 
 
-def _by_name(parts: Sequence[Select[*tuple[Any, ...]]]) -> Select[*tuple[Any, ...]]:
+def by_name(parts: Sequence[Select[*tuple[Any, ...]]]) -> Select[*tuple[Any, ...]]:
+    """The rows of `model_figures`, from such rows of which several may have one name."""
     # Names that differ in case only are one model. It is shown in one of the spellings that sessions have: a bucket
     # stays with zeros after all of its sessions were taken out of the roll-ups.
     spelt = _added_up(parts, MODEL_FIGURES).subquery("spelt")
@@ -662,7 +616,7 @@ def in_window(
     table: type[tables.sessions | tables.rolled_up_sessions], status_window: StatusWindow
 ) -> list[ColumnElement[bool]]:
     """Conditions on the sessions of a status window: on the rolled-up ones, or on those that are not rolled up."""
-    exactly, since, until = _is_in(table, status_window), status_window.since, status_window.until
+    exactly, since, until = is_in(table, status_window), status_window.since, status_window.until
     if table is tables.rolled_up_sessions:
         return [exactly]
     # The indexes have the minute in place of the exact moment. The exact condition implies the conditions on the
@@ -675,9 +629,8 @@ def in_window(
     ]
 
 
-def _is_in(
-    table: type[tables.sessions | tables.rolled_up_sessions], status_window: StatusWindow
-) -> ColumnElement[bool]:
+def is_in(table: type[tables.sessions | tables.rolled_up_sessions], status_window: StatusWindow) -> ColumnElement[bool]:
+    """Whether a session is in the status window, rolled up or not."""
     since, until = status_window.since, status_window.until
     is_any = status_window.status is None and since is None and until is None
     conditions = [

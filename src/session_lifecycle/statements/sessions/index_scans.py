@@ -72,7 +72,7 @@ class _Part(NamedTuple):
         return self.table.user_id, self.table.session_id
 
 
-def first_keys(shape: ListingShape, rows_needed: ColumnElement[int]) -> Subquery:
+def first_keys(shape: ListingShape, rows_needed: ColumnElement[int], *further: str) -> Subquery:
     """Keys of sessions as `value, user_id, session_id`: each session once, in no order.
 
     The first `rows_needed` sessions of the listing are among them, or all sessions where there are fewer.
@@ -80,15 +80,14 @@ def first_keys(shape: ListingShape, rows_needed: ColumnElement[int]) -> Subquery
     Args:
         shape: The shape of the listing.
         rows_needed: How many of the first sessions the result must hold.
+        further: The names of further columns of a session.
     """
     # The limit is a subquery, so that the planner does not know the number. It then expects a limit below the number of
     # sessions in a scope, and walks the index in its order. If it knew the number, it would sort every scope of which
     # it expects no more sessions than that.
     limit = select(rows_needed).scalar_subquery()
-    scans = [_index_scan(shape, kind, part, limit) for kind in _scope_kinds(shape) for part in _parts(shape)]
-    no_rows = select(
-        getattr(tables.sessions, shape.order_by).label("value"), tables.sessions.user_id, tables.sessions.session_id
-    ).where(false())
+    scans = [_index_scan(shape, kind, part, limit, further) for kind in _scope_kinds(shape) for part in _parts(shape)]
+    no_rows = select(*_columns(tables.sessions, shape, further)).where(false())
     return union_all(*(scans or [no_rows])).subquery("first_keys")
 
 
@@ -101,10 +100,15 @@ def bounded_count(shape: ListingShape) -> ColumnElement[int]:
     return select(func.count()).select_from(counted).scalar_subquery()
 
 
+def _columns(table: Table, shape: ListingShape, further: Sequence[str]) -> list[ColumnElement[Any]]:
+    value = getattr(table, shape.order_by).label("value")
+    return [value, *(getattr(table, name) for name in ("user_id", "session_id", *further))]
+
+
 def _index_scan(
-    shape: ListingShape, kind: _ScopeKind, part: _Part, limit: ColumnElement[int]
+    shape: ListingShape, kind: _ScopeKind, part: _Part, limit: ColumnElement[int], further: Sequence[str]
 ) -> Select[*tuple[Any, ...]]:
-    table, value = part.table, getattr(part.table, shape.order_by)
+    table = part.table
     is_rolled_up = table is tables.rolled_up_sessions
     stored = literal([one.value[0] if is_rolled_up else one.value for one in part.statuses], ARRAY(Text))
     # An index has the sessions of one status in their order. Where they are sorted anyway, one scan reads all statuses.
@@ -112,7 +116,7 @@ def _index_scan(
     conditions = [
         *([] if is_rolled_up else [~tables.sessions.rolled_up]),
         *([] if kind.equal else [of_everybody(table)]),
-        *([shape.kinds.in_any(table)] if shape.in_one_scan else []),
+        *([shape.kinds.in_any(table)] if shape.in_one_scan and not shape.kinds.everybody else []),
         *(getattr(table, name) == scope_value for name, scope_value in kind.equal),
         (initial(table.status) if is_rolled_up else table.status)
         == (any_(stored) if status is None else status.c.status),
@@ -120,7 +124,7 @@ def _index_scan(
         *(_after_position(shape, kind, part) if shape.has_position else []),
     ]
     scopes = kind.each if status is None else (*kind.each, status)
-    sessions = select(value.label("value"), *part.key).where(*conditions).correlate(*scopes)
+    sessions = select(*_columns(table, shape, further)).where(*conditions).correlate(*scopes)
     first = _first(sessions, shape, part, limit).lateral("first")
     keys = select(*first.c).select_from(reduce(lambda left, right: left.join(right, true()), (*scopes, first)))
     if kind.without_users:

@@ -32,6 +32,7 @@ from session_lifecycle.models import Viewer
 from session_lifecycle.statements import tables
 from session_lifecycle.statements.shared.json_rows import Column
 from session_lifecycle.statements.shared.kept import unknown
+from session_lifecycle.statements.shared.keys import Columns
 
 MOST_IDS_COMPARED, MOST_IDS_IN_ARRAY = 24, 1000
 """The most ids that a row is compared with one after another, where every row is looked at and where an index finds the
@@ -197,7 +198,7 @@ def scopes(viewer: Viewer, owner_id: UUID | None = None, dataset_id: UUID | None
     return Scopes(everybody=True) if viewer.sees_all else Scopes(viewer.owner_ids, viewer.permitted_dataset_ids)
 
 
-def of_everybody(table: type[tables.sessions | tables.rolled_up_sessions]) -> ColumnElement[bool]:
+def of_everybody(table: type[tables.sessions | tables.rolled_up_sessions] | Columns) -> ColumnElement[bool]:
     """A condition that holds for every session.
 
     The indexes on everybody's sessions are partial and have this condition. Postgres only plans with a partial index
@@ -234,7 +235,7 @@ def array_of(ids: Sequence[UUID] | BoundIds) -> ColumnElement[Any]:
     return cast(unknown(array), ARRAY(Uuid)) if ids.are_unknown else array
 
 
-def is_one_of(column: Column, ids: Sequence[UUID] | BoundIds) -> ColumnElement[bool]:
+def is_one_of(column: Column | ColumnElement[Any], ids: Sequence[UUID] | BoundIds) -> ColumnElement[bool]:
     """Whether the column is one of these ids, bound as one parameter: a statement takes at most 32,767 parameters."""
     how_many = ids.like_count if isinstance(ids, BoundIds) else len(ids)
     if how_many == 1:
@@ -249,18 +250,18 @@ def is_one_of(column: Column, ids: Sequence[UUID] | BoundIds) -> ColumnElement[b
     return column.in_(select(func.unnest(array).column_valued("id")))
 
 
-def visible(viewer: AnyViewer) -> ColumnElement[bool]:
+def visible(viewer: AnyViewer, session: type[tables.sessions] | Columns = tables.sessions) -> ColumnElement[bool]:
     """Whether the viewer sees a session: the viewer or one of their agents owns it, or its dataset is permitted."""
     if viewer.sees_all:
         return true()
     ways: list[ColumnElement[bool]] = []
     if viewer.owner_ids:
-        own = is_one_of(tables.sessions.user_id, viewer.owner_ids)
+        own = is_one_of(session.user_id, viewer.owner_ids)
         looks_at_all = isinstance(viewer, ViewerShape) and viewer.looks_at_all
         # The extra condition lets Postgres plan with the partial index on a user's activity.
-        ways.append(own if looks_at_all else and_(own, of_everybody(tables.sessions)))
+        ways.append(own if looks_at_all else and_(own, of_everybody(session)))
     if viewer.permitted_dataset_ids:
-        ways.append(is_one_of(tables.sessions.dataset_id, viewer.permitted_dataset_ids))
+        ways.append(is_one_of(session.dataset_id, viewer.permitted_dataset_ids))
     return or_(*ways) if ways else false()
 
 

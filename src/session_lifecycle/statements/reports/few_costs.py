@@ -1,0 +1,96 @@
+"""Cost by model of few sessions, from the rows of all, rolled up or not."""
+
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Select,
+    exists,
+    false,
+    func,
+    literal,
+    literal_column,
+    or_,
+    select,
+    true,
+    tuple_,
+)
+from sqlalchemy.orm import aliased
+
+from session_lifecycle.models.session_filters import DEFAULT_SESSION_ORDER
+from session_lifecycle.statements import tables
+from session_lifecycle.statements.roll_ups.totals import by_name, is_in, is_unknown_model, usage_by_model
+from session_lifecycle.statements.sessions.index_scans import first_keys
+from session_lifecycle.statements.sessions.listing_shape import ListingShape
+from session_lifecycle.statements.shared.few import PAGE_BYTES, size_bytes
+from session_lifecycle.statements.shared.keys import same_session
+from session_lifecycle.statements.shared.visibility import ScopeKinds, ViewerShape, is_one_of, visible
+from session_lifecycle.statements.shared.window import Ends, StatusWindow, window
+
+LOOKUPS_OF_A_PAGE = 4
+"""So many sessions have their usage looked up while a page of usage is compared with the seen sessions."""
+_KEY = tuple_(tables.model_usage.user_id, tables.model_usage.session_id)
+
+
+def model_figures_of_few(viewer: ViewerShape, ends: Ends) -> Select[*tuple[Any, ...]]:
+    """The rows of `model_figures`, by reading all usage; for a short window, by looking up that of its sessions.
+
+    Binds `quoted_schema`.
+    """
+    seen = select(tables.sessions.user_id, tables.sessions.session_id)
+    seen = seen.where(visible(viewer), is_in(tables.sessions, StatusWindow(None, *window(ends, are_unknown=True))))
+    if any(ends):
+        most = size_bytes(tables.model_usage) // literal(PAGE_BYTES // LOOKUPS_OF_A_PAGE, BigInteger)
+        one_more = most + literal(1, BigInteger)
+        active = select(first_keys(_everybody(ends), one_more, "dataset_id")).limit(one_more).cte("active")
+        are_few = select(select(func.count() <= most).select_from(active).cte("judged")).scalar_subquery()
+        of_each = _usage_of_each(select(active.c.user_id, active.c.session_id).where(visible(viewer, active.c)))
+        return by_name([of_each.where(are_few), _usage_of_all(_is_one_of(seen)).where(~are_few)])
+    if viewer.sees_all or not viewer.owner_ids:
+        return by_name([_usage_of_all(_is_one_of(seen))])
+    # All that is the viewer's own is seen, and a comparison with keys takes ten times as long.
+    is_own = is_one_of(tables.model_usage.user_id, viewer.owner_ids)
+    of_others = seen.where(~is_one_of(tables.sessions.user_id, viewer.owner_ids))
+    return by_name([_usage_of_all(or_(is_own, _KEY.in_(of_others)) if viewer.permitted_dataset_ids else is_own)])
+
+
+def _everybody(ends: Ends) -> ListingShape:
+    """Everybody's sessions in the window."""
+    return ListingShape(
+        kinds=ScopeKinds(users=False, datasets=False, pairs=False, everybody=True),
+        order_by=DEFAULT_SESSION_ORDER,
+        descending=True,
+        status_filter=None,
+        has_since=ends.since,
+        has_until=ends.until,
+        has_agent_name=False,
+        abandon_after=timedelta(0),
+        has_position=False,
+        position_is_null=False,
+        in_one_scan=True,
+    )
+
+
+def _usage_of_each(keys: Select[*tuple[Any, ...]]) -> Select[*tuple[Any, ...]]:
+    """The sums of `usage_by_model` over the usage of these sessions, which is looked up for one after another."""
+    # OFFSET 0 makes Postgres do so. It expects many keys, and would read all usage.
+    one_by_one: ColumnElement[int] = literal_column("0")
+    table, seen = tables.model_usage, keys.subquery("seen")
+    looked_up = select(*table.__table__.columns).where(same_session(table, seen.c)).offset(one_by_one).lateral("used")
+    usage, named = aliased(table, looked_up), aliased(table, name="named")
+    of_session = select(named.user_id).where(same_session(named, usage), *is_unknown_model(named))
+    return usage_by_model(exists(of_session.offset(one_by_one)), usage).select_from(seen.join(looked_up, true()))
+
+
+def _usage_of_all(chosen: ColumnElement[bool]) -> Select[*tuple[Any, ...]]:
+    """The sums of `usage_by_model` over the chosen usage, for which all usage is read."""
+    named = aliased(tables.model_usage, name="named")
+    has_named = _KEY.in_(select(named.user_id, named.session_id).where(*is_unknown_model(named)))
+    return usage_by_model(has_named, tables.model_usage).where(chosen)
+
+
+def _is_one_of(seen: Select[*tuple[Any, ...]]) -> ColumnElement[bool]:
+    # Postgres would make a join of the condition alone. It expects few rows of that join, and would sort them.
+    return false().op("OR")(_KEY.in_(seen))
