@@ -262,9 +262,11 @@ async def test_a_page_far_behind_has_the_rows_of_all_sessions(
     if rolled_up:
         await db.maintenance.roll_up()
     window = {"since": NOON - 20 * DAY, "until": NOON - 5 * DAY}
+    of_status: list[dict[str, Any]] = [{"status_filter": one} for one in ("completed", "abandoned")]
+    questions: list[dict[str, Any]] = [{}, {"descending": False}, {"total": "none"}, *of_status]
     in_one_scan: list[Way] = ["one scan", "one scan, counted"]
     for viewer in VIEWERS.values():
-        for question in ({}, {"descending": False}, {"status_filter": "completed"}, {"total": "none"}, window):
+        for question in (*questions, window):
             asked: dict[str, Any] = {"viewer": viewer, "limit": 20, "total": "exact", **question}
             number = (await db.lifecycle.list_session_rows(SessionListFilters(**{**asked, "total": "exact"}))).total
             assert number is not None
@@ -276,6 +278,23 @@ async def test_a_page_far_behind_has_the_rows_of_all_sessions(
                 for way in in_one_scan:
                     with reading(way):
                         assert await walk(db, filters) == expected, (question, offset, way)
+
+
+@pytest.mark.parametrize("more", [-1, 0, 1])
+async def test_abandoned_sessions_are_counted_one_by_one_or_by_roll_ups(
+    session_database: SessionDatabase, more: int
+) -> None:
+    db, abandoned = session_database, listing.FEW_COUNTED + more
+    async with db.engine.begin() as connection:
+        await connection.execute(text(SEED), {"noon": NOON, "sessions": 4 * abandoned})
+        await connection.execute(text(DISORDER), {"noon": NOON, "sessions": 4 * abandoned})
+    filters = SessionListFilters(viewer=Viewer.auditor(), status_filter="abandoned", limit=5)
+    for _ in range(2):
+        for way in WAYS:
+            with reading(way):
+                found = await db.lifecycle.list_session_rows(filters)
+            assert (found.total, len(found.sessions)) == (abandoned, 5), way
+        await db.maintenance.roll_up()
 
 
 async def test_a_bounded_total_far_behind_stops_at_the_bound(session_database: SessionDatabase) -> None:

@@ -91,9 +91,9 @@ def first_keys(shape: ListingShape, rows_needed: ColumnElement[int], *further: s
     return union_all(*(scans or [no_rows])).subquery("first_keys")
 
 
-def bounded_count(shape: ListingShape) -> ColumnElement[int]:
+def bounded_count(shape: ListingShape, bound: int = TOTAL_BOUND) -> ColumnElement[int]:
     """The number of sessions. The statement reads and counts at most one session above the bound."""
-    limit = literal(TOTAL_BOUND + 1, BigInteger)
+    limit = literal(bound + 1, BigInteger)
     first_page = shape._replace(order_by=DEFAULT_SESSION_ORDER, has_position=False, position_is_null=False)
     keys = first_keys(first_page, limit)
     counted = select(keys.c.user_id).limit(limit).subquery("counted")

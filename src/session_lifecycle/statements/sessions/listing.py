@@ -13,6 +13,7 @@ from sqlalchemy import (
     SelectBase,
     and_,
     bindparam,
+    case,
     func,
     literal,
     literal_column,
@@ -22,7 +23,7 @@ from sqlalchemy import (
     union_all,
 )
 
-from session_lifecycle.models import SessionListFilters
+from session_lifecycle.models import SessionListFilters, SessionStatus
 from session_lifecycle.models.pages import TOTAL_BOUND, Total
 from session_lifecycle.models.session_filters import DEFAULT_SESSION_ORDER
 from session_lifecycle.statements import tables
@@ -52,7 +53,7 @@ from session_lifecycle.statements.shared.paging import (
     shape_of_page,
     total,
 )
-from session_lifecycle.statements.shared.status import effective_status, has_status
+from session_lifecycle.statements.shared.status import effective_status, has_status, stored_statuses
 from session_lifecycle.statements.shared.visibility import scopes, visible
 from session_lifecycle.statements.shared.window import Ends, active_within
 
@@ -64,6 +65,8 @@ FewWay = Callable[
 
 FAR_OFFSET = 500
 """Behind so many rows, the scans of all scopes read much more than one scan of all sessions."""
+FEW_COUNTED = 1_000
+"""Up to so many sessions are counted one by one in the time in which roll-ups count a window."""
 MOST_READ_FOR_ONE, LOOKED_AT_PERCENT = 8, 2
 """One scan reads so many sessions at most for each that is in the scopes, as far as a sample can say."""
 
@@ -177,7 +180,14 @@ def _list_in_one_scan(
     shape: ListingShape, counted_rows: SessionFiltersShape | None, how: Total, *, is_far: bool
 ) -> Select[*tuple[Any, ...]]:
     def counted(how: Total) -> ColumnElement[Any]:
-        return listing_total(shape, how) if counted_rows is None else total(chosen_sessions(counted_rows), how)
+        if counted_rows is not None:
+            return total(chosen_sessions(counted_rows), how)
+        found = listing_total(shape, how)
+        if how != "exact" or stored_statuses(shape.status_filter) != [SessionStatus.RUNNING]:
+            return found
+        # Few sessions run or were abandoned, and roll-ups take as long for hardly any.
+        few = bounded_count(shape, FEW_COUNTED)
+        return case((few <= literal(FEW_COUNTED, BigInteger), few), else_=found)
 
     if is_far:
         number = select(select(counted("exact").label("number")).cte("counted")).scalar_subquery()
