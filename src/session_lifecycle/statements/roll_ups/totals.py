@@ -286,17 +286,11 @@ def sessions_ever(kinds: ScopeKinds, status: SessionStatus | None) -> ColumnElem
     is_stored = literal([one.value for one in stored], ARRAY(Text))
     family = _families(kinds)
     longest = [*_is_of_family(tables.roll_ups, family), tables.roll_ups.level == LONGEST.name]
-    in_longest = select(func.sum(tables.roll_ups.sessions)).where(*longest, tables.roll_ups.status == any_(is_stored))
-    # Null for an owner without buckets.
-    is_kept = select(literal(1, Integer)).where(*longest).limit(literal_column("1")).scalar_subquery().is_not(None)
+    counted = case((tables.roll_ups.status == any_(is_stored), tables.roll_ups.sessions), else_=0)
+    # Null for an owner without buckets, and not for one whose buckets have other statuses.
+    in_longest = select(func.sum(counted)).where(*longest).scalar_subquery().label("in_longest")
     kept = (
-        select(
-            family.c.family,
-            family.c.user_id,
-            family.c.dataset_id,
-            family.c.sign,
-            case((is_kept, func.coalesce(in_longest.scalar_subquery(), 0))).label("in_longest"),
-        )
+        select(family.c.family, family.c.user_id, family.c.dataset_id, family.c.sign, in_longest)
         .offset(literal_column("0"))
         .cte("kept")
     )
