@@ -7,12 +7,12 @@ from sqlalchemy import (
     BigInteger,
     ColumnElement,
     Select,
+    and_,
     exists,
     false,
     func,
     literal,
     literal_column,
-    or_,
     select,
     true,
     tuple_,
@@ -45,15 +45,10 @@ def model_figures_of_few(viewer: ViewerShape, ends: Ends) -> Select[*tuple[Any, 
         most = size_bytes(tables.model_usage) // literal(PAGE_BYTES // LOOKUPS_OF_A_PAGE, BigInteger)
         one_more = most + literal(1, BigInteger)
         active = select(first_keys(_everybody(ends), one_more, "dataset_id")).limit(one_more).cte("active")
-        are_few = select(select(func.count() <= most).select_from(active).cte("judged")).scalar_subquery()
+        is_short = select(select(func.count() <= most).select_from(active).cte("judged")).scalar_subquery()
         of_each = _usage_of_each(select(active.c.user_id, active.c.session_id).where(visible(viewer, active.c)))
-        return by_name([of_each.where(are_few), _usage_of_all(_is_one_of(seen)).where(~are_few)])
-    if viewer.sees_all or not viewer.owner_ids:
-        return by_name([_usage_of_all(_is_one_of(seen))])
-    # All that is the viewer's own is seen, and a comparison with keys takes ten times as long.
-    is_own = is_one_of(tables.model_usage.user_id, viewer.owner_ids)
-    of_others = seen.where(~is_one_of(tables.sessions.user_id, viewer.owner_ids))
-    return by_name([_usage_of_all(or_(is_own, _KEY.in_(of_others)) if viewer.permitted_dataset_ids else is_own)])
+        return by_name([of_each.where(is_short), _usage_of_all(_is_of(seen, viewer)).where(~is_short)])
+    return by_name([_usage_of_all(_is_of(seen, viewer))])
 
 
 def _everybody(ends: Ends) -> ListingShape:
@@ -91,6 +86,10 @@ def _usage_of_all(chosen: ColumnElement[bool]) -> Select[*tuple[Any, ...]]:
     return usage_by_model(has_named, tables.model_usage).where(chosen)
 
 
-def _is_one_of(seen: Select[*tuple[Any, ...]]) -> ColumnElement[bool]:
+def _is_of(seen: Select[*tuple[Any, ...]], viewer: ViewerShape) -> ColumnElement[bool]:
+    """Whether usage is of one of these sessions, which the viewer sees."""
+    if viewer.owner_ids and not viewer.permitted_dataset_ids and not viewer.sees_all:
+        # The first condition finds the owner's usage by its key.
+        return and_(is_one_of(tables.model_usage.user_id, viewer.owner_ids), _KEY.in_(seen))
     # Postgres would make a join of the condition alone. It expects few rows of that join, and would sort them.
     return false().op("OR")(_KEY.in_(seen))

@@ -186,11 +186,11 @@ def _list_in_one_scan(
         if how != "exact" or stored_statuses(shape.status_filter) != [SessionStatus.RUNNING]:
             return found
         # Few sessions run or were abandoned, and roll-ups take as long for hardly any.
-        few = bounded_count(shape, FEW_COUNTED)
+        few = _once(bounded_count(shape, FEW_COUNTED), "one_by_one")
         return case((few <= literal(FEW_COUNTED, BigInteger), few), else_=found)
 
     if is_far:
-        number = select(select(counted("exact").label("number")).cte("counted")).scalar_subquery()
+        number = _once(counted("exact"), "counted")
         rows, found = page_from_nearer_end(shape, number), _as_exact_as(how, number)
     else:
         rows, found = page_of_sessions(shape), counted(how)
@@ -198,6 +198,11 @@ def _list_in_one_scan(
     # Where hardly any session is in the scopes, the scan would go through most of the table for a page.
     is_short = of_sample(select(are_dense).select_from(tables.sessions), LOOKED_AT_PERCENT).scalar_subquery()
     return beside_total(rows, found).where(are_few(tables.sessions), is_short)
+
+
+def _once(number: ColumnElement[int], name: str) -> ColumnElement[int]:
+    """The number, which Postgres finds once, however often the statement asks for it."""
+    return select(select(number.label("number")).cte(name)).scalar_subquery()
 
 
 def _as_exact_as(how: Total, number: ColumnElement[int]) -> ColumnElement[Any]:
