@@ -453,7 +453,10 @@ class SqlAlchemySessionLifecycleDb(WritePipeline, CallsAsItems, SessionLifecycle
         window = Window.of_call(since=since, until=until)
         asker = Viewer.of_caller(viewer, permitted_dataset_ids)
         asked = {**window.model_dump(), "row_limit": MOST_ROWS + 1}
-        found = await self._figures_of_few_or_many(asker, window, asked, costs.few_costs_by_model, costs.cost_by_model)
+        of_window = partial(costs.few_costs_by_model, looks_up=True)
+        found = await self._figures_of_few_or_many(
+            asker, window, asked, costs.few_costs_by_model, costs.cost_by_model, of_window
+        )
         rows = [row for row in found if row.model is not None]
         narrower = "a shorter window, or fewer sessions to see"
         return [_cost_row(row) for row in whole_answer(rows, "until", window.until, narrower, MOST_ROWS)]
@@ -465,12 +468,14 @@ class SqlAlchemySessionLifecycleDb(WritePipeline, CallsAsItems, SessionLifecycle
         asked: dict[str, Any],
         of_few: Callable[[ViewerShape, Ends], KeptStatement],
         of_many: Callable[[ScopeKinds, Ends], KeptStatement],
+        of_window: Callable[[ViewerShape, Ends], KeptStatement] | None = None,
     ) -> Sequence[Any]:
+        """The rows of these statements. That of a window is asked, where it is given, unless there are hardly any."""
         seen, ends = scopes(viewer), ends_of(window.since, window.until)
 
-        def few() -> Asked:
+        def few(build: Callable[[ViewerShape, Ends], KeptStatement]) -> Asked:
             shape, parameters = shape_of_viewer(viewer)
-            return of_few(shape, ends), parameters | asked
+            return build(shape, ends), parameters | asked
 
         def many() -> Asked:
             return of_many(seen.kinds, ends), seen.parameters() | asked
@@ -478,7 +483,10 @@ class SqlAlchemySessionLifecycleDb(WritePipeline, CallsAsItems, SessionLifecycle
         # The other statement cuts buckets at both ends of a window. Without roll-ups, it reads all sessions.
         times, times_if_never = (8, 8) if any(ends) else (1, 16)
         within = bound(seen.number, times=times, times_if_never=times_if_never)
-        return await self._of_few_or_many([(within, few)], many, viewer)
+        ways = [(within, partial(few, of_few))]
+        if of_window is not None and any(ends):
+            ways = [(bound(0), partial(few, of_few)), (within, partial(few, of_window))]
+        return await self._of_few_or_many(ways, many, viewer)
 
     async def _of_few_or_many(
         self, ways: Sequence[tuple[Bound, Callable[[], Asked]]], many: Callable[[], Asked], viewer: Viewer

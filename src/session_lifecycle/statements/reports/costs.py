@@ -42,12 +42,17 @@ def cost_by_model(kinds: ScopeKinds, ends: Ends) -> Select[*tuple[Any, ...]]:
 
 
 @kept
-def few_costs_by_model(viewer: ViewerShape, ends: Ends) -> Select[*tuple[Any, ...]]:
+def few_costs_by_model(viewer: ViewerShape, ends: Ends, *, looks_up: bool = False) -> Select[*tuple[Any, ...]]:
     """The rows of `cost_by_model`, by a statement for few sessions. Where there is none, one row of nulls.
 
     Binds the ends that are given, `row_limit`, and the parameters of the viewer and of `are_few`.
+
+    Args:
+        viewer: The shape of the viewer.
+        ends: The ends of the window that are given.
+        looks_up: See `model_figures_of_few`.
     """
-    figures = model_figures_of_few(viewer.looking_at_all(), ends).subquery("figures")
+    figures = model_figures_of_few(viewer.looking_at_all(), ends, looks_up=looks_up).subquery("figures")
     row = select(literal(1, Integer)).subquery("row")
     rows = select(*_cost_columns(figures)).select_from(row.outerjoin(figures, true()))
     return _most_expensive(figures, rows.where(are_few(tables.sessions, tables.model_usage)))

@@ -34,14 +34,18 @@ LOOKUPS_OF_A_PAGE = 4
 _KEY = tuple_(tables.model_usage.user_id, tables.model_usage.session_id)
 
 
-def model_figures_of_few(viewer: ViewerShape, ends: Ends) -> Select[*tuple[Any, ...]]:
-    """The rows of `model_figures`, by reading all usage; for a short window, by looking up that of its sessions.
+def model_figures_of_few(viewer: ViewerShape, ends: Ends, *, looks_up: bool) -> Select[*tuple[Any, ...]]:
+    """The rows of `model_figures`, by reading all usage. Binds `quoted_schema`.
 
-    Binds `quoted_schema`.
+    Args:
+        viewer: The shape of the viewer.
+        ends: The ends of the window that are given.
+        looks_up: Whether to look up the usage of each session where the window has few. With hardly any usage, to read
+            all of it is shorter.
     """
     seen = select(tables.sessions.user_id, tables.sessions.session_id)
     seen = seen.where(visible(viewer), is_in(tables.sessions, StatusWindow(None, *window(ends, are_unknown=True))))
-    if any(ends):
+    if looks_up:
         most = size_bytes(tables.model_usage) // literal(PAGE_BYTES // LOOKUPS_OF_A_PAGE, BigInteger)
         one_more = most + literal(1, BigInteger)
         active = select(first_keys(_everybody(ends), one_more, "dataset_id")).limit(one_more).cte("active")
