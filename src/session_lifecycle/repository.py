@@ -470,7 +470,7 @@ class SqlAlchemySessionLifecycleDb(WritePipeline, CallsAsItems, SessionLifecycle
         of_many: Callable[[ScopeKinds, Ends], KeptStatement],
         of_window: Callable[[ViewerShape, Ends], KeptStatement] | None = None,
     ) -> Sequence[Any]:
-        """The rows of these statements. That of a window is asked, where it is given, unless there are hardly any."""
+        """The rows of one of these statements. `of_window` is asked for a window, unless hardly any is stored."""
         seen, ends = scopes(viewer), ends_of(window.since, window.until)
 
         def few(build: Callable[[ViewerShape, Ends], KeptStatement]) -> Asked:

@@ -295,7 +295,7 @@ async def test_abandoned_sessions_are_counted_one_by_one_or_by_roll_ups(
 
 
 async def test_a_bounded_total_far_behind_stops_at_the_bound(session_database: SessionDatabase) -> None:
-    """The whole number says which end is nearer, and is not told."""
+    """All sessions are counted to find the nearer end. The answer still stops at the bound."""
     db = session_database
     async with db.engine.begin() as connection:
         await connection.execute(text(SEED), {"noon": NOON, "sessions": TOTAL_BOUND + 100})

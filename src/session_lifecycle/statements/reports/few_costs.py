@@ -25,6 +25,7 @@ from session_lifecycle.statements.roll_ups.totals import by_name, is_in, is_unkn
 from session_lifecycle.statements.sessions.index_scans import first_keys
 from session_lifecycle.statements.sessions.listing_shape import ListingShape
 from session_lifecycle.statements.shared.few import PAGE_BYTES, size_bytes
+from session_lifecycle.statements.shared.kept import once
 from session_lifecycle.statements.shared.keys import same_session
 from session_lifecycle.statements.shared.visibility import ScopeKinds, ViewerShape, is_one_of, visible
 from session_lifecycle.statements.shared.window import Ends, StatusWindow, window
@@ -49,7 +50,7 @@ def model_figures_of_few(viewer: ViewerShape, ends: Ends, *, looks_up: bool) -> 
         most = size_bytes(tables.model_usage) // literal(PAGE_BYTES // LOOKUPS_OF_A_PAGE, BigInteger)
         one_more = most + literal(1, BigInteger)
         active = select(first_keys(_everybody(ends), one_more, "dataset_id")).limit(one_more).cte("active")
-        is_short = select(select(func.count() <= most).select_from(active).cte("judged")).scalar_subquery()
+        is_short = once(select(func.count() <= most).select_from(active).scalar_subquery(), "judged")
         of_each = _usage_of_each(select(active.c.user_id, active.c.session_id).where(visible(viewer, active.c)))
         return by_name([of_each.where(is_short), _usage_of_all(_is_of(seen, viewer)).where(~is_short)])
     return by_name([_usage_of_all(_is_of(seen, viewer))])

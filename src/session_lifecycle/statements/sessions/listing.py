@@ -39,7 +39,7 @@ from session_lifecycle.statements.sessions.row_filters import (
 )
 from session_lifecycle.statements.shared.clock import TIMESTAMPTZ, clock
 from session_lifecycle.statements.shared.few import Bound, are_few, bound, of_sample
-from session_lifecycle.statements.shared.kept import OFFSET, KeptStatement, kept, unknown
+from session_lifecycle.statements.shared.kept import OFFSET, KeptStatement, kept, once, unknown
 from session_lifecycle.statements.shared.keys import equal_where_given
 from session_lifecycle.statements.shared.paging import (
     ROW_LIMIT,
@@ -159,7 +159,7 @@ def list_in_one_scan(
     from the nearer end.
     """
     shape, parameters = shape_of(filters, position, abandon_after)
-    is_far = position is None and filters.offset >= FAR_OFFSET
+    is_far = _is_far(filters, position)
     return _list_in_one_scan(shape._replace(in_one_scan=True), None, filters.total, is_far=is_far), parameters
 
 
@@ -170,9 +170,14 @@ def list_and_count_in_one_scan(
     rows, parameters = shape_of_session_filters(filters, abandon_after)
     shape, more = shape_of(filters, position, abandon_after)
     seen = rows._replace(viewer=rows.viewer.looking_at_all())
-    is_far = position is None and filters.offset >= FAR_OFFSET
+    is_far = _is_far(filters, position)
     statement = _list_in_one_scan(shape._replace(in_one_scan=True), seen, filters.total, is_far=is_far)
     return statement, parameters | more
+
+
+def _is_far(filters: SessionListFilters, position: Position | None) -> bool:
+    """Whether the page is far behind the first one, where no cursor continues."""
+    return position is None and filters.offset >= FAR_OFFSET
 
 
 @kept
@@ -186,11 +191,11 @@ def _list_in_one_scan(
         if how != "exact" or stored_statuses(shape.status_filter) != [SessionStatus.RUNNING]:
             return found
         # Few sessions run or were abandoned, and roll-ups take as long for hardly any.
-        few = _once(bounded_count(shape, FEW_COUNTED), "one_by_one")
+        few = once(bounded_count(shape, FEW_COUNTED), "one_by_one")
         return case((few <= literal(FEW_COUNTED, BigInteger), few), else_=found)
 
     if is_far:
-        number = _once(counted("exact"), "counted")
+        number = once(counted("exact"), "counted")
         rows, found = page_from_nearer_end(shape, number), _as_exact_as(how, number)
     else:
         rows, found = page_of_sessions(shape), counted(how)
@@ -198,11 +203,6 @@ def _list_in_one_scan(
     # Where hardly any session is in the scopes, the scan would go through most of the table for a page.
     is_short = of_sample(select(are_dense).select_from(tables.sessions), LOOKED_AT_PERCENT).scalar_subquery()
     return beside_total(rows, found).where(are_few(tables.sessions), is_short)
-
-
-def _once(number: ColumnElement[int], name: str) -> ColumnElement[int]:
-    """The number, which Postgres finds once, however often the statement asks for it."""
-    return select(select(number.label("number")).cte(name)).scalar_subquery()
 
 
 def _as_exact_as(how: Total, number: ColumnElement[int]) -> ColumnElement[Any]:
@@ -242,6 +242,7 @@ def page_of_sessions(shape: ListingShape) -> CTE:
 
 
 def _first_keys_of_page(shape: ListingShape) -> Select[*tuple[Any, ...]]:
+    """The keys of the page, from the first session on."""
     limit, offset = (unknown(one) if shape.in_one_scan else one for one in (ROW_LIMIT, OFFSET))
     return _ordered_keys(shape, bindparam("rows_needed", type_=BigInteger)).limit(limit).offset(offset)
 

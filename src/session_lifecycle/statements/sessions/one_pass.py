@@ -37,7 +37,7 @@ MOST_ADDRESSES = 2**30
 
 
 def in_one_pass(chosen: Select[*tuple[Any, ...]], order: Order, of_page: PageShape) -> Select[*tuple[Any, ...]]:
-    """One row: the `total` of the chosen sessions, and the `addresses` of those on the page, in their order."""
+    """One row. `total` counts the chosen sessions. `addresses` says where those of the page are, in their order."""
     conditions: list[ColumnElement[bool]] = []
     if of_page.has_position:
         conditions.append(order.after(is_null=of_page.position_is_null, descending=of_page.descending))

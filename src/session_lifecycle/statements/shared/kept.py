@@ -51,6 +51,11 @@ def unknown(value: ColumnElement[Any]) -> ColumnElement[Any]:
     return select(value).scalar_subquery()
 
 
+def once(value: ColumnElement[Any], name: str) -> ColumnElement[Any]:
+    """The value as a query of this name, which Postgres runs once however often the statement has it."""
+    return select(select(value.label("value")).cte(name)).scalar_subquery()
+
+
 class Given(NamedTuple):
     """The filters that a call gives. The text of a statement depends on their names, and binds their values."""
 
