@@ -356,11 +356,14 @@ HOLDER = """
 import os, sys, time
 from session_lifecycle.writing.spool import Spool
 spool = Spool(sys.argv[1])
+began, begins = os.pipe()
 with spool.draining():
     if os.fork() == 0:  # a child that lives on must not keep the lock
+        os.write(begins, b"x")
         sys.stdout.close()
         time.sleep(60)
         os._exit(0)
+    os.read(began, 1)  # a child that has not run yet still has the lock
     print("draining", flush=True)
     time.sleep(60)
 """
