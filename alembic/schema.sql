@@ -4,19 +4,19 @@
 
 CREATE TABLE session_lifecycle.rolled_up_sessions (
     user_id uuid NOT NULL,
-    session_id text COLLATE "C" NOT NULL,
     dataset_id uuid,
-    agent_name text,
-    status text NOT NULL,
     started_at timestamp with time zone NOT NULL,
     last_activity_at timestamp with time zone NOT NULL,
     ended_at timestamp with time zone,
     tokens_in bigint NOT NULL,
     tokens_out bigint NOT NULL,
-    cost_usd numeric NOT NULL,
     unpriced_events bigint,
     unmeasured_events bigint,
     late_events bigint,
+    session_id text COLLATE "C" NOT NULL,
+    agent_name text,
+    status text NOT NULL,
+    cost_usd numeric NOT NULL,
     late_cost_usd numeric,
     models json NOT NULL,
     further_totals jsonb,
@@ -357,6 +357,8 @@ CREATE TABLE session_lifecycle.session_usage_events (
     CONSTRAINT ck_session_usage_events_parts_of_input CHECK (((cache_read_tokens + cache_write_tokens) <= tokens_in)),
     CONSTRAINT pk_session_usage_events PRIMARY KEY (user_id, session_id, event_id)
 );
+
+CREATE INDEX ix_rolled_up_sessions_cost_usd ON session_lifecycle.rolled_up_sessions USING btree (cost_usd);
 
 CREATE INDEX ix_rolled_up_sessions_dataset_id_agent_name_last_activity_at ON session_lifecycle.rolled_up_sessions USING btree (dataset_id, agent_name, "left"(status, 1), last_activity_at) WHERE ((dataset_id IS NOT NULL) AND (agent_name IS NOT NULL));
 

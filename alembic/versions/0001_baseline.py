@@ -560,19 +560,19 @@ def create_rolled_up_sessions() -> None:
     create_table(
         table,
         sa.Column("user_id", sa.Uuid, nullable=False),
-        key("session_id"),
         sa.Column("dataset_id", sa.Uuid),
-        sa.Column("agent_name", sa.Text),
-        sa.Column("status", sa.Text, nullable=False),
         sa.Column("started_at", INSTANT, nullable=False),
         sa.Column("last_activity_at", INSTANT, nullable=False),
         sa.Column("ended_at", INSTANT),
         sa.Column("tokens_in", sa.BigInteger, nullable=False),
         sa.Column("tokens_out", sa.BigInteger, nullable=False),
-        sa.Column("cost_usd", sa.Numeric, nullable=False),
         sa.Column("unpriced_events", sa.BigInteger),
         sa.Column("unmeasured_events", sa.BigInteger),
         sa.Column("late_events", sa.BigInteger),
+        key("session_id"),
+        sa.Column("agent_name", sa.Text),
+        sa.Column("status", sa.Text, nullable=False),
+        sa.Column("cost_usd", sa.Numeric, nullable=False),
         sa.Column("late_cost_usd", sa.Numeric),
         sa.Column("models", postgresql.JSON, nullable=False),
         further_totals(),
@@ -592,6 +592,7 @@ def create_rolled_up_sessions() -> None:
     index("user_id", "agent_name")
     index("dataset_id", "agent_name")
     index("user_id", "dataset_id")
+    create_index(table, "cost_usd")
 
 
 def create_roll_ups(name: str, figures: Mapping[str, type[sa.Numeric] | type[sa.BigInteger]], *by: str) -> None:

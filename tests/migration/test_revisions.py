@@ -254,6 +254,7 @@ async def test_constraints_are_named_by_convention(empty_url: str, schema: str) 
                 "rolled_up_sessions": {
                     "pk_rolled_up_sessions",
                     "ix_rolled_up_sessions_last_activity_at",
+                    "ix_rolled_up_sessions_cost_usd",
                     "ix_rolled_up_sessions_user_id_agent_name_last_activity_at",
                     "ix_rolled_up_sessions_dataset_id_agent_name_last_activity_at",
                     "ix_rolled_up_sessions_user_id_dataset_id_last_activity_at",

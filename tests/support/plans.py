@@ -49,6 +49,7 @@ SEED = """
              timestamptz '2000-01-01' + (:begin - timestamptz '2000-01-01') + (n * 7919 % :sessions) * interval '10 min'
          )) s (status, began)
 """
+SESSIONS_OF_A_COST = 1 + SESSIONS // 977
 SEED_MODELS = """
     INSERT INTO session_lifecycle.session_model_usage
         (user_id, session_id, model, tokens_in, tokens_out, cost_usd, events)

@@ -2,6 +2,8 @@
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
+from functools import partial
+from itertools import product
 from typing import Any
 from uuid import UUID
 
@@ -9,13 +11,13 @@ import pytest
 import pytest_asyncio
 from sqlalchemy import text
 
-from session_lifecycle import SessionDatabase, SessionListFilters, Viewer, repository
+from session_lifecycle import SessionDatabase, SessionListFilters, UsageEvent, Viewer, repository
 from session_lifecycle.models import TOTAL_BOUND
 from session_lifecycle.models.session_filters import SESSION_ORDERS
 from session_lifecycle.statements.sessions import listing
 from session_lifecycle.statements.shared import few
 from support.statements import noted
-from support.stored_rows import ask
+from support.stored_rows import ask, keep_buckets
 from support.ways_of_reading import WAYS, Way, reading
 
 ME = UUID(int=1)
@@ -243,6 +245,43 @@ async def test_a_page_in_one_pass_has_the_rows_of_all_sessions(session_database:
             assert [len(keys) for keys, _ in expected] == [filters.limit] * 3
 
 
+REVIVE = """
+    UPDATE session_lifecycle.session_records
+    SET cost_usd = 0.5 + tokens_in, last_activity_at = last_activity_at + interval '1 minute'
+    WHERE session_id LIKE '%7'
+"""
+
+
+async def test_a_page_by_cost_has_the_rows_of_all_sessions(session_database: SessionDatabase) -> None:
+    """An index has those that are rolled up, in any scope. Many cost the same, and some changed since."""
+    db, sessions = session_database, 600
+    async with db.engine.begin() as connection:
+        await connection.execute(text(SEED), {"noon": NOON, "sessions": sessions})
+        await connection.execute(text(DISORDER), {"noon": NOON, "sessions": sessions})
+    await keep_buckets(db)
+    questions: list[dict[str, Any]] = [
+        {},
+        {"total": "none"},
+        {"status_filter": "completed"},
+        {"status_filter": "abandoned"},
+        {"status_filter": "running"},
+        {"owner_id": UUID(int=2)},
+        {"dataset_id": DATASETS[3]},
+        *({"offset": offset} for offset in (3, 19, 120, 350, 10**12)),
+    ]
+    for change in (None, db.maintenance.roll_up, partial(ask, db, REVIVE), db.maintenance.roll_up):
+        if change is not None:
+            await change()
+        for viewer in (*VIEWERS.values(), Viewer(UUID(int=9))):
+            for question, descending in product(questions, (True, False)):
+                asked: dict[str, Any] = {"viewer": viewer, "limit": 7, "order_by": "cost_usd", **question}
+                filters = SessionListFilters(**asked, descending=descending)
+                with reading("one pass"):
+                    expected = await walk(db, filters)
+                with reading("many"):
+                    assert await walk(db, filters) == expected, filters
+
+
 @pytest.mark.parametrize("rolled_up", [False, True])
 async def test_a_page_far_behind_has_the_rows_of_all_sessions(
     session_database: SessionDatabase, monkeypatch: pytest.MonkeyPatch, rolled_up: bool
@@ -275,6 +314,34 @@ async def test_a_page_far_behind_has_the_rows_of_all_sessions(
                 for way in in_one_scan:
                     with reading(way):
                         assert await walk(db, filters) == expected, (question, offset, way)
+
+
+@pytest.mark.parametrize("named", ["unknown", "Unknown"])
+async def test_a_session_with_both_kinds_of_unknown_model_is_one_session(
+    session_database: SessionDatabase, named: str
+) -> None:
+    """Usage without a model is shown as "unknown", and a model may have that name."""
+    db = session_database
+    used = {"without": [None], "named": [named], "both": [None, named], "neither": ["m"], "emptied": [None, named]}
+    events = [
+        UsageEvent(session_id=session_id, user_id=ME, model=model, tokens_in=10, at=NOON)
+        for session_id, models in used.items()
+        for model in models
+    ]
+    await db.lifecycle.record(events)
+    # A model whose events were all revised away does not count.
+    await ask(
+        db, "UPDATE session_model_usage SET tokens_in = 0, events = 0 WHERE session_id = 'emptied' AND model > ''"
+    )
+    await ask(db, "UPDATE session_records SET status = 'completed', ended_at = last_activity_at WHERE session_id < 'n'")
+    windows: list[dict[str, datetime]] = [{}, {"since": NOON - DAY}, {"since": NOON - DAY, "until": NOON + DAY}]
+    for _ in range(2):
+        for way, asked, viewer in product(WAYS, windows, VIEWERS.values()):
+            with reading(way):
+                costs = await db.lifecycle.cost_by_model(viewer, **asked)
+            found = [(row.model.lower(), row.session_count, row.tokens_in) for row in costs]
+            assert sorted(found) == [("m", 1, 10), ("unknown", 4, 50)], (way, asked)
+        await db.maintenance.roll_up()
 
 
 @pytest.mark.parametrize("more", [-1, 0, 1])

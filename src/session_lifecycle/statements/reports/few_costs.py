@@ -27,12 +27,11 @@ from session_lifecycle.statements.sessions.listing_shape import ListingShape
 from session_lifecycle.statements.shared.few import PAGE_BYTES, size_bytes
 from session_lifecycle.statements.shared.kept import once
 from session_lifecycle.statements.shared.keys import same_session
-from session_lifecycle.statements.shared.visibility import ScopeKinds, ViewerShape, is_one_of, visible
+from session_lifecycle.statements.shared.visibility import EVERYBODY, ViewerShape, is_one_of, visible
 from session_lifecycle.statements.shared.window import Ends, StatusWindow, window
 
 LOOKUPS_OF_A_PAGE = 4
 """So many sessions have their usage looked up while a page of usage is compared with the seen sessions."""
-_KEY = tuple_(tables.model_usage.user_id, tables.model_usage.session_id)
 
 
 def model_figures_of_few(viewer: ViewerShape, ends: Ends, *, looks_up: bool) -> Select[*tuple[Any, ...]]:
@@ -44,22 +43,21 @@ def model_figures_of_few(viewer: ViewerShape, ends: Ends, *, looks_up: bool) -> 
         looks_up: Whether to look up the usage of each session where the window has few. With hardly any usage, to read
             all of it is shorter.
     """
-    seen = select(tables.sessions.user_id, tables.sessions.session_id)
-    seen = seen.where(visible(viewer), is_in(tables.sessions, StatusWindow(None, *window(ends, are_unknown=True))))
-    if looks_up:
-        most = size_bytes(tables.model_usage) // literal(PAGE_BYTES // LOOKUPS_OF_A_PAGE, BigInteger)
-        one_more = most + literal(1, BigInteger)
-        active = select(first_keys(_everybody(ends), one_more, "dataset_id")).limit(one_more).cte("active")
-        is_short = once(select(func.count() <= most).select_from(active).scalar_subquery(), "judged")
-        of_each = _usage_of_each(select(active.c.user_id, active.c.session_id).where(visible(viewer, active.c)))
-        return by_name([of_each.where(is_short), _usage_of_all(_is_of(seen, viewer)).where(~is_short)])
-    return by_name([_usage_of_all(_is_of(seen, viewer))])
+    of_all = _usage_of_all(viewer, ends)
+    if not looks_up:
+        return by_name([of_all])
+    most = size_bytes(tables.model_usage) // literal(PAGE_BYTES // LOOKUPS_OF_A_PAGE, BigInteger)
+    one_more = most + literal(1, BigInteger)
+    active = select(first_keys(_everybody(ends), one_more, "dataset_id")).limit(one_more).cte("active")
+    is_short = once(select(func.count() <= most).select_from(active).scalar_subquery(), "judged")
+    of_each = _usage_of_each(select(active.c.user_id, active.c.session_id).where(visible(viewer, active.c)))
+    return by_name([of_each.where(is_short), of_all.where(~is_short)])
 
 
 def _everybody(ends: Ends) -> ListingShape:
     """Everybody's sessions in the window."""
     return ListingShape(
-        kinds=ScopeKinds(users=False, datasets=False, pairs=False, everybody=True),
+        kinds=EVERYBODY,
         order_by=DEFAULT_SESSION_ORDER,
         descending=True,
         status_filter=None,
@@ -81,20 +79,28 @@ def _usage_of_each(keys: Select[*tuple[Any, ...]]) -> Select[*tuple[Any, ...]]:
     looked_up = select(*table.__table__.columns).where(same_session(table, seen.c)).offset(one_by_one).lateral("used")
     usage, named = aliased(table, looked_up), aliased(table, name="named")
     of_session = select(named.user_id).where(same_session(named, usage), *is_unknown_model(named))
-    return usage_by_model(exists(of_session.offset(one_by_one)), usage).select_from(seen.join(looked_up, true()))
+    has_named = exists(of_session.offset(one_by_one))
+    return usage_by_model(usage, has_named, lambda rows: rows.select_from(seen.join(looked_up, true())))
 
 
-def _usage_of_all(chosen: ColumnElement[bool]) -> Select[*tuple[Any, ...]]:
-    """The sums of `usage_by_model` over the chosen usage, for which all usage is read."""
-    named = aliased(tables.model_usage, name="named")
-    has_named = _KEY.in_(select(named.user_id, named.session_id).where(*is_unknown_model(named)))
-    return usage_by_model(has_named, tables.model_usage).where(chosen)
-
-
-def _is_of(seen: Select[*tuple[Any, ...]], viewer: ViewerShape) -> ColumnElement[bool]:
-    """Whether usage is of one of these sessions, which the viewer sees."""
+def _usage_of_all(viewer: ViewerShape, ends: Ends) -> Select[*tuple[Any, ...]]:
+    """The sums of `usage_by_model` over the usage of all seen sessions, for which all usage is read."""
+    usage, named = tables.model_usage, aliased(tables.model_usage, name="named")
+    has_named = tuple_(usage.user_id, usage.session_id).in_(
+        select(named.user_id, named.session_id).where(*is_unknown_model(named))
+    )
+    is_seen = and_(visible(viewer), is_in(tables.sessions, StatusWindow(None, *window(ends, are_unknown=True))))
+    # Of a condition with COALESCE, Postgres expects that every other session meets it. Where it expected few, it would
+    # look up the usage of each, and sort what it finds.
+    seen = (
+        select(tables.sessions.user_id, tables.sessions.session_id)
+        .where(func.coalesce(is_seen, false()))
+        .subquery("seen")
+    )
+    conditions: list[ColumnElement[bool]] = []
     if viewer.owner_ids and not viewer.permitted_dataset_ids and not viewer.sees_all:
-        # The first condition finds the owner's usage by its key.
-        return and_(is_one_of(tables.model_usage.user_id, viewer.owner_ids), _KEY.in_(seen))
-    # Postgres would make a join of the condition alone. It expects few rows of that join, and would sort them.
-    return false().op("OR")(_KEY.in_(seen))
+        # All of it has an owner's key.
+        conditions.append(is_one_of(usage.user_id, viewer.owner_ids))
+    return usage_by_model(
+        usage, has_named, lambda rows: rows.join_from(usage, seen, same_session(usage, seen.c)).where(*conditions)
+    )

@@ -6,7 +6,7 @@ an owner has few sessions no short buckets are kept, so the edges are wide there
 one snapshot. The figures are the same whether, when and how often a job rolled up.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -50,7 +50,7 @@ from session_lifecycle.statements.shared.durations import lasted_us, sum_of_last
 from session_lifecycle.statements.shared.further_totals import FURTHER_TOTALS, summed
 from session_lifecycle.statements.shared.keys import same_session
 from session_lifecycle.statements.shared.ledger import UNKNOWN_MODEL
-from session_lifecycle.statements.shared.status import initial, is_waiting
+from session_lifecycle.statements.shared.status import StatusTable, initial, is_stored_as, is_waiting
 from session_lifecycle.statements.shared.visibility import (
     ONE_USER,
     ScopeKinds,
@@ -100,7 +100,6 @@ MODEL_KEYS = {
 """The names of the usage by model in a row of `rolled_up_sessions`, which are short: each session has such a row."""
 
 TimeColumn = InstrumentedAttribute[Any]
-StatusTable = type[tables.sessions | tables.rolled_up_sessions | tables.roll_ups | tables.roll_up_changes]
 
 
 def duration_us(session: type[tables.sessions | tables.rolled_up_sessions]) -> ColumnElement[Any]:
@@ -303,7 +302,7 @@ def sessions_ever(kinds: ScopeKinds, status: SessionStatus | None) -> ColumnElem
         changes = select(func.coalesce(func.sum(tables.roll_up_changes.sessions), 0)).where(
             in_changes, tables.roll_up_changes.status == any_(is_stored)
         )
-        rows = select(func.count()).where(in_rows, _has_one_of(tables.rolled_up_sessions, stored))
+        rows = select(func.count()).where(in_rows, is_stored_as(stored, tables.rolled_up_sessions))
         rolled_up = case(
             (of_family.c.in_longest.is_(None), rows.scalar_subquery()),
             else_=of_family.c.in_longest + changes.scalar_subquery(),
@@ -316,6 +315,18 @@ def sessions_ever(kinds: ScopeKinds, status: SessionStatus | None) -> ColumnElem
         for in_scope in kinds.conditions(tables.sessions)
     ]
     return sum((func.coalesce(one, 0, type_=Numeric) for one in counts), literal(0, Numeric)).cast(BigInteger)
+
+
+def sessions_in_longest_buckets(kinds: ScopeKinds, stored: Sequence[SessionStatus]) -> ColumnElement[Any]:
+    """About how many rolled-up sessions have one of these stored statuses: those in the longest buckets.
+
+    The latest changes are not in buckets, nor are the sessions of an owner who has few. Null where no bucket is.
+    """
+    family = _families(kinds)
+    longest = (*_is_of_family(tables.roll_ups, family), tables.roll_ups.level == LONGEST.name)
+    # Postgres looks up one family after another. It would read all buckets for a join.
+    of_family = select(func.sum(tables.roll_ups.sessions)).where(*longest, is_stored_as(stored, tables.roll_ups))
+    return select(func.sum(family.c.sign * of_family.scalar_subquery())).scalar_subquery()
 
 
 def model_figures(kinds: ScopeKinds, status_window: StatusWindow) -> Select[*tuple[Any, ...]]:
@@ -353,27 +364,38 @@ def model_figures(kinds: ScopeKinds, status_window: StatusWindow) -> Select[*tup
     live = (kinds.in_any(tables.sessions), *in_window(tables.sessions, status_window))
     named = aliased(tables.model_usage, name="named")
     has_named = exists().where(same_session(named, tables.model_usage), *is_unknown_model(named))
-    used = (
-        usage_by_model(has_named, tables.model_usage)
-        .join_from(tables.sessions, tables.model_usage, of_session)
-        .where(*live)
-    )
-    return by_name([*parts, used])
+
+    def of_live(rows: Select[*tuple[Any, ...]]) -> Select[*tuple[Any, ...]]:
+        return rows.join_from(tables.sessions, tables.model_usage, of_session).where(*live)
+
+    return by_name([*parts, usage_by_model(tables.model_usage, has_named, of_live)])
 
 
-def usage_by_model(has_named: ColumnElement[bool], usage: type[tables.model_usage]) -> Select[*tuple[Any, ...]]:
-    """The sums of `model_usage` by model, as a statement that says of which sessions is still to be made of.
+def usage_by_model(
+    usage: type[tables.model_usage],
+    has_named: ColumnElement[bool],
+    of_sessions: Callable[[Select[*tuple[Any, ...]]], Select[*tuple[Any, ...]]],
+) -> Select[*tuple[Any, ...]]:
+    """The sums of `model_usage` by model.
 
     Args:
-        has_named: Whether the session of a row also has usage of a model named "unknown". Usage without a model is
-            reported under this name, too, and a session with both is one session.
         usage: The rows.
+        has_named: Whether the session of a row has usage of a model named "unknown". Usage without a model is reported
+            under this name, too, and a session with both is one session.
+        of_sessions: Narrows a statement on `usage` to that of the sessions.
     """
-    model = case((usage.model == "", literal(UNKNOWN_MODEL)), else_=usage.model).label("key")
-    # Postgres looks for a row with the name only for rows without a model.
-    sessions = func.count().filter(or_(usage.model != "", ~has_named)).label("sessions")
+    is_without, is_named = usage.model == "", usage.model_key == literal(UNKNOWN_MODEL)
+    with_both = of_sessions(select(func.count()).where(is_without, has_named, _has_any(usage)))
+    # Hardly ever are there both in one answer. Postgres does not count the sessions with both before it knows that.
+    may_have_both = and_(
+        func.count().filter(is_without) > literal(0, BigInteger),
+        func.sum(func.count().filter(is_named)).over() > literal(0, BigInteger),
+    )
+    counted_twice = case((may_have_both, with_both.correlate(None).scalar_subquery()), else_=literal(0, BigInteger))
+    model = case((is_without, literal(UNKNOWN_MODEL)), else_=usage.model).label("key")
     sums_of_model = (_total(getattr(usage, name), name).label(name) for name in MODEL_FIGURES[1:])
-    return select(model, sessions, *sums_of_model).where(_has_any(usage)).group_by(model)
+    sums = select(model, (func.count() - counted_twice).label("sessions"), *sums_of_model)
+    return of_sessions(sums.where(_has_any(usage)).group_by(model))
 
 
 def is_unknown_model(usage: type[tables.model_usage]) -> Sequence[ColumnElement[bool]]:
@@ -642,16 +664,8 @@ def is_in(table: type[tables.sessions | tables.rolled_up_sessions], status_windo
 
 def _has_status(table: StatusTable, status_window: StatusWindow) -> ColumnElement[bool]:
     # The status is compared even where any status will do, because the indexes have it before the activity.
-    return _has_one_of(table, _stored(status_window))
+    return is_stored_as(_stored(status_window), table)
 
 
 def _stored(status_window: StatusWindow) -> list[SessionStatus]:
     return list(SessionStatus) if status_window.status is None else [status_window.status]
-
-
-def _has_one_of(table: StatusTable, stored: Sequence[SessionStatus]) -> ColumnElement[bool]:
-    is_rolled_up = table is tables.rolled_up_sessions
-    status = initial(table.status) if is_rolled_up else table.status
-    values = [one.value[0] if is_rolled_up else one.value for one in stored]
-    # A comparison with one value takes less time for each row than one with an array of one.
-    return status == (literal(values[0], Text) if len(values) == 1 else any_(literal(values, ARRAY(Text))))

@@ -18,7 +18,6 @@ from sqlalchemy import (
     Subquery,
     Text,
     Uuid,
-    any_,
     bindparam,
     false,
     func,
@@ -38,11 +37,12 @@ from session_lifecycle.statements.sessions.listing_shape import AFTER_EVERY_SESS
 from session_lifecycle.statements.shared.clock import clock
 from session_lifecycle.statements.shared.json_rows import Column
 from session_lifecycle.statements.shared.paging import comes_after
-from session_lifecycle.statements.shared.status import activity_bounds, initial, is_waiting, stored_statuses, waits
+from session_lifecycle.statements.shared.status import activity_bounds, is_stored_as, is_waiting, stored_statuses, waits
 from session_lifecycle.statements.shared.visibility import ONE_USER, of_everybody
 from session_lifecycle.statements.shared.window import Ends, window
 
 Table = type[tables.sessions | tables.rolled_up_sessions]
+_KEY = ("user_id", "session_id")
 
 
 class _ScopeKind(NamedTuple):
@@ -102,7 +102,7 @@ def bounded_count(shape: ListingShape, bound: int = TOTAL_BOUND) -> ColumnElemen
 
 def _columns(table: Table, shape: ListingShape, further: Sequence[str]) -> list[ColumnElement[Any]]:
     value = getattr(table, shape.order_by).label("value")
-    return [value, *(getattr(table, name) for name in ("user_id", "session_id", *further))]
+    return [value, *(getattr(table, name) for name in (*_KEY, *further))]
 
 
 def _index_scan(
@@ -110,53 +110,65 @@ def _index_scan(
 ) -> Select[*tuple[Any, ...]]:
     table = part.table
     is_rolled_up = table is tables.rolled_up_sessions
-    stored = literal([one.value[0] if is_rolled_up else one.value for one in part.statuses], ARRAY(Text))
-    # An index has the sessions of one status in their order. Where they are sorted anyway, one scan reads all statuses.
-    status = None if _is_sorted(shape) else _unnest("status", status=stored)
     conditions = [
         *([] if is_rolled_up else [~tables.sessions.rolled_up]),
         *([] if kind.equal else [of_everybody(table)]),
-        *([shape.kinds.in_any(table)] if shape.in_one_scan and not shape.kinds.everybody else []),
+        *_scope_of_one_scan(shape, part),
         *(getattr(table, name) == scope_value for name, scope_value in kind.equal),
-        (initial(table.status) if is_rolled_up else table.status)
-        == (any_(stored) if status is None else status.c.status),
         *_filter_conditions(shape, part),
         *(_after_position(shape, kind, part) if shape.has_position else []),
     ]
-    scopes = kind.each if status is None else (*kind.each, status)
-    sessions = select(*_columns(table, shape, further)).where(*conditions).correlate(*scopes)
-    first = _first(sessions, shape, part, limit).lateral("first")
-    keys = select(*first.c).select_from(reduce(lambda left, right: left.join(right, true()), (*scopes, first)))
+    sessions = select(*_columns(table, shape, further)).where(*conditions).correlate(*kind.each)
+    first = _first(sessions, shape, part, limit)
+    of_scope = first.lateral("first")
+    scopes = reduce(lambda left, right: left.join(right, true()), (*kind.each, of_scope))
+    keys = select(*(of_scope.c[name] for name in ("value", *_KEY, *further))).select_from(scopes)
     if kind.without_users:
         # This condition comes after the limit. Before it, a dataset that is mostly the viewer's own would be read
         # whole.
-        keys = keys.where(shape.kinds.are_not_of(first.c.user_id))
+        keys = keys.where(shape.kinds.are_not_of(of_scope.c.user_id))
     return keys
+
+
+def _scope_of_one_scan(shape: ListingShape, part: _Part) -> list[ColumnElement[bool]]:
+    """Whether a session is in any of the scopes, where one scan reads the sessions of all."""
+    if not shape.in_one_scan or shape.kinds.everybody:
+        return []
+    in_any = shape.kinds.in_any(part.table)
+    # No index serves COALESCE. Where Postgres expects few sessions in the scopes, it would look them up, and read and
+    # sort all of them.
+    return [func.coalesce(in_any, false())]
 
 
 def _first(
     sessions: Select[*tuple[Any, ...]], shape: ListingShape, part: _Part, limit: ColumnElement[int]
 ) -> Select[*tuple[Any, ...]]:
-    def directed(*terms: Column) -> list[ColumnElement[Any]]:
-        return [term.desc() if shape.descending else term.asc() for term in terms]
+    """The first of these sessions in the order of the listing, and others with the last value."""
+    is_rolled_up = part.table is tables.rolled_up_sessions
+
+    def ordered(rows: Select[*tuple[Any, ...]], *by: ColumnElement[Any] | Column) -> Select[*tuple[Any, ...]]:
+        return rows.order_by(*(term.desc() if shape.descending else term.asc() for term in by))
 
     if shape.is_by_activity:
         # The index has no key after the activity, and for sessions not rolled up the minute in place of the moment. So
         # the scan fetches the last moment or minute whole and the page sorts it later. The scan does not sort: where
         # Postgres expects few sessions in a scope, it would then read and sort all of them.
-        order = (
-            part.table.last_activity_at if part.table is tables.rolled_up_sessions else tables.sessions.activity_minute
-        )
-        return sessions.order_by(*directed(order)).fetch(limit, with_ties=True)
+        activity = part.table.last_activity_at if is_rolled_up else tables.sessions.activity_minute
+        rows = sessions.add_columns(activity.label("activity"))
+        of_each_status = [rows.where(is_stored_as([status], part.table)) for status in part.statuses]
+        scans = [ordered(of_status, activity).fetch(limit, with_ties=True) for of_status in of_each_status]
+        if len(scans) == 1:
+            return scans[0]
+        # The index has one status after another. Postgres merges the scans, and reads no more of each than it needs.
+        merged = union_all(*scans).subquery("merged")
+        return ordered(select(merged), merged.c.activity).fetch(limit, with_ties=True)
+    chosen = sessions.where(is_stored_as(part.statuses, part.table))
+    if is_rolled_up and shape.in_one_scan:
+        return ordered(chosen, getattr(part.table, shape.order_by)).fetch(limit, with_ties=True)
     # No index has these sessions in the wanted order: Postgres finds them by activity and sorts them. OFFSET 0 keeps it
     # from walking another index in the wanted order instead.
-    chosen = sessions.offset(literal_column("0")).lateral("chosen")
-    return select(*chosen.c).order_by(*directed(*chosen.c)).limit(limit)
-
-
-def _is_sorted(shape: ListingShape) -> bool:
-    """Whether the scan reads all sessions of a scope and sorts them."""
-    return not shape.is_by_activity
+    found = chosen.offset(literal_column("0")).lateral("found")
+    return ordered(select(*found.c), *found.c).limit(limit)
 
 
 def _scope_kinds(shape: ListingShape) -> list[_ScopeKind]:

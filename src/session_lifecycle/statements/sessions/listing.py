@@ -14,6 +14,7 @@ from sqlalchemy import (
     and_,
     bindparam,
     case,
+    false,
     func,
     literal,
     literal_column,
@@ -28,8 +29,9 @@ from session_lifecycle.models.pages import TOTAL_BOUND, Total
 from session_lifecycle.models.session_filters import DEFAULT_SESSION_ORDER
 from session_lifecycle.statements import tables
 from session_lifecycle.statements.roll_ups.session_stats import count_sessions
+from session_lifecycle.statements.roll_ups.totals import sessions_in_longest_buckets
 from session_lifecycle.statements.sessions.index_scans import bounded_count, first_keys
-from session_lifecycle.statements.sessions.listing_shape import ListingShape, shape_of
+from session_lifecycle.statements.sessions.listing_shape import ListingShape, has_index_of_rolled_up, shape_of
 from session_lifecycle.statements.sessions.one_pass import ROW_ADDRESS, in_one_pass
 from session_lifecycle.statements.sessions.records import ORDERS, record_columns
 from session_lifecycle.statements.sessions.row_filters import (
@@ -47,6 +49,7 @@ from session_lifecycle.statements.shared.paging import (
     PageShape,
     Position,
     beside_total,
+    first_rows,
     on_first_row,
     page,
     place,
@@ -54,7 +57,7 @@ from session_lifecycle.statements.shared.paging import (
     total,
 )
 from session_lifecycle.statements.shared.status import effective_status, has_status, stored_statuses
-from session_lifecycle.statements.shared.visibility import scopes, visible
+from session_lifecycle.statements.shared.visibility import EVERYBODY, scopes, visible
 from session_lifecycle.statements.shared.window import Ends, active_within
 
 FewWay = Callable[
@@ -67,6 +70,8 @@ FAR_OFFSET = 500
 """Behind so many rows, the scans of all scopes read much more than one scan of all sessions."""
 FEW_COUNTED = 1_000
 """Up to so many sessions are counted one by one in the time in which roll-ups count a window."""
+SORTED_FOR_ONE_SCANNED = 8
+"""So many sessions are read and sorted in the time in which a scan of an index finds one."""
 MOST_READ_FOR_ONE, LOOKED_AT_PERCENT = 8, 2
 """One scan reads so many sessions at most for each that is in the scopes, as far as a sample can say."""
 
@@ -98,9 +103,11 @@ def list_sessions(
     shape, parameters = shape_of(filters, position, abandon_after)
     if shape.has_index and not filters.reads_rows:
         return _list_by_index(shape, filters.total), parameters
-    # No index has this order or serves these filters: Postgres reads and sorts every chosen session.
     rows, of_rows = shape_of_session_filters(filters, abandon_after)
     of_page, more = shape_of_page(filters, position)
+    if has_index_of_rolled_up(filters):
+        return _list_by_index_of_rolled_up(shape, rows, of_page), parameters | of_rows | more
+    # No index has this order or serves these filters: Postgres reads and sorts every chosen session.
     # The roll-ups count by the other filters only.
     counted = None if filters.reads_rows else shape
     return _list_by_rows(rows, filters.order_column, of_page, counted), parameters | of_rows | more
@@ -116,13 +123,35 @@ def _list_by_rows(
     return beside_total(rows, total(chosen, how) if counted is None else listing_total(counted, how))
 
 
+@kept
+def _list_by_index_of_rolled_up(
+    shape: ListingShape, rows: SessionFiltersShape, of_page: PageShape
+) -> Select[*tuple[Any, ...]]:
+    """Goes through everybody's rolled-up sessions in the order of an index, and sorts the few that are not rolled up.
+
+    Where the viewer sees hardly any session, it would go through most of the index: it sorts all that are seen then.
+    """
+    stored = stored_statuses(shape.status_filter)
+    seen, there = (sessions_in_longest_buckets(kinds, stored) for kinds in (shape.kinds, EVERYBODY))
+    # A scan reads `there / seen` sessions for each row up to the end of the page. Else all that are seen are sorted.
+    is_short = there * SORTED_FOR_ONE_SCANNED * (OFFSET + ROW_LIMIT) < seen * seen
+    is_short = once(func.coalesce(is_short, false()), "judged")
+    scanned = _first_keys_of_page(shape._replace(in_one_scan=True))
+    order = ORDERS[shape.order_by]
+    chosen = chosen_sessions(rows).with_only_columns(maintain_column_froms=True)
+    ways = ((scanned, is_short), (first_rows(chosen, order, of_page), ~is_short))
+    keys = union_all(*(select(keys.subquery()).where(is_it) for keys, is_it in ways))
+    return beside_total(_of_keys(keys, shape), listing_total(shape, of_page.total))
+
+
 def ways_of_few(filters: SessionListFilters) -> Sequence[tuple[Bound, FewWay]]:
     """The ways of a page that are shorter than `list_sessions` within a bound, each within a higher one."""
     looked_in = scopes(filters.asker, filters.owner_id, filters.dataset_id).number
     by_activity, of_status = filters.order_column == DEFAULT_SESSION_ORDER, filters.wanted_status is not None
     if filters.reads_rows or not (by_activity or of_status):
-        # The other statement reads all chosen sessions as well, and twice.
-        return [(bound(looked_in, times=64), list_in_one_pass)]
+        # The other statement reads all chosen sessions as well, and twice. An index may have those that are rolled up.
+        times = 1 if has_index_of_rolled_up(filters) else 64
+        return [(bound(looked_in, times=times, times_if_never=64), list_in_one_pass)]
     is_far = filters.offset >= FAR_OFFSET
     if not by_activity or (is_far and filters.cursor is not None):
         return [(bound(looked_in, times=16 if is_far else 1), list_in_one_pass)]

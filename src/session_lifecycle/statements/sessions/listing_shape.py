@@ -10,6 +10,10 @@ from session_lifecycle.models.session_filters import DEFAULT_SESSION_ORDER, SESS
 from session_lifecycle.statements.shared.paging import Position
 from session_lifecycle.statements.shared.visibility import ScopeKinds, scopes
 
+LIVE = frozenset({EffectiveStatus.RUNNING, EffectiveStatus.WAITING})
+"""The statuses that hardly any rolled-up session has."""
+ORDERS_OF_ROLLED_UP = frozenset({"cost_usd"})
+"""The orders that one index has of all rolled-up sessions, beside the order by activity."""
 AFTER_EVERY_SESSION_ID = "\U0010ffff" * 513
 """A text that comes after every session id: an id has at most 512 characters, and ids are compared byte by byte."""
 
@@ -40,8 +44,15 @@ class ListingShape(NamedTuple):
     @property
     def has_index(self) -> bool:
         """Whether indexes find the page. They have sessions by activity; those that run or wait are few, and sorted."""
-        is_live = self.status_filter in {EffectiveStatus.RUNNING, EffectiveStatus.WAITING}
-        return self.is_by_activity or (is_live and self.order_by in SESSION_ORDERS and not self.kinds.everybody)
+        is_of_few = self.status_filter in LIVE and self.order_by in SESSION_ORDERS
+        return self.is_by_activity or (is_of_few and not self.kinds.everybody)
+
+
+def has_index_of_rolled_up(filters: SessionFilters) -> bool:
+    """Whether an index has all rolled-up sessions in the order of the listing, and buckets tell how many it wants."""
+    is_narrowed = any(one is not None for one in (filters.since, filters.until, filters.agent_name))
+    has_order = filters.order_column in ORDERS_OF_ROLLED_UP and filters.wanted_status not in LIVE
+    return has_order and not (is_narrowed or filters.reads_rows)
 
 
 def shape_of(

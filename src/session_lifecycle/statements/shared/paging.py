@@ -160,6 +160,12 @@ def literals(columns: Sequence[Column], values: Sequence[Any]) -> list[ColumnEle
 
 def page(rows: Select[*tuple[Any, ...]], order: Order, shape: PageShape, name: str = "page") -> CTE:
     """The rows of a page and one row more, each with its position and its `place` in their order."""
+    first = first_rows(rows, order, shape).subquery("first")
+    return select(*first.c, place(first, order, descending=shape.descending)).cte(name)
+
+
+def first_rows(rows: Select[*tuple[Any, ...]], order: Order, shape: PageShape) -> Select[*tuple[Any, ...]]:
+    """The rows of a page and one row more, each with its position."""
     rows = rows.add_columns(*order.position())
     if shape.has_position:
         rows = rows.where(order.after(is_null=shape.position_is_null, descending=shape.descending))
@@ -170,8 +176,7 @@ def page(rows: Select[*tuple[Any, ...]], order: Order, shape: PageShape, name: s
         known = ordered.limit(literal_column(str(shape.most_rows))).subquery("known")
         position = [known.c[name] for name in order.labels]
         ordered = select(*known.c).order_by(*order.terms(position, descending=shape.descending))
-    first = ordered.limit(ROW_LIMIT).offset(OFFSET).subquery("first")
-    return select(*first.c, place(first, order, descending=shape.descending)).cte(name)
+    return ordered.limit(ROW_LIMIT).offset(OFFSET)
 
 
 def place(rows: FromClause, order: Order, *, descending: bool) -> Label[int]:

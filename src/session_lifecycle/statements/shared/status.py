@@ -1,15 +1,20 @@
 """The effective status (rule R12), as an expression on a row and as windows on the last activity."""
 
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Interval, Text, and_, bindparam, case, func, literal
+from sqlalchemy import ColumnElement, Interval, Text, and_, any_, bindparam, case, func, literal
+from sqlalchemy.dialects.postgresql import ARRAY
 
 from session_lifecycle.models import EffectiveStatus, SessionStatus
 from session_lifecycle.statements import tables
 from session_lifecycle.statements.shared.clock import Moment, clock
 from session_lifecycle.statements.shared.json_rows import Column
 from session_lifecycle.statements.shared.window import Ends, StatusWindow, window
+
+StatusTable = type[tables.sessions | tables.rolled_up_sessions | tables.roll_ups | tables.roll_up_changes]
+"""A table whose rows have a stored status."""
 
 
 def abandoned_before(abandon_after: timedelta | None, now: Moment) -> Moment:
@@ -25,6 +30,15 @@ def abandoned_before(abandon_after: timedelta | None, now: Moment) -> Moment:
 def initial(status: Column | ColumnElement[Any]) -> ColumnElement[str]:
     """The initial of a stored status, different for each: the indexes on rolled-up sessions have no more of it."""
     return func.left(status, 1, type_=Text)
+
+
+def is_stored_as(stored: Sequence[SessionStatus], table: StatusTable) -> ColumnElement[bool]:
+    """Whether a row has one of these stored statuses, in a form that the table's indexes serve."""
+    is_rolled_up = table is tables.rolled_up_sessions
+    status = initial(table.status) if is_rolled_up else table.status
+    values = [one.value[0] if is_rolled_up else one.value for one in stored]
+    # A comparison with one value takes less time for each row than one with an array of one.
+    return status == (literal(values[0], Text) if len(values) == 1 else any_(literal(values, ARRAY(Text))))
 
 
 def is_waiting() -> ColumnElement[bool]:

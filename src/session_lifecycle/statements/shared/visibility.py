@@ -144,6 +144,10 @@ class ScopeKinds(NamedTuple):
         return conditions
 
 
+EVERYBODY = ScopeKinds(users=False, datasets=False, pairs=False, everybody=True)
+"""The kinds of the scopes of a viewer who sees all."""
+
+
 class Scopes(NamedTuple):
     """A set of sessions: all of these users and all in these datasets, or only those of both."""
 

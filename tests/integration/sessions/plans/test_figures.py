@@ -280,9 +280,9 @@ async def test_the_usual_questions_are_short(urls: dict[str, str]) -> None:
     """Postgres reads and plans a text anew on each connection."""
     asks: dict[str, tuple[Ask, int]] = {
         "one session": (lambda db: db.lifecycle.get_session_row("s1", VIEWER), 5_000),
-        "a page": (page(), 10_000),
-        "a page and its total": (page(total="exact"), 14_000),
-        "a page and its total, own": (page(viewer=Viewer(ME), total="exact"), 10_000),
+        "a page": (page(), 15_000),
+        "a page and its total": (page(total="exact"), 20_000),
+        "a page and its total, own": (page(viewer=Viewer(ME), total="exact"), 14_000),
     }
     async with SessionDatabase.connect(urls[NEVER]) as db:
         for name, (ask, most) in asks.items():

@@ -11,13 +11,16 @@ from session_lifecycle.models.session_filters import SESSION_ORDERS
 from support.plans import (
     A_PAGE,
     BEGIN,
+    CHOSEN,
     DATASETS,
+    GENERIC,
     LIMIT,
     ME,
     NEVER,
     ROLLED_UP,
     SCOPES,
     SESSIONS,
+    SESSIONS_OF_A_COST,
     SOMEBODY,
     VIEWER,
     WAITING,
@@ -99,6 +102,40 @@ async def test_a_page_of_a_status_reads_a_bounded_number_of_rows(urls: dict[str,
     for order_by in SESSION_ORDERS if is_live else ("last_activity_at",):
         plan = await plan_of(urls[ROLLED_UP], page(status_filter=status, order_by=order_by))
         assert plan.rows_read <= A_PAGE, order_by
+
+
+@pytest.mark.parametrize("mode", [GENERIC, CHOSEN])
+@pytest.mark.parametrize("viewer", [VIEWER, Viewer.auditor()], ids=["shared", "auditor"])
+@pytest.mark.parametrize("which", [page, deep])
+@pytest.mark.parametrize("descending", [True, False], ids=["descending", "ascending"])
+async def test_a_page_by_cost_reads_a_bounded_number_of_rolled_up_sessions(
+    urls: dict[str, str], viewer: Viewer, descending: bool, which: Any, mode: str
+) -> None:
+    plan = await plan_of(
+        urls[ROLLED_UP], which(viewer=viewer, order_by="cost_usd", descending=descending), mode, with_text="page"
+    )
+    assert "ix_rolled_up_sessions_cost_usd" in plan.indexes
+    assert not plan.sequential & {"rolled_up_sessions", "session_roll_ups"}
+    assert plan.rows_of["session_records"] == LIMIT + 1
+    # The last value is that of a dozen sessions. A position is in the middle of them.
+    assert plan.rows_of["rolled_up_sessions"] <= LIMIT + 1 + 2 * SESSIONS_OF_A_COST
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"viewer": Viewer(SOMEBODY)},
+        {"owner_id": SOMEBODY},
+        {"viewer": Viewer(SOMEBODY), "offset": 50},
+        {"viewer": Viewer(SOMEBODY), "descending": False, "total": "exact"},
+    ],
+)
+async def test_a_page_by_cost_of_few_sessions_reads_only_those(urls: dict[str, str], asked: dict[str, Any]) -> None:
+    """The index has everybody's: it would go through most of them for a page."""
+    plan = await plan_of(urls[ROLLED_UP], page(order_by="cost_usd", **asked))
+    assert "ix_rolled_up_sessions_cost_usd" not in plan.indexes
+    assert plan.rows_of["rolled_up_sessions"] == 0
+    assert plan.rows_of["session_records"] <= SESSIONS // 60 + LIMIT + 1
 
 
 @pytest.mark.parametrize("order_by", SESSION_ORDERS[1:])
