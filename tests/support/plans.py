@@ -26,8 +26,8 @@ VIEWER = Viewer(ME, DATASETS)
 SESSIONS = 12_000
 LIMIT = 10
 SCOPES, STATUSES, TEMPERATURES = 1 + len(DATASETS), 3, 2
-# A page from each scope, status and kind of table, and the records of the page itself.
-A_PAGE = SCOPES * STATUSES * TEMPERATURES * (LIMIT + 1) + LIMIT + 1
+# A page from each scope and kind of table, the next session of each status, and the records of the page itself.
+A_PAGE = SCOPES * TEMPERATURES * (LIMIT + 1 + STATUSES) + LIMIT + 1
 BEGIN = datetime.now(UTC) - timedelta(days=200)
 ROLLED_UP, NEVER = "rolled up", "never rolled up"
 

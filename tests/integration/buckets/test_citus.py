@@ -390,6 +390,9 @@ async def test_roll_ups_are_made_divided_and_repaired(citus_cluster: CitusBucket
         assert (stats.sessions, stats.tokens_in) == (2999, 2999)
         costs = await db.lifecycle.cost_by_model(viewer)
         assert {row.model: row.session_count for row in costs} == {"m0": 1000, "m1": 1000, "m2": 999}
+        page = await db.lifecycle.list_session_rows(SessionListFilters(viewer=viewer, order_by="cost_usd", limit=20))
+        ids = sorted((f"s{number}" for number in range(3000) if number != 2), reverse=True)
+        assert (page.total, [one.record.session_id for one in page.sessions]) == (2999, ids[:20])
     assert (await db.maintenance.reconcile()).mismatch_count == 0
     async with citus_cluster.connected() as connection:
         await connection.execute(f"UPDATE {schema}.session_roll_ups SET sessions = sessions + 1 WHERE level = 'hour'")

@@ -322,7 +322,15 @@ async def test_a_session_with_both_kinds_of_unknown_model_is_one_session(
 ) -> None:
     """Usage without a model is shown as "unknown", and a model may have that name."""
     db = session_database
-    used = {"without": [None], "named": [named], "both": [None, named], "neither": ["m"], "emptied": [None, named]}
+    unnamed: list[str | None] = [None]
+    both = [*unnamed, named]
+    used: dict[str, list[str | None]] = {
+        "without": unnamed,
+        "named": [named],
+        "both": both,
+        "neither": ["m"],
+        "emptied": both,
+    }
     events = [
         UsageEvent(session_id=session_id, user_id=ME, model=model, tokens_in=10, at=NOON)
         for session_id, models in used.items()
@@ -334,7 +342,7 @@ async def test_a_session_with_both_kinds_of_unknown_model_is_one_session(
         db, "UPDATE session_model_usage SET tokens_in = 0, events = 0 WHERE session_id = 'emptied' AND model > ''"
     )
     await ask(db, "UPDATE session_records SET status = 'completed', ended_at = last_activity_at WHERE session_id < 'n'")
-    windows: list[dict[str, datetime]] = [{}, {"since": NOON - DAY}, {"since": NOON - DAY, "until": NOON + DAY}]
+    windows: list[dict[str, Any]] = [{}, {"since": NOON - DAY}, {"since": NOON - DAY, "until": NOON + DAY}]
     for _ in range(2):
         for way, asked, viewer in product(WAYS, windows, VIEWERS.values()):
             with reading(way):

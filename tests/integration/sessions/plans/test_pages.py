@@ -22,6 +22,7 @@ from support.plans import (
     SESSIONS,
     SESSIONS_OF_A_COST,
     SOMEBODY,
+    STATUSES,
     VIEWER,
     WAITING,
     Plan,
@@ -56,6 +57,18 @@ async def test_a_page_by_activity_reads_a_bounded_number_of_rows_without_roll_up
     assert not_rolled_up("user_id") | not_rolled_up("dataset_id") <= plan.indexes
     assert plan.sequential <= {"rolled_up_sessions"}
     assert plan.rows_read <= A_PAGE
+
+
+@pytest.mark.parametrize("mode", [GENERIC, CHOSEN])
+@pytest.mark.parametrize("viewer", [Viewer(ME), Viewer.auditor()], ids=["own", "auditor"])
+@pytest.mark.parametrize("state", [ROLLED_UP, NEVER])
+async def test_a_page_reads_no_more_of_each_status_than_it_needs(
+    urls: dict[str, str], state: str, viewer: Viewer, mode: str
+) -> None:
+    """The index has one status after another: Postgres merges their scans, and looks one session ahead in each."""
+    plan = await plan_of(urls[state], page(viewer=viewer), mode)
+    of_a_minute = 2
+    assert plan.rows_read <= LIMIT + STATUSES + of_a_minute + LIMIT + 1
 
 
 def of_activity(plan: Plan) -> set[str]:
