@@ -37,7 +37,7 @@ from session_lifecycle.postgres.execution import Execution
 from session_lifecycle.pricing.catalogue import PriceCatalogue
 from session_lifecycle.statements.reports import costs
 from session_lifecycle.statements.roll_ups import session_stats
-from session_lifecycle.statements.sessions import annotations, descendants, listing, records
+from session_lifecycle.statements.sessions import annotations, descendants, few_listing, listing, records
 from session_lifecycle.statements.sessions.changes import annotate_session, update_session
 from session_lifecycle.statements.shared.few import Bound, bound, few_parameters
 from session_lifecycle.statements.shared.further_totals import FURTHER_TOTALS, parsed
@@ -416,7 +416,7 @@ class SqlAlchemySessionLifecycleDb(WritePipeline, CallsAsItems, SessionLifecycle
     async def session_rows(self, filters: SessionListFilters, position: Position | None) -> PageRows:
         """The rows of `list_session_rows` after the position."""
         asked = (filters, position, self._abandon_after)
-        ways = [(within, partial(way, *asked)) for within, way in listing.ways_of_few(filters)]
+        ways = [(within, partial(way, *asked)) for within, way in few_listing.ways_of_few(filters)]
         rows = await self._of_few_or_many(ways, partial(listing.list_sessions, *asked), filters.asker)
         return page_rows(rows)
 

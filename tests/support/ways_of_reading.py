@@ -8,18 +8,18 @@ import pytest
 
 from session_lifecycle import repository
 from session_lifecycle.models import SessionListFilters
-from session_lifecycle.statements.sessions import listing
+from session_lifecycle.statements.sessions import few_listing
 from session_lifecycle.statements.shared import few
 
 Way = Literal["one pass", "one scan, counted", "one scan", "many"]
 WAYS: tuple[Way, ...] = ("one pass", "one scan, counted", "one scan", "many")
 _WAYS_OF_FEW = {
-    "one pass": listing.list_in_one_pass,
-    "one scan, counted": listing.list_and_count_in_one_scan,
-    "one scan": listing.list_in_one_scan,
+    "one pass": few_listing.list_in_one_pass,
+    "one scan, counted": few_listing.list_and_count_in_one_scan,
+    "one scan": few_listing.list_in_one_scan,
 }
 
-_all_ways = listing.ways_of_few
+_all_ways = few_listing.ways_of_few
 
 
 @contextmanager
@@ -30,7 +30,7 @@ def reading(way: Way) -> Generator[None]:
     window have two: in one pass all usage is read, and else that of each session is looked up.
     """
 
-    def only_this(filters: SessionListFilters) -> list[tuple[few.Bound, listing.FewWay]]:
+    def only_this(filters: SessionListFilters) -> list[tuple[few.Bound, few_listing.FewWay]]:
         ways = [one for _, one in _all_ways(filters)]
         wanted = _WAYS_OF_FEW.get(way)
         return [(few.bound(0), wanted if wanted in ways else ways[-1])]
@@ -41,7 +41,7 @@ def reading(way: Way) -> Generator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(few, "PAGES_OF_A_STATEMENT", 1_000_000)
-        patch.setattr(listing, "ways_of_few", only_this)
+        patch.setattr(few_listing, "ways_of_few", only_this)
         patch.setattr(repository, "bound", bound)
         patch.setattr(repository.KnownSize, "may_be_within", lambda *_: way != "many")
         yield

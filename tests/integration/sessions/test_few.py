@@ -14,7 +14,7 @@ from sqlalchemy import text
 from session_lifecycle import SessionDatabase, SessionListFilters, UsageEvent, Viewer, repository
 from session_lifecycle.models import TOTAL_BOUND
 from session_lifecycle.models.session_filters import SESSION_ORDERS
-from session_lifecycle.statements.sessions import listing
+from session_lifecycle.statements.sessions import few_listing
 from session_lifecycle.statements.shared import few
 from support.statements import noted
 from support.stored_rows import ask, keep_buckets
@@ -288,7 +288,7 @@ async def test_a_page_far_behind_has_the_rows_of_all_sessions(
 ) -> None:
     """It is looked for from the nearer end, where many sessions share a moment, and beyond that end."""
     db, sessions = session_database, 600
-    monkeypatch.setattr(listing, "FAR_OFFSET", 20)
+    monkeypatch.setattr(few_listing, "FAR_OFFSET", 20)
     async with db.engine.begin() as connection:
         await connection.execute(text(SEED), {"noon": NOON, "sessions": sessions})
         await connection.execute(text(DISORDER), {"noon": NOON, "sessions": sessions})
@@ -356,7 +356,7 @@ async def test_a_session_with_both_kinds_of_unknown_model_is_one_session(
 async def test_abandoned_sessions_are_counted_one_by_one_or_by_roll_ups(
     session_database: SessionDatabase, more: int
 ) -> None:
-    db, abandoned = session_database, listing.FEW_COUNTED + more
+    db, abandoned = session_database, few_listing.FEW_COUNTED + more
     async with db.engine.begin() as connection:
         await connection.execute(text(SEED), {"noon": NOON, "sessions": 4 * abandoned})
         await connection.execute(text(DISORDER), {"noon": NOON, "sessions": 4 * abandoned})
