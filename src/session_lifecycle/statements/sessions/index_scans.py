@@ -164,6 +164,7 @@ def _first(
         return ordered(select(merged), merged.c.activity).fetch(limit, with_ties=True)
     chosen = sessions.where(is_stored_as(part.statuses, part.table))
     if is_rolled_up and shape.in_one_scan:
+        # Only an order that an index of all these sessions has is scanned at once. This index knows no status.
         return ordered(chosen, getattr(part.table, shape.order_by)).fetch(limit, with_ties=True)
     # No index has these sessions in the wanted order: Postgres finds them by activity and sorts them. OFFSET 0 keeps it
     # from walking another index in the wanted order instead.
